@@ -1,0 +1,177 @@
+"""The backends and the one place where one of them is chosen.
+
+A backend is a module with the functions of `Backend`. Adding one means: write the module, put its name into
+`PRIORITY`.
+"""
+
+import functools
+import importlib
+import os
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ..spec import PairSpec, PairTerms
+
+# From the most to the least specialised: `select` takes the first that can do the job.
+PRIORITY: tuple[str, ...] = ("reference",)
+
+ENVIRONMENT_VARIABLE = "HYPERKERN_BACKEND"
+
+
+class Problem(NamedTuple):
+    """What a backend is asked for, and all it may base a refusal on.
+
+    Attributes:
+        primitive: one of ``prepare``, ``finish``, ``row_lse``, ``pair_grad``, ``energy``.
+        device: where the operands are.
+        dtype: dtype of the operand ``x``.
+        dim: feature dimension D.
+        spec: the pairwise problem; ``None`` for the row-wise primitives.
+    """
+
+    primitive: str
+    device: torch.device
+    dtype: torch.dtype
+    dim: int
+    spec: PairSpec | None = None
+
+
+class Backend(Protocol):
+    """The contract of a backend. Shapes: ``x (B, M, D)``, ``y (B, N, D)``; ``y = None`` means ``y = x``.
+
+    Sums, gradients and unit rows are float64 for float64 operands and float32 for all others, accumulated in that
+    precision. An output that was not asked for has no rows: ``(B, 0, D)`` or ``(B, 0)``. With ``y = None`` the
+    problem is symmetric: the logit is ``scale * <x_i, x_j> + u_i + u_j``, there is no column side, and the row side
+    holds the whole answer.
+    """
+
+    def unsupported(self, problem: Problem) -> list[str]:
+        """The reasons why this backend cannot serve the problem; empty when it can."""
+        ...
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit rows ``(B, M, D)`` of ``x`` and ``rstd = 1 / max(norm, eps)`` ``(B, M)``; a zero row stays zero."""
+        ...
+
+    def finish(self, grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
+        """``rstd * (grad - <grad, unit> unit)`` in ``dtype``: the gradient behind the normalisation."""
+        ...
+
+    def row_lse(
+        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool
+    ) -> tuple[Tensor, Tensor]:
+        """``log sum_j exp(l_ij)`` ``(B, M)``; on request ``log sum_i exp(l_ij)`` ``(B, N)``."""
+        ...
+
+    def pair_grad(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        terms: PairTerms,
+        spec: PairSpec,
+        row_lse: Tensor,
+        col_lse: Tensor | None,
+        a: Tensor,
+        b: Tensor | None,
+        *,
+        need_x: bool,
+        need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``w_ij = a_i exp(l_ij - row_lse_i) + b_j exp(l_ij - col_lse_j)``, contracted on both sides.
+
+        Returns ``sum_j w_ij y_j`` ``(B, M, D)`` and ``sum_j w_ij`` ``(B, M)`` if ``need_x``,
+        ``sum_i w_ij x_i`` ``(B, N, D)`` and ``sum_i w_ij`` ``(B, N)`` if ``need_y``. A missing ``b`` is zero,
+        except with ``y = None``, where ``b = a`` and ``col_lse = row_lse``.
+        """
+        ...
+
+    def energy(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        terms: PairTerms,
+        spec: PairSpec,
+        potential: str,
+        *,
+        need_x: bool,
+        need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """``sum_ij phi(l_ij)`` ``(B,)`` over all ordered pairs and, in the same pass, what `pair_grad` returns.
+
+        The weights are ``w_ij = phi'(l_ij)``. ``potential`` is ``"exp"`` (needs ``spec.bounded``) or
+        ``"softplus"``.
+        """
+        ...
+
+
+@functools.cache
+def load(name: str) -> Backend:
+    """The backend module of that name."""
+    return cast(Backend, importlib.import_module(f".{name}", __name__))
+
+
+def select(requested: str | None, problem: Problem) -> Backend:
+    """Chooses the backend for a problem.
+
+    Args:
+        requested: a name that the user forces; else the environment variable ``HYPERKERN_BACKEND``, else the
+            first of `PRIORITY` that can serve the problem.
+        problem: what is to be computed.
+
+    Raises:
+        ValueError: an unknown name, or a forced backend that cannot serve the problem, with its reasons: it
+            never falls back.
+    """
+    source = "backend"
+    if requested is None:
+        requested, source = os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
+    if requested is not None:
+        if requested not in PRIORITY:
+            raise ValueError(f"{source}={requested!r} is unknown; choose one of {', '.join(PRIORITY)}")
+        backend = load(requested)
+        if reasons := backend.unsupported(problem):
+            raise ValueError(f"{source}={requested!r} cannot compute {problem.primitive}: {'; '.join(reasons)}")
+        return backend
+
+    refusals = []
+    for name in PRIORITY:
+        backend = load(name)
+        reasons = backend.unsupported(problem)
+        if not reasons:
+            return backend
+        refusals.append(f"{name}: {'; '.join(reasons)}")
+    raise ValueError(f"no backend can compute {problem.primitive}: {' | '.join(refusals)}")
+
+
+def backend_info() -> dict[str, Any]:
+    """What was found on this machine, which backends are usable there, and why not.
+
+    Returns:
+        ``versions`` (torch, CUDA, Triton; ``None`` where absent), ``gpus`` (name and compute capability),
+        ``forced`` (the value of ``HYPERKERN_BACKEND`` or ``None``) and ``backends``: for each name, in order of
+        preference, and each device type found, the list of reasons against it for a float32 problem (empty:
+        usable).
+    """
+    gpus = [
+        {"name": torch.cuda.get_device_name(i), "capability": torch.cuda.get_device_capability(i)}
+        for i in range(torch.cuda.device_count())
+    ]
+    devices = ["cpu"] + (["cuda"] if gpus else [])
+    try:
+        triton_version = importlib.import_module("triton").__version__
+    except ImportError:
+        triton_version = None
+    probes = {
+        device: Problem("energy", torch.device(device), torch.float32, 128, PairSpec(scale=4.0, bounded=True))
+        for device in devices
+    }
+    return {
+        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton_version},
+        "gpus": gpus,
+        "forced": os.environ.get(ENVIRONMENT_VARIABLE) or None,
+        "backends": {
+            name: {device: load(name).unsupported(probe) for device, probe in probes.items()} for name in PRIORITY
+        },
+    }

@@ -1,0 +1,136 @@
+"""What a pairwise problem is: the logit, the pairs that count, the numerical regime.
+
+Notation, used throughout the package. ``x`` has shape ``(B, M, D)``, ``y`` has shape ``(B, N, D)``::
+
+    l_ij = scale * <x_i, y_j> + u_i + v_j        the logit of row i and column j
+
+On unit rows ``<x_i, y_j> = 1 - |x_i - y_j|^2 / 2``, so ``scale = 1 / temperature`` gives the contrastive
+losses and ``scale = 2 t`` the Gaussian potential ``exp(-t |x_i - y_j|^2) = exp(l_ij - 2 t)``. ``u`` and ``v``
+are optional log-weights of rows and columns. A pair left out by the exclusion rule has ``l_ij = -inf``.
+
+Every backend computes three primitives from this one logit (`hyperkern.backends.Backend`).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EXCLUSIONS = ("none", "self", "same_id")
+POTENTIALS = ("exp", "softplus")
+
+# Exponents that a plain, unshifted sum of exponentials may reach. The dtype itself ends at 2^127 (2^1023);
+# the rest is headroom for an incoming gradient that multiplies or divides such a sum.
+_EXPONENT_LIMIT = {torch.float32: 100 * math.log(2), torch.float64: 990 * math.log(2)}
+
+
+class PairSpec(NamedTuple):
+    """The static part of a pairwise problem: plain numbers, known on the host.
+
+    Attributes:
+        scale: factor of the inner product in the logit.
+        bounded: promise that ``sum_j exp(l_ij)`` neither overflows nor underflows, see `is_bounded`. Without
+            it a backend keeps a running maximum.
+        exclude: ``"none"``; ``"self"``, leave out pairs whose global row and column index agree;
+            ``"same_id"``, leave out pairs whose ids agree.
+        row_offset: global index of the first row of ``x`` (for shards of a larger batch).
+        col_offset: global index of the first row of ``y``.
+    """
+
+    scale: float
+    bounded: bool = False
+    exclude: str = "none"
+    row_offset: int = 0
+    col_offset: int = 0
+
+
+class PairTerms(NamedTuple):
+    """The optional tensors of a pairwise problem.
+
+    Attributes:
+        u: ``(B, M)`` log-weights of the rows.
+        v: ``(B, N)`` log-weights of the columns.
+        row_ids: ``(B, M)`` integers, for ``exclude="same_id"``.
+        col_ids: ``(B, N)`` integers, likewise.
+    """
+
+    u: Tensor | None = None
+    v: Tensor | None = None
+    row_ids: Tensor | None = None
+    col_ids: Tensor | None = None
+
+    def as_columns(self) -> "PairTerms":
+        """With ``y = x`` the rows are the columns too."""
+        return self._replace(v=self.u, col_ids=self.row_ids)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums, losses and unit rows: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def norm_eps(dtype: torch.dtype) -> float:
+    """The bound ``rstd <= 1 / eps`` on the reciprocal norm of a row, and with it on the gradient.
+
+    That of `torch.nn.functional.normalize`, 1e-12, and for float16 its smallest normal number. A row shorter
+    than this still becomes a unit vector; a zero row stays zero.
+    """
+    return 2.0**-14 if dtype == torch.float16 else 1e-12
+
+
+def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
+    """Whether a sum of ``terms`` exponentials ``exp(l)``, ``|l| <= scale``, is safe without a running maximum.
+
+    On unit rows every logit lies in ``[-scale, scale]``. In float32 and for a sum of 10^6 terms this holds up
+    to ``scale = 55``, that is ``t <= 27`` or ``temperature >= 0.018``.
+    """
+    return scale + math.log(max(terms, 1)) <= _EXPONENT_LIMIT[accumulate_dtype(dtype)]
+
+
+def excluded_pairs(terms: PairTerms, spec: PairSpec, rows: slice, cols: slice, device: torch.device) -> Tensor | None:
+    """The pairs of the block ``[rows, cols]`` that are left out.
+
+    Args:
+        terms: the ids, for ``exclude="same_id"``.
+        spec: the problem.
+        rows: local row indices with explicit ``start`` and ``stop``.
+        cols: local column indices, likewise.
+        device: where the mask is wanted.
+
+    Returns:
+        A boolean mask that broadcasts to ``(B, rows, cols)``, or ``None`` where the rule cannot touch the block.
+    """
+    if spec.exclude == "same_id":
+        assert terms.row_ids is not None
+        assert terms.col_ids is not None
+        return terms.row_ids[:, rows, None] == terms.col_ids[:, None, cols]
+    if spec.exclude == "self":
+        row_start, row_stop = spec.row_offset + rows.start, spec.row_offset + rows.stop
+        col_start, col_stop = spec.col_offset + cols.start, spec.col_offset + cols.stop
+        if row_start < col_stop and col_start < row_stop:
+            row_index = torch.arange(row_start, row_stop, device=device)
+            return row_index[:, None] == torch.arange(col_start, col_stop, device=device)
+    return None
+
+
+def pair_logits(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, rows: slice) -> Tensor:
+    """The definition of the logits, for the block ``[rows, all columns]``; every step is differentiable.
+
+    Args:
+        x: ``(B, M, D)`` rows.
+        y: ``(B, N, D)`` columns.
+        terms: log-weights and ids of all rows and columns.
+        spec: the problem.
+        rows: which rows, with explicit ``start`` and ``stop``.
+
+    Returns:
+        ``(B, rows, N)`` logits, ``-inf`` where a pair is left out.
+    """
+    logits = spec.scale * (x[:, rows] @ y.mT)
+    if terms.u is not None:
+        logits = logits + terms.u[:, rows, None]
+    if terms.v is not None:
+        logits = logits + terms.v[:, None, :]
+    mask = excluded_pairs(terms, spec, rows, slice(0, y.shape[1]), x.device)
+    return logits if mask is None else logits.masked_fill(mask, -math.inf)
