@@ -1,0 +1,387 @@
+"""The only autograd functions: normalisation and the pairwise primitives, differentiable to any order.
+
+Each derivative is a `torch.autograd.Function` of its own whose backward is plain PyTorch (for the primitives in
+`hyperkern.second_order`), so a gradient penalty works and nothing is silently dropped. Inside the functions every
+operand has a leading batch dimension, which also serves `torch.func.vmap`.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import ops
+from .second_order import energy_second_order, lse_second_order
+from .spec import PairSpec, PairTerms, norm_eps
+
+
+def normalize(x: Tensor, *, backend: str | None = None) -> Tensor:
+    """The unit rows of ``x``.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)``, any floating dtype and strides.
+        backend: name of a backend to force.
+
+    Returns:
+        Rows of unit length in the shape of ``x``, float64 for float64 and float32 otherwise; a zero row stays
+        zero. The gradient comes back in the dtype of ``x``.
+    """
+    unit, _ = _Normalize.apply(_batched(x), backend)
+    return unit.view(x.shape)
+
+
+def row_lse(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    spec: PairSpec,
+    terms: PairTerms | None = None,
+    need_cols: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``log sum_j exp(l_ij)`` and, on request, ``log sum_i exp(l_ij)``, see `hyperkern.spec` for the logit.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` float32 or float64 rows.
+        y: columns with the same B and D; ``None`` means ``y = x`` with the log-weights ``u`` on both sides.
+        spec: the problem.
+        terms: log-weights and ids, with the leading dimensions of ``x`` and ``y``.
+        need_cols: whether the column side is wanted; with ``y = None`` it equals the row side.
+        backend: name of a backend to force.
+
+    Returns:
+        The row side, ``(N,)`` or ``(B, N)``, and the column side likewise (zero-sized if not wanted). A row
+        without any pair is ``-inf`` and has gradient 0.
+    """
+    operands = _batched(x), None if y is None else _batched(y), *_batched_terms(terms, x)
+    row, col = _RowLSE.apply(*operands, spec, need_cols and y is not None, backend)
+    if need_cols and y is None:
+        col = row
+    return (row, col) if x.dim() == 3 else (row.squeeze(0), col.squeeze(0))
+
+
+def energy(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    spec: PairSpec,
+    potential: str = "exp",
+    terms: PairTerms | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``sum_ij phi(l_ij)`` over all ordered pairs, its gradient computed in the same pass.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` float32 or float64 rows.
+        y: columns with the same B and D; ``None`` means ``y = x`` with the log-weights ``u`` on both sides.
+        spec: the problem; the potential ``"exp"`` needs ``spec.bounded``.
+        potential: ``"exp"`` or ``"softplus"``.
+        terms: log-weights and ids, with the leading dimensions of ``x`` and ``y``.
+        backend: name of a backend to force.
+
+    Returns:
+        A scalar, or ``(B,)``.
+    """
+    operands = _batched(x), None if y is None else _batched(y), *_batched_terms(terms, x)
+    total = _Energy.apply(*operands, spec, potential, *_grad_sides(operands), backend)[0]
+    return total if x.dim() == 3 else total.squeeze(0)
+
+
+def _bound_once(function: type[Function]) -> type[Function]:
+    """PyTorch looks up the signature of ``forward`` at every call; stored, it costs a tenth of a small batch less."""
+    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function
+
+
+@_bound_once
+class _Normalize(Function):
+    """``x -> (unit, rstd)``. Both are differentiable: the second order needs the derivative of ``rstd``."""
+
+    @staticmethod
+    def forward(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+        return ops.prepare(x, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.backend = inputs
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_unit: Tensor | None, grad_rstd: Tensor | None) -> tuple[Tensor | None, None]:
+        unit, rstd = ctx.saved_tensors
+        dx = None
+        if grad_unit is not None:
+            dx = _Finish.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
+        if grad_rstd is not None:
+            # A row shorter than eps has the constant rstd = 1 / eps.
+            slope = torch.where(rstd < 1 / norm_eps(ctx.dtype), -grad_rstd * rstd.square(), 0)
+            through_norm = (slope.unsqueeze(-1) * unit).to(ctx.dtype)
+            dx = through_norm if dx is None else dx + through_norm
+        return dx, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return _vmap(_Normalize, info, in_dims, args)
+
+
+@_bound_once
+class _Finish(Function):
+    """``rstd (g - <g, unit> unit)``, the derivative of the unit rows."""
+
+    @staticmethod
+    def forward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
+        return ops.finish(grad, unit, rstd, dtype, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        grad, unit, rstd = ctx.saved_tensors
+        h, scale = h.to(unit.dtype), rstd.unsqueeze(-1)
+        grad_radial = (grad * unit).sum(-1, keepdim=True)
+        h_radial = (h * unit).sum(-1, keepdim=True)
+        d_grad = scale * (h - h_radial * unit)
+        d_unit = -scale * (h_radial * grad + grad_radial * h)
+        d_rstd = (grad * h).sum(-1) - (grad_radial * h_radial).squeeze(-1)
+        return d_grad, d_unit, d_rstd, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return _vmap(_Finish, info, in_dims, args)
+
+
+# The pairwise functions take the operands (x, y, u, v, row_ids, col_ids) and a PairSpec first. Their derivatives are
+# the operand gradients (dx, du, dy, dv), without rows where not needed. Parameters are spelt out: the compiler of
+# torch < 2.15 counts them to tell whether a forward takes a context.
+
+
+@_bound_once
+class _RowLSE(Function):
+    """``operands -> row_lse, col_lse``."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor | None,
+        u: Tensor | None,
+        v: Tensor | None,
+        row_ids: Tensor | None,
+        col_ids: Tensor | None,
+        spec: PairSpec,
+        need_cols: bool,
+        backend: str | None,
+    ) -> tuple[Tensor, Tensor]:
+        return ops.row_lse(x, y, u, v, row_ids, col_ids, *spec, need_cols, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        *operands, ctx.spec, ctx.need_cols, ctx.backend = inputs
+        ctx.save_for_backward(*operands, *output)
+        if not ctx.need_cols:
+            ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor) -> tuple[Tensor | None, ...]:
+        *operands, row, col = ctx.saved_tensors
+        col_side = (col, grad_col) if ctx.need_cols else (None, None)
+        weights = row, col_side[0], grad_row, col_side[1]
+        grads = _PairGrad.apply(*operands, ctx.spec, *weights, *_sides(ctx.needs_input_grad), ctx.backend)
+        return *_operand_grads(grads, ctx.needs_input_grad), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return _vmap(_RowLSE, info, in_dims, args)
+
+
+@_bound_once
+class _PairGrad(Function):
+    """``operands and the weights of the pairs -> operand gradients``."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor | None,
+        u: Tensor | None,
+        v: Tensor | None,
+        row_ids: Tensor | None,
+        col_ids: Tensor | None,
+        spec: PairSpec,
+        row_lse: Tensor,
+        col_lse: Tensor | None,
+        a: Tensor,
+        b: Tensor | None,
+        need_x: bool,
+        need_y: bool,
+        backend: str | None,
+    ) -> tuple[Tensor, ...]:
+        grad_x, sum_x, grad_y, sum_y = ops.pair_grad(
+            x, y, u, v, row_ids, col_ids, *spec, row_lse, col_lse, a, b, need_x, need_y, backend
+        )
+        return grad_x.mul_(spec.scale), sum_x, grad_y.mul_(spec.scale), sum_y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        *operands, ctx.spec, row_lse, col_lse, a, b, _, _, _ = inputs
+        ctx.save_for_backward(*operands, row_lse, col_lse, a, b)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        *operands, row_lse, col_lse, a, b = ctx.saved_tensors
+        operand_grads, weight_grads = lse_second_order(operands, ctx.spec, row_lse, col_lse, a, b, cotangents)
+        return *operand_grads, None, None, None, *weight_grads, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return _vmap(_PairGrad, info, in_dims, args)
+
+
+@_bound_once
+class _Energy(Function):
+    """``operands -> total`` and the contractions of which `_EnergyGrad` makes the operand gradients."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor | None,
+        u: Tensor | None,
+        v: Tensor | None,
+        row_ids: Tensor | None,
+        col_ids: Tensor | None,
+        spec: PairSpec,
+        potential: str,
+        need_x: bool,
+        need_y: bool,
+        backend: str | None,
+    ) -> tuple[Tensor, ...]:
+        return ops.energy(x, y, u, v, row_ids, col_ids, *spec, potential, need_x, need_y, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        *operands, ctx.spec, ctx.potential, _, _, _ = inputs
+        ctx.save_for_backward(*operands, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_total is None:
+            return (None,) * 11
+        grads = _EnergyGrad.apply(*ctx.saved_tensors, ctx.spec, ctx.potential, grad_total)
+        return *_operand_grads(grads, ctx.needs_input_grad), *(None,) * 5
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        folded = _fold(info, in_dims, args)
+        # A mapped tensor hides whether it requires grad; below its level of vmap, here, it can be seen.
+        *problem, need_x, need_y, backend = folded
+        seen_x, seen_y = _grad_sides(folded)
+        return _unfold(info, _Energy.apply(*problem, need_x or seen_x, need_y or seen_y, backend))
+
+
+@_bound_once
+class _EnergyGrad(Function):
+    """``operands, what _Energy gave beside the total, grad_total -> operand gradients``."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor | None,
+        u: Tensor | None,
+        v: Tensor | None,
+        row_ids: Tensor | None,
+        col_ids: Tensor | None,
+        grad_x: Tensor,
+        sum_x: Tensor,
+        grad_y: Tensor,
+        sum_y: Tensor,
+        spec: PairSpec,
+        potential: str,
+        grad_total: Tensor,
+    ) -> tuple[Tensor, ...]:
+        per_row = _per_pair(grad_total, y).unsqueeze(1)
+        per_element = spec.scale * per_row.unsqueeze(2)
+        return grad_x * per_element, sum_x * per_row, grad_y * per_element, sum_y * per_row
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.spec, ctx.potential, grad_total = inputs
+        ctx.save_for_backward(*tensors, grad_total)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        *operands, grad_x, sum_x, grad_y, sum_y, grad_total = ctx.saved_tensors
+        h_x, h_u, h_y, h_v = cotangents
+        along_rows = ctx.spec.scale * (h_x * grad_x).sum((1, 2)) + (h_u * sum_x).sum(1)
+        along_cols = ctx.spec.scale * (h_y * grad_y).sum((1, 2)) + (h_v * sum_y).sum(1)
+        d_grad_total = _per_pair(along_rows + along_cols, operands[1])
+        per_row = _per_pair(grad_total, operands[1]).unsqueeze(1)
+        per_element = per_row.unsqueeze(2)
+        weighted = h_x * per_element, h_u * per_row, h_y * per_element, h_v * per_row
+        operand_grads = energy_second_order(operands, ctx.spec, ctx.potential, weighted)
+        return *operand_grads, *(None,) * 8, d_grad_total
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return _vmap(_EnergyGrad, info, in_dims, args)
+
+
+def _per_pair(value: Tensor, y: Tensor | None) -> Tensor:
+    """With ``y = x`` each row is in the sum twice, as a row and as a column."""
+    return 2 * value if y is None else value
+
+
+def _sides(needs: Sequence[bool]) -> tuple[bool, bool]:
+    """From needs of ``(x, y, u, v, ...)``: whether the row side and the column side need a gradient."""
+    return needs[0] or needs[2], needs[1] or needs[3]
+
+
+def _grad_sides(operands: Sequence[Tensor | None]) -> tuple[bool, bool]:
+    """Whether a gradient of the row side and of the column side can be asked for later."""
+    return _sides([torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands[:4]])
+
+
+def _operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """``(dx, du, dy, dv)`` as the gradients of the six operands."""
+    dx, du, dy, dv = grads
+    kept = (grad if need else None for grad, need in zip((dx, dy, du, dv), needs, strict=False))
+    return *kept, None, None
+
+
+def _batched(x: Tensor) -> Tensor:
+    return x if x.dim() == 3 else x.unsqueeze(0)
+
+
+def _batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:
+    if terms is None:
+        return [None] * len(PairTerms._fields)
+    return [term if term is None or x.dim() == 3 else term.unsqueeze(0) for term in terms]
+
+
+def _vmap(function: type[Function], info: Any, in_dims: tuple, args: tuple) -> tuple:
+    return _unfold(info, function.apply(*_fold(info, in_dims, args)))
+
+
+def _fold(info: Any, in_dims: tuple, args: tuple) -> list:
+    """Folds the mapped dimension into the leading batch dimension that every tensor here has."""
+
+    def fold(arg: Any, dim: int | None) -> Any:
+        if not isinstance(arg, Tensor):
+            return arg
+        arg = arg.unsqueeze(0).expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+        return arg.flatten(0, 1)
+
+    return list(map(fold, args, in_dims))
+
+
+def _unfold(info: Any, output: Tensor | tuple[Tensor, ...]) -> tuple:
+    """The outputs of a function on folded arguments, and where their mapped dimension is."""
+    if isinstance(output, Tensor):
+        return output.unflatten(0, (info.batch_size, -1)), 0
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in output), (0,) * len(output)
