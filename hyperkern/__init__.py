@@ -1,0 +1,38 @@
+"""Alignment, uniformity and contrastive losses, fused: loss and gradient without the N x N matrix."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import metrics
+from .backends import backend_info
+from .losses import (
+    AlignUniform,
+    align_uniform,
+    alignment,
+    clip_loss,
+    info_nce,
+    pairwise_logsumexp,
+    uniformity,
+)
+from .nn import AlignmentLoss, AlignUniformLoss, CLIPLoss, InfoNCELoss, UniformityLoss
+
+try:
+    __version__ = version("hyperkern")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+source"
+
+__all__ = [
+    "AlignUniform",
+    "AlignUniformLoss",
+    "AlignmentLoss",
+    "CLIPLoss",
+    "InfoNCELoss",
+    "UniformityLoss",
+    "align_uniform",
+    "alignment",
+    "backend_info",
+    "clip_loss",
+    "info_nce",
+    "metrics",
+    "pairwise_logsumexp",
+    "uniformity",
+]

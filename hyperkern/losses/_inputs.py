@@ -1,0 +1,93 @@
+"""What every loss does with its arguments: checks that name the argument and its value, and the rows it uses."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import autograd
+from ..spec import accumulate_dtype
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_rows(name: str, x: Tensor) -> None:
+    """Raises unless ``x`` is a floating tensor ``(N, D)`` or ``(B, N, D)`` without an empty dimension."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (N, D) or (B, N, D), got {type(x).__name__}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+    if x.dim() not in (2, 3):
+        raise ValueError(f"{name} must have shape (N, D) or (B, N, D), got {tuple(x.shape)}")
+    if 0 in x.shape:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
+
+
+def check_columns(name: str, y: Tensor, x: Tensor, *, same_rows: bool = False) -> None:
+    """Raises unless ``y`` is like ``x`` in dtype, device, batch and feature dimension, and in rows if asked."""
+    check_rows(name, y)
+    if y.dtype != x.dtype:
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {y.dtype}")
+    if y.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {y.device}")
+    if same_rows and y.shape != x.shape:
+        raise ValueError(f"{name} must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    if y.dim() != x.dim() or y.shape[-1] != x.shape[-1] or y.shape[:-2] != x.shape[:-2]:
+        expected = f"({', '.join([*map(str, x.shape[:-2]), 'N', str(x.shape[-1])])})"
+        raise ValueError(f"{name} must have shape {expected} to go with x {tuple(x.shape)}, got {tuple(y.shape)}")
+
+
+def check_vector(name: str, vector: Tensor, rows_name: str, rows: Tensor, *, integer: bool = False) -> None:
+    """Raises unless ``vector`` has one number (one integer) for each row of ``rows``, on its device."""
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(vector).__name__}")
+    is_integer = not (vector.is_floating_point() or vector.is_complex() or vector.dtype == torch.bool)
+    if is_integer if not integer else not is_integer:
+        raise TypeError(f"{name} must have {'an integer' if integer else 'a floating'} dtype, got {vector.dtype}")
+    if vector.shape != rows.shape[:-1]:
+        raise ValueError(
+            f"{name} must have shape {tuple(rows.shape[:-1])}, one entry for each row of {rows_name}, "
+            f"got {tuple(vector.shape)}"
+        )
+    if vector.device != rows.device:
+        raise ValueError(f"{name} must be on the device of {rows_name}, {rows.device}, got {vector.device}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises unless ``value`` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises unless ``value`` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_scale(name: str, value: float | Tensor) -> None:
+    """Raises unless ``value`` is a positive number or a scalar tensor (whose value stays on its device, unread)."""
+    if not isinstance(value, Tensor):
+        check_positive(name, value)
+    elif value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"{name} must be a number or a floating tensor with one element, "
+            f"got {value.dtype} of shape {tuple(value.shape)}"
+        )
+
+
+def to_rows(x: Tensor, normalize: bool, backend: str | None) -> Tensor:
+    """The rows that the primitives see: unit rows, or ``x`` itself, in the accumulation dtype."""
+    return autograd.normalize(x, backend=backend) if normalize else x.to(accumulate_dtype(x.dtype))
+
+
+def reduce_rows(values: Tensor, reduction: str) -> Tensor:
+    """Reduces one value per row: ``(N,)`` to a scalar, ``(B, N)`` to ``(B,)``."""
+    if reduction == "none":
+        return values
+    return values.mean(-1) if reduction == "mean" else values.sum(-1)
+
+
+REDUCTIONS = ("mean", "sum", "none")

@@ -1,0 +1,74 @@
+"""Alignment plus uniformity, the loss that replaces a contrastive one."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ._inputs import check_columns, check_positive, check_rows, to_rows
+from .alignment import alignment_of_rows
+from .uniformity import uniformity_of_rows
+
+
+class AlignUniform(NamedTuple):
+    """The result of `align_uniform`; all three are differentiable, each a scalar or ``(B,)``.
+
+    Attributes:
+        loss: ``align_weight * alignment + uniform_weight * uniformity``.
+        alignment: mean distance of the positive pairs to the power ``alpha``.
+        uniformity: mean of the uniformities of the two sides.
+    """
+
+    loss: Tensor
+    alignment: Tensor
+    uniformity: Tensor
+
+
+def align_uniform(
+    x: Tensor,
+    y: Tensor,
+    *,
+    alpha: float = 2.0,
+    t: float = 2.0,
+    align_weight: float = 1.0,
+    uniform_weight: float = 1.0,
+    normalize: bool = True,
+    backend: str | None = None,
+) -> AlignUniform:
+    r"""Alignment and uniformity of positive pairs ``(x_i, y_i)``, and their weighted sum.
+
+    .. math::
+        L = \lambda_a \tfrac1N \sum_i \lVert \hat x_i - \hat y_i \rVert^\alpha
+          + \lambda_u \tfrac12 \bigl( U(x) + U(y) \bigr)
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` features, N >= 2, float64, float32, bfloat16 or float16, any strides.
+        y: features of the partners, like ``x``.
+        alpha: exponent of the alignment distance, > 0.
+        t: inverse width of the Gaussian potential, > 0.
+        align_weight: weight of the alignment.
+        uniform_weight: weight of the uniformity.
+        normalize: whether rows are scaled to unit length first.
+        backend: name of a backend to force; by default the best usable one.
+
+    Returns:
+        `AlignUniform`, a named tuple ``(loss, alignment, uniformity)``.
+
+    Raises:
+        TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
+        ValueError: a wrong shape, fewer than two rows, different devices, ``alpha <= 0``, ``t <= 0``, an unknown
+            or unusable ``backend``.
+
+    Source:
+        Wang & Isola, ICML 2020, Section 4.1 and Figure 6.
+    """
+    check_rows("x", x)
+    check_columns("y", y, x, same_rows=True)
+    check_positive("alpha", alpha)
+    check_positive("t", t)
+    if x.shape[-2] < 2:
+        raise ValueError(f"x must have at least 2 rows to form a pair, got shape {tuple(x.shape)}")
+    x, y = to_rows(x, normalize, backend), to_rows(y, normalize, backend)
+    align = alignment_of_rows(x, y, alpha).mean(-1)
+    of_x, of_y = (uniformity_of_rows(rows, None, t, False, normalize, None, None, backend) for rows in (x, y))
+    uniform = (of_x + of_y) / 2
+    return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)

@@ -1,0 +1,59 @@
+"""Alignment: how close the two features of a positive pair are."""
+
+import torch
+from torch import Tensor
+
+from ._inputs import REDUCTIONS, check_choice, check_columns, check_positive, check_rows, reduce_rows, to_rows
+
+
+def alignment(
+    x: Tensor,
+    y: Tensor,
+    *,
+    alpha: float = 2.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Alignment loss of positive pairs ``(x_i, y_i)``.
+
+    .. math:: \ell_i = \lVert \hat x_i - \hat y_i \rVert_2^\alpha
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` features, float64, float32, bfloat16 or float16, any strides.
+        y: features of the partners, like ``x``.
+        alpha: exponent of the distance, > 0. The gradient of a pair at distance 0 is 0 for every ``alpha``.
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"`` or ``"sum"`` over the N pairs, or ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Returns:
+        A scalar (``(B,)`` with a leading batch dimension), or ``(N,)`` (``(B, N)``) for ``reduction="none"``.
+        float64 for float64 input, float32 otherwise; in ``[0, 2^alpha]`` for unit rows. Gradients come back in
+        the dtype of the inputs.
+
+    Raises:
+        TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
+        ValueError: a wrong or empty shape, different devices, ``alpha <= 0``, an unknown ``reduction``, an
+            unknown or unusable ``backend``.
+
+    Source:
+        Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+        Hypersphere", ICML 2020, Section 4.1.1.
+    """
+    check_rows("x", x)
+    check_columns("y", y, x, same_rows=True)
+    check_positive("alpha", alpha)
+    check_choice("reduction", reduction, REDUCTIONS)
+    distances = alignment_of_rows(to_rows(x, normalize, backend), to_rows(y, normalize, backend), alpha)
+    return reduce_rows(distances, reduction)
+
+
+def alignment_of_rows(x: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """``|x_i - y_i|^alpha`` for each row."""
+    squared = (x - y).square().sum(-1)
+    if alpha == 2:
+        return squared
+    # At distance 0 the derivative of the power is infinite for alpha < 2 and would turn 0 into nan.
+    same = squared == 0
+    return torch.where(same, 0, torch.where(same, 1, squared) ** (alpha / 2))

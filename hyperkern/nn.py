@@ -1,0 +1,214 @@
+"""The losses as modules: options at construction, features at the call."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import losses
+from .losses._inputs import REDUCTIONS, check_choice, check_positive, check_scale
+
+
+class _Loss(nn.Module):
+    """A module that shows its options; they are plain attributes."""
+
+    def extra_repr(self) -> str:
+        options = (item for item in vars(self).items() if not item[0].startswith("_") and item[0] != "training")
+        return ", ".join(f"{name}={value!r}" for name, value in options)
+
+
+class AlignmentLoss(_Loss):
+    """`hyperkern.alignment` as a module.
+
+    Args:
+        alpha: exponent of the distance, > 0.
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Raises:
+        ValueError: ``alpha <= 0`` or an unknown ``reduction``.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 2.0,
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("alpha", alpha)
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.alpha, self.normalize, self.reduction, self.backend = alpha, normalize, reduction, backend
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of the positive pairs ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
+        return losses.alignment(
+            x, y, alpha=self.alpha, normalize=self.normalize, reduction=self.reduction, backend=self.backend
+        )
+
+
+class UniformityLoss(_Loss):
+    """`hyperkern.uniformity` as a module.
+
+    Args:
+        t: inverse width of the Gaussian potential, > 0.
+        intra: with a queue, whether the distinct pairs of ``x`` count too.
+        normalize: whether rows are scaled to unit length first.
+        backend: name of a backend to force; by default the best usable one.
+
+    Raises:
+        ValueError: ``t <= 0``.
+    """
+
+    def __init__(
+        self, *, t: float = 2.0, intra: bool = False, normalize: bool = True, backend: str | None = None
+    ) -> None:
+        super().__init__()
+        check_positive("t", t)
+        self.t, self.intra, self.normalize, self.backend = t, intra, normalize, backend
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        x_weights: Tensor | None = None,
+        y_weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of the features ``x``, or of ``x`` against the queue ``y``; ``(N, D)`` or ``(B, N, D)``."""
+        return losses.uniformity(
+            x,
+            y,
+            t=self.t,
+            intra=self.intra,
+            normalize=self.normalize,
+            x_weights=x_weights,
+            y_weights=y_weights,
+            backend=self.backend,
+        )
+
+
+class AlignUniformLoss(_Loss):
+    """`hyperkern.align_uniform` as a module that returns the weighted sum alone.
+
+    Args:
+        alpha: exponent of the alignment distance, > 0.
+        t: inverse width of the Gaussian potential, > 0.
+        align_weight: weight of the alignment.
+        uniform_weight: weight of the uniformity.
+        normalize: whether rows are scaled to unit length first.
+        backend: name of a backend to force; by default the best usable one.
+
+    Raises:
+        ValueError: ``alpha <= 0`` or ``t <= 0``.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 2.0,
+        t: float = 2.0,
+        align_weight: float = 1.0,
+        uniform_weight: float = 1.0,
+        normalize: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("alpha", alpha)
+        check_positive("t", t)
+        self.alpha, self.t, self.normalize, self.backend = alpha, t, normalize, backend
+        self.align_weight, self.uniform_weight = align_weight, uniform_weight
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of the positive pairs ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
+        return losses.align_uniform(
+            x,
+            y,
+            alpha=self.alpha,
+            t=self.t,
+            align_weight=self.align_weight,
+            uniform_weight=self.uniform_weight,
+            normalize=self.normalize,
+            backend=self.backend,
+        ).loss
+
+
+class InfoNCELoss(_Loss):
+    """`hyperkern.info_nce` as a module.
+
+    Args:
+        temperature: > 0; an `nn.Parameter` with one element becomes a parameter of the module.
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Raises:
+        ValueError: ``temperature <= 0`` or an unknown ``reduction``.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 0.07,
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_scale("temperature", temperature)
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.temperature = temperature
+        self.normalize, self.reduction, self.backend = normalize, reduction, backend
+
+    def forward(self, x: Tensor, y: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """The loss of the queries ``x`` with the keys ``y``, both ``(N, D)``, and ``(K, D)`` further negatives."""
+        return losses.info_nce(
+            x,
+            y,
+            temperature=self.temperature,
+            negatives=negatives,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+
+class CLIPLoss(_Loss):
+    """`hyperkern.clip_loss` as a module that can learn its scale.
+
+    Args:
+        logit_scale: ``1 / temperature`` > 0; the initial value if it is learnt.
+        learnable: whether the scale is learnt, as the parameter ``log_logit_scale``.
+        max_logit_scale: upper bound of a learnt scale; CLIP's is 100.
+        normalize: whether rows are scaled to unit length first.
+        backend: name of a backend to force; by default the best usable one.
+
+    Raises:
+        ValueError: ``logit_scale <= 0`` or ``max_logit_scale <= 0``.
+    """
+
+    def __init__(
+        self,
+        *,
+        logit_scale: float = 1 / 0.07,
+        learnable: bool = False,
+        max_logit_scale: float = 100.0,
+        normalize: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("logit_scale", logit_scale)
+        check_positive("max_logit_scale", max_logit_scale)
+        self.logit_scale, self.max_logit_scale = logit_scale, max_logit_scale
+        self.normalize, self.backend = normalize, backend
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale))) if learnable else None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The two-way loss of the partners ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
+        scale: float | Tensor = self.logit_scale
+        if self.log_logit_scale is not None:
+            scale = self.log_logit_scale.clamp(max=math.log(self.max_logit_scale)).exp()
+        return losses.clip_loss(x, y, logit_scale=scale, normalize=self.normalize, backend=self.backend)
