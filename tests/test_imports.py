@@ -1,0 +1,100 @@
+"""The architecture, enforced: inside the package imports run downward only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hyperkern
+
+PACKAGE = Path(hyperkern.__file__).parent
+
+# From the ground up. A layer may import from the layers below it, and from itself.
+LAYERS = [
+    {"spec"},
+    {"backends"},
+    {"ops"},
+    {"second_order"},
+    {"autograd"},
+    {"losses"},
+    {"nn", "metrics"},
+    {"integrations", "demo"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imported_modules(source: str, module: list[str]) -> list[list[str]]:
+    """The modules of this package that a source file imports, as paths below the package.
+
+    ``module`` is the file's own path below the package, with the package it stands in first.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [a.name.split(".")[1:] for a in node.names if a.name.split(".")[0] == "hyperkern"]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = module[: len(module) - node.level]
+            elif node.module and node.module.split(".")[0] == "hyperkern":
+                base, node.module = [], ".".join(node.module.split(".")[1:])
+            else:
+                continue
+            path = base + (node.module.split(".") if node.module else [])
+            # `from . import a, b` names modules; `from .a import f` names one.
+            found += [path] if path else [[alias.name] for alias in node.names]
+            if path == ["backends"]:
+                found += [[*path, alias.name] for alias in node.names]
+    return found
+
+
+def upward_imports(source: str, module: list[str]) -> list[str]:
+    own = module[0]
+    wrong = []
+    for path in imported_modules(source, module):
+        if not path or path[0] not in LEVEL:  # names of the top package, such as __version__
+            continue
+        if LEVEL[path[0]] > LEVEL[own] or (LEVEL[path[0]] == LEVEL[own] and path[0] != own):
+            wrong.append(f"{'.'.join(module)} imports {'.'.join(path)}")
+        if own == "backends" and module[1:2] != ["__init__"] and path[0] == "backends" and len(path) > 1:
+            sibling = PACKAGE / "backends" / path[1]
+            if (sibling.with_suffix(".py").exists() or sibling.is_dir()) and path[1] != module[1]:
+                wrong.append(f"{'.'.join(module)} imports its sibling {path[1]}")
+    return wrong
+
+
+def source_files():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        if module != ["__init__"]:
+            yield pytest.param(path, module, id=".".join(module))
+
+
+@pytest.mark.parametrize(("path", "module"), list(source_files()))
+def test_imports_run_downward(path, module):
+    assert module[0] in LEVEL, f"{module[0]} has no place in the architecture: add it to LAYERS"
+    assert upward_imports(path.read_text(), module) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "bad"),
+    [
+        ("from ..losses import uniformity", ["backends", "reference"], True),
+        ("from .. import autograd", ["backends", "reference"], True),
+        ("from hyperkern.nn import CLIPLoss", ["losses", "alignment"], True),
+        ("def f():\n    import hyperkern.cli", ["autograd"], True),
+        ("from . import reference", ["backends", "cuda"], True),
+        ("from ..spec import PairSpec\nfrom . import Problem", ["backends", "reference"], False),
+        ("from .. import autograd", ["losses", "alignment"], False),
+        ("import torch", ["spec"], False),
+    ],
+)
+def test_the_walk_sees_what_it_should(source, module, bad):
+    assert bool(upward_imports(source, module)) is bad
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "losses").glob("*.py")), ids=lambda path: path.stem)
+def test_losses_know_no_backend(path):
+    names = {path[0] for path in imported_modules(path.read_text(), ["losses", path.stem])}
+    assert names <= {"losses", "autograd", "spec"}
+    assert "torch.ops" not in path.read_text()
