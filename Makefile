@@ -10,7 +10,8 @@ help:  ## this list
 
 # One stamp per extra: an install runs again only when the packaging files have changed.
 $(VENV)/.has-%: pyproject.toml setup.py
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) for '$*': the first time this downloads PyTorch and takes some minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
@@ -39,4 +40,4 @@ info: $(VENV)/.has-demo  ## what is installed, which backends are usable, and wh
 	$(BIN)/hyperkern info
 
 clean:  ## remove the environment and all build products
-	rm -rf $(VENV) build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -14,21 +14,31 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import ops
+from .backends import forced
 from .second_order import energy_second_order, lse_second_order
-from .spec import PairSpec, PairTerms, norm_eps
+from .spec import POTENTIALS, PairSpec, PairTerms, accumulate_dtype, norm_eps
 
 
-def normalize(x: Tensor, *, backend: str | None = None) -> Tensor:
-    """The unit rows of ``x``.
+def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor:
+    """The rows that the primitives see.
 
     Args:
         x: ``(N, D)`` or ``(B, N, D)``, any floating dtype and strides.
+        normalize: whether to scale each row to unit length; a zero row stays zero.
         backend: name of a backend to force.
 
     Returns:
-        Rows of unit length in the shape of ``x``, float64 for float64 and float32 otherwise; a zero row stays
-        zero. The gradient comes back in the dtype of ``x``.
+        Unit rows, or ``x`` itself, in float64 for float64 and in float32 otherwise. A row with an infinite element
+        becomes nan. The gradient comes back in the dtype of ``x``.
+
+    Raises:
+        ValueError: an unknown or unusable ``backend``.
     """
+    forced(backend)  # also where there is nothing to compute: a wrong name must not go unseen
+    if not normalize:
+        rows = x.to(accumulate_dtype(x.dtype))
+        # An infinite logit of the sign that counts for nothing would hide a broken feature in a finite loss.
+        return rows + 0 * rows
     unit, _ = _Normalize.apply(_batched(x), backend)
     return unit.view(x.shape)
 
@@ -84,7 +94,12 @@ def energy(
 
     Returns:
         A scalar, or ``(B,)``.
+
+    Raises:
+        ValueError: an unknown ``potential``, or ``"exp"`` outside the bounded regime.
     """
+    if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
+        raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
     operands = _batched(x), None if y is None else _batched(y), *_batched_terms(terms, x)
     total = _Energy.apply(*operands, spec, potential, *_grad_sides(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
@@ -264,7 +279,7 @@ class _Energy(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        *operands, ctx.spec, ctx.potential, _, _, _ = inputs
+        *operands, ctx.spec, ctx.potential, _, _, ctx.backend = inputs
         ctx.save_for_backward(*operands, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -273,16 +288,19 @@ class _Energy(Function):
     def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_total is None:
             return (None,) * 11
-        grads = _EnergyGrad.apply(*ctx.saved_tensors, ctx.spec, ctx.potential, grad_total)
+        *operands, grad_x, sum_x, grad_y, sum_y = ctx.saved_tensors
+        need_x, need_y = _sides(ctx.needs_input_grad)
+        if (need_x and not sum_x.shape[1]) or (need_y and not sum_y.shape[1]):
+            # Under nested function transforms a tensor can hide that it requires grad from `energy`.
+            problem = *operands, ctx.spec, ctx.potential, need_x, need_y, ctx.backend
+            _, grad_x, sum_x, grad_y, sum_y = _Energy.apply(*problem)
+        sides = grad_x, sum_x, grad_y, sum_y
+        grads = _EnergyGrad.apply(*operands, *sides, ctx.spec, ctx.potential, grad_total)
         return *_operand_grads(grads, ctx.needs_input_grad), *(None,) * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        folded = _fold(info, in_dims, args)
-        # A mapped tensor hides whether it requires grad; below its level of vmap, here, it can be seen.
-        *problem, need_x, need_y, backend = folded
-        seen_x, seen_y = _grad_sides(folded)
-        return _unfold(info, _Energy.apply(*problem, need_x or seen_x, need_y or seen_y, backend))
+        return _vmap(_Energy, info, in_dims, args)
 
 
 @_bound_once
@@ -311,21 +329,16 @@ class _EnergyGrad(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.spec, ctx.potential, grad_total = inputs
-        ctx.save_for_backward(*tensors, grad_total)
+        ctx.spec, ctx.potential, grad_total = inputs[-3:]
+        ctx.save_for_backward(*inputs[:6], grad_total)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        *operands, grad_x, sum_x, grad_y, sum_y, grad_total = ctx.saved_tensors
-        h_x, h_u, h_y, h_v = cotangents
-        along_rows = ctx.spec.scale * (h_x * grad_x).sum((1, 2)) + (h_u * sum_x).sum(1)
-        along_cols = ctx.spec.scale * (h_y * grad_y).sum((1, 2)) + (h_v * sum_y).sum(1)
-        d_grad_total = _per_pair(along_rows + along_cols, operands[1])
+        *operands, grad_total = ctx.saved_tensors
+        grads, along = energy_second_order(operands, ctx.spec, ctx.potential, cotangents)
         per_row = _per_pair(grad_total, operands[1]).unsqueeze(1)
-        per_element = per_row.unsqueeze(2)
-        weighted = h_x * per_element, h_u * per_row, h_y * per_element, h_v * per_row
-        operand_grads = energy_second_order(operands, ctx.spec, ctx.potential, weighted)
-        return *operand_grads, *(None,) * 8, d_grad_total
+        scaled = (None if g is None else g * (per_row.unsqueeze(2) if g.dim() == 3 else per_row) for g in grads)
+        return *scaled, *(None,) * 8, _per_pair(along, operands[1])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -365,10 +378,6 @@ def _batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:
 
 
 def _vmap(function: type[Function], info: Any, in_dims: tuple, args: tuple) -> tuple:
-    return _unfold(info, function.apply(*_fold(info, in_dims, args)))
-
-
-def _fold(info: Any, in_dims: tuple, args: tuple) -> list:
     """Folds the mapped dimension into the leading batch dimension that every tensor here has."""
 
     def fold(arg: Any, dim: int | None) -> Any:
@@ -377,11 +386,7 @@ def _fold(info: Any, in_dims: tuple, args: tuple) -> list:
         arg = arg.unsqueeze(0).expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
         return arg.flatten(0, 1)
 
-    return list(map(fold, args, in_dims))
-
-
-def _unfold(info: Any, output: Tensor | tuple[Tensor, ...]) -> tuple:
-    """The outputs of a function on folded arguments, and where their mapped dimension is."""
+    output = function.apply(*map(fold, args, in_dims))
     if isinstance(output, Tensor):
         return output.unflatten(0, (info.batch_size, -1)), 0
     return tuple(t.unflatten(0, (info.batch_size, -1)) for t in output), (0,) * len(output)

@@ -33,10 +33,18 @@ def uniformity_limit(dim: int, t: float = 2.0) -> float:
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
     check_positive("t", t)
-    # The series of 0F1, sum_k t^2k / ((D/2)_k k!), by the logarithms of its terms: the largest is near k = t.
-    terms = [0.0]
-    while len(terms) < 2 * t or terms[-1] > max(terms) - 60:
-        k = len(terms)
-        terms.append(terms[-1] + 2 * math.log(t) - math.log(dim / 2 + k - 1) - math.log(k))
-    largest = max(terms)
-    return -2 * t + largest + math.log(math.fsum(math.exp(term - largest) for term in terms))
+    # The series of 0F1, sum_k t^2k / ((D/2)_k k!), by the logarithms of its terms, outward from the largest.
+    half = dim / 2
+
+    def log_term(k: int) -> float:
+        return 2 * k * math.log(t) - (math.lgamma(half + k) - math.lgamma(half)) - math.lgamma(k + 1)
+
+    peak = max(0, round((1 - half + math.hypot(half - 1, 2 * t)) / 2))
+    largest = log_term(peak)
+    terms = [1.0]
+    for step, last in ((1, None), (-1, 0)):
+        k = peak
+        while k != last and (term := math.exp(log_term(k + step) - largest)) > 1e-20:
+            k += step
+            terms.append(term)
+    return -2 * t + largest + math.log(math.fsum(terms))

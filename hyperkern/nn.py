@@ -1,20 +1,27 @@
 """The losses as modules: options at construction, features at the call."""
 
+import inspect
 import math
 
 import torch
 from torch import Tensor, nn
 
 from . import losses
-from .losses._inputs import REDUCTIONS, check_choice, check_positive, check_scale
+from .backends import forced
+from .losses._inputs import REDUCTIONS, check_choice, check_number, check_positive, check_scale
 
 
 class _Loss(nn.Module):
-    """A module that shows its options; they are plain attributes."""
+    """A module that keeps the options of its constructor as attributes of the same names, and shows them."""
+
+    def __init__(self, backend: str | None) -> None:
+        super().__init__()
+        forced(backend)  # a wrong name is refused here, not in the first step
+        self.backend = backend
 
     def extra_repr(self) -> str:
-        options = (item for item in vars(self).items() if not item[0].startswith("_") and item[0] != "training")
-        return ", ".join(f"{name}={value!r}" for name, value in options)
+        names = inspect.signature(type(self)).parameters
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 class AlignmentLoss(_Loss):
@@ -27,7 +34,7 @@ class AlignmentLoss(_Loss):
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``alpha <= 0`` or an unknown ``reduction``.
+        ValueError: ``alpha <= 0`` an unknown ``reduction`` or ``backend``.
     """
 
     def __init__(
@@ -38,10 +45,10 @@ class AlignmentLoss(_Loss):
         reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         check_positive("alpha", alpha)
         check_choice("reduction", reduction, REDUCTIONS)
-        self.alpha, self.normalize, self.reduction, self.backend = alpha, normalize, reduction, backend
+        self.alpha, self.normalize, self.reduction = alpha, normalize, reduction
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of the positive pairs ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
@@ -60,15 +67,15 @@ class UniformityLoss(_Loss):
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``t <= 0``.
+        ValueError: ``t <= 0`` or an unknown ``backend``.
     """
 
     def __init__(
         self, *, t: float = 2.0, intra: bool = False, normalize: bool = True, backend: str | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         check_positive("t", t)
-        self.t, self.intra, self.normalize, self.backend = t, intra, normalize, backend
+        self.t, self.intra, self.normalize = t, intra, normalize
 
     def forward(
         self,
@@ -103,7 +110,7 @@ class AlignUniformLoss(_Loss):
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``alpha <= 0`` or ``t <= 0``.
+        ValueError: ``alpha <= 0``, ``t <= 0`` a weight that is not finite or an unknown ``backend``.
     """
 
     def __init__(
@@ -116,10 +123,12 @@ class AlignUniformLoss(_Loss):
         normalize: bool = True,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         check_positive("alpha", alpha)
         check_positive("t", t)
-        self.alpha, self.t, self.normalize, self.backend = alpha, t, normalize, backend
+        check_number("align_weight", align_weight)
+        check_number("uniform_weight", uniform_weight)
+        self.alpha, self.t, self.normalize = alpha, t, normalize
         self.align_weight, self.uniform_weight = align_weight, uniform_weight
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -140,13 +149,14 @@ class InfoNCELoss(_Loss):
     """`hyperkern.info_nce` as a module.
 
     Args:
-        temperature: > 0; an `nn.Parameter` with one element becomes a parameter of the module.
+        temperature: > 0; an `nn.Parameter` with one element becomes a parameter of the module, another
+            tensor a buffer.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``temperature <= 0`` or an unknown ``reduction``.
+        ValueError: ``temperature <= 0`` an unknown ``reduction`` or ``backend``.
     """
 
     def __init__(
@@ -157,11 +167,14 @@ class InfoNCELoss(_Loss):
         reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         check_scale("temperature", temperature)
         check_choice("reduction", reduction, REDUCTIONS)
-        self.temperature = temperature
-        self.normalize, self.reduction, self.backend = normalize, reduction, backend
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature.detach().clone())  # moves with the module
+        else:
+            self.temperature = temperature
+        self.normalize, self.reduction = normalize, reduction
 
     def forward(self, x: Tensor, y: Tensor, negatives: Tensor | None = None) -> Tensor:
         """The loss of the queries ``x`` with the keys ``y``, both ``(N, D)``, and ``(K, D)`` further negatives."""
@@ -187,7 +200,8 @@ class CLIPLoss(_Loss):
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``logit_scale <= 0`` or ``max_logit_scale <= 0``.
+        ValueError: ``logit_scale <= 0``, ``max_logit_scale <= 0``, a learnable scale above its bound or an unknown
+            ``backend``.
     """
 
     def __init__(
@@ -199,16 +213,21 @@ class CLIPLoss(_Loss):
         normalize: bool = True,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         check_positive("logit_scale", logit_scale)
         check_positive("max_logit_scale", max_logit_scale)
-        self.logit_scale, self.max_logit_scale = logit_scale, max_logit_scale
-        self.normalize, self.backend = normalize, backend
+        if learnable and logit_scale > max_logit_scale:
+            raise ValueError(f"logit_scale must not exceed max_logit_scale={max_logit_scale}, got {logit_scale}")
+        self.logit_scale, self.learnable, self.max_logit_scale = logit_scale, learnable, max_logit_scale
+        self.normalize = normalize
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale))) if learnable else None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The two-way loss of the partners ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
         scale: float | Tensor = self.logit_scale
         if self.log_logit_scale is not None:
-            scale = self.log_logit_scale.clamp(max=math.log(self.max_logit_scale)).exp()
+            # The parameter itself is brought back, as CLIP does: behind a clamp it would have no gradient to return by.
+            with torch.no_grad():
+                self.log_logit_scale.clamp_(max=math.log(self.max_logit_scale))
+            scale = self.log_logit_scale.exp()
         return losses.clip_loss(x, y, logit_scale=scale, normalize=self.normalize, backend=self.backend)

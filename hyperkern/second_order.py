@@ -14,7 +14,8 @@ and with ``z_ij = q_ij dw_ij/dl_ij`` the operands receive::
     x_i: scale * sum_j (z_ij y_j + w_ij H_y,j)      u_i: sum_j z_ij
     y_j: scale * sum_i (z_ij x_i + w_ij H_x,i)      v_j: sum_i z_ij
 
-Every step is out of place and differentiable, so third and higher orders follow from PyTorch itself.
+Every step is out of place and differentiable, so third and higher orders follow from PyTorch itself (which then
+records the blocks: beyond the second order memory grows with M x N).
 """
 
 from collections.abc import Callable, Sequence
@@ -61,24 +62,24 @@ def lse_second_order(
     cols_shift = None if col_lse is None else col_lse.masked_fill(col_lse == -torch.inf, torch.inf).unsqueeze(1)
 
     by_row: list[Tensor] = []
-    by_col: list[Tensor] = []
+    d_b: Tensor | None = None
 
     def weigh(logits: Tensor, q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        nonlocal d_b
         from_row = torch.exp(logits - rows_shift[:, rows])
         by_row.append((q * from_row).sum(2))
         weights = a[:, rows, None] * from_row
         if b is not None and cols_shift is not None:
             from_col = torch.exp(logits - cols_shift)
-            by_col.append((q * from_col).sum(1))
+            d_b = _plus(d_b, (q * from_col).sum(1))
             weights = weights + b[:, None] * from_col
         return weights, weights
 
     operand_grads = _contract(operands, spec, cotangents, weigh)
     d_a = torch.cat(by_row, dim=1)
     d_row_lse = -a * d_a
-    if b is None:
+    if b is None or d_b is None:
         return operand_grads, (d_row_lse, None, d_a, None)
-    d_b = torch.stack(by_col).sum(0)
     d_col_lse = -b * d_b
     if symmetric:
         return operand_grads, (d_row_lse + d_col_lse, None, d_a + d_b, None)
@@ -87,17 +88,30 @@ def lse_second_order(
 
 def energy_second_order(
     operands: Sequence[Tensor | None], spec: PairSpec, potential: str, cotangents: Sequence[Tensor]
-) -> OperandGrads:
-    """For ``w_ij = phi'(l_ij)``, with the arguments of `lse_second_order`; returns the gradients of ``x, y, u, v``."""
+) -> tuple[OperandGrads, Tensor]:
+    """For ``w_ij = phi'(l_ij)``.
+
+    Args:
+        operands: ``x, y, u, v, row_ids, col_ids``; ``y = None`` means ``y = x``.
+        spec: the problem.
+        potential: ``"exp"`` or ``"softplus"``.
+        cotangents: ``H_x, h_u, H_y, h_v``, without rows where the gradient was not computed.
+
+    Returns:
+        The gradients of ``x, y, u, v``, and ``sum_ij q_ij w_ij`` ``(B,)``, the inner product of the cotangents with
+        the first-order gradients.
+    """
+    along: Tensor | None = None
 
     def weigh(logits: Tensor, q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        if potential == "exp":
-            weights = logits.exp()
-            return weights, weights
-        weights = logits.sigmoid()
-        return weights, weights * (1 - weights)
+        nonlocal along
+        weights = logits.exp() if potential == "exp" else logits.sigmoid()
+        along = _plus(along, (q * weights).sum((1, 2)))
+        return weights, weights if potential == "exp" else weights * (1 - weights)
 
-    return _contract(operands, spec, cotangents, weigh)
+    operand_grads = _contract(operands, spec, cotangents, weigh)
+    assert along is not None
+    return operand_grads, along
 
 
 def _contract(
@@ -124,7 +138,9 @@ def _contract_blocks(
         y, terms = x, terms.as_columns()
     h_x, h_u, h_y, h_v = (h if h.shape[1] > 0 else None for h in cotangents)
 
-    dx_blocks, du_blocks, dy_blocks, dv_blocks = [], [], [], []
+    dx_blocks, du_blocks = [], []
+    dy: Tensor | None = None
+    dv: Tensor | None = None
     step = max(1, _BLOCK_ELEMENTS // (x.shape[0] * y.shape[1]))
     for start in range(0, x.shape[1], step):
         rows = slice(start, min(start + step, x.shape[1]))
@@ -144,19 +160,18 @@ def _contract_blocks(
             dy_block = dy_block + weights.mT @ h_x[:, rows]
         dx_blocks.append(spec.scale * dx_block)
         du_blocks.append(z.sum(2))
-        dy_blocks.append(spec.scale * dy_block)
-        dv_blocks.append(z.sum(1))
+        dy = _plus(dy, spec.scale * dy_block)
+        dv = _plus(dv, z.sum(1))
 
     dx, du = torch.cat(dx_blocks, dim=1), torch.cat(du_blocks, dim=1)
-    dy, dv = _total(dy_blocks), _total(dv_blocks)
+    assert dy is not None
+    assert dv is not None
     has_u, has_v = terms.u is not None, terms.v is not None
     if symmetric:
         return dx + dy, None, du + dv if has_u else None, None
     return dx, dy, du if has_u else None, dv if has_v else None
 
 
-def _total(blocks: list[Tensor]) -> Tensor:
-    total = blocks[0]
-    for block in blocks[1:]:
-        total = total + block
-    return total
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """A running sum: the parts must not pile up, they are as large as the operands."""
+    return part if total is None else total + part

@@ -22,7 +22,7 @@ POTENTIALS = ("exp", "softplus")
 
 # Exponents that a plain, unshifted sum of exponentials may reach. The dtype itself ends at 2^127 (2^1023);
 # the rest is headroom for an incoming gradient that multiplies or divides such a sum.
-_EXPONENT_LIMIT = {torch.float32: 100 * math.log(2), torch.float64: 990 * math.log(2)}
+_LOG2_LIMIT = {torch.float32: 100.0, torch.float64: 990.0}
 
 
 class PairSpec(NamedTuple):
@@ -85,7 +85,8 @@ def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
     On unit rows every logit lies in ``[-scale, scale]``. In float32 and for a sum of 10^6 terms this holds up
     to ``scale = 55``, that is ``t <= 27`` or ``temperature >= 0.018``.
     """
-    return scale + math.log(max(terms, 1)) <= _EXPONENT_LIMIT[accumulate_dtype(dtype)]
+    # Without a logarithm, which would tie a compiled graph to one number of terms.
+    return terms <= 2.0 ** (_LOG2_LIMIT[accumulate_dtype(dtype)] - scale * math.log2(math.e))
 
 
 def excluded_pairs(terms: PairTerms, spec: PairSpec, rows: slice, cols: slice, device: torch.device) -> Tensor | None:

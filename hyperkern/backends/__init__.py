@@ -112,6 +112,28 @@ def load(name: str) -> Backend:
     return cast(Backend, importlib.import_module(f".{name}", __name__))
 
 
+def objections(name: str, problem: Problem) -> list[str]:
+    """The reasons against a backend, one that cannot even be imported included."""
+    try:
+        return load(name).unsupported(problem)
+    except ImportError as error:
+        return [f"cannot be imported ({error})"]
+
+
+def forced(requested: str | None) -> tuple[str | None, str]:
+    """The backend that the user forces (``None`` for none), and whether by argument or by ``HYPERKERN_BACKEND``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    source = "backend"
+    if requested is None:
+        requested, source = os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
+    if requested is not None and requested not in PRIORITY:
+        raise ValueError(f"{source}={requested!r} is unknown; choose one of {', '.join(PRIORITY)}")
+    return requested, source
+
+
 def select(requested: str | None, problem: Problem) -> Backend:
     """Chooses the backend for a problem.
 
@@ -121,28 +143,19 @@ def select(requested: str | None, problem: Problem) -> Backend:
         problem: what is to be computed.
 
     Raises:
-        ValueError: an unknown name, or a forced backend that cannot serve the problem, with its reasons: it
-            never falls back.
+        ValueError: an unknown name, or no backend left, with the reasons of each: a forced one never falls back.
     """
-    source = "backend"
-    if requested is None:
-        requested, source = os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
-    if requested is not None:
-        if requested not in PRIORITY:
-            raise ValueError(f"{source}={requested!r} is unknown; choose one of {', '.join(PRIORITY)}")
-        backend = load(requested)
-        if reasons := backend.unsupported(problem):
-            raise ValueError(f"{source}={requested!r} cannot compute {problem.primitive}: {'; '.join(reasons)}")
-        return backend
-
-    refusals = []
-    for name in PRIORITY:
-        backend = load(name)
-        reasons = backend.unsupported(problem)
+    name, source = forced(requested)
+    refusals = {}
+    for candidate in PRIORITY if name is None else (name,):
+        reasons = objections(candidate, problem)
         if not reasons:
-            return backend
-        refusals.append(f"{name}: {'; '.join(reasons)}")
-    raise ValueError(f"no backend can compute {problem.primitive}: {' | '.join(refusals)}")
+            return load(candidate)
+        refusals[candidate] = "; ".join(reasons)
+    if name is not None:
+        raise ValueError(f"{source}={name!r} cannot compute {problem.primitive}: {refusals[name]}")
+    listed = " | ".join(f"{candidate}: {reasons}" for candidate, reasons in refusals.items())
+    raise ValueError(f"no backend can compute {problem.primitive}: {listed}")
 
 
 def backend_info() -> dict[str, Any]:
@@ -171,7 +184,5 @@ def backend_info() -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton_version},
         "gpus": gpus,
         "forced": os.environ.get(ENVIRONMENT_VARIABLE) or None,
-        "backends": {
-            name: {device: load(name).unsupported(probe) for device, probe in probes.items()} for name in PRIORITY
-        },
+        "backends": {name: {device: objections(name, probe) for device, probe in probes.items()} for name in PRIORITY},
     }

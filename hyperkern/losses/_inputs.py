@@ -1,12 +1,10 @@
-"""What every loss does with its arguments: checks that name the argument and its value, and the rows it uses."""
+"""What every loss does with its arguments: checks that name the argument and its value, reductions."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
-
-from .. import autograd
-from ..spec import accumulate_dtype
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,6 +15,8 @@ def check_rows(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor of shape (N, D) or (B, N, D), got {type(x).__name__}")
     if x.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}")
     if x.dim() not in (2, 3):
         raise ValueError(f"{name} must have shape (N, D) or (B, N, D), got {tuple(x.shape)}")
     if 0 in x.shape:
@@ -42,7 +42,7 @@ def check_vector(name: str, vector: Tensor, rows_name: str, rows: Tensor, *, int
     if not isinstance(vector, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(vector).__name__}")
     is_integer = not (vector.is_floating_point() or vector.is_complex() or vector.dtype == torch.bool)
-    if is_integer if not integer else not is_integer:
+    if not (is_integer if integer else vector.is_floating_point()):
         raise TypeError(f"{name} must have {'an integer' if integer else 'a floating'} dtype, got {vector.dtype}")
     if vector.shape != rows.shape[:-1]:
         raise ValueError(
@@ -53,12 +53,25 @@ def check_vector(name: str, vector: Tensor, rows_name: str, rows: Tensor, *, int
         raise ValueError(f"{name} must be on the device of {rows_name}, {rows.device}, got {vector.device}")
 
 
+def check_number(name: str, value: float) -> None:
+    """Raises unless ``value`` is a finite number."""
+    _check_real(name, value)
+    if not -math.inf < value < math.inf:  # math.isfinite does not compile for a number that changes
+        raise ValueError(f"{name} must be a finite number, got {value}")
+
+
 def check_positive(name: str, value: float) -> None:
-    """Raises unless ``value`` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (value > 0 and math.isfinite(value)):
+    """Raises unless ``value`` is a number above 0 that float32 holds, and its reciprocal too."""
+    _check_real(name, value)
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError(f"{name} must lie between 1e-30 and 1e30, got {value}")
+
+
+def _check_real(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -72,15 +85,9 @@ def check_scale(name: str, value: float | Tensor) -> None:
     if not isinstance(value, Tensor):
         check_positive(name, value)
     elif value.numel() != 1 or not value.is_floating_point():
-        raise ValueError(
-            f"{name} must be a number or a floating tensor with one element, "
-            f"got {value.dtype} of shape {tuple(value.shape)}"
-        )
-
-
-def to_rows(x: Tensor, normalize: bool, backend: str | None) -> Tensor:
-    """The rows that the primitives see: unit rows, or ``x`` itself, in the accumulation dtype."""
-    return autograd.normalize(x, backend=backend) if normalize else x.to(accumulate_dtype(x.dtype))
+        error = ValueError if value.is_floating_point() else TypeError
+        got = f"{value.dtype} of shape {tuple(value.shape)}"
+        raise error(f"{name} must be a number or a floating tensor with one element, got {got}")
 
 
 def reduce_rows(values: Tensor, reduction: str) -> Tensor:

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ._inputs import check_columns, check_positive, check_rows, to_rows
+from .. import autograd
+from ._inputs import check_columns, check_number, check_positive, check_rows
 from .alignment import alignment_of_rows
 from .uniformity import uniformity_of_rows
 
@@ -55,8 +56,8 @@ def align_uniform(
 
     Raises:
         TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
-        ValueError: a wrong shape, fewer than two rows, different devices, ``alpha <= 0``, ``t <= 0``, an unknown
-            or unusable ``backend``.
+        ValueError: a wrong shape, fewer than two rows, different devices, ``alpha <= 0``, ``t <= 0``, a weight that
+            is not finite, an unknown or unusable ``backend``.
 
     Source:
         Wang & Isola, ICML 2020, Section 4.1 and Figure 6.
@@ -65,9 +66,11 @@ def align_uniform(
     check_columns("y", y, x, same_rows=True)
     check_positive("alpha", alpha)
     check_positive("t", t)
+    check_number("align_weight", align_weight)
+    check_number("uniform_weight", uniform_weight)
     if x.shape[-2] < 2:
         raise ValueError(f"x must have at least 2 rows to form a pair, got shape {tuple(x.shape)}")
-    x, y = to_rows(x, normalize, backend), to_rows(y, normalize, backend)
+    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
     align = alignment_of_rows(x, y, alpha).mean(-1)
     of_x, of_y = (uniformity_of_rows(rows, None, t, False, normalize, None, None, backend) for rows in (x, y))
     uniform = (of_x + of_y) / 2

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ._inputs import REDUCTIONS, check_choice, check_columns, check_positive, check_rows, reduce_rows, to_rows
+from .. import autograd
+from ._inputs import REDUCTIONS, check_choice, check_columns, check_positive, check_rows, reduce_rows
 
 
 def alignment(
@@ -45,15 +46,19 @@ def alignment(
     check_columns("y", y, x, same_rows=True)
     check_positive("alpha", alpha)
     check_choice("reduction", reduction, REDUCTIONS)
-    distances = alignment_of_rows(to_rows(x, normalize, backend), to_rows(y, normalize, backend), alpha)
-    return reduce_rows(distances, reduction)
+    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+    return reduce_rows(alignment_of_rows(x, y, alpha), reduction)
 
 
 def alignment_of_rows(x: Tensor, y: Tensor, alpha: float) -> Tensor:
     """``|x_i - y_i|^alpha`` for each row."""
-    squared = (x - y).square().sum(-1)
+    difference = x - y
     if alpha == 2:
-        return squared
-    # At distance 0 the derivative of the power is infinite for alpha < 2 and would turn 0 into nan.
-    same = squared == 0
-    return torch.where(same, 0, torch.where(same, 1, squared) ** (alpha / 2))
+        return difference.square().sum(-1)
+    # In units of the largest component no square over- or underflows; the unit cancels and needs no derivative. At
+    # distance 0, where the derivative of the power is infinite for alpha < 1, value and gradient are 0.
+    unit = torch.linalg.vector_norm(difference.detach(), torch.inf, dim=-1)
+    same = unit == 0
+    unit = unit.masked_fill(same, 1)
+    squared = (difference / unit.unsqueeze(-1)).square().sum(-1).masked_fill(same, 1)
+    return (unit**alpha * squared ** (alpha / 2)).masked_fill(same, 0)

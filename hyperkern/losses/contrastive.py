@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..spec import PairSpec, is_bounded
-from ._inputs import REDUCTIONS, check_choice, check_columns, check_rows, check_scale, reduce_rows, to_rows
+from ._inputs import REDUCTIONS, check_choice, check_columns, check_rows, check_scale, reduce_rows
 
 
 def info_nce(
@@ -53,13 +53,15 @@ def info_nce(
     check_choice("reduction", reduction, REDUCTIONS)
     if negatives is not None:
         check_columns("negatives", negatives, x)
-    x, y = to_rows(x, normalize, backend), to_rows(y, normalize, backend)
-    x, spec = _scaled(x, 1 / temperature, y.shape[-2], normalize)
-    lse, _ = autograd.row_lse(x, y, spec=spec, backend=backend)
+    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+    scale = 1 / (temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature)
+    candidates = max(y.shape[-2], 0 if negatives is None else negatives.shape[-2])
+    x, spec = _scaled(x, scale, candidates, normalize)
+    others, _ = autograd.row_lse(x, y, spec=spec._replace(exclude="self"), backend=backend)
     if negatives is not None:
-        n = to_rows(negatives, normalize, backend)
-        lse = torch.logaddexp(lse, autograd.row_lse(x, n, spec=spec, backend=backend)[0])
-    return reduce_rows(lse - _positives(x, y, spec), reduction)
+        n = autograd.prepare(negatives, normalize=normalize, backend=backend)
+        others = torch.logaddexp(others, autograd.row_lse(x, n, spec=spec, backend=backend)[0])
+    return reduce_rows(_surprise(others - _positives(x, y, spec)), reduction)
 
 
 def clip_loss(
@@ -95,10 +97,12 @@ def clip_loss(
     check_rows("x", x)
     check_columns("y", y, x, same_rows=True)
     check_scale("logit_scale", logit_scale)
-    x, y = to_rows(x, normalize, backend), to_rows(y, normalize, backend)
+    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
     x, spec = _scaled(x, logit_scale, y.shape[-2], normalize)
-    row, col = autograd.row_lse(x, y, spec=spec, need_cols=True, backend=backend)
-    return ((row + col) / 2 - _positives(x, y, spec)).mean(-1)
+    others = autograd.row_lse(x, y, spec=spec._replace(exclude="self"), need_cols=True, backend=backend)
+    positives = _positives(x, y, spec)
+    by_row, by_col = (_surprise(side - positives) for side in others)
+    return ((by_row + by_col) / 2).mean(-1)
 
 
 def _scaled(x: Tensor, scale: float | Tensor, terms: int, unit: bool) -> tuple[Tensor, PairSpec]:
@@ -108,9 +112,18 @@ def _scaled(x: Tensor, scale: float | Tensor, terms: int, unit: bool) -> tuple[T
     gradient: multiplied into the rows, it needs neither.
     """
     if isinstance(scale, Tensor):
-        return x * scale.to(x.dtype), PairSpec(1.0)
+        return x * scale.to(x.dtype).reshape(()), PairSpec(1.0)
     return x, PairSpec(scale, bounded=unit and is_bounded(scale, terms, x.dtype))
 
 
 def _positives(x: Tensor, y: Tensor, spec: PairSpec) -> Tensor:
     return spec.scale * (x * y).sum(-1)
+
+
+def _surprise(excess: Tensor) -> Tensor:
+    """``-log p`` of the positive, ``log(1 + e^excess)``, from the excess of all other candidates over it.
+
+    Never negative, exact 0 without other candidates, and to full relative accuracy for a confident model, where the
+    difference of two nearly equal logarithms would be rounding alone.
+    """
+    return torch.logaddexp(excess, torch.zeros_like(excess))

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..spec import EXCLUSIONS, PairSpec, PairTerms, is_bounded
-from ._inputs import check_choice, check_columns, check_positive, check_rows, check_vector, to_rows
+from ._inputs import check_choice, check_columns, check_positive, check_rows, check_vector
 
 
 def pairwise_logsumexp(
@@ -70,8 +70,8 @@ def pairwise_logsumexp(
         if ids is not None:
             check_vector(f"{name}_ids", ids, name, rows, integer=True)
 
-    x_rows = to_rows(x, normalize, backend)
-    y_rows = None if y is None else to_rows(y, normalize, backend)
+    x_rows = autograd.prepare(x, normalize=normalize, backend=backend)
+    y_rows = None if y is None else autograd.prepare(y, normalize=normalize, backend=backend)
     u, v = (None if w is None else w.to(x_rows.dtype) for w in (x_log_weights, y_log_weights))
     count = max(x.shape[-2], x.shape[-2] if y is None else y.shape[-2])
     bounded = normalize and u is None and v is None and is_bounded(scale, count, x.dtype)

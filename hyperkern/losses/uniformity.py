@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..spec import PairSpec, PairTerms, is_bounded
-from ._inputs import check_columns, check_positive, check_rows, check_vector, to_rows
+from ._inputs import check_columns, check_positive, check_rows, check_vector
 
 
 def uniformity(
@@ -38,12 +38,13 @@ def uniformity(
         y: ``(N, D)`` or ``(B, N, D)`` queue, of the dtype of ``x``; ``None`` for the distinct pairs of ``x``. A
             queue that does not require grad costs nothing in backward.
         t: inverse width of the potential, > 0. A negative logarithm of a mean, the loss lies in ``[-4t, 0]`` for
-            unit rows; `hyperkern.metrics.uniformity_limit` gives its value for the uniform distribution.
+            unit rows; `hyperkern.metrics.uniformity_limit` gives its value for the uniform distribution. In float32
+            it is as accurate as the inner products, ``1e-7 t``.
         intra: with a queue, whether the distinct pairs of ``x`` count too.
-        normalize: whether rows are scaled to unit length first; without, the exact Gaussian potential of the
-            Euclidean distances. In float32 it is then as accurate as ``1e-7 t |x - mean(x)|^2``.
-        x_weights: ``(M,)`` or ``(B, M)`` weights >= 0 of the rows of ``x`` (a negative one gives nan).
-            Differentiable where positive.
+        normalize: whether rows are scaled to unit length first; without, the Gaussian potential of the Euclidean
+            distances, computed in float64 (where the device has it) whatever the input.
+        x_weights: ``(M,)`` or ``(B, M)`` weights >= 0 of the rows of ``x``; a common factor changes nothing.
+            Differentiable where positive. The result is nan if one is negative or no pair has a weight.
         y_weights: ``(N,)`` or ``(B, N)`` weights of the queue, likewise.
         backend: name of a backend to force; by default the best usable one.
 
@@ -75,8 +76,10 @@ def uniformity(
         if y_weights is not None:
             check_vector("y_weights", y_weights, "y", y)
 
-    x_rows = to_rows(x, normalize, backend)
-    y_rows = None if y is None else to_rows(y, normalize, backend)
+    x_rows = autograd.prepare(x, normalize=normalize, backend=backend)
+    y_rows = None if y is None else autograd.prepare(y, normalize=normalize, backend=backend)
+    if x_weights is not None or y_weights is not None:
+        x_weights, y_weights = _relative(x_weights, y_weights, x_rows, y_rows, intra)
     return uniformity_of_rows(x_rows, y_rows, t, intra, normalize, x_weights, y_weights, backend)
 
 
@@ -90,30 +93,71 @@ def uniformity_of_rows(
     y_weights: Tensor | None,
     backend: str | None,
 ) -> Tensor:
-    """`uniformity` of rows that are already prepared; ``unit`` tells whether they have unit length."""
+    """`uniformity` of rows that are already prepared.
+
+    ``unit`` tells whether they have unit length; weights are given for no side or for every side.
+    """
+    dtype = x.dtype
+    wide = torch.float64 if x.device.type != "mps" else dtype
     if not unit:
-        # Distances do not see a translation; short rows lose less to -t |x|^2 - t |y|^2 + 2t <x, y>.
+        # -t |x|^2 - t |y|^2 + 2t <x, y> cancels for rows that are long beside their distance. Distances do not see a
+        # translation, so the rows are made as short as can be, and float64 takes care of the rest.
+        x, y = x.to(wide), None if y is None else y.to(wide)
         center = x.detach().mean(-2, keepdim=True)
         x, y = x - center, None if y is None else y - center
+    m, n = x.shape[-2], 0 if y is None else y.shape[-2]
+    distinct = y is None or (intra and m > 1)
+    pairs = m * n + (m * (m - 1) // 2 if distinct else 0)
+    bounded = unit and x_weights is None and is_bounded(2 * t, m * max(m, n), x.dtype)
+
+    # Columns, exclusion and log-weights of each sum over pairs, and how often it counts: the distinct pairs of x are
+    # met in both orders.
     u = _log_weights(x, t, unit, x_weights)
-    v = None if y is None else _log_weights(y, t, unit, y_weights)
-    weighted = x_weights is not None or y_weights is not None
+    sums: list[tuple[Tensor | None, str, PairTerms, float]] = []
+    if y is not None:
+        sums.append((y, "none", PairTerms(u, _log_weights(y, t, unit, y_weights)), 1.0))
+    if distinct:
+        sums.append((None, "self", PairTerms(u), 0.5))
 
-    def log_sum(columns: Tensor | None, terms: PairTerms) -> Tensor:
-        n = x.shape[-2] if columns is None else columns.shape[-2]
-        bounded = unit and not weighted and is_bounded(2 * t, x.shape[-2] * n, x.dtype)
-        spec = PairSpec(2 * t, bounded, "self" if columns is None else "none")
-        if bounded:
-            return autograd.energy(x, columns, spec=spec, terms=terms, backend=backend).log()
-        return autograd.row_lse(x, columns, spec=spec, terms=terms, backend=backend)[0].logsumexp(-1)
+    if bounded:
+        total = x.new_zeros(())
+        for columns, exclude, terms, factor in sums:
+            spec = PairSpec(2 * t, bounded, exclude)
+            total = total + factor * autograd.energy(x, columns, spec=spec, terms=terms, backend=backend)
+        # Divided before the logarithm: the loss is small, the logarithms of total and count are not.
+        return (total / pairs).log() - 2 * t
 
-    total = log_sum(y, PairTerms(u, v))
+    # The few numbers left are reduced in float64, for the same reason.
+    logs = []
+    for columns, exclude, terms, factor in sums:
+        spec = PairSpec(2 * t, bounded, exclude)
+        row_lse, _ = autograd.row_lse(x, columns, spec=spec, terms=terms, backend=backend)
+        logs.append(row_lse.to(wide).logsumexp(-1) + math.log(factor))
+    if x_weights is None:
+        count = torch.full((), pairs, dtype=wide, device=x.device)
+    else:
+        count = _pair_weight(x_weights.to(wide), None if y_weights is None else y_weights.to(wide), distinct)
+    log_mean = torch.stack(logs).logsumexp(0) - count.log()
+    return (log_mean - 2 * t if unit else log_mean).to(dtype)
+
+
+def _relative(
+    x_weights: Tensor | None, y_weights: Tensor | None, x: Tensor, y: Tensor | None, intra: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The weights of both sides over the largest of each, so that no product of two over- or underflows.
+
+    The loss does not see the factor. With ``intra`` the pairs inside ``x`` count against those with ``y``, so there
+    both sides share one factor.
+    """
+    x_weights = torch.ones_like(x[..., 0]) if x_weights is None else x_weights.to(x.dtype)
+    x_top = x_weights.detach().amax(-1, keepdim=True)
     if y is None:
-        total = total - math.log(2)  # every pair was met in both orders
-    elif intra and x.shape[-2] > 1:
-        total = torch.logaddexp(total, log_sum(None, PairTerms(u)) - math.log(2))
-    # On unit rows the exponent is -t |x - y|^2 + 2t.
-    return total - _log_pairs(x, y, intra, x_weights, y_weights) - (2 * t if unit else 0)
+        return x_weights / x_top, None
+    y_weights = torch.ones_like(y[..., 0]) if y_weights is None else y_weights.to(y.dtype)
+    y_top = y_weights.detach().amax(-1, keepdim=True)
+    if intra:
+        x_top = y_top = torch.maximum(x_top, y_top)
+    return x_weights / x_top, y_weights / y_top
 
 
 def _log_weights(x: Tensor, t: float, unit: bool, weights: Tensor | None) -> Tensor:
@@ -123,22 +167,13 @@ def _log_weights(x: Tensor, t: float, unit: bool, weights: Tensor | None) -> Ten
         u = t * (torch.linalg.vector_norm(x.detach(), dim=-1) == 0).to(x.dtype)
     else:
         u = -t * x.square().sum(-1)
-    return u if weights is None else u + weights.to(x.dtype).log()
+    return u if weights is None else u + weights.log()
 
 
-def _log_pairs(
-    x: Tensor, y: Tensor | None, intra: bool, x_weights: Tensor | None, y_weights: Tensor | None
-) -> Tensor | float:
-    """The logarithm of the number of pairs, or of their total weight."""
-    distinct = y is None or intra
-    if x_weights is None and y_weights is None:
-        m, n = x.shape[-2], 0 if y is None else y.shape[-2]
-        return math.log(m * n + (m * (m - 1) // 2 if distinct else 0))
-    w = x.new_ones(x.shape[:-1]) if x_weights is None else x_weights.to(x.dtype)
-    total = x.new_zeros(x.shape[:-2])
+def _pair_weight(x_weights: Tensor, y_weights: Tensor | None, distinct: bool) -> Tensor:
+    """The sum of ``w_i w_j`` over the pairs that count."""
+    total = torch.zeros_like(x_weights[..., 0])
     if distinct:
         # All terms are positive; (sum w)^2 - sum w^2 would cancel when one weight dominates.
-        total = total + (w[..., 1:] * w.cumsum(-1)[..., :-1]).sum(-1)
-    if y is not None:
-        total = total + w.sum(-1) * (y.shape[-2] if y_weights is None else y_weights.to(x.dtype).sum(-1))
-    return total.log()
+        total = (x_weights[..., 1:] * x_weights.cumsum(-1)[..., :-1]).sum(-1)
+    return total if y_weights is None else total + x_weights.sum(-1) * y_weights.sum(-1)

@@ -1,0 +1,281 @@
+"""The primitives of every backend, through the contract of `hyperkern.backends.Backend`, against dense float64."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from oracle import assert_close
+from torch import Tensor
+
+from hyperkern import backends
+from hyperkern.spec import PairSpec, PairTerms
+
+SCALE = 3.0
+
+
+class Dense(NamedTuple):
+    """A problem and its logits in float64, ``-inf`` where a pair is left out."""
+
+    x: Tensor
+    y: Tensor | None
+    terms: PairTerms
+    spec: PairSpec
+    logits: Tensor
+
+    @property
+    def columns(self) -> Tensor:
+        return self.x if self.y is None else self.y
+
+
+def problem(
+    *,
+    m: int = 21,
+    n: int = 13,
+    d: int = 5,
+    batch: int = 2,
+    symmetric: bool = False,
+    exclude: str = "none",
+    bounded: bool = False,
+    weights: str = "",
+    offsets: tuple[int, int] = (0, 0),
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Dense:
+    draw = torch.Generator().manual_seed(m * n + d)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    def unit(*shape: int) -> Tensor:
+        return torch.nn.functional.normalize(randn(*shape), dim=-1).to(dtype)
+
+    x = unit(batch, m, d)
+    y = None if symmetric else unit(batch, n, d)
+    n = m if symmetric else n
+    u = randn(batch, m).to(dtype) if "u" in weights else None
+    v = randn(batch, n).to(dtype) if "v" in weights and not symmetric else None
+    row_ids = torch.arange(m).expand(batch, m) % 4 if exclude == "same_id" else None
+    col_ids = torch.arange(n).expand(batch, n) % 3 if exclude == "same_id" and not symmetric else None
+
+    logits = SCALE * x.double() @ (x if y is None else y).double().mT
+    logits = logits + (0 if u is None else u.double()[:, :, None])
+    right = u if symmetric else v
+    logits = logits + (0 if right is None else right.double()[:, None, :])
+    if exclude == "self":
+        logits = logits.masked_fill((torch.arange(m) + offsets[0])[:, None] == torch.arange(n) + offsets[1], -math.inf)
+    if exclude == "same_id":
+        assert row_ids is not None
+        right_ids = row_ids if col_ids is None else col_ids
+        logits = logits.masked_fill(row_ids[:, :, None] == right_ids[:, None, :], -math.inf)
+    spec = PairSpec(SCALE, bounded, exclude, *offsets)
+    terms = PairTerms(*(None if t is None else t.to(device) for t in (u, v, row_ids, col_ids)))
+    return Dense(x.to(device), None if y is None else y.to(device), terms, spec, logits)
+
+
+def problems() -> Iterator[Any]:
+    """Every rule, side, regime and kind of log-weight together."""
+    for symmetric in (False, True):
+        for exclude in ("none", "self", "same_id"):
+            for bounded in (False, True):
+                for weights in ("", "u") if symmetric else ("", "u", "v", "uv"):
+                    kind = f"{'symmetric' if symmetric else 'two-sided'}-{exclude}-{'bounded' * bounded}-{weights}"
+                    yield pytest.param(
+                        {"symmetric": symmetric, "exclude": exclude, "bounded": bounded, "weights": weights}, id=kind
+                    )
+    for offsets in ((0, 7), (7, 0), (4, 4), (100, 0)):
+        yield pytest.param({"exclude": "self", "offsets": offsets}, id=f"offsets-{offsets}")
+    yield pytest.param({"exclude": "self", "symmetric": True, "offsets": (9, 9)}, id="offsets-symmetric")
+    for m, n, d, batch in ((1, 1, 1, 1), (1, 17, 2, 1), (17, 1, 3, 3), (8, 16, 4, 1), (7, 9, 129, 1), (2, 3, 5, 70)):
+        yield pytest.param({"m": m, "n": n, "d": d, "batch": batch}, id=f"shape-{batch}-{m}-{n}-{d}")
+        yield pytest.param({"m": m, "d": d, "batch": batch, "symmetric": True}, id=f"shape-{batch}-{m}-{d}")
+
+
+every_problem = pytest.mark.parametrize("options", list(problems()))
+
+
+def weighted(p: Dense, w: Tensor, symmetric_sides: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `pair_grad` and `energy` return, from all the weights."""
+    return w @ p.columns.double().cpu(), w.sum(2), w.mT @ p.x.double().cpu(), w.sum(1)
+
+
+def check_sides(results: tuple, expected: tuple, p: Dense, need_x: bool, need_y: bool, tolerance: float) -> None:
+    for result, truth, needed in zip(results, expected, (need_x, need_x, need_y, need_y), strict=True):
+        assert result.dtype == (torch.float64 if p.x.dtype == torch.float64 else torch.float32)
+        truth = truth if needed else truth[:, :0]
+        assert_close(result.double().cpu(), truth, tolerance)
+
+
+def lse(logits: Tensor, dim: int) -> Tensor:
+    return torch.logsumexp(logits, dim)
+
+
+def kernel(logits: Tensor, shift: Tensor) -> Tensor:
+    return torch.where(logits == -math.inf, 0, torch.exp(logits - shift))
+
+
+@every_problem
+@pytest.mark.parametrize("need_cols", [False, True])
+def test_row_lse(
+    options: dict, need_cols: bool, backend: str, device: torch.device, small_blocks: None, poisoned_allocations: None
+) -> None:
+    p = problem(**options, device=device)
+    row, col = backends.load(backend).row_lse(p.x, p.y, p.terms, p.spec, need_cols=need_cols)
+    check_lse(row.cpu(), lse(p.logits, 2), 1e-12)
+    expected = lse(p.logits, 1)
+    check_lse(col.cpu(), expected if need_cols and p.y is not None else expected[:, :0], 1e-12)
+
+
+def check_lse(actual: Tensor, truth: Tensor, tolerance: float) -> None:
+    nothing = truth == -math.inf
+    assert torch.equal(actual == -math.inf, nothing)
+    assert_close(actual.double().masked_fill(nothing, 0), truth.masked_fill(nothing, 0), tolerance)
+
+
+@every_problem
+@pytest.mark.parametrize(("need_x", "need_y"), [(True, True), (True, False), (False, True), (False, False)])
+def test_pair_grad(
+    options: dict,
+    need_x: bool,
+    need_y: bool,
+    backend: str,
+    device: torch.device,
+    small_blocks: None,
+    poisoned_allocations: None,
+) -> None:
+    p = problem(**options, device=device)
+    need_y = need_y and p.y is not None
+    row, col = lse(p.logits, 2), lse(p.logits, 1)
+    a, b = torch.randn(row.shape, dtype=torch.float64), torch.randn(col.shape, dtype=torch.float64)
+    by_row, by_col = kernel(p.logits, row[:, :, None]), kernel(p.logits, col[:, None, :])
+    module = backends.load(backend)
+    for with_b in (False, True):
+        if p.y is None:
+            w, given = a[:, :, None] * by_row + a[:, None, :] * by_col, (row, None, a, None)
+        elif with_b:
+            w, given = a[:, :, None] * by_row + b[:, None, :] * by_col, (row, col, a, b)
+        else:
+            w, given = a[:, :, None] * by_row, (row, None, a, None)
+        on_device = [None if t is None else t.to(device) for t in given]
+        results = module.pair_grad(p.x, p.y, p.terms, p.spec, *on_device, need_x=need_x, need_y=need_y)
+        check_sides(results, weighted(p, w), p, need_x, need_y, 1e-11)
+
+
+@every_problem
+@pytest.mark.parametrize("potential", ["exp", "softplus"])
+@pytest.mark.parametrize(("need_x", "need_y"), [(True, True), (True, False), (False, True), (False, False)])
+def test_energy(
+    options: dict,
+    potential: str,
+    need_x: bool,
+    need_y: bool,
+    backend: str,
+    device: torch.device,
+    small_blocks: None,
+    poisoned_allocations: None,
+) -> None:
+    p = problem(**(options | {"bounded": True}), device=device)
+    need_y = need_y and p.y is not None
+    if potential == "exp":
+        value = w = p.logits.exp()
+    else:
+        value, w = torch.nn.functional.softplus(p.logits, threshold=50), p.logits.sigmoid()
+    total, *sides = backends.load(backend).energy(p.x, p.y, p.terms, p.spec, potential, need_x=need_x, need_y=need_y)
+    assert_close(total.cpu(), value.sum((1, 2)), 1e-11)
+    check_sides(tuple(sides), weighted(p, w), p, need_x, need_y, 1e-11)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_operands(
+    dtype: torch.dtype, bounded: bool, symmetric: bool, backend: str, device: torch.device
+) -> None:
+    p = problem(m=70, n=45, d=40, symmetric=symmetric, bounded=bounded, exclude="self", dtype=dtype, device=device)
+    module = backends.load(backend)
+    row, col = module.row_lse(p.x, p.y, p.terms, p.spec, need_cols=True)
+    assert row.dtype == col.dtype == torch.float32
+    check_lse(row.cpu(), lse(p.logits, 2), 2e-6)
+    a = torch.ones_like(row)
+    w = kernel(p.logits, lse(p.logits, 2)[:, :, None])
+    w = w + w.mT if symmetric else w
+    results = module.pair_grad(p.x, p.y, p.terms, p.spec, row, None, a, None, need_x=True, need_y=not symmetric)
+    check_sides(results, weighted(p, w), p, True, not symmetric, 4e-6)
+    total, *sides = module.energy(
+        p.x, p.y, p.terms, p.spec._replace(bounded=True), "exp", need_x=True, need_y=not symmetric
+    )
+    assert total.dtype == torch.float32
+    assert_close(total.double().cpu(), p.logits.exp().sum((1, 2)), 2e-6)
+    check_sides(tuple(sides), weighted(p, p.logits.exp()), p, True, not symmetric, 4e-6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_across_the_real_block_size(symmetric: bool, backend: str, device: torch.device) -> None:
+    p = problem(m=1025, n=1023, d=3, batch=1, symmetric=symmetric, exclude="self", bounded=True, device=device)
+    module = backends.load(backend)
+    row, col = module.row_lse(p.x, p.y, p.terms, p.spec, need_cols=True)
+    check_lse(row.cpu(), lse(p.logits, 2), 1e-12)
+    check_lse(col.cpu(), lse(p.logits, 1)[:, : col.shape[1]], 1e-12)
+    total, *sides = module.energy(p.x, p.y, p.terms, p.spec, "exp", need_x=True, need_y=not symmetric)
+    assert_close(total.cpu(), p.logits.exp().sum((1, 2)), 1e-12)
+    check_sides(tuple(sides), weighted(p, p.logits.exp()), p, True, not symmetric, 1e-11)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rows_without_a_candidate(symmetric: bool, bounded: bool, backend: str, device: torch.device) -> None:
+    p = problem(symmetric=symmetric, bounded=bounded, exclude="same_id", device=device)
+    zeros = [None if t is None else torch.zeros_like(t) for t in p.terms]  # every pair has equal ids
+    terms = PairTerms(*zeros)
+    module = backends.load(backend)
+    row, col = module.row_lse(p.x, p.y, terms, p.spec, need_cols=not symmetric)
+    assert (row == -math.inf).all()
+    assert (col == -math.inf).all()
+    a, b = torch.ones_like(row), None if symmetric else torch.ones_like(col)
+    results = module.pair_grad(
+        p.x, p.y, terms, p.spec, row, None if symmetric else col, a, b, need_x=True, need_y=not symmetric
+    )
+    assert all((result == 0).all() for result in results)
+
+
+def test_running_maximum_survives_any_logit(backend: str, device: torch.device, small_blocks: None) -> None:
+    p = problem(device=device)
+    spec = p.spec._replace(scale=1e4, bounded=False)
+    row, col = backends.load(backend).row_lse(p.x, p.y, p.terms, spec, need_cols=True)
+    logits = p.logits * (1e4 / SCALE)
+    check_lse(row.cpu(), lse(logits, 2), 1e-12)
+    check_lse(col.cpu(), lse(logits, 1), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_prepare_and_finish(dtype: torch.dtype, backend: str, device: torch.device, poisoned_allocations: None) -> None:
+    module = backends.load(backend)
+    x = torch.randn(3, 33, 7, dtype=torch.float64).to(dtype)
+    x[1, 5] = 0
+    unit, rstd = module.prepare(x.to(device))
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    assert unit.dtype == rstd.dtype == sums
+    tolerance = 1e-14 if dtype == torch.float64 else 1e-6
+    norm = x.double().norm(dim=-1)
+    eps = 2.0**-14 if dtype == torch.float16 else 1e-12
+    zero = norm == 0
+    assert_close(unit.double().cpu(), x.double() / norm.masked_fill(zero, 1)[..., None], tolerance)
+    torch.testing.assert_close(rstd.double().cpu(), 1 / norm.clamp_min(eps), rtol=tolerance, atol=0)
+
+    grad = torch.randn(3, 33, 7, dtype=sums)
+    dx = module.finish(grad.to(device), unit, rstd, dtype)
+    assert dx.dtype == dtype
+    x64 = x.double().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.nn.functional.normalize(x64, dim=-1, eps=eps), x64, grad.double())
+    rounding = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, torch.finfo(dtype).eps)
+    torch.testing.assert_close(dx.double().cpu(), expected, rtol=rounding, atol=rounding)
+
+
+def test_a_symmetric_problem_has_no_column_side(backend: str, device: torch.device, small_blocks: None) -> None:
+    # Asked for it nevertheless, a backend must not count the diagonal blocks twice.
+    p = problem(symmetric=True, device=device)
+    module = backends.load(backend)
+    row, col = module.row_lse(p.x, None, p.terms, p.spec, need_cols=True)
+    check_lse(row.cpu(), lse(p.logits, 2), 1e-12)
+    assert col.shape == (2, 0)

@@ -1,0 +1,83 @@
+"""What every test shares: the backends of this machine, seeds, the Hypothesis profile, poisoned allocations."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from hyperkern import backends
+from hyperkern.spec import PairSpec
+
+# The tests are thousands of small problems: waking a second thread for each costs ten times what it saves on a
+# busy machine. The tests of threads and of determinism ask for more.
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "hyperkern",
+    derandomize=True,
+    deadline=None,
+    max_examples=10,
+    print_blob=True,
+    # The backend fixture is a constant for all the examples of one test.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("hyperkern")
+
+
+def _targets() -> list:
+    """Every (backend, device) of this machine that computes an ordinary problem."""
+    targets = []
+    for name in backends.PRIORITY:
+        for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+            problem = backends.Problem("energy", torch.device(device), torch.float32, 128, PairSpec(4.0, True))
+            if not backends.load(name).unsupported(problem):
+                marks = [pytest.mark.gpu] if device == "cuda" else []
+                targets.append(pytest.param((name, torch.device(device)), id=f"{name}-{device}", marks=marks))
+    return targets
+
+
+@pytest.fixture(params=_targets())
+def target(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
+    return request.param
+
+
+@pytest.fixture
+def backend(target: tuple[str, torch.device]) -> str:
+    """The name of a backend, to be forced."""
+    return target[0]
+
+
+@pytest.fixture
+def device(target: tuple[str, torch.device]) -> torch.device:
+    """A device that `backend` serves."""
+    return target[1]
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture
+def poisoned_allocations() -> Iterator[None]:
+    """Fresh memory holds NaN (floats) or the largest integer, so that an element never written is seen."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 8 in the reference: small shapes walk over many blocks with ragged ends."""
+    monkeypatch.setattr(backends.load("reference"), "_BLOCK_CPU", 8)

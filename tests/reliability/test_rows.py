@@ -1,0 +1,212 @@
+"""Rows that break naive code: cases 1 to 8 of the table of promises."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import BY_NAME, CASES, names, tensors, values_and_grads
+from oracle import assert_close
+from torch import Tensor
+
+import hyperkern as hk
+
+EPS = {torch.float16: 2.0**-14}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def finite(results: tuple[list[Tensor], list[Tensor]]) -> bool:
+    return all(t.isfinite().all() for part in results for t in part)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if "raw" not in n])
+def test_case_01_zero_row(name: str) -> None:
+    case = BY_NAME[name]
+    args = tensors(case, 5, 4, 3)
+    args[0][1] = 0
+    results = values_and_grads(case.ours, args)
+    assert finite(results)
+    expected = values_and_grads(case.truth, args)
+    for actual, truth in zip(results[0], expected[0], strict=True):
+        assert_close(actual, truth)
+    for actual, truth in zip(results[1], expected[1], strict=True):
+        # The gradient of the zero row is that of F.normalize, multiplied by 1e12.
+        torch.testing.assert_close(actual, truth, rtol=1e-9, atol=1e-9)
+
+
+def test_case_01_two_zero_rows_are_at_distance_0_and_at_distance_1_from_the_sphere() -> None:
+    x = torch.zeros(3, 4, dtype=torch.float64)
+    x[0, 0] = 2.0
+    assert_close(hk.uniformity(x), ((1 + 2 * torch.tensor(-2.0, dtype=torch.float64).exp()) / 3).log())
+    assert hk.uniformity(torch.zeros(3, 4)) == 0
+    assert hk.alignment(torch.zeros(3, 4), torch.zeros(3, 4), alpha=0.5) == 0
+    assert_close(hk.alignment(x, torch.ones_like(x), alpha=3.0, reduction="none")[1:], x.new_ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_case_01_zero_row_in_low_precision(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 3).to(dtype)
+    x[1] = 0
+    x.requires_grad_()
+    loss = hk.uniformity(x)
+    (found,) = torch.autograd.grad(loss, x)
+    assert found.isfinite().all()
+    rows = x.detach().double().requires_grad_()
+    unit = F.normalize(rows, dim=-1, eps=EPS.get(dtype, 1e-12))
+    truth = torch.pdist(unit).square().mul(-2).exp().mean().log()
+    (expected,) = torch.autograd.grad(truth, rows)
+    torch.testing.assert_close(loss.double(), truth)
+    torch.testing.assert_close(found.double(), expected, rtol=8 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("end", ["tiny", "subnormal", "huge"])
+def test_case_02_rows_whose_norm_leaves_the_range(dtype: torch.dtype, end: str) -> None:
+    info = torch.finfo(dtype)
+    size = {"tiny": info.tiny, "subnormal": info.tiny / 4, "huge": info.max / 2}[end]
+    direction = torch.tensor([[1.0, -1.0, 0.5, 0.0], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.0, -1.0]])
+    x = (direction.double() * size).to(dtype).requires_grad_()
+    unit = F.normalize(direction.double(), dim=-1)
+    expected = torch.pdist(unit).square().mul(-2).exp().mean().log()
+    loss = hk.uniformity(x)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.autograd.grad(loss, x)[0].isfinite().all() or (dtype, end) == (torch.float16, "subnormal")
+    other = direction.to(dtype).flip(0)
+    for pair in (hk.alignment(x, other), hk.info_nce(x, other), hk.clip_loss(x, other, logit_scale=5.0)):
+        assert pair.isfinite()
+    assert_close(hk.alignment(x, other, reduction="none").double(), (unit - unit.flip(0)).square().sum(-1), 1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_case_03_identical_positive_pairs(alpha: float, normalize: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(6, 5).to(dtype)
+    pair = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    loss = hk.alignment(*pair, alpha=alpha, normalize=normalize)
+    loss.backward()
+    assert loss == 0
+    assert all((t.grad == 0).all() for t in pair)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 3.0])
+def test_case_03_nearly_identical_pairs(alpha: float) -> None:
+    # The square of a small distance underflows in float32; the power of its derivative must not be infinite.
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    y = torch.tensor([[1.0, 1e-22], [1.0, 1e-10], [1.0, 1e-30]], requires_grad=True)
+    loss = hk.alignment(x, y, alpha=alpha)
+    (found,) = torch.autograd.grad(loss, y)
+    assert loss.isfinite()
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
+def test_case_03_second_derivative_at_identical_pairs(alpha: float) -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    (first,) = torch.autograd.grad(hk.alignment(x, y, alpha=alpha), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("name", names())
+def test_case_04_duplicate_rows(name: str) -> None:
+    case = BY_NAME[name]
+    args = [arg.float() for arg in tensors(case, 6, 4, 3)]
+    args = [arg[..., :1, :].expand(arg.shape) if arg.dim() > 1 else arg for arg in args]
+    results = values_and_grads(case.ours, args)
+    assert finite(results)
+    if name in ("uniformity-default", "uniformity-t0.3"):
+        torch.testing.assert_close(results[0][0], torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", names())
+def test_case_05_nan_or_inf_in_a_row(name: str, bad: float) -> None:
+    case = BY_NAME[name]
+    for which in range(sum(role in ("x", "y", "queue") for role in case.roles)):
+        args = [arg.float() for arg in tensors(case, 5, 4, 3)]
+        args[which][2, 1] = bad
+        for out in case.ours(*args):
+            if case.name.startswith("logsumexp") or "none" in case.name:
+                # One number for each row: the row itself, at least, must show it.
+                assert not out.isfinite().all()
+            elif "raw" in name and bad == bad:
+                assert not out.isfinite()  # the textbook too: |inf - y| is inf
+            else:
+                assert out.isnan()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4, 1, 3)])
+def test_case_06_fewer_than_two_rows(shape: tuple[int, ...]) -> None:
+    one = torch.randn(shape)
+    for loss in (lambda: hk.uniformity(one), lambda: hk.align_uniform(one, one)):
+        with pytest.raises(ValueError, match=r"x must have at least 2 rows.*got shape"):
+            loss()
+    assert hk.uniformity(one, one).isfinite().all()
+    assert hk.uniformity(one, one, intra=True).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 2, 3), (2, 0, 3)])
+def test_case_06_empty_batch(shape: tuple[int, ...]) -> None:
+    empty, full = torch.empty(shape), torch.randn(2, 3)
+    for loss in (
+        lambda: hk.uniformity(empty),
+        lambda: hk.uniformity(full, empty),
+        lambda: hk.alignment(empty, empty),
+        lambda: hk.align_uniform(empty, empty),
+        lambda: hk.info_nce(empty, empty),
+        lambda: hk.info_nce(full, full, negatives=empty),
+        lambda: hk.clip_loss(empty, empty, logit_scale=1.0),
+        lambda: hk.pairwise_logsumexp(empty, scale=1.0),
+    ):
+        with pytest.raises(ValueError, match=r"must not be empty, got shape \("):
+            loss()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.001])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_case_07_one_row_without_negatives(temperature: float, dtype: torch.dtype) -> None:
+    for seed in range(10):
+        torch.manual_seed(seed)
+        x, y = torch.randn(2, 1, 33).to(dtype).requires_grad_().unbind()
+        for loss in (hk.info_nce(x, y, temperature=temperature), hk.clip_loss(x, y, logit_scale=1 / temperature)):
+            # A logit minus itself; half a unit in the last place of that logit is what rounding may leave.
+            ulp = torch.finfo(loss.dtype).eps / temperature
+            assert abs(loss.item()) <= ulp
+            for grad in torch.autograd.grad(loss, (x, y)):
+                assert grad.abs().max() <= 4 * ulp / temperature
+
+
+@pytest.mark.parametrize("one_side", [False, True])
+@pytest.mark.parametrize("scale", [2.0, 500.0])
+def test_case_08_every_candidate_excluded(one_side: bool, scale: float) -> None:
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    y = None if one_side else torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    # On two sides row 0 has no candidate left; on one side no row has.
+    x_ids = torch.tensor([0, 0, 0, 0, 0] if one_side else [7, 1, 2, 3, 4])
+    y_ids = None if one_side else torch.tensor([7, 7, 7, 7])
+    row, col = hk.pairwise_logsumexp(x, y, scale=scale, exclude="same_id", x_ids=x_ids, y_ids=y_ids)
+    assert row[0] == -torch.inf
+    if one_side:
+        assert (row == -torch.inf).all()
+    else:
+        assert row[1:].isfinite().all()
+        assert col.isfinite().all()
+    for value in (row[0], row.sum(), row.masked_fill(row == -torch.inf, 0).sum()):
+        grad = torch.autograd.grad(value, x, retain_graph=True)[0]
+        assert (grad[0] == 0).all()
+        assert grad.isfinite().all()
+
+
+def test_case_08_weights_of_zero_leave_rows_out() -> None:
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.tensor([1.0, 0, 1, 1, 0, 1], dtype=torch.float64)
+    kept = x.detach()[w > 0].requires_grad_()
+    loss, expected = hk.uniformity(x, x_weights=w), hk.uniformity(kept)
+    assert_close(loss, expected)
+    grad = torch.autograd.grad(loss, x)[0]
+    assert (grad[w == 0] == 0).all()
+    assert_close(grad[w > 0], torch.autograd.grad(expected, kept)[0])
+
+
+def test_the_zero_row_test_covers_the_cases() -> None:
+    assert len([case for case in CASES if "raw" not in case.name]) > 25

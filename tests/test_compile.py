@@ -1,0 +1,154 @@
+"""Every loss inside a compiled region, without graph breaks."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from cases import BY_NAME, names, tensors, values_and_grads
+from torch import Tensor
+
+import hyperkern as hk
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def check(
+    function: Callable, args: list[Tensor], backend: str = "aot_eager", tolerance: float = 1e-6, **options: object
+) -> Callable:
+    compiled = torch.compile(function, fullgraph=True, backend=backend, **options)
+    expected, found = values_and_grads(function, args), values_and_grads(compiled, args)
+    for actual, truth in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
+        assert actual.dtype == truth.dtype
+        torch.testing.assert_close(actual, truth, rtol=tolerance, atol=tolerance)
+    return compiled
+
+
+@pytest.mark.parametrize("name", names())
+def test_forward_and_backward(name: str) -> None:
+    case = BY_NAME[name]
+    check(case.ours, tensors(case, 9, 7, 5, dtype=torch.float32))
+
+
+def everything(x: Tensor, y: Tensor, queue: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    return (
+        hk.align_uniform(x, y, alpha=1.5).loss,
+        hk.uniformity(x, queue, intra=True),
+        hk.info_nce(x, y, negatives=queue),
+        hk.clip_loss(x, y, logit_scale=scale),
+        hk.pairwise_logsumexp(x, scale=3.0, exclude="self")[0].mean(),
+    )
+
+
+def arguments(n: int = 9, k: int = 6, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [t.to(dtype) for t in (*torch.randn(2, n, 4), torch.randn(k, 4), torch.tensor(5.0))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inductor(dtype: torch.dtype) -> None:
+    check(everything, arguments(dtype=dtype), "inductor", 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalize", [True, False])
+def test_inductor_with_strides(normalize: bool) -> None:
+    # Generated code believes the strides that the operators promise when traced.
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        loss = hk.align_uniform(x * 2, y, normalize=normalize).loss
+        return loss, hk.info_nce(x, y * 2, normalize=normalize), hk.uniformity(x, y, normalize=normalize)
+
+    x, y = torch.randn(2, 4, 9)
+    check(function, [x.T, y.T], "inductor", 1e-5)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(inside: bool, dtype: torch.dtype) -> None:
+    def function(x: Tensor, y: Tensor, queue: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", dtype, enabled=inside):
+            return everything(x, y, queue, scale)
+
+    args = arguments()
+    expected = values_and_grads(everything, args)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype, enabled=not inside):
+        found = values_and_grads(compiled, args)
+    # Autocast is for the matrix products of a model; the losses keep float32.
+    for actual, truth in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_batch_size() -> None:
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    for n, k in ((9, 6), (12, 7), (5, 30)):
+        args = arguments(n, k)
+        expected, found = values_and_grads(everything, args), values_and_grads(compiled, args)
+        for actual, truth in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
+            torch.testing.assert_close(actual, truth)
+
+
+LOSSES = {
+    "alignment": lambda x: hk.alignment(x, x.flip(0)),
+    "uniformity": lambda x: hk.uniformity(x),
+    "uniformity-raw": lambda x: hk.uniformity(x, normalize=False),
+    "uniformity-queue": lambda x: hk.uniformity(x, x.flip(0), intra=True),
+    "align_uniform": lambda x: hk.align_uniform(x, x.flip(0)).loss,
+    "info_nce": lambda x: hk.info_nce(x, x.flip(0)),
+    "info_nce-learnable": lambda x: hk.info_nce(x, x.flip(0), temperature=x.new_tensor(0.1)),
+    "clip_loss": lambda x: hk.clip_loss(x, x.flip(0), logit_scale=5.0),
+    "pairwise_logsumexp": lambda x: hk.pairwise_logsumexp(x, scale=5.0)[0].sum(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_marked_dynamic_compiles_once(name: str) -> None:
+    # A last batch of another size must not mean another compilation, or an error for those who mark it.
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(LOSSES[name], fullgraph=True, backend=counter)
+    for n in (16, 11, 33):
+        x = torch.randn(n, 4, requires_grad=True)
+        torch._dynamo.mark_dynamic(x, 0)
+        found = torch.autograd.grad(compiled(x), x)[0]
+        torch.testing.assert_close(found, torch.autograd.grad(LOSSES[name](x), x)[0])
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_dynamic_compiles(name: str) -> None:
+    compiled = torch.compile(LOSSES[name], fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (5, 9):
+        x = torch.randn(n, 4)
+        torch.testing.assert_close(compiled(x), LOSSES[name](x))
+
+
+@pytest.mark.parametrize("option", ["t", "temperature", "logit_scale", "alpha", "scale"])
+def test_an_option_that_changes_from_step_to_step(option: str) -> None:
+    # A schedule of the temperature: at the second value the compiler turns the number into a symbol.
+    x, y = torch.randn(2, 9, 4)
+    function = {
+        "t": lambda value: hk.uniformity(x, t=value),
+        "temperature": lambda value: hk.info_nce(x, y, temperature=value),
+        "logit_scale": lambda value: hk.clip_loss(x, y, logit_scale=value),
+        "alpha": lambda value: hk.alignment(x, y, alpha=value),
+        "scale": lambda value: hk.pairwise_logsumexp(x, y, scale=value)[0],
+    }[option]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for value in (0.5, 0.75, 1.25, 1.5):
+        torch.testing.assert_close(compiled(value), function(value))
+
+
+@pytest.mark.parametrize("module", [hk.CLIPLoss(learnable=True), hk.AlignUniformLoss(), hk.InfoNCELoss()], ids=repr)
+def test_modules(module: torch.nn.Module) -> None:
+    check(lambda x, y: (module(x, y),), list(torch.randn(2, 9, 4)))
+
+
+def test_bad_input_raises_the_same_error() -> None:
+    compiled = torch.compile(hk.uniformity, backend="aot_eager")
+    with pytest.raises(ValueError, match="x must have at least 2 rows"):
+        compiled(torch.randn(1, 4))

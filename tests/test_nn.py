@@ -1,0 +1,125 @@
+"""The modules: each is its function with the options given at construction."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hyperkern as hk
+
+X, Y, QUEUE = torch.randn(6, 4), torch.randn(6, 4), torch.randn(9, 4)
+QUEUE_WEIGHTS = {"x_weights": torch.rand(6), "y_weights": torch.rand(9)}
+
+SAME = {
+    "alignment": (hk.AlignmentLoss()(X, Y), hk.alignment(X, Y)),
+    "alignment-options": (
+        hk.AlignmentLoss(alpha=1.5, normalize=False, reduction="none")(X, Y),
+        hk.alignment(X, Y, alpha=1.5, normalize=False, reduction="none"),
+    ),
+    "uniformity": (hk.UniformityLoss()(X), hk.uniformity(X)),
+    "uniformity-options": (
+        hk.UniformityLoss(t=0.7, intra=True, normalize=False)(X, QUEUE, **QUEUE_WEIGHTS),
+        hk.uniformity(X, QUEUE, t=0.7, intra=True, normalize=False, **QUEUE_WEIGHTS),
+    ),
+    "align_uniform": (hk.AlignUniformLoss()(X, Y), hk.align_uniform(X, Y).loss),
+    "align_uniform-options": (
+        hk.AlignUniformLoss(alpha=1.0, t=3.0, align_weight=0.3, uniform_weight=2.0, normalize=False)(X, Y),
+        hk.align_uniform(X, Y, alpha=1.0, t=3.0, align_weight=0.3, uniform_weight=2.0, normalize=False).loss,
+    ),
+    "info_nce": (hk.InfoNCELoss()(X, Y), hk.info_nce(X, Y)),
+    "info_nce-options": (
+        hk.InfoNCELoss(temperature=0.3, normalize=False, reduction="sum")(X, Y, QUEUE),
+        hk.info_nce(X, Y, temperature=0.3, normalize=False, reduction="sum", negatives=QUEUE),
+    ),
+    "clip": (hk.CLIPLoss()(X, Y), hk.clip_loss(X, Y, logit_scale=1 / 0.07)),
+    "clip-options": (
+        hk.CLIPLoss(logit_scale=3.0, normalize=False)(X, Y),
+        hk.clip_loss(X, Y, logit_scale=3.0, normalize=False),
+    ),
+}
+
+MODULES = [hk.AlignmentLoss, hk.UniformityLoss, hk.AlignUniformLoss, hk.InfoNCELoss, hk.CLIPLoss]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_same_as_the_function(name: str) -> None:
+    module, function = SAME[name]
+    assert torch.equal(module, function)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_backend_is_passed_on(module: type[nn.Module]) -> None:
+    args = (X,) if module is hk.UniformityLoss else (X, Y)
+    assert torch.equal(module(backend="reference")(*args), module()(*args))
+    with pytest.raises(ValueError, match="backend='nonsense'"):
+        module(backend="nonsense")(*args)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_repr_shows_the_options_as_they_were_given(module: type[nn.Module]) -> None:
+    shown = repr(module())
+    assert shown.startswith(module.__name__ + "(")
+    assert "normalize=True" in shown
+    # Nothing but arguments of the constructor: the text can be pasted back.
+    for option in shown[len(module.__name__) + 1 : -1].split(", "):
+        assert option.split("=")[0] in module.__init__.__kwdefaults__
+
+
+def test_repr_shows_a_learnt_scale() -> None:
+    assert "learnable=True" in repr(hk.CLIPLoss(learnable=True))
+    assert "temperature" in repr(hk.InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.1))))
+
+
+def test_without_parameters() -> None:
+    for module in MODULES:
+        assert not list(module().parameters())
+
+
+def test_learnable_temperature() -> None:
+    temperature = nn.Parameter(torch.tensor(0.5))
+    module = hk.InfoNCELoss(temperature=temperature)
+    assert dict(module.named_parameters()) == {"temperature": temperature}
+    loss = module(X, Y)
+    torch.testing.assert_close(loss, hk.info_nce(X, Y, temperature=0.5))
+    loss.backward()
+    assert temperature.grad.abs() > 0
+
+
+def test_learnable_scale_starts_where_told_and_moves() -> None:
+    module = hk.CLIPLoss(logit_scale=5.0, learnable=True)
+    torch.testing.assert_close(module(X, Y), hk.clip_loss(X, Y, logit_scale=5.0))
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        module(X, X).backward()
+        optimizer.step()
+    # Perfect pairs are told apart the better, the larger the scale.
+    assert module.log_logit_scale > math.log(5.0)
+
+
+def test_learnt_scale_is_bounded() -> None:
+    module = hk.CLIPLoss(logit_scale=5.0, learnable=True, max_logit_scale=20.0)
+    with torch.no_grad():
+        module.log_logit_scale.fill_(math.log(1e6))
+    torch.testing.assert_close(module(X, Y), hk.clip_loss(X, Y, logit_scale=20.0))
+
+
+def test_a_scale_that_overshot_its_bound_can_come_back() -> None:
+    # CLIP clamps the parameter after each step, so its gradient lives on at the bound.
+    module = hk.CLIPLoss(logit_scale=19.0, learnable=True, max_logit_scale=20.0)
+    with torch.no_grad():
+        module.log_logit_scale.fill_(math.log(20.5))
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        module(X, -X).backward()  # wrong pairs: a smaller scale is better
+        optimizer.step()
+    assert module.log_logit_scale < math.log(20.0)
+
+
+def test_learnable_clip_moves_with_the_module() -> None:
+    module = hk.CLIPLoss(learnable=True).double()
+    assert module.log_logit_scale.dtype == torch.float64
+    assert module(X.double(), Y.double()).dtype == torch.float64
+    assert module(X, Y).dtype == torch.float32
