@@ -10,6 +10,11 @@ def pdist_uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     return torch.pdist(F.normalize(x, dim=-1)).pow(2).mul(-t).exp().mean().log()
 
 
+def paper_uniform_loss(x: Tensor, t: float = 2.0) -> Tensor:
+    """The code of the paper, for rows that the caller has normalised."""
+    return torch.pdist(x, p=2).pow(2).mul(-t).exp().mean().log()
+
+
 def dense_uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     """The quick formula: one product, the whole N x N matrix is stored."""
     x = F.normalize(x, dim=-1)

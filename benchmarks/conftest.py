@@ -25,29 +25,29 @@ def record():
 def pytest_terminal_summary(terminalreporter, config):
     if not _rows:
         return
-    # Speed-ups are filled in here, when all of a case has been measured.
+    # Ratios to the baselines of the same run, when all of a case has been measured.
     times = {(row["case"], row["implementation"]): row["median_ms"] for row in _rows}
     for row in _rows:
-        baseline = times.get((row["case"], "pdist")) or times.get((row["case"], "dense"))
-        row["speedup"] = baseline / row["median_ms"] if baseline else None
+        for baseline in ("pdist", "dense"):
+            time = times.get((row["case"], baseline))
+            row[f"vs_{baseline}"] = time / row["median_ms"] if time and row["implementation"] != baseline else None
+    columns = {
+        "median ms": lambda row: f"{row['median_ms']:.2f}",
+        "iqr ms": lambda row: f"{row['iqr_ms']:.2f}" if "iqr_ms" in row else "",
+        "GFLOP/s": lambda row: f"{row['gflops']:.0f}",
+        "of sgemm": lambda row: f"{row['of_sgemm']:.2f}",
+        "vs pdist": lambda row: f"{row['vs_pdist']:.1f}x" if row["vs_pdist"] else "",
+        "vs dense": lambda row: f"{row['vs_dense']:.1f}x" if row["vs_dense"] else "",
+        "peak MB": lambda row: f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else "",
+    }
     terminalreporter.section("loss + gradient, one run on this machine")
-    terminalreporter.write_line(
-        f"{'case':<34}{'implementation':<15}{'median ms':>10}{'iqr ms':>9}{'GFLOP/s':>9}{'of sgemm':>9}"
-        f"{'speed-up':>9}{'peak MB':>9}"
-    )
+    terminalreporter.write_line(f"{'case':<36}{'implementation':<20}" + "".join(f"{name:>10}" for name in columns))
     for row in _rows:
-        cells = (
-            f"{row['median_ms']:>10.1f}",
-            f"{row['iqr_ms']:>9.1f}",
-            f"{row['gflops']:>9.0f}" if row.get("gflops") else f"{'':>9}",
-            f"{row['of_sgemm']:>9.2f}" if row.get("of_sgemm") else f"{'':>9}",
-            f"{row['speedup']:>8.1f}x" if row["speedup"] else f"{'':>9}",
-            f"{row['peak_bytes'] / 1e6:>9.0f}" if row.get("peak_bytes") else f"{'':>9}",
-        )
-        terminalreporter.write_line(f"{row['case']:<34}{row['implementation']:<15}{''.join(cells)}")
+        cells = "".join(f"{cell(row):>10}" for cell in columns.values())
+        terminalreporter.write_line(f"{row['case']:<36}{row['implementation']:<20}{cells}")
     terminalreporter.write_line(
-        "GFLOP/s counts the symmetric minimum 3 N^2 D (two-way contrastive: 8 N^2 D); 'of sgemm' is its ratio to the "
-        "median rate of the library's float32 product, timed between the rounds; speed-up is over pdist, else dense."
+        "GFLOP/s counts the least arithmetic, 3 N^2 D for uniformity 8 N^2 D for the two-way loss; 'of sgemm' is its "
+        "ratio to the median rate of the library's float32 product, timed between the rounds; 'vs' are speed-ups."
     )
     if path := config.getoption("--record"):
         machine = {

@@ -123,3 +123,28 @@ def test_learnable_clip_moves_with_the_module() -> None:
     assert module.log_logit_scale.dtype == torch.float64
     assert module(X.double(), Y.double()).dtype == torch.float64
     assert module(X, Y).dtype == torch.float32
+
+
+def test_a_learnt_scale_above_its_bound_is_refused_and_below_it_comes_back() -> None:
+    with pytest.raises(ValueError, match=r"logit_scale must not exceed max_logit_scale=100.0, got 101.0"):
+        hk.CLIPLoss(logit_scale=101.0, learnable=True)
+    loss = hk.CLIPLoss(logit_scale=90.0, learnable=True)
+    with torch.no_grad():
+        loss.log_logit_scale.fill_(10.0)  # a step too far
+    value = loss(X, Y)
+    torch.testing.assert_close(value, hk.clip_loss(X, Y, logit_scale=100.0))
+    value.backward()
+    assert loss.log_logit_scale.grad != 0
+
+
+def test_a_temperature_tensor_moves_with_the_module() -> None:
+    loss = hk.InfoNCELoss(temperature=torch.tensor(0.2))
+    assert loss.double().temperature.dtype == torch.float64
+    assert "temperature" in loss.state_dict()
+    torch.testing.assert_close(loss(X, Y), hk.info_nce(X, Y, temperature=0.2))
+
+
+def test_a_wrong_backend_is_refused_at_construction() -> None:
+    for name in ("nonsense", 3):
+        with pytest.raises(ValueError, match=rf"backend={name!r} is unknown"):
+            hk.UniformityLoss(backend=name)

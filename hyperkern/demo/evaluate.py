@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .. import align_uniform
@@ -28,12 +30,14 @@ class Evaluation(NamedTuple):
         alignment: mean ‖f(x) - f(y)‖^α over the positive pairs, two random views of each image.
         uniformity: log mean exp(-t‖f(x) - f(x')‖²) over the distinct pairs of images, the mean of both views.
         linear_probe: accuracy of logistic regression on the features.
+        scaled_probe: the same on features standardised over the training images.
         knn: accuracy of the 5 nearest neighbours on the features.
     """
 
     alignment: float
     uniformity: float
     linear_probe: float
+    scaled_probe: float
     knn: float
 
 
@@ -59,8 +63,9 @@ def evaluate(encoder: Encoder, digits: Digits, *, backend: str | None) -> Evalua
 
     Probe (logistic regression with scikit-learn's defaults) and neighbours see the normalised encoder
     output, the paper's "output" column, of the images as they are; they are fitted on the training images
-    and scored on the held-out ones. Neighbours do not depend on the scale of distances: an encoder that has
-    collapsed almost to a point can keep the accuracy of an untrained one there, the probe can not.
+    and scored on the held-out ones. A probe is regularised, so it cannot use directions along which the features
+    hardly vary: an encoder that has collapsed almost to a point fails it. Neighbours and the probe of standardised
+    features do not depend on scale, and there such an encoder can keep what an untrained one has.
 
     Args:
         encoder: in evaluation mode.
@@ -76,10 +81,12 @@ def evaluate(encoder: Encoder, digits: Digits, *, backend: str | None) -> Evalua
     train = encode(encoder, digits.train_images)
     held_out = encode(encoder, digits.held_out_images)
     probe = LogisticRegression(max_iter=1000).fit(train, digits.train_labels)
+    scaled_probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, digits.train_labels)
     neighbours = KNeighborsClassifier(NEIGHBOURS).fit(train, digits.train_labels)
     return Evaluation(
         alignment=metrics.alignment.item(),
         uniformity=metrics.uniformity.item(),
         linear_probe=float(probe.score(held_out, digits.held_out_labels)),
+        scaled_probe=float(scaled_probe.score(held_out, digits.held_out_labels)),
         knn=float(neighbours.score(held_out, digits.held_out_labels)),
     )

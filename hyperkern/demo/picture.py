@@ -50,7 +50,7 @@ UNIFORM_DENSITY = 1 / (2 * np.pi)
 DENSITY_TOP = 4 * UNIFORM_DENSITY
 GRAY = "#555555"
 DASHES = (0, (4, 3))
-POINTS = (("#0072B2", "o"), ("#D55E00", "s"))  # of the Okabe-Ito palette: linear probe, 5-NN
+POINTS = (("#0072B2", "o"), ("#009E73", "^"), ("#D55E00", "s"))  # of the Okabe-Ito palette, as in ACCURACIES
 ERROR_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90)
 
 
@@ -206,7 +206,7 @@ def _draw_plane(figure: SubFigure, axes: Axes, runs: Sequence[Run], limit: float
 
 def _draw_errors(axes: Axes, runs: Sequence[Run]) -> None:
     rows = [*((one.name, one.label) for one in OBJECTIVES), (UNTRAINED, "untrained encoder")]
-    for offset, (metric, label), (color, marker) in zip((-0.15, 0.15), ACCURACIES.items(), POINTS, strict=True):
+    for offset, (metric, label), (color, marker) in zip((-0.2, 0.0, 0.2), ACCURACIES.items(), POINTS, strict=True):
         for row, (name, _) in enumerate(rows):
             values = [_error_percent(run, metric) for run in runs if run.objective == name]
             axes.plot([min(values), max(values)], [row + offset] * 2, color=color, linewidth=1.2)

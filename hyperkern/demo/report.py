@@ -53,7 +53,7 @@ class Results(NamedTuple):
     seconds: float
 
 
-HEADER = ("objective", "alignment ↓", "uniformity ↓", "linear probe % ↑", "5-NN % ↑")
+HEADER = ("objective", "alignment ↓", "uniformity ↓", "linear probe % ↑", "standardised % ↑", "5-NN % ↑")
 
 
 def table_rows(summary: Summary, limit: float) -> list[tuple[str, ...]]:
@@ -69,10 +69,11 @@ def table_rows(summary: Summary, limit: float) -> list[tuple[str, ...]]:
                 _cell(metrics["alignment"], 1, 4),
                 _cell(metrics["uniformity"], 1, 3),
                 _cell(metrics["linear_probe"], 100, 1),
+                _cell(metrics["scaled_probe"], 100, 1),
                 _cell(metrics["knn"], 100, 1),
             )
         )
-    rows.append(("uniform distribution (exact)", "", f"{limit:.3f}", "", ""))
+    rows.append(("uniform distribution (exact)", "", f"{limit:.3f}", "", "", ""))
     return rows
 
 

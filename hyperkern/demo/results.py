@@ -48,7 +48,7 @@ class Finding(NamedTuple):
     lines: tuple[str, ...]
 
 
-ACCURACIES = {"linear_probe": "linear probe", "knn": "5-NN"}
+ACCURACIES = {"linear_probe": "linear probe", "scaled_probe": "standardised probe", "knn": "5-NN"}
 FAR_ERROR_RATIO = 0.5
 
 
@@ -70,9 +70,9 @@ def _spread(values: list[float]) -> Spread:
 def judge(summary: Summary, held_out: int) -> Finding:
     """Compare alignment + uniformity with contrastive and with either term alone.
 
-    The finding holds if, for the linear probe and for 5-NN, alignment + uniformity is
+    The finding holds if, for both probes and for 5-NN, alignment + uniformity is
 
-    - at least as good as contrastive within the spread: its mean is not lower by more than the larger
+    - at least as good as contrastive within the margin: its mean is not lower by more than the larger
       standard deviation over seeds of the two, or, if that is larger still, the standard error of one
       accuracy measured on this many held-out images;
     - far above either term alone: higher by more than the same margin, with at most half the errors.
@@ -93,13 +93,13 @@ def judge(summary: Summary, held_out: int) -> Finding:
             gain = both.mean - rival.mean
             if other is CONTRASTIVE:
                 success = gain >= -margin
-                wanted = "at least as good within the spread"
+                wanted = "at least as good within the margin"
             else:
                 success = gain > margin and 1 - both.mean <= FAR_ERROR_RATIO * (1 - rival.mean)
                 wanted = "far above"
             lines.append(
                 f"{label}: {ALIGN_UNIFORM.label} {_percent(both.mean)}, {other.label} {_percent(rival.mean)}"
-                f", spread {100 * margin:.1f} points: {'' if success else 'NOT '}{wanted}"
+                f", margin {100 * margin:.1f} points: {'' if success else 'NOT '}{wanted}"
             )
             if not success:
                 failed.append(f"{label} against {other.label}")
@@ -108,7 +108,7 @@ def judge(summary: Summary, held_out: int) -> Finding:
     else:
         lines.append(
             "The paper's finding holds in this run: optimising alignment + uniformity directly is at least "
-            "as good as the contrastive loss, and far above either term alone."
+            "as good as the contrastive loss within the margin, and far above either term alone."
         )
     return Finding(not failed, tuple(lines))
 

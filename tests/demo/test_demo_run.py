@@ -53,14 +53,14 @@ def test_json_holds_every_run_and_its_summary(results: dict) -> None:
 def test_table_shows_the_figures_of_the_json(out: Path, results: dict) -> None:
     text = (out / "table.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["objective", "alignment ↓", "uniformity ↓", "linear probe % ↑", "5-NN % ↑"]
+    assert rows[0] == ["objective", "alignment ↓", "uniformity ↓", "linear probe % ↑", "standardised % ↑", "5-NN % ↑"]
     assert len({len(row) for row in rows}) == 1
     for name, row in zip(NAMES, rows[2:7], strict=True):
         summary = results["summary"][name]
-        for metric, cell, scale in zip(("linear_probe", "knn"), row[3:], (100, 100), strict=True):
+        for metric, cell in zip(("linear_probe", "scaled_probe", "knn"), row[3:], strict=True):
             mean, std = (float(number) for number in cell.split(" ± "))
-            assert mean == pytest.approx(scale * summary[metric]["mean"], abs=0.051)
-            assert std == pytest.approx(scale * summary[metric]["std"], abs=0.051)
+            assert mean == pytest.approx(100 * summary[metric]["mean"], abs=0.051)
+            assert std == pytest.approx(100 * summary[metric]["std"], abs=0.051)
     assert rows[7][2] == f"{uniformity_limit(8, 2.0):.3f}"
     assert results["finding"]["lines"][-1] in text
 

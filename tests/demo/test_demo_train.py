@@ -71,6 +71,8 @@ def test_metrics_agree_with_independent_formulas(digits) -> None:
     correct = votes.argmax(1) == torch.from_numpy(digits.held_out_labels)
     assert found.knn == pytest.approx(correct.double().mean().item(), abs=1e-9)
     assert 0.5 < found.linear_probe <= 1
+    # Standardised features have no scale: shrinking them towards a point must not matter to their probe.
+    assert 0.5 < found.scaled_probe <= 1
 
 
 def test_probe_is_perfect_on_features_that_tell_the_class(digits) -> None:
@@ -80,7 +82,7 @@ def test_probe_is_perfect_on_features_that_tell_the_class(digits) -> None:
             return torch.eye(10)[torch.from_numpy(labels)]
 
     found = evaluate(Oracle(), digits, backend=None)
-    assert (found.linear_probe, found.knn, found.alignment) == (1, 1, 0)
+    assert (found.linear_probe, found.scaled_probe, found.knn, found.alignment) == (1, 1, 1, 0)
 
 
 def test_collapsed_features_have_no_uniformity_and_no_probe(digits) -> None:
@@ -92,6 +94,7 @@ def test_collapsed_features_have_no_uniformity_and_no_probe(digits) -> None:
     assert found.alignment == pytest.approx(0, abs=1e-6)
     assert found.uniformity == pytest.approx(0, abs=1e-6)
     assert found.linear_probe < 0.2
+    assert found.scaled_probe < 0.2
 
 
 def test_objectives_are_the_library_s_losses() -> None:

@@ -1,0 +1,54 @@
+"""The second order over many blocks, in value and in memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hyperkern as hk
+from hyperkern import second_order
+
+
+def penalty(loss, *leaves: torch.Tensor) -> list[torch.Tensor]:
+    grads = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+    return list(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        hk.uniformity,
+        lambda x: hk.uniformity(x, x.flip(0) + 1, intra=True),
+        lambda x: hk.clip_loss(x, x.flip(0) + 1, logit_scale=3.0),
+        lambda x: hk.pairwise_logsumexp(x, scale=3.0, exclude="self")[0].sum(),
+    ],
+    ids=["uniformity", "queue", "clip_loss", "logsumexp"],
+)
+def test_blocks_do_not_change_the_result(loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(23, 4, dtype=torch.float64, requires_grad=True)
+    whole = penalty(loss, x)
+    monkeypatch.setattr(second_order, "_BLOCK_ELEMENTS", 23 * 5)
+    for in_blocks, expected in zip(penalty(loss, x), whole, strict=True):
+        torch.testing.assert_close(in_blocks, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_gradient_penalty_takes_memory_of_the_features_not_of_the_pairs() -> None:
+    # 16 blocks: were each to keep a gradient of the columns, 16 x 34 MB would pile up; one N x N matrix has 268 MB.
+    program = """
+import re, torch, hyperkern as hk
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) / 1e3
+def step(n):
+    x = torch.randn(n, 1024, requires_grad=True)
+    (g,) = torch.autograd.grad(hk.uniformity(x), x, create_graph=True)
+    g.square().sum().backward()
+torch.set_num_threads(1)
+step(64)
+before = peak()
+step(8192)
+print(peak() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # About ten tensors of the features' size, and a handful of blocks of 2^21 elements.
+    assert float(result.stdout) < 550
