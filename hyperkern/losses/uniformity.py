@@ -42,7 +42,7 @@ def uniformity(
             it is as accurate as the inner products, ``1e-7 t``.
         intra: with a queue, whether the distinct pairs of ``x`` count too.
         normalize: whether rows are scaled to unit length first; without, the Gaussian potential of the Euclidean
-            distances, computed in float64 (where the device has it) whatever the input.
+            distances. It is computed in float64, where the device has it, unless the input is seen to be normalised.
         x_weights: ``(M,)`` or ``(B, M)`` weights >= 0 of the rows of ``x``; a common factor changes nothing.
             Differentiable where positive. The result is nan if one is negative or no pair has a weight.
         y_weights: ``(N,)`` or ``(B, N)`` weights of the queue, likewise.
@@ -99,16 +99,19 @@ def uniformity_of_rows(
     """
     dtype = x.dtype
     wide = torch.float64 if x.device.type != "mps" else dtype
+    bound = 2 * t  # of the exponent's absolute value, where one is known
     if not unit:
-        # -t |x|^2 - t |y|^2 + 2t <x, y> cancels for rows that are long beside their distance. Distances do not see a
-        # translation, so the rows are made as short as can be, and float64 takes care of the rest.
-        x, y = x.to(wide), None if y is None else y.to(wide)
-        center = x.detach().mean(-2, keepdim=True)
-        x, y = x - center, None if y is None else y - center
+        # -t |x|^2 - t |y|^2 + 2t <x, y> cancels for rows that are long beside their distance.
+        centred = _centred(x, y)
+        longest = _longest(*centred)
+        if longest > 4.001:  # of rows on the sphere, which may surround any center in the ball
+            centred = _centred(x.to(wide), None if y is None else y.to(wide))
+            longest = math.inf
+        (x, y), bound = centred, 4 * t * longest
     m, n = x.shape[-2], 0 if y is None else y.shape[-2]
     distinct = y is None or (intra and m > 1)
     pairs = m * n + (m * (m - 1) // 2 if distinct else 0)
-    bounded = unit and x_weights is None and is_bounded(2 * t, m * max(m, n), x.dtype)
+    bounded = x_weights is None and is_bounded(bound, m * max(m, n), x.dtype)
 
     # Columns, exclusion and log-weights of each sum over pairs, and how often it counts: the distinct pairs of x are
     # met in both orders.
@@ -125,7 +128,8 @@ def uniformity_of_rows(
             spec = PairSpec(2 * t, bounded, exclude)
             total = total + factor * autograd.energy(x, columns, spec=spec, terms=terms, backend=backend)
         # Divided before the logarithm: the loss is small, the logarithms of total and count are not.
-        return (total / pairs).log() - 2 * t
+        log_mean = (total / pairs).log()
+        return log_mean - 2 * t if unit else log_mean
 
     # The few numbers left are reduced in float64, for the same reason.
     logs = []
@@ -139,6 +143,25 @@ def uniformity_of_rows(
         count = _pair_weight(x_weights.to(wide), None if y_weights is None else y_weights.to(wide), distinct)
     log_mean = torch.stack(logs).logsumexp(0) - count.log()
     return (log_mean - 2 * t if unit else log_mean).to(dtype)
+
+
+def _centred(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The rows with the mean of ``x`` at the origin: distances do not see it, and the rows are shorter."""
+    center = x.detach().mean(-2, keepdim=True)
+    return x - center, None if y is None else y - center
+
+
+def _longest(x: Tensor, y: Tensor | None) -> float:
+    """The largest squared length of a row: small, as of a caller who has normalised, float32 loses nothing.
+
+    Looked up where that is free, on a CPU outside of the compiler and of function transforms; elsewhere infinite.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return math.inf
+    try:
+        return max(rows.detach().square().sum(-1).amax().item() for rows in (x, y) if rows is not None)
+    except RuntimeError:  # torch.func.vmap does not show values
+        return math.inf
 
 
 def _relative(
