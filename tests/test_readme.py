@@ -1,0 +1,31 @@
+"""The README says what runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import hyperkern
+from hyperkern import backends
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("program", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_examples_run(program: str, capsys: pytest.CaptureFixture) -> None:
+    exec(compile(program, "README.md", "exec"), {})
+    value, limit = map(float, capsys.readouterr().out.split())
+    assert value == pytest.approx(limit, abs=1e-3)  # Gaussian features are uniform on the sphere
+
+
+def test_every_loss_and_backend_is_listed() -> None:
+    losses = [name for name in hyperkern.__all__ if name[0].islower() and name not in ("metrics", "backend_info")]
+    modules = [name for name in hyperkern.__all__ if name.endswith("Loss")]
+    assert [name for name in losses if f"| `{name}(" not in README] == []
+    assert [name for name in [*modules, *backends.PRIORITY] if f"`{name}`" not in README] == []
+
+
+def test_linked_files_exist() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(targets) >= 4
+    assert [target for target in targets if not (Path(__file__).parent.parent / target).exists()] == []
