@@ -86,7 +86,7 @@ def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
     down to a temperature of 0.018, and for the uniformity of 10^6 rows, 10^12 pairs, up to ``t = 20``.
     """
     # Without a logarithm, which would tie a compiled graph to one number of terms.
-    return scale < math.inf and terms <= 2.0 ** (_LOG2_LIMIT[accumulate_dtype(dtype)] - scale * math.log2(math.e))
+    return terms <= 2.0 ** (_LOG2_LIMIT[accumulate_dtype(dtype)] - scale * math.log2(math.e))
 
 
 def excluded_pairs(terms: PairTerms, spec: PairSpec, rows: slice, cols: slice, device: torch.device) -> Tensor | None:

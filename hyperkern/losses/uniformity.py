@@ -99,19 +99,19 @@ def uniformity_of_rows(
     """
     dtype = x.dtype
     wide = torch.float64 if x.device.type != "mps" else dtype
-    bound = 2 * t  # of the exponent's absolute value, where one is known
+    bound: float | None = 2 * t  # of the exponent's absolute value; None where it is not known
     if not unit:
         # -t |x|^2 - t |y|^2 + 2t <x, y> cancels for rows that are long beside their distance.
         centred = _centred(x, y)
         longest = _longest(*centred)
-        if longest > 4.001:  # of rows on the sphere, which may surround any center in the ball
-            centred = _centred(x.to(wide), None if y is None else y.to(wide))
-            longest = math.inf
-        (x, y), bound = centred, 4 * t * longest
+        if longest is not None and longest <= 4.001:  # rows on the sphere are that close to any center in the ball
+            (x, y), bound = centred, 4 * t * longest
+        else:
+            (x, y), bound = _centred(x.to(wide), None if y is None else y.to(wide)), None
     m, n = x.shape[-2], 0 if y is None else y.shape[-2]
     distinct = y is None or (intra and m > 1)
     pairs = m * n + (m * (m - 1) // 2 if distinct else 0)
-    bounded = x_weights is None and is_bounded(bound, m * max(m, n), x.dtype)
+    bounded = x_weights is None and bound is not None and is_bounded(bound, m * max(m, n), x.dtype)
 
     # Columns, exclusion and log-weights of each sum over pairs, and how often it counts: the distinct pairs of x are
     # met in both orders.
@@ -151,17 +151,17 @@ def _centred(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return x - center, None if y is None else y - center
 
 
-def _longest(x: Tensor, y: Tensor | None) -> float:
-    """The largest squared length of a row: small, as of a caller who has normalised, float32 loses nothing.
+def _longest(x: Tensor, y: Tensor | None) -> float | None:
+    """The largest squared length of a row. Where it is small, as from a caller who normalises, float32 loses nothing.
 
-    Looked up where that is free, on a CPU outside of the compiler and of function transforms; elsewhere infinite.
+    Looked up where that is free, on a CPU outside of the compiler and of function transforms; elsewhere ``None``.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return math.inf
+        return None
     try:
         return max(rows.detach().square().sum(-1).amax().item() for rows in (x, y) if rows is not None)
     except RuntimeError:  # torch.func.vmap does not show values
-        return math.inf
+        return None
 
 
 def _relative(
