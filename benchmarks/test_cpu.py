@@ -34,7 +34,7 @@ class Case(NamedTuple):
     implementations: dict[str, Callable[..., Tensor]]
 
 
-def learnt(loss: Callable[..., Tensor], *features: Tensor) -> Tensor:
+def learned(loss: Callable[..., Tensor], *features: Tensor) -> Tensor:
     return loss(*features, logit_scale=torch.tensor(1 / 0.07, dtype=features[0].dtype))
 
 
@@ -63,12 +63,12 @@ CASES = {
         {
             "dense": dense_clip,
             "hyperkern": functools.partial(hyperkern.clip_loss, logit_scale=1 / 0.07),
-            "hyperkern learnt": functools.partial(learnt, hyperkern.clip_loss),
+            "hyperkern learned": functools.partial(learned, hyperkern.clip_loss),
         },
     ),
 }
 # The sizes of the targets, and ordinary batches, where the cost of a call decides.
-SIZES = [(4096, 512), (4096, 128), (1024, 128), (256, 128)]
+SIZES = [(4096, 512), (4096, 128), (2048, 128), (1024, 128), (256, 128)]
 RUNS = [
     pytest.param(case, name, n, d, id=f"{case}-{name}-{n}-{d}")
     for case in CASES

@@ -1,4 +1,4 @@
-"""The only autograd functions: normalisation and the pairwise primitives, differentiable to any order.
+"""The only autograd functions: normalisation and the pairwise primitives, differentiable more than once.
 
 Each derivative is a `torch.autograd.Function` of its own whose backward is plain PyTorch (for the primitives in
 `hyperkern.second_order`), so a gradient penalty works and nothing is silently dropped. Inside the functions every
@@ -37,7 +37,7 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
     forced(backend)  # also where there is nothing to compute: a wrong name must not go unseen
     if not normalize:
         rows = x.to(accumulate_dtype(x.dtype))
-        # An infinite logit of the sign that counts for nothing would hide a broken feature in a finite loss.
+        # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows
     unit, _ = _Normalize.apply(_batched(x), backend)
     return unit.view(x.shape)
@@ -101,7 +101,7 @@ def energy(
     if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
         raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
     operands = _batched(x), None if y is None else _batched(y), *_batched_terms(terms, x)
-    total = _Energy.apply(*operands, spec, potential, *_grad_sides(operands), backend)[0]
+    total = _Energy.apply(*operands, spec, potential, *_sides_requiring_grad(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
 
 
@@ -207,7 +207,7 @@ class _RowLSE(Function):
         *operands, row, col = ctx.saved_tensors
         col_side = (col, grad_col) if ctx.need_cols else (None, None)
         weights = row, col_side[0], grad_row, col_side[1]
-        grads = _PairGrad.apply(*operands, ctx.spec, *weights, *_sides(ctx.needs_input_grad), ctx.backend)
+        grads = _PairGrad.apply(*operands, ctx.spec, *weights, *_needed_sides(ctx.needs_input_grad), ctx.backend)
         return *_operand_grads(grads, ctx.needs_input_grad), None, None, None
 
     @staticmethod
@@ -289,14 +289,14 @@ class _Energy(Function):
         if grad_total is None:
             return (None,) * 11
         *operands, grad_x, sum_x, grad_y, sum_y = ctx.saved_tensors
-        need_x, need_y = _sides(ctx.needs_input_grad)
+        need_x, need_y = _needed_sides(ctx.needs_input_grad)
         if (need_x and not sum_x.shape[1]) or (need_y and not sum_y.shape[1]):
             # Under nested function transforms a tensor can hide that it requires grad from `energy`.
             problem = *operands, ctx.spec, ctx.potential, need_x, need_y, ctx.backend
             _, grad_x, sum_x, grad_y, sum_y = _Energy.apply(*problem)
-        sides = grad_x, sum_x, grad_y, sum_y
-        grads = _EnergyGrad.apply(*operands, *sides, ctx.spec, ctx.potential, grad_total)
-        return *_operand_grads(grads, ctx.needs_input_grad), *(None,) * 5
+        contractions = grad_x, sum_x, grad_y, sum_y
+        grads = _EnergyGrad.apply(*operands, *contractions, ctx.spec, ctx.potential, grad_total)
+        return *_operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -338,6 +338,7 @@ class _EnergyGrad(Function):
         grads, along = energy_second_order(operands, ctx.spec, ctx.potential, cotangents)
         per_row = _per_pair(grad_total, operands[1]).unsqueeze(1)
         scaled = (None if g is None else g * (per_row.unsqueeze(2) if g.dim() == 3 else per_row) for g in grads)
+        # The contractions are constants here: their derivative was taken through the operands.
         return *scaled, *(None,) * 8, _per_pair(along, operands[1])
 
     @staticmethod
@@ -350,18 +351,18 @@ def _per_pair(value: Tensor, y: Tensor | None) -> Tensor:
     return 2 * value if y is None else value
 
 
-def _sides(needs: Sequence[bool]) -> tuple[bool, bool]:
+def _needed_sides(needs: Sequence[bool]) -> tuple[bool, bool]:
     """From needs of ``(x, y, u, v, ...)``: whether the row side and the column side need a gradient."""
     return needs[0] or needs[2], needs[1] or needs[3]
 
 
-def _grad_sides(operands: Sequence[Tensor | None]) -> tuple[bool, bool]:
+def _sides_requiring_grad(operands: Sequence[Tensor | None]) -> tuple[bool, bool]:
     """Whether a gradient of the row side and of the column side can be asked for later."""
-    return _sides([torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands[:4]])
+    return _needed_sides([torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands[:4]])
 
 
 def _operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """``(dx, du, dy, dv)`` as the gradients of the six operands."""
+    """``(dx, du, dy, dv)`` in the order of the six operands, ``x, y, u, v, row_ids, col_ids``."""
     dx, du, dy, dv = grads
     kept = (grad if need else None for grad, need in zip((dx, dy, du, dv), needs, strict=False))
     return *kept, None, None

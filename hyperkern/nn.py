@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import losses
 from .backends import forced
-from .losses._inputs import REDUCTIONS, check_choice, check_number, check_positive, check_scale
+from .losses._inputs import REDUCTIONS, check_choice, check_number, check_positive
 
 
 class _Loss(nn.Module):
@@ -34,7 +34,7 @@ class AlignmentLoss(_Loss):
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``alpha <= 0`` an unknown ``reduction`` or ``backend``.
+        ValueError: ``alpha <= 0``, an unknown ``reduction`` or ``backend``.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class AlignUniformLoss(_Loss):
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``alpha <= 0``, ``t <= 0`` a weight that is not finite or an unknown ``backend``.
+        ValueError: ``alpha <= 0``, ``t <= 0``, a weight that is not finite or an unknown ``backend``.
     """
 
     def __init__(
@@ -145,43 +145,67 @@ class AlignUniformLoss(_Loss):
         ).loss
 
 
-class InfoNCELoss(_Loss):
-    """`hyperkern.info_nce` as a module.
+class _ScaledLoss(_Loss):
+    """A loss with a logit scale that can be learned, as CLIP does: by its logarithm, and bounded."""
+
+    def __init__(self, logit_scale: float, learnable: bool, max_logit_scale: float, backend: str | None) -> None:
+        super().__init__(backend)
+        check_positive("max_logit_scale", max_logit_scale)
+        if learnable and logit_scale > max_logit_scale:
+            raise ValueError(f"logit_scale must not exceed max_logit_scale={max_logit_scale}, got {logit_scale}")
+        self.learnable, self.max_logit_scale = learnable, max_logit_scale
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale))) if learnable else None
+
+    def _learned_scale(self) -> Tensor | None:
+        if self.log_logit_scale is None:
+            return None
+        # The parameter itself is brought back: behind a clamp it would have no gradient to return by.
+        with torch.no_grad():
+            self.log_logit_scale.clamp_(max=math.log(self.max_logit_scale))
+        return self.log_logit_scale.exp()
+
+
+class InfoNCELoss(_ScaledLoss):
+    """`hyperkern.info_nce` as a module that can learn its temperature.
 
     Args:
-        temperature: > 0; an `nn.Parameter` with one element becomes a parameter of the module, another
-            tensor a buffer.
+        temperature: > 0; the initial value if it is learned.
+        learnable: whether the temperature is learned, by the parameter ``log_logit_scale``, the logarithm of its
+            reciprocal. Give the parameter to the optimizer, without weight decay, and under DDP wrap the loss with the
+            model.
+        max_logit_scale: upper bound of a learned ``1 / temperature``; CLIP's is 100. The parameter is clamped in place
+            at each call.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``temperature <= 0`` an unknown ``reduction`` or ``backend``.
+        ValueError: ``temperature <= 0``, ``max_logit_scale <= 0``, a learnable scale above its bound, an unknown
+            ``reduction`` or ``backend``.
     """
 
     def __init__(
         self,
         *,
-        temperature: float | Tensor = 0.07,
+        temperature: float = 0.07,
+        learnable: bool = False,
+        max_logit_scale: float = 100.0,
         normalize: bool = True,
         reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
-        super().__init__(backend)
-        check_scale("temperature", temperature)
+        check_positive("temperature", temperature)
         check_choice("reduction", reduction, REDUCTIONS)
-        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
-            self.register_buffer("temperature", temperature.detach().clone())  # moves with the module
-        else:
-            self.temperature = temperature
-        self.normalize, self.reduction = normalize, reduction
+        super().__init__(1 / temperature, learnable, max_logit_scale, backend)
+        self.temperature, self.normalize, self.reduction = temperature, normalize, reduction
 
     def forward(self, x: Tensor, y: Tensor, negatives: Tensor | None = None) -> Tensor:
         """The loss of the queries ``x`` with the keys ``y``, both ``(N, D)``, and ``(K, D)`` further negatives."""
+        scale = self._learned_scale()
         return losses.info_nce(
             x,
             y,
-            temperature=self.temperature,
+            temperature=self.temperature if scale is None else 1 / scale,
             negatives=negatives,
             normalize=self.normalize,
             reduction=self.reduction,
@@ -189,13 +213,14 @@ class InfoNCELoss(_Loss):
         )
 
 
-class CLIPLoss(_Loss):
+class CLIPLoss(_ScaledLoss):
     """`hyperkern.clip_loss` as a module that can learn its scale.
 
     Args:
-        logit_scale: ``1 / temperature`` > 0; the initial value if it is learnt.
-        learnable: whether the scale is learnt, as the parameter ``log_logit_scale``.
-        max_logit_scale: upper bound of a learnt scale; CLIP's is 100.
+        logit_scale: ``1 / temperature`` > 0; the initial value if it is learned.
+        learnable: whether the scale is learned, by its logarithm, the parameter ``log_logit_scale``. Give the parameter
+            to the optimizer, without weight decay, and under DDP wrap the loss with the model.
+        max_logit_scale: upper bound of a learned scale; CLIP's is 100. The parameter is clamped in place at each call.
         normalize: whether rows are scaled to unit length first.
         backend: name of a backend to force; by default the best usable one.
 
@@ -213,21 +238,17 @@ class CLIPLoss(_Loss):
         normalize: bool = True,
         backend: str | None = None,
     ) -> None:
-        super().__init__(backend)
         check_positive("logit_scale", logit_scale)
-        check_positive("max_logit_scale", max_logit_scale)
-        if learnable and logit_scale > max_logit_scale:
-            raise ValueError(f"logit_scale must not exceed max_logit_scale={max_logit_scale}, got {logit_scale}")
-        self.logit_scale, self.learnable, self.max_logit_scale = logit_scale, learnable, max_logit_scale
-        self.normalize = normalize
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale))) if learnable else None
+        super().__init__(logit_scale, learnable, max_logit_scale, backend)
+        self.logit_scale, self.normalize = logit_scale, normalize
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The two-way loss of the partners ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
-        scale: float | Tensor = self.logit_scale
-        if self.log_logit_scale is not None:
-            # The parameter itself is brought back, as CLIP does: behind a clamp it would have no gradient to return by.
-            with torch.no_grad():
-                self.log_logit_scale.clamp_(max=math.log(self.max_logit_scale))
-            scale = self.log_logit_scale.exp()
-        return losses.clip_loss(x, y, logit_scale=scale, normalize=self.normalize, backend=self.backend)
+        scale = self._learned_scale()
+        return losses.clip_loss(
+            x,
+            y,
+            logit_scale=self.logit_scale if scale is None else scale,
+            normalize=self.normalize,
+            backend=self.backend,
+        )

@@ -73,7 +73,7 @@ def lse_second_order(
             from_col = torch.exp(logits - cols_shift)
             d_b = _plus(d_b, (q * from_col).sum(1))
             weights = weights + b[:, None] * from_col
-        return weights, weights
+        return weights, weights  # the exponential is its own derivative
 
     operand_grads = _contract(operands, spec, cotangents, weigh)
     d_a = torch.cat(by_row, dim=1)
@@ -101,17 +101,17 @@ def energy_second_order(
         The gradients of ``x, y, u, v``, and ``sum_ij q_ij w_ij`` ``(B,)``, the inner product of the cotangents with
         the first-order gradients.
     """
-    along: Tensor | None = None
+    inner_product: Tensor | None = None
 
     def weigh(logits: Tensor, q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        nonlocal along
+        nonlocal inner_product
         weights = logits.exp() if potential == "exp" else logits.sigmoid()
-        along = _plus(along, (q * weights).sum((1, 2)))
+        inner_product = _plus(inner_product, (q * weights).sum((1, 2)))
         return weights, weights if potential == "exp" else weights * (1 - weights)
 
     operand_grads = _contract(operands, spec, cotangents, weigh)
-    assert along is not None
-    return operand_grads, along
+    assert inner_product is not None
+    return operand_grads, inner_product
 
 
 def _contract(
@@ -120,7 +120,11 @@ def _contract(
     cotangents: Sequence[Tensor],
     weigh: Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]],
 ) -> OperandGrads:
-    """The formulas above in full precision; ``weigh(logits, q, rows)`` gives a block's ``w`` and ``dw/dl``."""
+    """The formulas above in full precision.
+
+    ``weigh(logits, q, rows)`` gives a block's ``w`` and ``dw/dl``. It is called once for each block of rows, in order,
+    and collects what else its caller wants of the block.
+    """
     with torch.autocast(cotangents[0].device.type, enabled=False):
         return _contract_blocks(operands, spec, cotangents, weigh)
 

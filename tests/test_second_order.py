@@ -52,7 +52,7 @@ before = peak()
 step(2048)
 print(peak() - before)
 """
-    # Each large tensor in a mapping of its own, given back when freed: the peak is that of the tensors, not of the heap.
+    # Each large tensor in a mapping of its own, given back when freed: the peak is of the tensors, not of the heap.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

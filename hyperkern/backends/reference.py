@@ -24,7 +24,7 @@ class _Block(NamedTuple):
     batch: slice
     rows: slice
     cols: slice
-    logits: Tensor  # (batch, rows, cols), a buffer that the next block overwrites
+    logits: Tensor  # (batch, rows, cols), a buffer: its user may overwrite it, and the next block does
     mirrored: bool  # y = x, off the diagonal: the block stands for its transpose as well
 
 
@@ -57,6 +57,7 @@ def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, ne
     x, y, terms, symmetric = _operands(x, y, terms)
     empty = 0.0 if spec.bounded else -torch.inf
     row = x.new_full(x.shape[:2], empty)
+    # With y = x a mirrored block's columns are rows: both sides are one vector.
     col = row if symmetric else x.new_full(y.shape[:2] if need_cols else (x.shape[0], 0), empty)
     for block in _blocks(x, y, terms, spec, symmetric):
         into_row, into_col = row[block.batch, block.rows], col[block.batch, block.cols]
@@ -95,9 +96,9 @@ def pair_grad(
     if symmetric:
         col_lse, b = row_lse, a
     sums = _WeightedSums(x, y, symmetric, need_x, need_y)
-    a, row_lse = a.unsqueeze(2), _without_empty(row_lse).unsqueeze(2)
+    a, row_lse = a.unsqueeze(2), _inf_for_empty(row_lse).unsqueeze(2)
     if b is not None and col_lse is not None:
-        b, col_lse = b.unsqueeze(1), _without_empty(col_lse).unsqueeze(1)
+        b, col_lse = b.unsqueeze(1), _inf_for_empty(col_lse).unsqueeze(1)
     if spec.bounded:  # exp(l - lse) = exp(l) exp(-lse)
         a = a * torch.exp(-row_lse)
         b = b * torch.exp(-col_lse) if b is not None and col_lse is not None else None
@@ -196,10 +197,10 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
             for cols in _slices(y.shape[1], n):
                 if symmetric and cols.start < rows.start:
                     continue
-                a, b = x[batch, rows], y[batch, cols]
-                shape = (a.shape[0], a.shape[1], b.shape[1])
+                x_block, y_block = x[batch, rows], y[batch, cols]
+                shape = (x_block.shape[0], x_block.shape[1], y_block.shape[1])
                 logits = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-                torch.baddbmm(logits, a, b.mT, beta=0, alpha=spec.scale, out=logits)
+                torch.baddbmm(logits, x_block, y_block.mT, beta=0, alpha=spec.scale, out=logits)
                 if in_batch.u is not None:
                     logits += in_batch.u[:, rows, None]
                 if in_batch.v is not None:
@@ -213,7 +214,7 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
                 yield _Block(batch, rows, cols, logits, mirrored=symmetric and cols.start > rows.start)
 
 
-def _without_empty(lse: Tensor) -> Tensor:
+def _inf_for_empty(lse: Tensor) -> Tensor:
     """A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan)."""
     return lse.masked_fill(lse == -torch.inf, torch.inf)
 

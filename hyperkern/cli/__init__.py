@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from . import demo, info
 
@@ -11,6 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hyperkern", description="Alignment, uniformity and contrastive losses without the N x N matrix."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('hyperkern')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (demo, info):
         command.add_parser(commands)

@@ -88,7 +88,7 @@ def describe_huge_batch(huge: HugeBatch) -> list[str]:
     return [
         f"uniformity and its gradient on one batch of {huge.rows:,} × {huge.dim} float32",
         f"  time          {huge.seconds:.1f} s",
-        f"  extra memory  {extra} ({huge.extra_method}); "
+        f"  extra memory  {extra} (peak, by {huge.extra_method}); "
         f"an N×N float32 matrix would take {_decimal_size(huge.matrix_bytes)}",
         f"  value         {huge.uniformity:.4f}; uniform distribution on the sphere: {huge.limit:.4f}",
     ]

@@ -133,7 +133,15 @@ def _draw_angles(axes: Axes, circle: CircleRun, labels: NDArray[np.int64], *, fi
     if total.max() > DENSITY_TOP:
         # The label stands on the side where the peak is not.
         x, side = (0.04, "left") if grid[total.argmax()] > 0 else (0.96, "right")
-        axes.text(x, 0.95, f"peak {total.max():.1f}", transform=axes.transAxes, ha=side, va="top", fontsize=8.5)
+        axes.text(
+            x,
+            0.95,
+            f"peak {total.max() / UNIFORM_DENSITY:.0f} × uniform",
+            transform=axes.transAxes,
+            ha=side,
+            va="top",
+            fontsize=8.5,
+        )
     axes.set_xlim(-np.pi, np.pi)
     axes.set_ylim(0, DENSITY_TOP)
     axes.set_xticks([-np.pi, 0, np.pi], ["−π", "0", "π"])

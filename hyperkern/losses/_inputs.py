@@ -12,9 +12,12 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def check_rows(name: str, x: Tensor) -> None:
     """Raises unless ``x`` is a floating tensor ``(N, D)`` or ``(B, N, D)`` without an empty dimension."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape (N, D) or (B, N, D), got {type(x).__name__}")
+        raise TypeError(
+            f"{name} must be a torch.Tensor of features (N, D) or (B, N, D), got {type(x).__name__} (options are "
+            "keyword-only)"
+        )
     if x.dtype not in _DTYPES:
-        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16 features, got {x.dtype}")
     if x.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}")
     if x.dim() not in (2, 3):
@@ -27,7 +30,7 @@ def check_columns(name: str, y: Tensor, x: Tensor, *, same_rows: bool = False) -
     """Raises unless ``y`` is like ``x`` in dtype, device, batch and feature dimension, and in rows if asked."""
     check_rows(name, y)
     if y.dtype != x.dtype:
-        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {y.dtype}")
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {y.dtype}: convert it by .to(x.dtype)")
     if y.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {y.device}")
     if same_rows and y.shape != x.shape:
@@ -80,7 +83,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_scale(name: str, value: float | Tensor) -> None:
+def check_scale(name: str, value: float | Tensor, x: Tensor | None = None) -> None:
     """Raises unless ``value`` is a positive number or a scalar tensor (whose value stays on its device, unread)."""
     if not isinstance(value, Tensor):
         check_positive(name, value)
@@ -88,6 +91,8 @@ def check_scale(name: str, value: float | Tensor) -> None:
         error = ValueError if value.is_floating_point() else TypeError
         got = f"{value.dtype} of shape {tuple(value.shape)}"
         raise error(f"{name} must be a number or a floating tensor with one element, got {got}")
+    elif x is not None and value.device != x.device and (value.dim() > 0 or value.device.type != "cpu"):
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
 
 
 def reduce_rows(values: Tensor, reduction: str) -> Tensor:

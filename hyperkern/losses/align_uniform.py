@@ -52,7 +52,7 @@ def align_uniform(
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
-        `AlignUniform`, a named tuple ``(loss, alignment, uniformity)``.
+        `AlignUniform`, a named tuple ``(loss, alignment, uniformity)``: call ``backward`` on its ``loss``.
 
     Raises:
         TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
@@ -72,6 +72,6 @@ def align_uniform(
         raise ValueError(f"x must have at least 2 rows to form a pair, got shape {tuple(x.shape)}")
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
     align = alignment_of_rows(x, y, alpha).mean(-1)
-    of_x, of_y = (uniformity_of_rows(rows, None, t, False, normalize, None, None, backend) for rows in (x, y))
+    of_x, of_y = (uniformity_of_rows(side, t=t, is_unit=normalize, backend=backend) for side in (x, y))
     uniform = (of_x + of_y) / 2
     return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)

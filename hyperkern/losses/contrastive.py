@@ -1,4 +1,8 @@
-"""Contrastive losses: the log-sum-exp of all candidates minus the positive."""
+"""Contrastive losses: the negative log-probability of the positive among all candidates.
+
+With the logit ``p_i`` of the positive and the log-sum-exp ``o_i`` of the *other* candidates it is
+``-log(e^p / (e^p + e^o)) = log(1 + e^(o - p))``: see `_nll_from_excess` for why it is computed in this form.
+"""
 
 import torch
 from torch import Tensor
@@ -27,8 +31,10 @@ def info_nce(
     Args:
         x: ``(N, D)`` or ``(B, N, D)`` queries, float64, float32, bfloat16 or float16, any strides.
         y: keys, like ``x``; row i is the positive of query i and a negative of all others.
-        temperature: > 0; a scalar tensor is learnable, and its value is neither read nor checked.
-        negatives: ``(K, D)`` or ``(B, K, D)`` further negatives of every query, a queue for instance.
+        temperature: > 0; a scalar tensor is learnable, and its value is neither read nor checked. Learn its logarithm
+            and pass ``log_temperature.exp()``: a step of the optimizer can take the number itself through 0.
+        negatives: ``(K, D)`` or ``(B, K, D)`` further negatives of every query, a queue for instance, of the dtype of
+            ``x``.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the N queries, or ``"none"``.
         backend: name of a backend to force; by default the best usable one.
@@ -44,24 +50,26 @@ def info_nce(
             unknown or unusable ``backend``.
 
     Source:
-        van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, Eq. 4; with a
-        queue, He et al., "Momentum Contrast", CVPR 2020, Eq. 1.
+        van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, Eq. 4. With a queue as
+        ``negatives`` it is like He et al., "Momentum Contrast", CVPR 2020, Eq. 1, but the other rows of ``y`` are
+        negatives as well.
     """
     check_rows("x", x)
     check_columns("y", y, x, same_rows=True)
-    check_scale("temperature", temperature)
+    check_scale("temperature", temperature, x)
     check_choice("reduction", reduction, REDUCTIONS)
     if negatives is not None:
         check_columns("negatives", negatives, x)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
     scale = 1 / (temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature)
+    # Of each log-sum-exp, which are bounded on their own: they are merged as logarithms.
     candidates = max(y.shape[-2], 0 if negatives is None else negatives.shape[-2])
-    x, spec = _scaled(x, scale, candidates, normalize)
+    x, spec = _fold_scale(x, scale, candidates, normalize)
     others, _ = autograd.row_lse(x, y, spec=spec._replace(exclude="self"), backend=backend)
     if negatives is not None:
         n = autograd.prepare(negatives, normalize=normalize, backend=backend)
         others = torch.logaddexp(others, autograd.row_lse(x, n, spec=spec, backend=backend)[0])
-    return reduce_rows(_surprise(others - _positives(x, y, spec)), reduction)
+    return reduce_rows(_nll_from_excess(others - _positives(x, y, spec)), reduction)
 
 
 def clip_loss(
@@ -77,8 +85,8 @@ def clip_loss(
         x: ``(N, D)`` or ``(B, N, D)`` features of one view or modality, float64, float32, bfloat16 or float16,
             any strides.
         y: features of the other, like ``x``; row i is the partner of row i.
-        logit_scale: ``s = 1 / temperature`` > 0, after the exponential where it is learnt as a logarithm. A
-            scalar tensor is learnable, and its value is neither read nor checked.
+        logit_scale: ``s = 1 / temperature`` > 0; for a model that learns its logarithm, as CLIP does, pass
+            ``model.logit_scale.exp()``. A scalar tensor is learnable, and its value is neither read nor checked.
         normalize: whether rows are scaled to unit length first.
         backend: name of a backend to force; by default the best usable one.
 
@@ -96,16 +104,16 @@ def clip_loss(
     """
     check_rows("x", x)
     check_columns("y", y, x, same_rows=True)
-    check_scale("logit_scale", logit_scale)
+    check_scale("logit_scale", logit_scale, x)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    x, spec = _scaled(x, logit_scale, y.shape[-2], normalize)
-    others = autograd.row_lse(x, y, spec=spec._replace(exclude="self"), need_cols=True, backend=backend)
+    x, spec = _fold_scale(x, logit_scale, y.shape[-2], normalize)
+    other_cols, other_rows = autograd.row_lse(x, y, spec=spec._replace(exclude="self"), need_cols=True, backend=backend)
     positives = _positives(x, y, spec)
-    by_row, by_col = (_surprise(side - positives) for side in others)
+    by_row, by_col = _nll_from_excess(other_cols - positives), _nll_from_excess(other_rows - positives)
     return ((by_row + by_col) / 2).mean(-1)
 
 
-def _scaled(x: Tensor, scale: float | Tensor, terms: int, unit: bool) -> tuple[Tensor, PairSpec]:
+def _fold_scale(x: Tensor, scale: float | Tensor, terms: int, unit: bool) -> tuple[Tensor, PairSpec]:
     """The rows and the problem with the scale in it.
 
     A tensor's value must not be read, and its gradient is the inner product of the rows with their own
@@ -120,7 +128,7 @@ def _positives(x: Tensor, y: Tensor, spec: PairSpec) -> Tensor:
     return spec.scale * (x * y).sum(-1)
 
 
-def _surprise(excess: Tensor) -> Tensor:
+def _nll_from_excess(excess: Tensor) -> Tensor:
     """``-log p`` of the positive, ``log(1 + e^excess)``, from the excess of all other candidates over it.
 
     Never negative, exact 0 without other candidates, and to full relative accuracy for a confident model, where the

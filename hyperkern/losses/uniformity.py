@@ -1,6 +1,7 @@
 """Uniformity: the logarithm of the mean Gaussian potential of all pairs."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def uniformity(
     r"""Uniformity loss, of one set of features or of features against a queue.
 
     .. math::
-        U(x) &= \log \tfrac{2}{N(N-1)} \sum_{i<j} e^{-t \lVert \hat x_i - \hat x_j \rVert^2} \\
+        U(x) &= \log \tfrac{2}{M(M-1)} \sum_{i<j} e^{-t \lVert \hat x_i - \hat x_j \rVert^2} \\
         U(x, y) &= \log \tfrac{1}{MN} \sum_{i,j} e^{-t \lVert \hat x_i - \hat y_j \rVert^2}
             && \text{(Eq. 17)} \\
         U(x, y; \text{intra}) &= \log \tfrac{1}{MN + M(M-1)/2} \Bigl( \sum_{i,j}
@@ -37,9 +38,9 @@ def uniformity(
         x: ``(M, D)`` or ``(B, M, D)`` features, float64, float32, bfloat16 or float16, any strides.
         y: ``(N, D)`` or ``(B, N, D)`` queue, of the dtype of ``x``; ``None`` for the distinct pairs of ``x``. A
             queue that does not require grad costs nothing in backward.
-        t: inverse width of the potential, > 0. A negative logarithm of a mean, the loss lies in ``[-4t, 0]`` for
-            unit rows; `hyperkern.metrics.uniformity_limit` gives its value for the uniform distribution. In float32
-            it is as accurate as the inner products, ``1e-7 t``.
+        t: inverse width of the potential, > 0. The loss is the logarithm of a mean that is at most 1: it is negative,
+            in ``[-4t, 0]`` for unit rows, and lower is more uniform; `hyperkern.metrics.uniformity_limit` gives its
+            value for the uniform distribution. In float32 it is as accurate as the inner products, ``1e-7 t``.
         intra: with a queue, whether the distinct pairs of ``x`` count too.
         normalize: whether rows are scaled to unit length first; without, the Gaussian potential of the Euclidean
             distances. It is computed in float64, where the device has it, unless the input is seen to be normalised.
@@ -80,69 +81,115 @@ def uniformity(
     y_rows = None if y is None else autograd.prepare(y, normalize=normalize, backend=backend)
     if x_weights is not None or y_weights is not None:
         x_weights, y_weights = _relative(x_weights, y_weights, x_rows, y_rows, intra)
-    return uniformity_of_rows(x_rows, y_rows, t, intra, normalize, x_weights, y_weights, backend)
+    return uniformity_of_rows(
+        x_rows,
+        y_rows,
+        t=t,
+        intra=intra,
+        is_unit=normalize,
+        x_weights=x_weights,
+        y_weights=y_weights,
+        backend=backend,
+    )
+
+
+class _Sum(NamedTuple):
+    """One sum over pairs of ``x`` and some columns, and how often it counts."""
+
+    columns: Tensor | None  # None for x itself
+    terms: PairTerms
+    factor: float
+
+    def spec(self, t: float, *, bounded: bool) -> PairSpec:
+        return PairSpec(2 * t, bounded, "self" if self.columns is None else "none")
 
 
 def uniformity_of_rows(
     x: Tensor,
-    y: Tensor | None,
+    y: Tensor | None = None,
+    *,
     t: float,
-    intra: bool,
-    unit: bool,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    backend: str | None,
+    intra: bool = False,
+    is_unit: bool,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """`uniformity` of rows that are already prepared.
 
-    ``unit`` tells whether they have unit length; weights are given for no side or for every side.
+    ``is_unit`` tells whether they have unit length; weights are given for no side or for every side.
     """
     dtype = x.dtype
-    wide = torch.float64 if x.device.type != "mps" else dtype
     bound: float | None = 2 * t  # of the exponent's absolute value; None where it is not known
-    if not unit:
-        # -t |x|^2 - t |y|^2 + 2t <x, y> cancels for rows that are long beside their distance.
-        centred = _centred(x, y)
-        longest = _longest(*centred)
-        if longest is not None and longest <= 4.001:  # rows on the sphere are that close to any center in the ball
-            (x, y), bound = centred, 4 * t * longest
-        else:
-            (x, y), bound = _centred(x.to(wide), None if y is None else y.to(wide)), None
+    if not is_unit:
+        x, y, bound = _euclidean_rows(x, y, t)
     m, n = x.shape[-2], 0 if y is None else y.shape[-2]
     distinct = y is None or (intra and m > 1)
     pairs = m * n + (m * (m - 1) // 2 if distinct else 0)
-    bounded = x_weights is None and bound is not None and is_bounded(bound, m * max(m, n), x.dtype)
 
-    # Columns, exclusion and log-weights of each sum over pairs, and how often it counts: the distinct pairs of x are
-    # met in both orders.
-    u = _log_weights(x, t, unit, x_weights)
-    sums: list[tuple[Tensor | None, str, PairTerms, float]] = []
+    u = _log_weights(x, t, is_unit, x_weights)
+    sums = []
     if y is not None:
-        sums.append((y, "none", PairTerms(u, _log_weights(y, t, unit, y_weights)), 1.0))
+        sums.append(_Sum(y, PairTerms(u, _log_weights(y, t, is_unit, y_weights)), 1.0))
     if distinct:
-        sums.append((None, "self", PairTerms(u), 0.5))
+        sums.append(_Sum(None, PairTerms(u), 0.5))  # every pair is met in both orders
 
-    if bounded:
-        total = x.new_zeros(())
-        for columns, exclude, terms, factor in sums:
-            spec = PairSpec(2 * t, bounded, exclude)
-            total = total + factor * autograd.energy(x, columns, spec=spec, terms=terms, backend=backend)
-        # Divided before the logarithm: the loss is small, the logarithms of total and count are not.
-        log_mean = (total / pairs).log()
-        return log_mean - 2 * t if unit else log_mean
-
-    # The few numbers left are reduced in float64, for the same reason.
-    logs = []
-    for columns, exclude, terms, factor in sums:
-        spec = PairSpec(2 * t, bounded, exclude)
-        row_lse, _ = autograd.row_lse(x, columns, spec=spec, terms=terms, backend=backend)
-        logs.append(row_lse.to(wide).logsumexp(-1) + math.log(factor))
-    if x_weights is None:
-        count = torch.full((), pairs, dtype=wide, device=x.device)
+    if x_weights is None and bound is not None and is_bounded(bound, m * max(m, n), x.dtype):
+        log_mean = _bounded_log_mean(x, sums, t, pairs, backend)
     else:
-        count = _pair_weight(x_weights.to(wide), None if y_weights is None else y_weights.to(wide), distinct)
-    log_mean = torch.stack(logs).logsumexp(0) - count.log()
-    return (log_mean - 2 * t if unit else log_mean).to(dtype)
+        accurate = _accurate_dtype(x)
+        if x_weights is None:
+            count = torch.full((), pairs, dtype=accurate, device=x.device)
+        else:
+            count = _pair_weight(
+                x_weights.to(accurate), None if y_weights is None else y_weights.to(accurate), distinct
+            )
+        log_mean = _log_mean(x, sums, t, count, backend)
+    # On unit rows the logits are the exponents plus 2t.
+    return (log_mean - 2 * t if is_unit else log_mean).to(dtype)
+
+
+def _bounded_log_mean(x: Tensor, sums: list[_Sum], t: float, pairs: int, backend: str | None) -> Tensor:
+    """The logarithm of the mean, from the plain sum: loss and gradient in one pass."""
+    total = x.new_zeros(())
+    for part in sums:
+        spec = part.spec(t, bounded=True)
+        total = total + part.factor * autograd.energy(x, part.columns, spec=spec, terms=part.terms, backend=backend)
+    # Divided before the logarithm: the loss is small, the logarithms of total and count are not.
+    return (total / pairs).log()
+
+
+def _log_mean(x: Tensor, sums: list[_Sum], t: float, count: Tensor, backend: str | None) -> Tensor:
+    """The same from log-sum-exps, for logits of any size; what is left of them is reduced in the dtype of ``count``."""
+    logs = []
+    for part in sums:
+        spec = part.spec(t, bounded=False)
+        row_lse, _ = autograd.row_lse(x, part.columns, spec=spec, terms=part.terms, backend=backend)
+        logs.append(row_lse.to(count.dtype).logsumexp(-1) + math.log(part.factor))
+    return torch.stack(logs).logsumexp(0) - count.log()
+
+
+def _accurate_dtype(x: Tensor) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float64 if x.device.type != "mps" else x.dtype
+
+
+# On the sphere no row is farther from any point of the ball than 2; and a little for rounding.
+_MAX_SQUARED_LENGTH = 4.001
+
+
+def _euclidean_rows(x: Tensor, y: Tensor | None, t: float) -> tuple[Tensor, Tensor | None, float | None]:
+    """The rows, made fit for ``-t |x|^2 - t |y|^2 + 2t <x, y>``, and a bound of that exponent if one is known.
+
+    The three terms cancel for rows that are long beside their distance. So the rows are centred, and taken to float64
+    unless they are seen to be as short as those of a caller who has normalised, where float32 loses nothing.
+    """
+    centred = _centred(x, y)
+    longest = _longest(*centred)
+    if longest is not None and longest <= _MAX_SQUARED_LENGTH:
+        return *centred, 4 * t * longest  # |x - y|^2 <= (2 max |x|)^2
+    accurate = _accurate_dtype(x)
+    return *_centred(x.to(accurate), None if y is None else y.to(accurate)), None
 
 
 def _centred(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -183,9 +230,9 @@ def _relative(
     return x_weights / x_top, y_weights / y_top
 
 
-def _log_weights(x: Tensor, t: float, unit: bool, weights: Tensor | None) -> Tensor:
+def _log_weights(x: Tensor, t: float, is_unit: bool, weights: Tensor | None) -> Tensor:
     """``u`` of ``-t |x - y|^2 = 2t <x, y> + u + v`` (``- 2t`` on unit rows), and the logarithm of the weights."""
-    if unit:
+    if is_unit:
         # Zero on every row but a zero row, which stays at the origin, at distance 1 from the sphere.
         u = t * (torch.linalg.vector_norm(x.detach(), dim=-1) == 0).to(x.dtype)
     else:

@@ -54,7 +54,7 @@ def test_description_uses_decimal_units() -> None:
     huge = HugeBatch(65_536, 128, 1.0, 70_000_000, "a meter", 4 * 65_536**2, -3.9, -3.9)
     text = "\n".join(describe_huge_batch(huge))
     assert "65,536 × 128" in text
-    assert "70.0 MB (a meter)" in text
+    assert "70.0 MB (peak, by a meter)" in text
     assert "17.2 GB" in text
     assert "4.4 TB" in "\n".join(describe_huge_batch(huge._replace(matrix_bytes=4 * 1_048_576**2)))
     assert "not measured" in "\n".join(describe_huge_batch(huge._replace(extra_bytes=None)))

@@ -137,7 +137,7 @@ MODULES = {
     "uniformity": hk.UniformityLoss(t=3.0),
     "align_uniform": hk.AlignUniformLoss(align_weight=0.5),
     "info_nce": hk.InfoNCELoss(temperature=0.2),
-    "info_nce-learnable": hk.InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.2))),
+    "info_nce-learnable": hk.InfoNCELoss(temperature=0.2, learnable=True),
     "clip": hk.CLIPLoss(logit_scale=9.0),
     "clip-learnable": hk.CLIPLoss(logit_scale=9.0, learnable=True),
 }
