@@ -14,7 +14,7 @@ from hyperkern.integrations.align_uniform import uniform_loss
 
 from . import baselines, measure
 
-ROUNDS = 7
+ROUNDS = 15
 
 
 class Case(NamedTuple):
