@@ -63,11 +63,11 @@ def _alignment(name: str, **options: object) -> Case:
 
 
 def _uniformity(name: str, roles: str, **options: object) -> Case:
-    at = roles.split().index
+    at = {role: position for position, role in enumerate(roles.split())}
 
     def arguments(tensors: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        features = [tensors[at(r)] for r in ("x", "queue") if r in roles.split()]
-        weights = {k: tensors[at(k)] for k in ("x_weights", "y_weights") if k in roles.split()}
+        features = [tensors[at[role]] for role in ("x", "queue") if role in at]
+        weights = {name: tensors[at[name]] for name in ("x_weights", "y_weights") if name in at}
         return features, weights
 
     def ours(*tensors: Tensor, **k: object) -> Tensor:
