@@ -25,34 +25,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "Writes table.md, results.json, picture.png and picture.svg. With the defaults it takes about two "
         "minutes on two cores.",
     )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=defaults.seeds,
-        metavar="N",
-        help="seeds for each objective (default %(default)s)",
-    )
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        default=defaults.epochs,
-        metavar="N",
-        help="passes over the images (default %(default)s)",
-    )
-    parser.add_argument(
-        "--dim",
-        type=int,
-        default=defaults.dim,
-        metavar="D",
-        help="dimension of the features (default %(default)s)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=defaults.batch,
-        metavar="N",
-        help="positive pairs in a step (default %(default)s)",
-    )
+    for option, metavar, meaning in (
+        ("seeds", "N", "seeds for each objective"),
+        ("epochs", "N", "passes over the images"),
+        ("dim", "D", "dimension of the features"),
+        ("batch", "N", "positive pairs in a step"),
+    ):
+        parser.add_argument(
+            f"--{option}",
+            type=int,
+            default=getattr(defaults, option),
+            metavar=metavar,
+            help=f"{meaning} (default %(default)s)",
+        )
     parser.add_argument(
         "--out",
         type=Path,
