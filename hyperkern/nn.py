@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import losses
 from .backends import forced
-from .losses._inputs import REDUCTIONS, check_choice, check_number, check_positive
+from .losses._inputs import REDUCTIONS, check_choice, check_max_norm, check_number, check_positive
 
 
 class _Loss(nn.Module):
@@ -64,18 +64,26 @@ class UniformityLoss(_Loss):
         t: inverse width of the Gaussian potential, > 0.
         intra: with a queue, whether the distinct pairs of ``x`` count too.
         normalize: whether rows are scaled to unit length first.
+        max_norm: with ``normalize=False``, what no row is longer than.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
-        ValueError: ``t <= 0`` or an unknown ``backend``.
+        ValueError: ``t <= 0``, ``max_norm <= 0`` or with ``normalize``, or an unknown ``backend``.
     """
 
     def __init__(
-        self, *, t: float = 2.0, intra: bool = False, normalize: bool = True, backend: str | None = None
+        self,
+        *,
+        t: float = 2.0,
+        intra: bool = False,
+        normalize: bool = True,
+        max_norm: float | None = None,
+        backend: str | None = None,
     ) -> None:
         super().__init__(backend)
         check_positive("t", t)
-        self.t, self.intra, self.normalize = t, intra, normalize
+        check_max_norm(max_norm, normalize)
+        self.t, self.intra, self.normalize, self.max_norm = t, intra, normalize, max_norm
 
     def forward(
         self,
@@ -92,6 +100,7 @@ class UniformityLoss(_Loss):
             t=self.t,
             intra=self.intra,
             normalize=self.normalize,
+            max_norm=self.max_norm,
             x_weights=x_weights,
             y_weights=y_weights,
             backend=self.backend,

@@ -24,7 +24,7 @@ _library = Library(NAMESPACE, "DEF")
 
 # The fields of PairTerms and of PairSpec, in their order.
 _TERMS = "Tensor? u, Tensor? v, Tensor? row_ids, Tensor? col_ids"
-_SPEC = "float scale, bool bounded, str exclude, SymInt row_offset, SymInt col_offset"
+_SPEC = "float scale, bool bounded, str exclude, SymInt row_offset, SymInt col_offset, str precision"
 
 
 def _define(schema: str) -> Callable[[Callable], Callable]:

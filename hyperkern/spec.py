@@ -36,6 +36,7 @@ class PairSpec(NamedTuple):
             ``"same_id"``, leave out pairs whose ids agree.
         row_offset: global index of the first row of ``x`` (for shards of a larger batch).
         col_offset: global index of the first row of ``y``.
+        precision: the dtype in which operands may be multiplied, see `product_precision`. Sums are not rounded to it.
     """
 
     scale: float
@@ -43,6 +44,7 @@ class PairSpec(NamedTuple):
     exclude: str = "none"
     row_offset: int = 0
     col_offset: int = 0
+    precision: str = "float32"
 
 
 class PairTerms(NamedTuple):
@@ -63,6 +65,15 @@ class PairTerms(NamedTuple):
     def as_columns(self) -> "PairTerms":
         """With ``y = x`` the rows are the columns too."""
         return self._replace(v=self.u, col_ids=self.row_ids)
+
+
+class AlignUniformOptions(NamedTuple):
+    """The numbers of ``align_weight * alignment(alpha) + uniform_weight * uniformity(t)``."""
+
+    alpha: float
+    t: float
+    align_weight: float
+    uniform_weight: float
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -87,6 +98,18 @@ def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
     """
     # Without a logarithm, which would tie a compiled graph to one number of terms.
     return terms <= 2.0 ** (_LOG2_LIMIT[accumulate_dtype(dtype)] - scale * math.log2(math.e))
+
+
+def product_precision(x: Tensor) -> str:
+    """What `PairSpec.precision` is for features as the user gave them: ``x.dtype``, or what autocast makes of it.
+
+    ``"float32"`` leaves it to `torch.set_float32_matmul_precision`, read by the backend when it computes. Unit rows
+    are float32 in any case: this is about the operands of the product inside a backend.
+    """
+    dtype, device = x.dtype, x.device.type
+    if dtype == torch.float32 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return str(dtype).removeprefix("torch.")
 
 
 def excluded_pairs(terms: PairTerms, spec: PairSpec, rows: slice, cols: slice, device: torch.device) -> Tensor | None:

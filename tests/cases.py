@@ -22,6 +22,7 @@ class Case(NamedTuple):
         least_rows: the fewest rows it accepts.
         peers: further textbook ways to write ``truth``, for the comparison of errors in low precision.
         largest_lse: what its log-sum-exps reach, where that is several hundred.
+        in_float64: whether it is computed in float64 whatever the input, which a backend without float64 refuses.
     """
 
     name: str
@@ -31,6 +32,10 @@ class Case(NamedTuple):
     least_rows: int = 1
     peers: tuple[Callable[..., tuple[Tensor, ...]], ...] = ()
     largest_lse: float = 0.0
+
+    @property
+    def in_float64(self) -> bool:
+        return "uniform" in self.name and "raw" in self.name
 
 
 def _case(

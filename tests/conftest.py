@@ -1,12 +1,18 @@
 """What every test shares: the backends of this machine, seeds, the Hypothesis profile, poisoned allocations."""
 
+import os
 import random
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are defined.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from hyperkern import backends
 from hyperkern.spec import PairSpec
@@ -54,6 +60,23 @@ def backend(target: tuple[str, torch.device]) -> str:
 def device(target: tuple[str, torch.device]) -> torch.device:
     """A device that `backend` serves."""
     return target[1]
+
+
+class Exact(NamedTuple):
+    """The widest dtype that a backend computes in."""
+
+    dtype: torch.dtype
+
+    def tolerance(self, in_float64: float, in_float32: float = 1e-5) -> float:
+        """What may be lost to rounding, relative to 1 or to the value."""
+        return in_float64 if self.dtype == torch.float64 else in_float32
+
+
+@pytest.fixture
+def exact(backend: str, device: torch.device) -> Exact:
+    """The dtype in which `backend` is held against the truth, and how closely."""
+    problem = backends.Problem("energy", device, torch.float64, 128, PairSpec(4.0, True))
+    return Exact(torch.float32 if backends.load(backend).unsupported(problem) else torch.float64)
 
 
 @pytest.fixture(autouse=True)

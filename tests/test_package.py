@@ -30,7 +30,9 @@ def test_wheel_is_pure_and_complete(tmp_path):
     assert wheel.name.endswith("-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "hyperkern").rglob("*.py")}
-    assert sources | {"hyperkern/py.typed"} <= names
+    configs = {str(p.relative_to(ROOT)) for p in (ROOT / "hyperkern").rglob("*.json")}
+    assert configs
+    assert sources | configs | {"hyperkern/py.typed"} <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 

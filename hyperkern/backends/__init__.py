@@ -15,7 +15,7 @@ from torch import Tensor
 from ..spec import PairSpec, PairTerms
 
 # From the most to the least specialised: `select` takes the first that can do the job.
-PRIORITY: tuple[str, ...] = ("reference",)
+PRIORITY: tuple[str, ...] = ("triton", "reference")
 
 ENVIRONMENT_VARIABLE = "HYPERKERN_BACKEND"
 
@@ -49,6 +49,10 @@ class Backend(Protocol):
 
     def unsupported(self, problem: Problem) -> list[str]:
         """The reasons why this backend cannot serve the problem; empty when it can."""
+        ...
+
+    def unverified(self, problem: Problem) -> list[str]:
+        """The reasons why it is not chosen by itself for a problem that it supports; a user who names it gets it."""
         ...
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,10 +116,11 @@ def load(name: str) -> Backend:
     return cast(Backend, importlib.import_module(f".{name}", __name__))
 
 
-def objections(name: str, problem: Problem) -> list[str]:
+def objections(name: str, problem: Problem, *, forced: bool = False) -> list[str]:
     """The reasons against a backend, one that cannot even be imported included."""
     try:
-        return load(name).unsupported(problem)
+        backend = load(name)
+        return backend.unsupported(problem) or ([] if forced else backend.unverified(problem))
     except ImportError as error:
         return [f"cannot be imported ({error})"]
 
@@ -139,7 +144,7 @@ def select(requested: str | None, problem: Problem) -> Backend:
 
     Args:
         requested: a name that the user forces; else the environment variable ``HYPERKERN_BACKEND``, else the
-            first of `PRIORITY` that can serve the problem.
+            first of `PRIORITY` that can serve the problem and is verified there.
         problem: what is to be computed.
 
     Raises:
@@ -148,7 +153,7 @@ def select(requested: str | None, problem: Problem) -> Backend:
     name, source = forced(requested)
     refusals = {}
     for candidate in PRIORITY if name is None else (name,):
-        reasons = objections(candidate, problem)
+        reasons = objections(candidate, problem, forced=name is not None)
         if not reasons:
             return load(candidate)
         refusals[candidate] = "; ".join(reasons)

@@ -50,4 +50,4 @@ def uniform_loss(x: Tensor, t: float = 2) -> Tensor:
     Source:
         Wang & Isola, ICML 2020, Figure 5.
     """
-    return losses.uniformity(x, t=t, normalize=False)
+    return losses.uniformity(x, t=t, normalize=False, max_norm=1.0)

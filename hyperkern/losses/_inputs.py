@@ -72,6 +72,14 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must lie between 1e-30 and 1e30, got {value}")
 
 
+def check_max_norm(value: float | None, normalize: bool) -> None:
+    """Raises unless ``max_norm`` is ``None``, or a number above 0 for rows that are not normalised."""
+    if value is not None:
+        check_positive("max_norm", value)
+        if normalize:
+            raise ValueError(f"max_norm is for normalize=False: normalised rows have norm 1, got max_norm={value}")
+
+
 def _check_real(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")

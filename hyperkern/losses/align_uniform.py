@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import autograd
+from ..spec import AlignUniformOptions, is_bounded, product_precision
 from ._inputs import check_columns, check_number, check_positive, check_rows
 from .alignment import alignment_of_rows
 from .uniformity import uniformity_of_rows
@@ -70,8 +71,20 @@ def align_uniform(
     check_number("uniform_weight", uniform_weight)
     if x.shape[-2] < 2:
         raise ValueError(f"x must have at least 2 rows to form a pair, got shape {tuple(x.shape)}")
-    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    align = alignment_of_rows(x, y, alpha).mean(-1)
-    of_x, of_y = (uniformity_of_rows(side, t=t, is_unit=normalize, backend=backend) for side in (x, y))
-    uniform = (of_x + of_y) / 2
-    return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)
+    precision = product_precision(x) if normalize else "float32"
+
+    def composed(x: Tensor, y: Tensor) -> AlignUniform:
+        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+        align = alignment_of_rows(x, y, alpha).mean(-1)
+        of_x, of_y = (
+            uniformity_of_rows(side, t=t, is_unit=normalize, precision=precision, backend=backend) for side in (x, y)
+        )
+        uniform = (of_x + of_y) / 2
+        return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)
+
+    if normalize and is_bounded(2 * t, x.shape[-2] ** 2, x.dtype):
+        options = AlignUniformOptions(alpha, t, align_weight, uniform_weight)
+        in_few_launches = autograd.align_uniform(x, y, options, precision, backend=backend, composed=composed)
+        if in_few_launches is not None:
+            return AlignUniform(*in_few_launches)
+    return composed(x, y)

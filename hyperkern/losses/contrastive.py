@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..spec import PairSpec, is_bounded
+from ..spec import PairSpec, is_bounded, product_precision
 from ._inputs import REDUCTIONS, check_choice, check_columns, check_rows, check_scale, reduce_rows
 
 
@@ -60,11 +60,12 @@ def info_nce(
     check_choice("reduction", reduction, REDUCTIONS)
     if negatives is not None:
         check_columns("negatives", negatives, x)
+    precision = product_precision(x)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
     scale = 1 / (temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature)
     # Of each log-sum-exp, which are bounded on their own: they are merged as logarithms.
     candidates = max(y.shape[-2], 0 if negatives is None else negatives.shape[-2])
-    x, spec = _fold_scale(x, scale, candidates, normalize)
+    x, spec = _fold_scale(x, scale, candidates, normalize, precision)
     others, _ = autograd.row_lse(x, y, spec=spec._replace(exclude="self"), backend=backend)
     if negatives is not None:
         n = autograd.prepare(negatives, normalize=normalize, backend=backend)
@@ -105,23 +106,24 @@ def clip_loss(
     check_rows("x", x)
     check_columns("y", y, x, same_rows=True)
     check_scale("logit_scale", logit_scale, x)
+    precision = product_precision(x)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    x, spec = _fold_scale(x, logit_scale, y.shape[-2], normalize)
+    x, spec = _fold_scale(x, logit_scale, y.shape[-2], normalize, precision)
     other_cols, other_rows = autograd.row_lse(x, y, spec=spec._replace(exclude="self"), need_cols=True, backend=backend)
     positives = _positives(x, y, spec)
     by_row, by_col = _nll_from_excess(other_cols - positives), _nll_from_excess(other_rows - positives)
     return ((by_row + by_col) / 2).mean(-1)
 
 
-def _fold_scale(x: Tensor, scale: float | Tensor, terms: int, unit: bool) -> tuple[Tensor, PairSpec]:
+def _fold_scale(x: Tensor, scale: float | Tensor, terms: int, unit: bool, precision: str) -> tuple[Tensor, PairSpec]:
     """The rows and the problem with the scale in it.
 
     A tensor's value must not be read, and its gradient is the inner product of the rows with their own
     gradient: multiplied into the rows, it needs neither.
     """
     if isinstance(scale, Tensor):
-        return x * scale.to(x.dtype).reshape(()), PairSpec(1.0)
-    return x, PairSpec(scale, bounded=unit and is_bounded(scale, terms, x.dtype))
+        return x * scale.to(x.dtype).reshape(()), PairSpec(1.0, precision=precision)
+    return x, PairSpec(scale, bounded=unit and is_bounded(scale, terms, x.dtype), precision=precision)
 
 
 def _positives(x: Tensor, y: Tensor, spec: PairSpec) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import autograd
-from ..spec import EXCLUSIONS, PairSpec, PairTerms, is_bounded
+from ..spec import EXCLUSIONS, PairSpec, PairTerms, is_bounded, product_precision
 from ._inputs import check_choice, check_columns, check_positive, check_rows, check_vector
 
 
@@ -75,6 +75,6 @@ def pairwise_logsumexp(
     u, v = (None if w is None else w.to(x_rows.dtype) for w in (x_log_weights, y_log_weights))
     count = max(x.shape[-2], x.shape[-2] if y is None else y.shape[-2])
     bounded = normalize and u is None and v is None and is_bounded(scale, count, x.dtype)
-    spec = PairSpec(scale, bounded, exclude)
+    spec = PairSpec(scale, bounded, exclude, precision=product_precision(x))
     terms = PairTerms(u, v, x_ids, y_ids)
     return autograd.row_lse(x_rows, y_rows, spec=spec, terms=terms, need_cols=True, backend=backend)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..spec import PairSpec, PairTerms, is_bounded
-from ._inputs import check_columns, check_positive, check_rows, check_vector
+from ..spec import PairSpec, PairTerms, is_bounded, product_precision
+from ._inputs import check_columns, check_max_norm, check_positive, check_rows, check_vector
 
 
 def uniformity(
@@ -18,6 +18,7 @@ def uniformity(
     t: float = 2.0,
     intra: bool = False,
     normalize: bool = True,
+    max_norm: float | None = None,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
     backend: str | None = None,
@@ -43,7 +44,10 @@ def uniformity(
             value for the uniform distribution. In float32 it is as accurate as the inner products, ``1e-7 t``.
         intra: with a queue, whether the distinct pairs of ``x`` count too.
         normalize: whether rows are scaled to unit length first; without, the Gaussian potential of the Euclidean
-            distances. It is computed in float64, where the device has it, unless the input is seen to be normalised.
+            distances. It is computed in float64, where the device has it, unless ``max_norm`` says that the rows are
+            short or, on a CPU, they are seen to be.
+        max_norm: with ``normalize=False``, what no row is longer than, 1 for rows that you have normalised. With it
+            the loss is computed in float32, off by about ``1e-6 t max_norm^2``; longer rows cost accuracy only.
         x_weights: ``(M,)`` or ``(B, M)`` weights >= 0 of the rows of ``x``; a common factor changes nothing.
             Differentiable where positive. The result is nan if one is negative or no pair has a weight.
         y_weights: ``(N,)`` or ``(B, N)`` weights of the queue, likewise.
@@ -56,13 +60,15 @@ def uniformity(
     Raises:
         TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
         ValueError: a wrong or empty shape, fewer than two rows without a queue, different devices, ``t <= 0``,
-            ``intra`` or ``y_weights`` without ``y``, an unknown or unusable ``backend``.
+            ``max_norm <= 0`` or with ``normalize``, ``intra`` or ``y_weights`` without ``y``, an unknown or unusable
+            ``backend``.
 
     Source:
         Wang & Isola, ICML 2020, Section 4.1.2; Eqs. 17 and 18 for the queue.
     """
     check_rows("x", x)
     check_positive("t", t)
+    check_max_norm(max_norm, normalize)
     if x_weights is not None:
         check_vector("x_weights", x_weights, "x", x)
     if y is None:
@@ -87,6 +93,8 @@ def uniformity(
         t=t,
         intra=intra,
         is_unit=normalize,
+        is_short=max_norm is not None,
+        precision=product_precision(x) if normalize or max_norm is not None else "float32",
         x_weights=x_weights,
         y_weights=y_weights,
         backend=backend,
@@ -100,8 +108,9 @@ class _Sum(NamedTuple):
     terms: PairTerms
     factor: float
 
-    def spec(self, t: float, *, bounded: bool) -> PairSpec:
-        return PairSpec(2 * t, bounded, "self" if self.columns is None else "none")
+    def spec(self, t: float, precision: str, *, bounded: bool) -> PairSpec:
+        exclude = "self" if self.columns is None else "none"
+        return PairSpec(2 * t, bounded, exclude, precision=precision)
 
 
 def uniformity_of_rows(
@@ -111,18 +120,21 @@ def uniformity_of_rows(
     t: float,
     intra: bool = False,
     is_unit: bool,
+    is_short: bool = False,
+    precision: str,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """`uniformity` of rows that are already prepared.
 
-    ``is_unit`` tells whether they have unit length; weights are given for no side or for every side.
+    ``is_unit`` tells whether they have unit length, ``is_short`` whether they are known not to be long, ``precision``
+    is that of the products; weights are given for no side or for every side.
     """
     dtype = x.dtype
     bound: float | None = 2 * t  # of the exponent's absolute value; None where it is not known
     if not is_unit:
-        x, y, bound = _euclidean_rows(x, y, t)
+        x, y, bound = _euclidean_rows(x, y, t, is_short)
     m, n = x.shape[-2], 0 if y is None else y.shape[-2]
     distinct = y is None or (intra and m > 1)
     pairs = m * n + (m * (m - 1) // 2 if distinct else 0)
@@ -135,7 +147,7 @@ def uniformity_of_rows(
         sums.append(_Sum(None, PairTerms(u), 0.5))  # every pair is met in both orders
 
     if x_weights is None and bound is not None and is_bounded(bound, m * max(m, n), x.dtype):
-        log_mean = _bounded_log_mean(x, sums, t, pairs, backend)
+        log_mean = _bounded_log_mean(x, sums, t, pairs, precision, backend)
     else:
         accurate = _accurate_dtype(x)
         if x_weights is None:
@@ -144,26 +156,26 @@ def uniformity_of_rows(
             count = _pair_weight(
                 x_weights.to(accurate), None if y_weights is None else y_weights.to(accurate), distinct
             )
-        log_mean = _log_mean(x, sums, t, count, backend)
+        log_mean = _log_mean(x, sums, t, count, precision, backend)
     # On unit rows the logits are the exponents plus 2t.
     return (log_mean - 2 * t if is_unit else log_mean).to(dtype)
 
 
-def _bounded_log_mean(x: Tensor, sums: list[_Sum], t: float, pairs: int, backend: str | None) -> Tensor:
+def _bounded_log_mean(x: Tensor, sums: list[_Sum], t: float, pairs: int, precision: str, backend: str | None) -> Tensor:
     """The logarithm of the mean, from the plain sum: loss and gradient in one pass."""
     total = x.new_zeros(())
     for part in sums:
-        spec = part.spec(t, bounded=True)
+        spec = part.spec(t, precision, bounded=True)
         total = total + part.factor * autograd.energy(x, part.columns, spec=spec, terms=part.terms, backend=backend)
     # Divided before the logarithm: the loss is small, the logarithms of total and count are not.
     return (total / pairs).log()
 
 
-def _log_mean(x: Tensor, sums: list[_Sum], t: float, count: Tensor, backend: str | None) -> Tensor:
+def _log_mean(x: Tensor, sums: list[_Sum], t: float, count: Tensor, precision: str, backend: str | None) -> Tensor:
     """The same from log-sum-exps, for logits of any size; what is left of them is reduced in the dtype of ``count``."""
     logs = []
     for part in sums:
-        spec = part.spec(t, bounded=False)
+        spec = part.spec(t, precision, bounded=False)
         row_lse, _ = autograd.row_lse(x, part.columns, spec=spec, terms=part.terms, backend=backend)
         logs.append(row_lse.to(count.dtype).logsumexp(-1) + math.log(part.factor))
     return torch.stack(logs).logsumexp(0) - count.log()
@@ -178,16 +190,21 @@ def _accurate_dtype(x: Tensor) -> torch.dtype:
 _MAX_SQUARED_LENGTH = 4.001
 
 
-def _euclidean_rows(x: Tensor, y: Tensor | None, t: float) -> tuple[Tensor, Tensor | None, float | None]:
+def _euclidean_rows(
+    x: Tensor, y: Tensor | None, t: float, is_short: bool
+) -> tuple[Tensor, Tensor | None, float | None]:
     """The rows, made fit for ``-t |x|^2 - t |y|^2 + 2t <x, y>``, and a bound of that exponent if one is known.
 
     The three terms cancel for rows that are long beside their distance. So the rows are centred, and taken to float64
-    unless they are seen to be as short as those of a caller who has normalised, where float32 loses nothing.
+    unless they are seen, or promised by the caller, to be as short as normalised ones, where float32 loses nothing.
     """
     centred = _centred(x, y)
     longest = _longest(*centred)
     if longest is not None and longest <= _MAX_SQUARED_LENGTH:
         return *centred, 4 * t * longest  # |x - y|^2 <= (2 max |x|)^2
+    if is_short and longest is None:
+        # Not centred: what half precision rounded must stay as it is, or the three terms no longer fit together.
+        return x, y, None
     accurate = _accurate_dtype(x)
     return *_centred(x.to(accurate), None if y is None else y.to(accurate)), None
 

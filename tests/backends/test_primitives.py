@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import Exact
 from oracle import assert_close
 from torch import Tensor
 
@@ -118,13 +119,19 @@ def kernel(logits: Tensor, shift: Tensor) -> Tensor:
 @every_problem
 @pytest.mark.parametrize("need_cols", [False, True])
 def test_row_lse(
-    options: dict, need_cols: bool, backend: str, device: torch.device, small_blocks: None, poisoned_allocations: None
+    options: dict,
+    need_cols: bool,
+    backend: str,
+    device: torch.device,
+    exact: Exact,
+    small_blocks: None,
+    poisoned_allocations: None,
 ) -> None:
-    p = problem(**options, device=device)
+    p = problem(**options, dtype=exact.dtype, device=device)
     row, col = backends.load(backend).row_lse(p.x, p.y, p.terms, p.spec, need_cols=need_cols)
-    check_lse(row.cpu(), lse(p.logits, 2), 1e-12)
+    check_lse(row.cpu(), lse(p.logits, 2), exact.tolerance(1e-12))
     expected = lse(p.logits, 1)
-    check_lse(col.cpu(), expected if need_cols and p.y is not None else expected[:, :0], 1e-12)
+    check_lse(col.cpu(), expected if need_cols and p.y is not None else expected[:, :0], exact.tolerance(1e-12))
 
 
 def check_lse(actual: Tensor, truth: Tensor, tolerance: float) -> None:
@@ -141,10 +148,11 @@ def test_pair_grad(
     need_y: bool,
     backend: str,
     device: torch.device,
+    exact: Exact,
     small_blocks: None,
     poisoned_allocations: None,
 ) -> None:
-    p = problem(**options, device=device)
+    p = problem(**options, dtype=exact.dtype, device=device)
     need_y = need_y and p.y is not None
     row, col = lse(p.logits, 2), lse(p.logits, 1)
     a, b = torch.randn(row.shape, dtype=torch.float64), torch.randn(col.shape, dtype=torch.float64)
@@ -157,9 +165,9 @@ def test_pair_grad(
             w, given = a[:, :, None] * by_row + b[:, None, :] * by_col, (row, col, a, b)
         else:
             w, given = a[:, :, None] * by_row, (row, None, a, None)
-        on_device = [None if t is None else t.to(device) for t in given]
+        on_device = [None if t is None else t.to(device, exact.dtype) for t in given]
         results = module.pair_grad(p.x, p.y, p.terms, p.spec, *on_device, need_x=need_x, need_y=need_y)
-        check_sides(results, weighted(p, w), p, need_x, need_y, 1e-11)
+        check_sides(results, weighted(p, w), p, need_x, need_y, exact.tolerance(1e-11))
 
 
 @every_problem
@@ -172,18 +180,19 @@ def test_energy(
     need_y: bool,
     backend: str,
     device: torch.device,
+    exact: Exact,
     small_blocks: None,
     poisoned_allocations: None,
 ) -> None:
-    p = problem(**(options | {"bounded": True}), device=device)
+    p = problem(**(options | {"bounded": True}), dtype=exact.dtype, device=device)
     need_y = need_y and p.y is not None
     if potential == "exp":
         value = w = p.logits.exp()
     else:
         value, w = torch.nn.functional.softplus(p.logits, threshold=50), p.logits.sigmoid()
     total, *sides = backends.load(backend).energy(p.x, p.y, p.terms, p.spec, potential, need_x=need_x, need_y=need_y)
-    assert_close(total.cpu(), value.sum((1, 2)), 1e-11)
-    check_sides(tuple(sides), weighted(p, w), p, need_x, need_y, 1e-11)
+    assert_close(total.double().cpu(), value.sum((1, 2)), exact.tolerance(1e-11))
+    check_sides(tuple(sides), weighted(p, w), p, need_x, need_y, exact.tolerance(1e-11))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -211,21 +220,33 @@ def test_low_precision_operands(
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_across_the_real_block_size(symmetric: bool, backend: str, device: torch.device) -> None:
-    p = problem(m=1025, n=1023, d=3, batch=1, symmetric=symmetric, exclude="self", bounded=True, device=device)
+def test_across_the_real_block_size(symmetric: bool, backend: str, device: torch.device, exact: Exact) -> None:
+    p = problem(
+        m=1025,
+        n=1023,
+        d=3,
+        batch=1,
+        symmetric=symmetric,
+        exclude="self",
+        bounded=True,
+        dtype=exact.dtype,
+        device=device,
+    )
     module = backends.load(backend)
     row, col = module.row_lse(p.x, p.y, p.terms, p.spec, need_cols=True)
-    check_lse(row.cpu(), lse(p.logits, 2), 1e-12)
-    check_lse(col.cpu(), lse(p.logits, 1)[:, : col.shape[1]], 1e-12)
+    check_lse(row.cpu(), lse(p.logits, 2), exact.tolerance(1e-12))
+    check_lse(col.cpu(), lse(p.logits, 1)[:, : col.shape[1]], exact.tolerance(1e-12))
     total, *sides = module.energy(p.x, p.y, p.terms, p.spec, "exp", need_x=True, need_y=not symmetric)
-    assert_close(total.cpu(), p.logits.exp().sum((1, 2)), 1e-12)
-    check_sides(tuple(sides), weighted(p, p.logits.exp()), p, True, not symmetric, 1e-11)
+    assert_close(total.double().cpu(), p.logits.exp().sum((1, 2)), exact.tolerance(1e-12))
+    check_sides(tuple(sides), weighted(p, p.logits.exp()), p, True, not symmetric, exact.tolerance(1e-11, 1e-4))
 
 
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_rows_without_a_candidate(symmetric: bool, bounded: bool, backend: str, device: torch.device) -> None:
-    p = problem(symmetric=symmetric, bounded=bounded, exclude="same_id", device=device)
+def test_rows_without_a_candidate(
+    symmetric: bool, bounded: bool, backend: str, device: torch.device, exact: Exact
+) -> None:
+    p = problem(symmetric=symmetric, bounded=bounded, exclude="same_id", dtype=exact.dtype, device=device)
     zeros = [None if t is None else torch.zeros_like(t) for t in p.terms]  # every pair has equal ids
     terms = PairTerms(*zeros)
     module = backends.load(backend)
@@ -239,18 +260,22 @@ def test_rows_without_a_candidate(symmetric: bool, bounded: bool, backend: str, 
     assert all((result == 0).all() for result in results)
 
 
-def test_running_maximum_survives_any_logit(backend: str, device: torch.device, small_blocks: None) -> None:
-    p = problem(device=device)
+def test_running_maximum_survives_any_logit(
+    backend: str, device: torch.device, exact: Exact, small_blocks: None
+) -> None:
+    p = problem(dtype=exact.dtype, device=device)
     spec = p.spec._replace(scale=1e4, bounded=False)
     row, col = backends.load(backend).row_lse(p.x, p.y, p.terms, spec, need_cols=True)
     logits = p.logits * (1e4 / SCALE)
-    check_lse(row.cpu(), lse(logits, 2), 1e-12)
-    check_lse(col.cpu(), lse(logits, 1), 1e-12)
+    check_lse(row.cpu(), lse(logits, 2), exact.tolerance(1e-12))
+    check_lse(col.cpu(), lse(logits, 1), exact.tolerance(1e-12))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_prepare_and_finish(dtype: torch.dtype, backend: str, device: torch.device, poisoned_allocations: None) -> None:
     module = backends.load(backend)
+    if module.unsupported(backends.Problem("prepare", device, dtype, 7)):
+        pytest.skip(f"{backend} does not serve {dtype}")
     x = torch.randn(3, 33, 7, dtype=torch.float64).to(dtype)
     x[1, 5] = 0
     unit, rstd = module.prepare(x.to(device))
@@ -272,10 +297,52 @@ def test_prepare_and_finish(dtype: torch.dtype, backend: str, device: torch.devi
     torch.testing.assert_close(dx.double().cpu(), expected, rtol=rounding, atol=rounding)
 
 
-def test_a_symmetric_problem_has_no_column_side(backend: str, device: torch.device, small_blocks: None) -> None:
+def test_a_symmetric_problem_has_no_column_side(
+    backend: str, device: torch.device, exact: Exact, small_blocks: None
+) -> None:
     # Asked for it nevertheless, a backend must not count the diagonal blocks twice.
-    p = problem(symmetric=True, device=device)
+    p = problem(symmetric=True, dtype=exact.dtype, device=device)
     module = backends.load(backend)
     row, col = module.row_lse(p.x, None, p.terms, p.spec, need_cols=True)
-    check_lse(row.cpu(), lse(p.logits, 2), 1e-12)
+    check_lse(row.cpu(), lse(p.logits, 2), exact.tolerance(1e-12))
     assert col.shape == (2, 0)
+
+
+@pytest.mark.parametrize("dim", [40, 70], ids=["one-pass", "panels"])
+@pytest.mark.parametrize("scale", [3.0, 12.0])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_products_in_half_precision(
+    precision: str, symmetric: bool, scale: float, dim: int, backend: str, device: torch.device
+) -> None:
+    # Rows that half precision holds exactly: what is lost is lost on the weights, and sums are float32.
+    dtype = getattr(torch, precision)
+    p = problem(m=61, n=45, d=dim, symmetric=symmetric, exclude="self", bounded=True, dtype=dtype, device=device)
+    x, y = p.x.float(), None if p.y is None else p.y.float()
+    logits, spec = p.logits * (scale / SCALE), p.spec._replace(scale=scale, precision=precision)
+    module, both = backends.load(backend), {"need_x": True, "need_y": not symmetric}
+    row, col = module.row_lse(x, y, p.terms, spec, need_cols=True)
+    assert_close(row.double().cpu(), lse(logits, 2), 1e-5)
+
+    # The factors may have any size: float16 must not see it.
+    for size in (1e-6, 1.0, 1e6):
+        a, b = size * torch.rand(row.shape).double(), size * torch.rand(lse(logits, 1).shape).double()
+        w = a[:, :, None] * kernel(logits, lse(logits, 2)[:, :, None])
+        w = w + (a if symmetric else b)[:, None, :] * kernel(logits, lse(logits, 1)[:, None, :])
+        given = (row, None, a, None) if symmetric else (row, col, a, b)
+        given = [None if t is None else t.to(device, torch.float32) for t in given]
+        within_digits(module.pair_grad(x, y, p.terms, spec, *given, **both), weighted(p, w), both, dtype)
+    for potential in ("exp", "softplus"):
+        value = logits.exp() if potential == "exp" else torch.nn.functional.softplus(logits, threshold=50)
+        total, *sides = module.energy(x, y, p.terms, spec, potential, **both)
+        assert_close(total.double().cpu(), value.sum((1, 2)), 1e-5)
+        w = logits.exp() if potential == "exp" else logits.sigmoid()
+        within_digits(sides, weighted(p, w), both, dtype)
+
+
+def within_digits(results: Any, expected: tuple, needed: dict[str, bool], dtype: torch.dtype) -> None:
+    sides = (needed["need_x"], needed["need_x"], needed["need_y"], needed["need_y"])
+    for result, truth, need in zip(results, expected, sides, strict=True):
+        if need:
+            error = (result.double().cpu() - truth).abs().max() / truth.abs().max()
+            assert error <= torch.finfo(dtype).eps

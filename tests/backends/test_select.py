@@ -1,5 +1,8 @@
 """The choice of a backend: forced, by environment, by falling back; and the report of it."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -18,15 +21,18 @@ PROBLEM = Problem("energy", torch.device("cpu"), torch.float32, 16, PairSpec(4.0
 class Fake(SimpleNamespace):
     """A backend that computes by the reference and refuses for the given reasons."""
 
-    def __init__(self, *reasons: str) -> None:
+    def __init__(self, *reasons: str, unverified: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.reasons, self.calls = list(reasons), []
+        self.reasons, self.doubts, self.calls = list(reasons), list(unverified), []
 
     def unsupported(self, problem: Problem) -> list[str]:
         return self.reasons
 
+    def unverified(self, problem: Problem) -> list[str]:
+        return self.doubts
+
     def __getattr__(self, primitive: str) -> object:
-        if primitive.startswith("_"):
+        if primitive.startswith("_") or primitive == "align_uniform":
             raise AttributeError(primitive)
         self.calls.append(primitive)
         return getattr(backends.importlib.import_module("hyperkern.backends.reference"), primitive)
@@ -117,9 +123,23 @@ def test_falls_back_with_the_reason_visible(
     assert "no: no GPU" in capsys.readouterr().out
 
 
+def test_a_backend_that_is_not_verified_here_is_taken_by_name_alone(
+    monkeypatch: pytest.MonkeyPatch, x: Tensor, capsys: pytest.CaptureFixture
+) -> None:
+    fake = Fake(unverified=("not yet verified on sm_123",))
+    install(monkeypatch, fake)
+    assert select(None, PROBLEM) is not fake
+    assert select("fake", PROBLEM) is fake
+    monkeypatch.setenv("HYPERKERN_BACKEND", "fake")
+    assert select(None, PROBLEM) is fake
+    assert hyperkern.backend_info()["backends"]["fake"]["cpu"] == ["not yet verified on sm_123"]
+    assert main(["info"]) == 0
+    assert "no: not yet verified on sm_123" in capsys.readouterr().out
+
+
 def test_nobody_can(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Fake("no GPU"))
-    with pytest.raises(ValueError, match=r"no backend can compute energy: fake: no GPU \| reference: .*int64"):
+    with pytest.raises(ValueError, match=r"no backend can compute energy: fake: no GPU \| .*reference: .*int64"):
         select(None, PROBLEM._replace(dtype=torch.int64))
 
 
@@ -193,3 +213,59 @@ def test_case_22_forced_backend_whose_import_fails(monkeypatch: pytest.MonkeyPat
     install(monkeypatch, ImportError("No module named 'triton'"))
     with pytest.raises((ValueError, ImportError), match="triton"):
         hyperkern.uniformity(x, backend="fake")
+
+
+TRITON_WITHOUT_A_GPU = """
+import torch, hyperkern
+from hyperkern import backends
+x = torch.randn(8, 4)
+assert hyperkern.uniformity(x).isfinite()
+reasons = hyperkern.backend_info()["backends"]["triton"]["cpu"]
+assert "needs a GPU" in reasons[0] and "TRITON_INTERPRET" in reasons[0], reasons
+try:
+    hyperkern.uniformity(x, backend="triton")
+except ValueError as error:
+    assert "backend='triton' cannot compute prepare: needs a GPU" in str(error), error
+else:
+    raise AssertionError("a forced backend fell back")
+"""
+
+
+def test_case_22_triton_without_a_gpu() -> None:
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    result = subprocess.run(
+        [sys.executable, "-c", TRITON_WITHOUT_A_GPU], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_triton_refuses() -> None:
+    triton = pytest.importorskip("hyperkern.backends.triton")
+    if torch.cuda.is_available():
+        pytest.skip("on a GPU the CPU is refused before anything else")
+    assert "float64" in triton.unsupported(PROBLEM._replace(dtype=torch.float64))[0]
+    assert "D = 16385" in triton.unsupported(PROBLEM._replace(dim=16385))[0]
+    assert "needs a CUDA device, got meta" in triton.unsupported(PROBLEM._replace(device=torch.device("meta")))[0]
+    assert triton.unsupported(PROBLEM._replace(dim=16384)) == []
+    # The interpreter is for tests: nobody gets it without asking.
+    assert "interpreter" in triton.unverified(PROBLEM)[0]
+    assert select(None, PROBLEM) is backends.load("reference")
+
+
+def test_the_choice_on_a_gpu_follows_its_capability_and_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("hyperkern.backends.triton")
+    on_gpu = PROBLEM._replace(device=torch.device("cuda", 0))
+    triton.config.of_device.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert "needs compute capability 8.0 or more, cuda:0 has 7.5" in triton.unsupported(on_gpu)[0]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert triton.unsupported(on_gpu) == []
+    checked = triton.config.of_name("sm_90").checked
+    assert bool(triton.unverified(on_gpu)) == (not checked)
+    monkeypatch.setattr(triton.config, "of_device", lambda index: triton.config.of_name("sm_90")._replace(checked="x"))
+    assert triton.unverified(on_gpu) == []
+    assert select(None, on_gpu) is triton
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "AMD" in triton.unsupported(on_gpu)[0]

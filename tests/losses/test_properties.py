@@ -84,3 +84,50 @@ def test_a_scale_beside_many_negatives_leaves_the_bounded_regime() -> None:
     torch.testing.assert_close(
         hk.info_nce(x, x.flip(0), negatives=negatives, temperature=1 / 66).double(), expected, rtol=1e-5, atol=1e-5
     )
+
+
+class TestMaxNorm:
+    """Rows that the caller has normalised, where nobody may look at them to see it."""
+
+    @staticmethod
+    def value_and_grad(loss, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = x.detach().requires_grad_()
+        value = loss(x)
+        return value.detach(), torch.autograd.grad(value, x)[0]
+
+    @pytest.mark.parametrize("options", [{}, {"backend": "triton"}], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_it_keeps_float32_and_its_accuracy(
+        self, dtype: torch.dtype, options: dict, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if options and hk.backends.objections("triton", self.problem(), forced=True):
+            pytest.skip("no Triton")
+        module = __import__("hyperkern.losses.uniformity", fromlist=["_longest"])
+        monkeypatch.setattr(module, "_longest", lambda x, y: None)  # as on a GPU
+        monkeypatch.setattr(module, "_accurate_dtype", lambda x: x.dtype)  # nothing is computed in float64
+        x = torch.nn.functional.normalize(torch.randn(90, 20), dim=-1).to(dtype)
+        value, grad = self.value_and_grad(lambda a: hk.uniformity(a, normalize=False, max_norm=1, **options), x)
+        truth, true_grad = self.value_and_grad(lambda a: dense_uniformity(a, normalize=False), x.double())
+        eps = torch.finfo(dtype).eps if options or dtype == torch.float32 else 2e-7
+        assert abs(value - truth) <= 10 * eps + 1e-6
+        error = (grad.double() - true_grad).abs().max() / true_grad.abs().max()
+        assert error <= 4 * torch.finfo(dtype).eps + 4e-6
+        # Longer rows than promised: less accurate, not infinite.
+        assert hk.uniformity(30 * x, normalize=False, max_norm=1, **options).isfinite()
+
+    @staticmethod
+    def problem() -> hk.backends.Problem:
+        return hk.backends.Problem("row_lse", torch.device("cpu"), torch.float32, 20)
+
+    def test_a_cpu_looks_first(self) -> None:
+        x = 100 + torch.randn(16, 6)
+        expected = hk.uniformity(x, normalize=False)
+        assert hk.uniformity(x, normalize=False, max_norm=1) == expected
+
+    def test_a_wrong_promise_is_named(self) -> None:
+        x = torch.randn(4, 2)
+        for make in (lambda **k: hk.uniformity(x, **k), hk.UniformityLoss):
+            with pytest.raises(ValueError, match=r"max_norm is for normalize=False.* got max_norm=2"):
+                make(max_norm=2)
+            with pytest.raises(ValueError, match="max_norm must be a finite number > 0, got 0"):
+                make(max_norm=0, normalize=False)

@@ -1,11 +1,5 @@
-"""The only autograd functions: normalisation and the pairwise primitives, differentiable more than once.
+"""The pairwise primitives."""
 
-Each derivative is a `torch.autograd.Function` of its own whose backward is plain PyTorch (for the primitives in
-`hyperkern.second_order`), so a gradient penalty works and nothing is silently dropped. Inside the functions every
-operand has a leading batch dimension, which also serves `torch.func.vmap`.
-"""
-
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,34 +7,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import ops
-from .backends import forced
-from .second_order import energy_second_order, lse_second_order
-from .spec import POTENTIALS, PairSpec, PairTerms, accumulate_dtype, norm_eps
-
-
-def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor:
-    """The rows that the primitives see.
-
-    Args:
-        x: ``(N, D)`` or ``(B, N, D)``, any floating dtype and strides.
-        normalize: whether to scale each row to unit length; a zero row stays zero.
-        backend: name of a backend to force.
-
-    Returns:
-        Unit rows, or ``x`` itself, in float64 for float64 and in float32 otherwise. A row with an infinite element
-        becomes nan. The gradient comes back in the dtype of ``x``.
-
-    Raises:
-        ValueError: an unknown or unusable ``backend``.
-    """
-    forced(backend)  # also where there is nothing to compute: a wrong name must not go unseen
-    if not normalize:
-        rows = x.to(accumulate_dtype(x.dtype))
-        # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
-        return rows + 0 * rows
-    unit, _ = _Normalize.apply(_batched(x), backend)
-    return unit.view(x.shape)
+from .. import ops
+from ..second_order import energy_second_order, lse_second_order
+from ..spec import POTENTIALS, PairSpec, PairTerms
+from .functions import batched, bound_once, vmap_by_batch
 
 
 def row_lse(
@@ -66,7 +36,7 @@ def row_lse(
         The row side, ``(N,)`` or ``(B, N)``, and the column side likewise (zero-sized if not wanted). A row
         without any pair is ``-inf`` and has gradient 0.
     """
-    operands = _batched(x), None if y is None else _batched(y), *_batched_terms(terms, x)
+    operands = batched(x), None if y is None else batched(y), *_batched_terms(terms, x)
     row, col = _RowLSE.apply(*operands, spec, need_cols and y is not None, backend)
     if need_cols and y is None:
         col = row
@@ -100,76 +70,9 @@ def energy(
     """
     if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
         raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
-    operands = _batched(x), None if y is None else _batched(y), *_batched_terms(terms, x)
+    operands = batched(x), None if y is None else batched(y), *_batched_terms(terms, x)
     total = _Energy.apply(*operands, spec, potential, *_sides_requiring_grad(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
-
-
-def _bound_once(function: type[Function]) -> type[Function]:
-    """PyTorch looks up the signature of ``forward`` at every call; stored, it costs a tenth of a small batch less."""
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
-    return function
-
-
-@_bound_once
-class _Normalize(Function):
-    """``x -> (unit, rstd)``. Both are differentiable: the second order needs the derivative of ``rstd``."""
-
-    @staticmethod
-    def forward(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-        return ops.prepare(x, backend)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.backend = inputs
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(*output)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad_unit: Tensor | None, grad_rstd: Tensor | None) -> tuple[Tensor | None, None]:
-        unit, rstd = ctx.saved_tensors
-        dx = None
-        if grad_unit is not None:
-            dx = _Finish.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
-        if grad_rstd is not None:
-            # A row shorter than eps has the constant rstd = 1 / eps.
-            slope = torch.where(rstd < 1 / norm_eps(ctx.dtype), -grad_rstd * rstd.square(), 0)
-            through_norm = (slope.unsqueeze(-1) * unit).to(ctx.dtype)
-            dx = through_norm if dx is None else dx + through_norm
-        return dx, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return _vmap(_Normalize, info, in_dims, args)
-
-
-@_bound_once
-class _Finish(Function):
-    """``rstd (g - <g, unit> unit)``, the derivative of the unit rows."""
-
-    @staticmethod
-    def forward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
-        return ops.finish(grad, unit, rstd, dtype, backend)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-
-    @staticmethod
-    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
-        grad, unit, rstd = ctx.saved_tensors
-        h, scale = h.to(unit.dtype), rstd.unsqueeze(-1)
-        grad_radial = (grad * unit).sum(-1, keepdim=True)
-        h_radial = (h * unit).sum(-1, keepdim=True)
-        d_grad = scale * (h - h_radial * unit)
-        d_unit = -scale * (h_radial * grad + grad_radial * h)
-        d_rstd = (grad * h).sum(-1) - (grad_radial * h_radial).squeeze(-1)
-        return d_grad, d_unit, d_rstd, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return _vmap(_Finish, info, in_dims, args)
 
 
 # The pairwise functions take the operands (x, y, u, v, row_ids, col_ids) and a PairSpec first. Their derivatives are
@@ -177,7 +80,7 @@ class _Finish(Function):
 # torch < 2.15 counts them to tell whether a forward takes a context.
 
 
-@_bound_once
+@bound_once
 class _RowLSE(Function):
     """``operands -> row_lse, col_lse``."""
 
@@ -212,10 +115,10 @@ class _RowLSE(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return _vmap(_RowLSE, info, in_dims, args)
+        return vmap_by_batch(_RowLSE, info, in_dims, args)
 
 
-@_bound_once
+@bound_once
 class _PairGrad(Function):
     """``operands and the weights of the pairs -> operand gradients``."""
 
@@ -254,10 +157,10 @@ class _PairGrad(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return _vmap(_PairGrad, info, in_dims, args)
+        return vmap_by_batch(_PairGrad, info, in_dims, args)
 
 
-@_bound_once
+@bound_once
 class _Energy(Function):
     """``operands -> total`` and the contractions of which `_EnergyGrad` makes the operand gradients."""
 
@@ -300,10 +203,10 @@ class _Energy(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return _vmap(_Energy, info, in_dims, args)
+        return vmap_by_batch(_Energy, info, in_dims, args)
 
 
-@_bound_once
+@bound_once
 class _EnergyGrad(Function):
     """``operands, what _Energy gave beside the total, grad_total -> operand gradients``."""
 
@@ -343,7 +246,7 @@ class _EnergyGrad(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return _vmap(_EnergyGrad, info, in_dims, args)
+        return vmap_by_batch(_EnergyGrad, info, in_dims, args)
 
 
 def _per_pair(value: Tensor, y: Tensor | None) -> Tensor:
@@ -368,26 +271,7 @@ def _operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tens
     return *kept, None, None
 
 
-def _batched(x: Tensor) -> Tensor:
-    return x if x.dim() == 3 else x.unsqueeze(0)
-
-
 def _batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:
     if terms is None:
         return [None] * len(PairTerms._fields)
     return [term if term is None or x.dim() == 3 else term.unsqueeze(0) for term in terms]
-
-
-def _vmap(function: type[Function], info: Any, in_dims: tuple, args: tuple) -> tuple:
-    """Folds the mapped dimension into the leading batch dimension that every tensor here has."""
-
-    def fold(arg: Any, dim: int | None) -> Any:
-        if not isinstance(arg, Tensor):
-            return arg
-        arg = arg.unsqueeze(0).expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-        return arg.flatten(0, 1)
-
-    output = function.apply(*map(fold, args, in_dims))
-    if isinstance(output, Tensor):
-        return output.unflatten(0, (info.batch_size, -1)), 0
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in output), (0,) * len(output)

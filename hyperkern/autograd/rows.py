@@ -1,0 +1,97 @@
+"""Normalisation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import ops
+from ..backends import forced
+from ..spec import accumulate_dtype, norm_eps
+from .functions import batched, bound_once, vmap_by_batch
+
+
+def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor:
+    """The rows that the primitives see.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)``, any floating dtype and strides.
+        normalize: whether to scale each row to unit length; a zero row stays zero.
+        backend: name of a backend to force.
+
+    Returns:
+        Unit rows, or ``x`` itself, in float64 for float64 and in float32 otherwise. A row with an infinite element
+        becomes nan. The gradient comes back in the dtype of ``x``.
+
+    Raises:
+        ValueError: an unknown or unusable ``backend``.
+    """
+    forced(backend)  # also where there is nothing to compute: a wrong name must not go unseen
+    if not normalize:
+        rows = x.to(accumulate_dtype(x.dtype))
+        # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
+        return rows + 0 * rows
+    unit, _ = _Normalize.apply(batched(x), backend)
+    return unit.view(x.shape)
+
+
+@bound_once
+class _Normalize(Function):
+    """``x -> (unit, rstd)``. Both are differentiable: the second order needs the derivative of ``rstd``."""
+
+    @staticmethod
+    def forward(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+        return ops.prepare(x, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.backend = inputs
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_unit: Tensor | None, grad_rstd: Tensor | None) -> tuple[Tensor | None, None]:
+        unit, rstd = ctx.saved_tensors
+        dx = None
+        if grad_unit is not None:
+            dx = _Finish.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
+        if grad_rstd is not None:
+            # A row shorter than eps has the constant rstd = 1 / eps.
+            slope = torch.where(rstd < 1 / norm_eps(ctx.dtype), -grad_rstd * rstd.square(), 0)
+            through_norm = (slope.unsqueeze(-1) * unit).to(ctx.dtype)
+            dx = through_norm if dx is None else dx + through_norm
+        return dx, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_batch(_Normalize, info, in_dims, args)
+
+
+@bound_once
+class _Finish(Function):
+    """``rstd (g - <g, unit> unit)``, the derivative of the unit rows."""
+
+    @staticmethod
+    def forward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
+        return ops.finish(grad, unit, rstd, dtype, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        grad, unit, rstd = ctx.saved_tensors
+        h, scale = h.to(unit.dtype), rstd.unsqueeze(-1)
+        grad_radial = (grad * unit).sum(-1, keepdim=True)
+        h_radial = (h * unit).sum(-1, keepdim=True)
+        d_grad = scale * (h - h_radial * unit)
+        d_unit = -scale * (h_radial * grad + grad_radial * h)
+        d_rstd = (grad * h).sum(-1) - (grad_radial * h_radial).squeeze(-1)
+        return d_grad, d_unit, d_rstd, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_batch(_Finish, info, in_dims, args)

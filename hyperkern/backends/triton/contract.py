@@ -1,0 +1,185 @@
+"""`contract_kernel`: weighted sums of rows in one pass, an attention forward without the running maximum.
+
+For a block of rows it walks over the column tiles; a tile of weights lives in registers, between two products that
+share one tile of columns in shared memory. Each program owns its outputs: no atomics, and a fixed order of sums.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import (
+    dot,
+    exp,
+    load_factor,
+    load_ids,
+    load_log_weights,
+    load_rows,
+    logits,
+    masked_tiles,
+    narrow,
+    similarity,
+    weights,
+)
+
+
+@triton.jit
+def _add_tile(
+    b_grad,
+    b_sum,
+    b_value,
+    i_n,
+    b_x,
+    p_y,
+    p_v,
+    p_col_ids,
+    p_col_lse,
+    p_b,
+    o_m,
+    o_d,
+    b_u,
+    b_row_ids,
+    b_a,
+    b_row_lse,
+    m,
+    n,
+    stride_yn,
+    row_shift,
+    scale,
+    shift,
+    HAS_U: tl.constexpr,
+    HAS_A: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_y = load_rows(p_y, o_n, o_d, n, stride_yn, DIM, DIM == BLOCK_D, MASK)
+    b_s = similarity(
+        b_x, b_y, p_y, p_y, o_m, o_n, m, n, stride_yn, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+    )
+    b_v = load_log_weights(p_v, o_n, n, LOG2)
+    b_col_ids = load_ids(p_col_ids, o_n, n, EXCLUDE)
+    b_l = logits(
+        b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
+    )
+    b_b, b_col_lse = load_factor(p_col_lse, p_b, o_n, n, MODE)
+    b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, HAS_A, p_b is not None, MODE, LOG2)
+    b_sum += tl.sum(b_w, 1)
+    if MODE == "softplus":
+        b_value += tl.sum(b_phi, 1)
+    b_grad = dot(narrow(b_w, b_y.dtype), b_y, b_grad, PRECISION)
+    return b_grad, b_sum, b_value
+
+
+@triton.jit(do_not_specialize=["m", "n", "splits", "row_shift", "batch"])
+def contract_kernel(
+    p_x,
+    p_y,
+    p_u,
+    p_v,
+    p_row_ids,
+    p_col_ids,
+    p_row_lse,
+    p_a,
+    p_col_lse,
+    p_b,
+    p_grad,
+    p_sum,
+    p_value,
+    batch,
+    m,
+    n,
+    splits,
+    stride_xb,
+    stride_xm,
+    stride_yb,
+    stride_yn,
+    stride_gm,
+    row_shift,
+    scale,
+    shift,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``sum_j w_ij y_j`` ``(splits, B, M, D)``, ``sum_j w_ij`` and, for softplus, ``sum_j phi_ij`` ``(splits, B, M)``.
+
+    ``x``, ``y`` have unit stride along D; the vectors and outputs are contiguous but for the row stride of the
+    gradient. A program serves one block of rows of one batch element and one of ``splits`` ranges of columns.
+    """
+    blocks = tl.cdiv(m, BLOCK_M)
+    i_m = tl.program_id(0) % blocks
+    i_split = tl.program_id(0) // blocks % splits
+    i_b = (tl.program_id(0) // blocks // splits).to(tl.int64)
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_d = tl.arange(0, BLOCK_D)
+
+    p_x += i_b * stride_xb
+    p_y += i_b * stride_yb
+    if p_u is not None:
+        p_u += i_b * m
+    if p_v is not None:
+        p_v += i_b * n
+    if EXCLUDE == "same_id":
+        p_row_ids += i_b * m
+        p_col_ids += i_b * n
+    if p_a is not None:
+        p_row_lse += i_b * m
+        p_a += i_b * m
+    if p_b is not None:
+        p_col_lse += i_b * n
+        p_b += i_b * n
+
+    b_x = load_rows(p_x, o_m, o_d, m, stride_xm, DIM, DIM == BLOCK_D, True)
+    b_u = load_log_weights(p_u, o_m, m, LOG2)
+    b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
+    b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
+    b_grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    b_sum = tl.zeros((BLOCK_M,), tl.float32)
+    b_value = tl.zeros((BLOCK_M,), tl.float32)
+
+    tiles = tl.cdiv(n, BLOCK_N)
+    t_start = (i_split.to(tl.int64) * tiles // splits).to(tl.int32)
+    t_stop = ((i_split + 1).to(tl.int64) * tiles // splits).to(tl.int32)
+    lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
+    for i_tile in range(hi - lo + ragged):
+        i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
+        b_grad, b_sum, b_value = _add_tile(
+            b_grad, b_sum, b_value, i_n,
+            b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
+            o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
+            m, n, stride_yn, row_shift, scale, shift,
+            p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, True,
+        )  # fmt: skip
+    if EXCLUDE != "same_id":
+        for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
+            i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
+            b_grad, b_sum, b_value = _add_tile(
+                b_grad, b_sum, b_value, i_n,
+                b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
+                o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
+                m, n, stride_yn, row_shift, scale, shift,
+                p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, False,
+            )  # fmt: skip
+
+    if MODE == "exp":
+        b_grad *= exp(shift, LOG2)
+        b_sum *= exp(shift, LOG2)
+    o_out = (i_split * batch + i_b) * m + o_m
+    m_rows = o_m < m
+    m_grad = m_rows[:, None] & (o_d < DIM)[None, :]
+    tl.store(p_grad + o_out[:, None] * stride_gm + o_d[None, :], b_grad, mask=m_grad)
+    tl.store(p_sum + o_out, b_sum, mask=m_rows)
+    if MODE == "softplus":
+        tl.store(p_value + o_out, b_value, mask=m_rows)

@@ -1,0 +1,171 @@
+"""What the pairwise kernels are launched with: operands in the dtype of the product, and the launch itself."""
+
+import math
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...spec import PairSpec, PairTerms
+from . import config
+from .config import Architecture, Config
+
+
+def _interpreter(size: int) -> Architecture:
+    """Tiles of one size; rows longer than 64 go by chunks and by panels."""
+    chunk_d = 32 if size == 16 else 128
+    uses = (("contract", 64, None), ("sums", 64, None), ("sums", None, chunk_d), ("panel", None, chunk_d))
+    entries = (
+        config.Entry(kernel, operand, dim, None, Config(size, size, chunk, 4, 1))
+        for operand in ("bfloat16", "tf32", "float32")
+        for kernel, dim, chunk in uses
+    )
+    return Architecture("interpreter", 1 << 30, 4, "", tuple(entries))
+
+
+# The interpreter walks over tiles in Python: small ones with ragged ends where the problem is small, few otherwise.
+# By the least number of pairs that they are for.
+_INTERPRETER = {0: _interpreter(16), 32**2: _interpreter(32), 200**2: _interpreter(256)}
+
+# Weights in float16 are kept below this, and those of "exp" above exp(-2 scale) of it, which must be a normal number.
+FLOAT16_RANGE = 8192.0
+_FLOAT16_SCALE = 9.0
+
+_FLOAT32_SETTING = {"highest": "float32", "high": "tf32", "medium": "bfloat16"}
+
+
+class Operands(NamedTuple):
+    """A pairwise problem as a kernel takes it: rows ``x`` against columns ``y``.
+
+    Attributes:
+        x: ``(B, M, D)``, unit stride along D, in the dtype of the product.
+        y: ``(B, N, D)``, likewise; ``x`` itself where the problem is symmetric.
+        terms: contiguous log-weights and ids of both sides.
+        spec: the problem.
+        symmetric: whether ``y`` is ``x``.
+        precision: how float32 operands are multiplied, ``tf32`` or ``tf32x3``.
+        kind: ``bfloat16``, ``float16``, ``tf32`` or ``float32``, see `config.Entry`.
+        architecture: whose configurations serve it.
+    """
+
+    x: Tensor
+    y: Tensor
+    terms: PairTerms
+    spec: PairSpec
+    symmetric: bool
+    precision: str
+    kind: str
+    architecture: Architecture
+
+    def swapped(self) -> "Operands":
+        """The same pairs with the roles of rows and columns exchanged."""
+        u, v, row_ids, col_ids = self.terms
+        spec = self.spec._replace(row_offset=self.spec.col_offset, col_offset=self.spec.row_offset)
+        return self._replace(x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids), spec=spec)
+
+    def find(self, kernel: str, mode: str) -> Config | None:
+        """The configuration of a kernel."""
+        return config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode)
+
+    def constants(self, choice: Config, mode: str) -> dict[str, Any]:
+        """The compile-time arguments that every pairwise kernel has."""
+        dim = self.x.shape[2]
+        return {
+            "DIM": dim,
+            "BLOCK_M": choice.block_m,
+            "BLOCK_N": choice.block_n,
+            "BLOCK_D": choice.block_d or config.padded(dim),
+            "EXCLUDE": self.spec.exclude,
+            "MODE": mode,
+            "LOG2": self.in_log2(mode),
+            "PRECISION": self.precision,
+        }
+
+    def in_log2(self, mode: str) -> bool:
+        """Whether logits are made in units of log 2, see ``tile.py``."""
+        return mode in ("exp", "bounded") and self.kind != "float32"
+
+    def unit(self, mode: str) -> float:
+        """What turns a logit into its units."""
+        return math.log2(math.e) if self.in_log2(mode) else 1.0
+
+    @property
+    def row_shift(self) -> int:
+        """The column that a row excludes is its own index plus this."""
+        return self.spec.row_offset - self.spec.col_offset
+
+    def shift(self, mode: str) -> float:
+        """What is subtracted from a logit so that its exponential fits the dtype of the weights."""
+        return self.spec.scale - math.log(FLOAT16_RANGE) if mode == "exp" and self.x.dtype == torch.float16 else 0.0
+
+
+def product_of(precision: str, weights: str | None, scale: float) -> tuple[torch.dtype, str, str]:
+    """The dtype of the operands, how a product multiplies them, and the kind of configuration.
+
+    Args:
+        precision: `PairSpec.precision`; for ``"float32"`` the setting of `torch.set_float32_matmul_precision` counts.
+        weights: the ``MODE`` of the weights where a second product follows. Those that float16 cannot hold take tf32,
+            which has as many digits.
+        scale: `PairSpec.scale`.
+    """
+    if precision == "float32":
+        precision = _FLOAT32_SETTING[torch.get_float32_matmul_precision()]
+    if precision == "float16" and (weights == "softplus" or (weights == "exp" and scale > _FLOAT16_SCALE)):
+        precision = "tf32"
+    if precision in ("bfloat16", "float16"):
+        return getattr(torch, precision), "tf32", precision
+    return torch.float32, "tf32" if precision == "tf32" else "tf32x3", precision
+
+
+def as_operands(
+    x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, weights: str | None = None
+) -> Operands:
+    """The operands of a problem; ``weights`` is the ``MODE`` of the weights where a second product follows."""
+    dtype, precision, kind = product_of(spec.precision, weights, spec.scale)
+    if y is None:
+        terms = terms.as_columns()
+    x_rows = rows(x, dtype)
+    y_rows = x_rows if y is None else rows(y, dtype)
+    contiguous = PairTerms(*(None if term is None else term.contiguous() for term in terms))
+    architecture = architecture_of(x, x_rows.shape[1] * y_rows.shape[1])
+    return Operands(x_rows, y_rows, contiguous, spec, y is None, precision, kind, architecture)
+
+
+def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in a dtype and with unit stride along D."""
+    x = x.to(dtype)
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def architecture_of(x: Tensor, pairs: int) -> Architecture:
+    """Whose configurations serve the device of a tensor."""
+    if x.is_cuda:
+        return config.of_device(x.device.index)
+    return _INTERPRETER[max(least for least in _INTERPRETER if least <= pairs)]
+
+
+def cut(programs: int, tiles: int, bytes_per_cut: int, architecture: Architecture) -> int:
+    """Into how many ranges the columns are cut, so that a small problem fills the GPU and no wave is nearly empty.
+
+    Each range costs partial results, in memory and in time (taken as 2 % each).
+    """
+    most = max(1, min(tiles, 16, (64 << 20) // max(1, bytes_per_cut)))
+
+    def cost(cuts: int) -> float:
+        waves = -(-programs * cuts // architecture.multiprocessors)
+        return waves / cuts * (1 + 0.02 * (cuts - 1))
+
+    return min(range(1, most + 1), key=cost)
+
+
+def launch(
+    kernel: Any, programs: int, device: torch.device, args: tuple, choice: Config | None, **constants: Any
+) -> None:
+    """Launches ``programs`` programs on the current stream of the device."""
+    options: dict[str, Any] = {"enable_fp_fusion": True}
+    if choice is not None:
+        options |= {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        kernel[(programs,)](*args, **constants, **options)

@@ -1,0 +1,117 @@
+"""`panel_kernel`: the weights of a panel of pairs, stored for the library's matrix product.
+
+Where a row is too long to keep a block's gradient in registers (D > 256) the second product is left to the library.
+A panel is a fixed amount of workspace, never N x N.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import load_factor, load_ids, load_log_weights, load_rows, logits, narrow, similarity, weights
+
+
+@triton.jit(do_not_specialize=["m", "n", "batch", "row_shift"])
+def panel_kernel(
+    p_x,
+    p_y,
+    p_u,
+    p_v,
+    p_row_ids,
+    p_col_ids,
+    p_row_lse,
+    p_a,
+    p_col_lse,
+    p_b,
+    p_weights,
+    p_row_sum,
+    p_col_sum,
+    p_value,
+    batch,
+    m,
+    n,
+    stride_xb,
+    stride_xm,
+    stride_yb,
+    stride_yn,
+    stride_row_b,
+    stride_col_b,
+    stride_wb,
+    stride_wm,
+    row_shift,
+    scale,
+    shift,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Weights ``(B, M, N)``, and for each tile its row sums ``(tiles of N, B, M)`` and column sums ``(of M, B, N)``.
+
+    For softplus also the row sums of the potential, like the row sums. The vectors of rows have the batch stride
+    ``stride_row_b``, those of columns ``stride_col_b``. A program makes one tile.
+    """
+    blocks_m, blocks_n = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
+    i_b = (tl.program_id(0) // (blocks_m * blocks_n)).to(tl.int64)
+    i_tile = tl.program_id(0) % (blocks_m * blocks_n)
+    # Programs that run together share their rows and columns in the L2 cache: GROUP row blocks by all columns.
+    group_start = i_tile // (GROUP * blocks_n) * GROUP
+    group_rows = tl.minimum(blocks_m - group_start, GROUP)
+    i_m = group_start + i_tile % (GROUP * blocks_n) % group_rows
+    i_n = i_tile % (GROUP * blocks_n) // group_rows
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+
+    p_x += i_b * stride_xb
+    p_y += i_b * stride_yb
+    if p_u is not None:
+        p_u += i_b * stride_row_b
+    if p_v is not None:
+        p_v += i_b * stride_col_b
+    if EXCLUDE == "same_id":
+        p_row_ids += i_b * stride_row_b
+        p_col_ids += i_b * stride_col_b
+    if p_a is not None:
+        p_row_lse += i_b * stride_row_b
+        p_a += i_b * stride_row_b
+    if p_b is not None:
+        p_col_lse += i_b * stride_col_b
+        p_b += i_b * stride_col_b
+
+    if BLOCK_D >= DIM:
+        o_d = tl.arange(0, BLOCK_D)
+        b_x = load_rows(p_x, o_m, o_d, m, stride_xm, DIM, DIM == BLOCK_D, True)
+        b_y = load_rows(p_y, o_n, o_d, n, stride_yn, DIM, DIM == BLOCK_D, True)
+    else:
+        b_x = tl.zeros((1, 1), tl.float32)
+        b_y = b_x
+    b_s = similarity(
+        b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+    )
+    b_u = load_log_weights(p_u, o_m, m, LOG2)
+    b_v = load_log_weights(p_v, o_n, n, LOG2)
+    b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
+    b_col_ids = load_ids(p_col_ids, o_n, n, EXCLUDE)
+    b_l = logits(
+        b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
+        p_u is not None, p_v is not None, EXCLUDE, True,
+    )  # fmt: skip
+    b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
+    b_b, b_col_lse = load_factor(p_col_lse, p_b, o_n, n, MODE)
+    b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, p_a is not None, p_b is not None, MODE, LOG2)
+    m_rows, m_cols = o_m < m, o_n < n
+    b_w = tl.where(m_rows[:, None], b_w, 0.0)
+
+    o_row_sum = (i_n.to(tl.int64) * batch + i_b) * m + o_m
+    o_col_sum = (i_m.to(tl.int64) * batch + i_b) * n + o_n
+    tl.store(p_row_sum + o_row_sum, tl.sum(b_w, 1), mask=m_rows)
+    if p_col_sum is not None:
+        tl.store(p_col_sum + o_col_sum, tl.sum(b_w, 0), mask=m_cols)
+    if MODE == "softplus":
+        tl.store(p_value + o_row_sum, tl.sum(b_phi, 1), mask=m_rows)
+    o_weights = i_b * stride_wb + o_m[:, None].to(tl.int64) * stride_wm + o_n[None, :]
+    tl.store(p_weights + o_weights, narrow(b_w, p_weights.dtype.element_ty), mask=m_rows[:, None] & m_cols[None, :])

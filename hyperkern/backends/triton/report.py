@@ -1,0 +1,244 @@
+"""Compiles every shipped configuration, with or without a GPU, and reports what the compiler made of it.
+
+``python -m hyperkern.backends.triton.report [--arch sm_90] [--json]``; `make kernels-report`.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import config
+from .config import Architecture, Entry, padded
+from .contract import contract_kernel
+from .panel import panel_kernel
+from .rows import finish_kernel, prepare_kernel, row_block
+from .step import combine_kernel, finish_views_kernel, prepare_views_kernel
+from .sums import sums_kernel
+
+KERNELS = {
+    "contract": contract_kernel,
+    "sums": sums_kernel,
+    "panel": panel_kernel,
+    "prepare": prepare_kernel,
+    "finish": finish_kernel,
+    "prepare_views": prepare_views_kernel,
+    "combine": combine_kernel,
+    "finish_views": finish_views_kernel,
+}
+
+# What the pairwise kernels are compiled for: the losses of this package, and the most general problem.
+_PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
+    "contract": {
+        "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
+        "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
+        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
+        "softplus": {"EXCLUDE": "none", "MODE": "softplus"},
+    },
+    "sums": {
+        "uniformity": {"EXCLUDE": "self", "MODE": "exp", "COLS": False, "TRIANGLE": True},
+        "contrastive": {"EXCLUDE": "self", "MODE": "exp", "COLS": True, "TRIANGLE": False, "present": ("cols",)},
+        "general": {
+            "EXCLUDE": "same_id",
+            "MODE": "running",
+            "COLS": True,
+            "TRIANGLE": False,
+            "present": ("u", "v", "ids", "cols", "tops"),
+        },
+    },
+    "panel": {
+        "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
+        "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
+        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
+    },
+}
+_OPTIONAL = {
+    "p_u": "u",
+    "p_v": "v",
+    "p_row_ids": "ids",
+    "p_col_ids": "ids",
+    "p_row_lse": "a",
+    "p_a": "a",
+    "p_col_lse": "b",
+    "p_b": "b",
+    "p_row_top": "tops",
+    "p_col_top": "tops",
+    "p_col": "cols",
+}
+# A chunked kernel serves any D; it is compiled for this one.
+_LONG_DIM = 768
+
+
+class Case(NamedTuple):
+    """One kernel with one configuration for one use."""
+
+    architecture: str
+    kernel: str
+    operand: str
+    dim: int
+    problem: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+class Row(NamedTuple):
+    """What the compiler made of a case. ``matrix`` names the matrix instruction of the PTX."""
+
+    architecture: str
+    kernel: str
+    operand: str
+    dim: int
+    problem: str
+    blocks: str
+    num_warps: int
+    num_stages: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    matrix: str
+
+
+def cases(architecture: Architecture) -> Iterator[Case]:
+    """Every shipped entry for every use it has, and the row-wise kernels."""
+    for entry in architecture.entries:
+        for problem, options in _PROBLEMS[entry.kernel].items():
+            dim = entry.dim or _LONG_DIM
+            if config.find(architecture, entry.kernel, entry.operand, dim, options["MODE"]) == entry.config:
+                yield _pairwise(architecture, entry, problem, **options)
+    for kernel in ("prepare", "finish", "prepare_views", "combine", "finish_views"):
+        for dtype in ("bf16", "fp32"):
+            for dim in (128, 4096):
+                yield _row_wise(architecture, kernel, dtype, dim)
+
+
+def _pairwise(
+    architecture: Architecture, entry: Entry, problem: str, present: tuple[str, ...] = (), **constants: Any
+) -> Case:
+    choice, dim = entry.config, entry.dim or _LONG_DIM
+    operand = "*bf16" if entry.operand == "bfloat16" else "*fp32"
+    constants |= {
+        "DIM": dim,
+        "BLOCK_M": choice.block_m,
+        "BLOCK_N": choice.block_n,
+        "BLOCK_D": choice.block_d or padded(dim),
+        "LOG2": constants["MODE"] in ("exp", "bounded") and entry.operand != "float32",
+        "PRECISION": "tf32x3" if entry.operand == "float32" else "tf32",
+    }
+    if entry.kernel == "panel":
+        constants["GROUP"] = 8
+    types = {"p_x": operand, "p_y": operand, "p_weights": operand, "p_row_ids": "*i64", "p_col_ids": "*i64"}
+    signature = _signature(KERNELS[entry.kernel], types, constants, present)
+    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+    return Case(architecture.name, entry.kernel, entry.operand, dim, problem, signature, constants, options)
+
+
+def _row_wise(architecture: Architecture, kernel: str, dtype: str, dim: int) -> Case:
+    block_rows, block_d = row_block(dim)
+    constants = {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "SQUARE": True, "BLOCK": 1024}
+    names = KERNELS[kernel].arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    of_input = {"p_x": "*" + dtype, "p_y": "*" + dtype, "p_dx": "*" + dtype, "p_dy": "*" + dtype}
+    of_input["p_operand"] = "*" + dtype
+    signature = _signature(KERNELS[kernel], of_input, constants, ())
+    return Case(architecture.name, kernel, dtype, dim, "", signature, constants, {})
+
+
+def _signature(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], present: tuple[str, ...]
+) -> dict[str, str]:
+    """The types of the arguments as a real call has them; what is absent is a compile-time None."""
+    floats = ("scale", "shift", "eps", "alpha", "t", "align_weight", "uniform_weight", "pairs")
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in _OPTIONAL and _OPTIONAL[name] not in present:
+            constants[name] = None
+            signature[name] = "constexpr"
+        elif name.startswith("p_"):
+            signature[name] = types.get(name, "*fp32")
+        else:
+            signature[name] = "fp32" if name in floats else "i32"
+    return signature
+
+
+def compile_case(case: Case) -> Row:
+    """Compiles one case for its architecture."""
+    kernel = KERNELS[case.kernel]
+    # As in a call: pointers and strides are multiples of 16, sizes are anything.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name.startswith(("p_", "stride")) and name not in case.constants and name != "stride_d"
+    }
+    source = ASTSource(kernel, case.signature, constexprs=case.constants, attrs=aligned)
+    target = GPUTarget("cuda", int(case.architecture.removeprefix("sm_")), 32)
+    compiled = triton.compile(source, target=target, options={"enable_fp_fusion": True, **case.options})
+    registers, spills = _resources(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    instructions = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
+    return Row(
+        *case[:5],
+        blocks="x".join(str(case.constants[b]) for b in ("BLOCK_M", "BLOCK_N", "BLOCK_D") if b in case.constants),
+        num_warps=compiled.metadata.num_warps,
+        num_stages=compiled.metadata.num_stages,
+        registers=registers,
+        spill_bytes=spills,
+        shared_bytes=compiled.metadata.shared,
+        matrix=next((name.split(".")[0] for name in instructions if name in ptx), ""),
+    )
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread and bytes of stack, which is where spilled registers go."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
+
+
+def source_digests() -> dict[str, str]:
+    """A digest of the source of each kernel, the same whether it is compiled or interpreted."""
+    return {name: hashlib.sha256(inspect.getsource(kernel.fn).encode()).hexdigest() for name, kernel in KERNELS.items()}
+
+
+def main() -> None:
+    """Prints the table, or JSON with the digests."""
+    parser = argparse.ArgumentParser(description="Registers and shared memory of every shipped configuration.")
+    names = [architecture.name for architecture in config.shipped()]
+    parser.add_argument("--arch", action="append", choices=names, help="only this architecture (repeatable)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
+    args = parser.parse_args()
+    todo = [case for name in args.arch or names for case in cases(config.of_name(name))]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        rows = list(pool.map(compile_case, todo, chunksize=4))
+    if args.json:
+        print(json.dumps({"rows": [row._asdict() for row in rows], "digests": source_digests()}))
+        return
+    header = dict(zip(Row._fields, Row._fields, strict=True))
+    header |= {"architecture": "arch", "num_warps": "warps", "num_stages": "stages", "registers": "regs"}
+    header |= {"spill_bytes": "spills", "shared_bytes": "shared"}
+    table = [tuple(header.values()), *rows]
+    widths = [max(len(str(line[column])) for line in table) for column in range(len(header))]
+    for line in table:
+        print("  ".join(str(value).ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""`sums_kernel`: sums over pairs without a second product, the log-sum-exps and the value of an energy.
+
+With ``TRIANGLE`` (``y = x``) it visits the tiles on and right of the diagonal only. Column sums come from the same
+exponentials as row sums: each program keeps its own partial sums of the columns, for the stripe of row blocks it
+serves, and the few partials are added afterwards in a fixed order.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import INF, LOG2E, exp, load_ids, load_log_weights, load_rows, logits, masked_tiles, similarity, softplus
+
+
+@triton.jit
+def _add_to_lse(b_top, b_sum, b_l, AXIS: tl.constexpr):
+    """The running maximum and the sum relative to it, one tile further."""
+    b_new = tl.maximum(b_top, tl.max(b_l, AXIS))
+    b_finite = tl.where(b_new == -INF, 0.0, b_new)
+    if AXIS == 1:
+        b_e = tl.math.exp2((b_l - b_finite[:, None]) * LOG2E)
+    else:
+        b_e = tl.math.exp2((b_l - b_finite[None, :]) * LOG2E)
+    return b_new, b_sum * tl.math.exp2((b_top - b_finite) * LOG2E) + tl.sum(b_e, AXIS)
+
+
+@triton.jit
+def _add_tile(
+    b_top,
+    b_sum,
+    i_n,
+    b_x,
+    p_x,
+    p_y,
+    p_v,
+    p_col_ids,
+    p_col_top,
+    p_col,
+    o_m,
+    b_u,
+    b_row_ids,
+    m,
+    n,
+    stride_xm,
+    stride_yn,
+    row_shift,
+    scale,
+    beyond,
+    HAS_U: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+    COLS: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_y = b_x
+    if BLOCK_D >= DIM:
+        b_y = load_rows(p_y, o_n, tl.arange(0, BLOCK_D), n, stride_yn, DIM, DIM == BLOCK_D, MASK)
+    b_s = similarity(
+        b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+    )
+    b_v = load_log_weights(p_v, o_n, n, LOG2)
+    b_col_ids = load_ids(p_col_ids, o_n, n, EXCLUDE)
+    b_l = logits(
+        b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
+    )
+    if COLS:
+        b_l = tl.where((o_m < m)[:, None], b_l, -INF)  # rows over the end count for no column
+        m_cols = o_n < n
+        if TRIANGLE:  # a tile beyond the diagonal stands for its mirror image too: its column sums are row sums
+            m_cols = m_cols & (o_n >= beyond)
+        b_col = tl.load(p_col + o_n, mask=m_cols, other=0.0)
+    if MODE == "running":
+        b_top, b_sum = _add_to_lse(b_top, b_sum, b_l, 1)
+        if COLS:
+            b_col_top = tl.load(p_col_top + o_n, mask=m_cols, other=-INF)
+            b_col_top, b_col = _add_to_lse(b_col_top, b_col, b_l, 0)
+            tl.store(p_col_top + o_n, b_col_top, mask=m_cols)
+            tl.store(p_col + o_n, b_col, mask=m_cols)
+    else:
+        if MODE == "softplus":
+            b_e, _ = softplus(b_l)
+        else:
+            b_e = exp(b_l, LOG2)
+        if TRIANGLE and not COLS:  # only the total is wanted
+            b_sum += tl.sum(b_e, 1) * tl.where(i_n * BLOCK_N >= beyond, 2.0, 1.0)
+        else:
+            b_sum += tl.sum(b_e, 1)
+        if COLS:
+            tl.store(p_col + o_n, b_col + tl.sum(b_e, 0), mask=m_cols)
+    return b_top, b_sum
+
+
+@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits", "row_shift"])
+def sums_kernel(
+    p_x,
+    p_y,
+    p_u,
+    p_v,
+    p_row_ids,
+    p_col_ids,
+    p_row_top,
+    p_row,
+    p_col_top,
+    p_col,
+    batch,
+    m,
+    n,
+    stripes,
+    splits,
+    stride_xb,
+    stride_xm,
+    stride_yb,
+    stride_yn,
+    row_shift,
+    scale,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+    COLS: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Row sums ``(splits, B, M)``, column sums ``(stripes, B, N)``; with the mode ``running`` relative to maxima.
+
+    ``p_col`` must hold zeros and the maxima of the columns -inf. A program serves one stripe of row blocks of one batch
+    element and one of ``splits`` ranges of columns. ``TRIANGLE`` needs ``BLOCK_M % BLOCK_N == 0``.
+    """
+    i_stripe = tl.program_id(0) % stripes
+    i_split = tl.program_id(0) // stripes % splits
+    i_b = (tl.program_id(0) // stripes // splits).to(tl.int64)
+
+    p_x += i_b * stride_xb
+    p_y += i_b * stride_yb
+    p_row += (i_split * batch + i_b) * m
+    if COLS:
+        p_col += (i_stripe * batch + i_b) * n
+    if MODE == "running":
+        p_row_top += (i_split * batch + i_b) * m
+        if COLS:
+            p_col_top += (i_stripe * batch + i_b) * n
+    if p_u is not None:
+        p_u += i_b * m
+    if p_v is not None:
+        p_v += i_b * n
+    if EXCLUDE == "same_id":
+        p_row_ids += i_b * m
+        p_col_ids += i_b * n
+
+    blocks = tl.cdiv(m, BLOCK_M)
+    tiles = tl.cdiv(n, BLOCK_N)
+    for i_round in range(tl.cdiv(blocks, stripes)):
+        # Every other round backwards: with a triangle the rows near the top have more tiles.
+        i_m = i_round * stripes + tl.where(i_round % 2 == 0, i_stripe, stripes - 1 - i_stripe)
+        if i_m < blocks:
+            o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+            if BLOCK_D >= DIM:
+                b_x = load_rows(p_x, o_m, tl.arange(0, BLOCK_D), m, stride_xm, DIM, DIM == BLOCK_D, True)
+            else:
+                b_x = tl.zeros((1, 1), tl.float32)
+            b_u = load_log_weights(p_u, o_m, m, LOG2)
+            b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
+            b_top = tl.full((BLOCK_M,), -INF, tl.float32)
+            b_sum = tl.zeros((BLOCK_M,), tl.float32)
+
+            first = i_m * (BLOCK_M // BLOCK_N) if TRIANGLE else 0
+            beyond = (i_m + 1) * BLOCK_M
+            t_start = first + (i_split.to(tl.int64) * (tiles - first) // splits).to(tl.int32)
+            t_stop = first + ((i_split + 1).to(tl.int64) * (tiles - first) // splits).to(tl.int32)
+            lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
+            for i_tile in range(hi - lo + ragged):
+                i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
+                b_top, b_sum = _add_tile(
+                    b_top, b_sum, i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
+                    m, n, stride_xm, stride_yn, row_shift, scale, beyond,
+                    p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
+                    True,
+                )  # fmt: skip
+            if EXCLUDE != "same_id":
+                for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
+                    i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
+                    b_top, b_sum = _add_tile(
+                        b_top, b_sum, i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
+                        m, n, stride_xm, stride_yn, row_shift, scale, beyond,
+                        p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
+                        False,
+                    )  # fmt: skip
+            tl.store(p_row + o_m, b_sum, mask=o_m < m)
+            if MODE == "running":
+                tl.store(p_row_top + o_m, b_top, mask=o_m < m)
+            if COLS:
+                # Another thread may have written the partial sums that the next block of rows reads.
+                tl.debug_barrier()

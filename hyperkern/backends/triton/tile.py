@@ -1,0 +1,252 @@
+"""One tile of similarities: the product, the logit, the exclusion, the weight. Every pairwise kernel is built of it.
+
+Names: ``i_`` program or tile index, ``o_`` offsets, ``p_`` pointer, ``b_`` block value. Row and column indices are
+32-bit, addresses 64-bit.
+
+The regimes of `hyperkern.spec.PairSpec` and the potentials are one compile-time ``MODE``:
+
+============ ==========================================
+MODE         weight of a pair
+============ ==========================================
+``exp``      ``exp(l - shift)``
+``bounded``  ``exp(l) (a_i exp(-r_i) + b_j exp(-c_j))``
+``running``  ``a_i exp(l - r_i) + b_j exp(l - c_j)``
+``softplus`` ``sigmoid(l)``
+============ ==========================================
+
+In the first two the logit may be made in units of log 2 at once (``LOG2``), which saves a multiplication for each pair.
+The price is that ``scale / log 2`` is rounded where ``scale`` was before: a relative 6e-8 of every logit, nothing
+beside operands of half precision, but not what float32 promises.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+INF: tl.constexpr = tl.constexpr(float("inf"))
+
+# The interpreter computes products of half precision wrongly, and rounds to bfloat16 by cutting off; there operands are
+# widened after the load, and rounded before the cut.
+INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def load_rows(p_rows, o_rows, o_d, rows, stride, DIM: tl.constexpr, EVEN_D: tl.constexpr, MASK_ROWS: tl.constexpr):
+    """The block ``(rows, D)`` of a matrix with unit stride along D; zero outside."""
+    p_block = p_rows + o_rows[:, None].to(tl.int64) * stride + o_d[None, :]
+    if MASK_ROWS:
+        if EVEN_D:
+            b_rows = tl.load(p_block, mask=(o_rows < rows)[:, None], other=0.0)
+        else:
+            b_rows = tl.load(p_block, mask=(o_rows < rows)[:, None] & (o_d < DIM)[None, :], other=0.0)
+    else:
+        if EVEN_D:
+            b_rows = tl.load(p_block)
+        else:
+            b_rows = tl.load(p_block, mask=(o_d < DIM)[None, :], other=0.0)
+    return b_rows
+
+
+@triton.jit
+def dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
+    """``b_sum + b_left b_right`` with float32 sums."""
+    if INTERPRETED:
+        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+    return tl.dot(b_left, b_right, b_sum, input_precision=PRECISION)
+
+
+@triton.jit
+def narrow(b_value, DTYPE: tl.constexpr):
+    """float32 rounded to the nearest number of a dtype."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        b_bits = b_value.to(tl.uint32, bitcast=True)
+        b_rounded = ((b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & 0xFFFF0000).to(tl.uint32)
+        b_value = tl.where(b_value == b_value, b_rounded.to(tl.float32, bitcast=True), b_value)
+    return b_value.to(DTYPE)
+
+
+@triton.jit
+def similarity(
+    b_x,
+    b_y,
+    p_x,
+    p_y,
+    o_m,
+    o_n,
+    m,
+    n,
+    stride_x,
+    stride_y,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Inner products ``(BLOCK_M, BLOCK_N)``: of the blocks given, or chunk by chunk where a row is longer."""
+    b_s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if BLOCK_D >= DIM:
+        b_s = dot(b_x, tl.trans(b_y), b_s, PRECISION)
+    else:
+        for i_d in range(0, tl.cdiv(DIM, BLOCK_D)):
+            o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+            b_x_chunk = load_rows(p_x, o_m, o_d, m, stride_x, DIM, DIM % BLOCK_D == 0, True)
+            b_y_chunk = load_rows(p_y, o_n, o_d, n, stride_y, DIM, DIM % BLOCK_D == 0, True)
+            b_s = dot(b_x_chunk, tl.trans(b_y_chunk), b_s, PRECISION)
+    return b_s
+
+
+@triton.jit
+def exp(b_l, LOG2: tl.constexpr):
+    """``e^l`` of logits in their units."""
+    if LOG2:
+        return tl.math.exp2(b_l)
+    else:
+        return tl.math.exp2(b_l * LOG2E)
+
+
+@triton.jit
+def load_log_weights(p_log_weights, o, count, LOG2: tl.constexpr):
+    """Log-weights of rows or columns, in the units of the logit; 0 outside and where there are none."""
+    if p_log_weights is None:
+        b_w = tl.zeros(o.shape, tl.float32)
+    else:
+        b_w = tl.load(p_log_weights + o, mask=o < count, other=0.0)
+        if LOG2:
+            b_w *= LOG2E
+    return b_w
+
+
+@triton.jit
+def load_ids(p_ids, o, count, EXCLUDE: tl.constexpr):
+    """The ids of rows or columns, where the exclusion asks for them."""
+    if EXCLUDE == "same_id":
+        b_ids = tl.load(p_ids + o, mask=o < count, other=0)
+    else:
+        b_ids = tl.zeros(o.shape, tl.int32)
+    return b_ids
+
+
+@triton.jit
+def logits(
+    b_s,
+    o_m,
+    o_n,
+    n,
+    b_u,
+    b_v,
+    b_row_ids,
+    b_col_ids,
+    row_shift,
+    scale,
+    HAS_U: tl.constexpr,
+    HAS_V: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """``scale s_ij + u_i + v_j``; -inf for a pair left out, which only a tile with ``MASK`` can hold."""
+    b_l = b_s * scale
+    if HAS_U:
+        b_l += b_u[:, None]
+    if HAS_V:
+        b_l += b_v[None, :]
+    if MASK:
+        b_keep = (o_n < n)[None, :]
+        if EXCLUDE == "self":
+            b_keep = b_keep & ((o_m + row_shift)[:, None] != o_n[None, :])
+        if EXCLUDE == "same_id":
+            b_keep = b_keep & (b_row_ids[:, None] != b_col_ids[None, :])
+        b_l = tl.where(b_keep, b_l, -INF)
+    return b_l
+
+
+@triton.jit
+def load_factor(p_lse, p_factor, o, count, MODE: tl.constexpr):
+    """``a_i`` with the log-sum-exp it belongs to, or in the bounded regime both in one factor, ``a_i exp(-r_i)``.
+
+    A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan).
+    """
+    if p_factor is None:
+        b_factor = tl.zeros(o.shape, tl.float32)
+        b_lse = tl.zeros(o.shape, tl.float32)
+    else:
+        b_factor = tl.load(p_factor + o, mask=o < count, other=0.0)
+        b_lse = tl.load(p_lse + o, mask=o < count, other=INF)
+        b_lse = tl.where(b_lse == -INF, INF, b_lse)
+        if MODE == "bounded":
+            b_factor *= tl.math.exp2(-b_lse * LOG2E)
+    return b_factor, b_lse
+
+
+@triton.jit
+def softplus(b_l):
+    """``log(1 + e^l)`` and its derivative, to full relative accuracy on both sides."""
+    b_e = tl.math.exp2(-tl.abs(b_l) * LOG2E)
+    # log(1 + e) = 2 artanh(e / (2 + e)), a series in a square that is at most 1/9.
+    b_z = b_e / (2.0 + b_e)
+    b_q = b_z * b_z
+    b_series = 1.0 + b_q * (
+        1.0 / 3 + b_q * (1.0 / 5 + b_q * (1.0 / 7 + b_q * (1.0 / 9 + b_q * (1.0 / 11 + b_q * (1.0 / 13)))))
+    )
+    b_value = tl.maximum(b_l, 0.0) + 2.0 * b_z * b_series
+    # tl.maximum drops nan; the pairs left out (-inf) must stay 0.
+    b_value = tl.where(b_l != b_l, b_l, b_value)
+    return b_value, tl.where(b_l >= 0, 1.0, b_e) / (1.0 + b_e)
+
+
+@triton.jit
+def weights(
+    b_l,
+    b_a,
+    b_row_lse,
+    b_b,
+    b_col_lse,
+    shift,
+    HAS_A: tl.constexpr,
+    HAS_B: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+):
+    """The weights of the pairs, and the values of the potential where they differ from the weights."""
+    b_value = b_l
+    if MODE == "exp":
+        b_w = exp(b_l - shift, LOG2)
+    elif MODE == "bounded":
+        b_w = exp(b_l, LOG2) * (b_a[:, None] + b_b[None, :])
+    elif MODE == "running":
+        b_w = tl.zeros(b_l.shape, tl.float32)
+        if HAS_A:
+            b_w += b_a[:, None] * tl.math.exp2((b_l - b_row_lse[:, None]) * LOG2E)
+        if HAS_B:
+            b_w += b_b[None, :] * tl.math.exp2((b_l - b_col_lse[None, :]) * LOG2E)
+    else:
+        b_value, b_w = softplus(b_l)
+    return b_w, b_value
+
+
+@triton.jit
+def masked_tiles(
+    row_start,
+    row_shift,
+    n,
+    t_start,
+    t_stop,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+):
+    """Which of the column tiles ``[t_start, t_stop)`` need a mask: ``[lo, hi)``, and perhaps the last one.
+
+    Those on the diagonal of ``exclude="self"``, every one for ids, and the tile that runs over the end.
+    """
+    lo, hi = t_start, t_start
+    if EXCLUDE == "self":
+        lo = tl.maximum(row_start + row_shift, 0) // BLOCK_N
+        hi = tl.cdiv(tl.maximum(row_start + BLOCK_M + row_shift, 0), BLOCK_N)
+        lo = tl.minimum(tl.maximum(lo, t_start), t_stop).to(tl.int32)
+        hi = tl.minimum(tl.maximum(hi, lo), t_stop).to(tl.int32)
+    if EXCLUDE == "same_id":
+        hi = t_stop
+    ragged = (t_stop * BLOCK_N > n) & ((hi < t_stop) | (lo == hi)) & (t_start < t_stop)
+    return lo, hi, ragged.to(tl.int32)

@@ -1,0 +1,195 @@
+"""Measures block sizes on the GPU at hand and writes the data file that `config` reads; ``hyperkern tune``."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ...spec import PairSpec, PairTerms
+from . import config
+from .config import Architecture, Config, Entry
+from .operands import Operands, as_operands
+from .primitives import Factors, contract, pair_sums
+
+# What PairSpec.precision or the float32 setting must be for an operand.
+_PRECISION = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
+_SETTING = {"bfloat16": "highest", "tf32": "high", "float32": "highest"}
+
+# The classes of D that have entries of their own, where a whole row is in a tile; and the D that stands for any.
+_WHOLE_ROW = {
+    ("contract", "bfloat16"): (64, 128, 256),
+    ("contract", "tf32"): (64, 128),
+    ("contract", "float32"): (64,),
+    ("sums", "bfloat16"): (64, 128, 256),
+    ("sums", "tf32"): (128,),
+    ("sums", "float32"): (),
+    ("panel", "bfloat16"): (),
+    ("panel", "tf32"): (),
+    ("panel", "float32"): (),
+}
+_ANY = 768
+
+
+class Use(NamedTuple):
+    """What an entry is tuned for."""
+
+    kernel: str
+    operand: str
+    dim: int | None
+    mode: str | None
+
+
+def uses() -> Iterator[Use]:
+    """Every entry that a file needs; ``exp``, the mode of uniformity, has one of its own."""
+    for (kernel, operand), dims in _WHOLE_ROW.items():
+        for dim in (*dims, *(() if kernel == "contract" else (None,))):
+            for mode in (None, "exp"):
+                yield Use(kernel, operand, dim, mode)
+
+
+def candidates(use: Use, shared_bytes: int) -> Iterator[Config]:
+    """The shapes worth a measurement: what cannot fit into shared memory is left out."""
+    size = 2 if use.operand == "bfloat16" else 4
+    for block_m, block_n, num_warps, num_stages in itertools.product((64, 128), (16, 32, 64, 128), (4, 8), (2, 3, 4)):
+        for block_d in (None,) if use.dim else (32, 64, 128):
+            width = block_d or config.padded(use.dim or 0)
+            loaded = block_n if block_d is None else block_m + block_n
+            held = block_m * width if block_d is None else 0
+            # Registers of the sums of a row block and of a tile, of which a thread has 255.
+            sums = block_m * (block_n + (width if use.kernel == "contract" else 0)) / (32 * num_warps)
+            # With y = x the sums need squares on the diagonal.
+            squares = use.kernel != "sums" or block_m % block_n == 0
+            if squares and (held + loaded * width * num_stages) * size <= shared_bytes and 16 <= sums <= 200:
+                yield Config(block_m, block_n, block_d, num_warps, num_stages)
+
+
+def problem(use: Use, rows: int, device: torch.device) -> tuple[Operands, str]:
+    """Operands of a use, and its mode."""
+    x = torch.nn.functional.normalize(torch.randn(1, rows, use.dim or _ANY, device=device), dim=-1)
+    spec = PairSpec(4.0, bounded=True, exclude="self", precision=_PRECISION[use.operand])
+    mode = use.mode or ("running" if use.kernel == "sums" else "bounded")
+    y = None if use.mode == "exp" else x.roll(1, 1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(_SETTING[use.operand])
+    try:
+        return as_operands(x, y, PairTerms(), spec, weights=mode), mode
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def runner(use: Use, rows: int, device: torch.device) -> Callable[[Config], torch.Tensor]:
+    """Runs a use with a configuration and returns what it computes."""
+    o, mode = problem(use, rows, device)
+    ones = torch.ones(1, rows, device=device)
+    factors = Factors(ones, ones, ones, ones) if mode == "bounded" else Factors()
+
+    def run(choice: Config) -> torch.Tensor:
+        # The other kernels of the file stay as they are; this one has a single entry.
+        others = tuple(e for e in o.architecture.entries if e.kernel != use.kernel)
+        if use.kernel == "panel":
+            others = tuple(e for e in others if e.kernel != "contract")
+        entry = Entry(use.kernel, use.operand, use.dim, None, choice)
+        chosen = o._replace(architecture=o.architecture._replace(entries=(*others, entry)))
+        if use.kernel == "sums":
+            return pair_sums(chosen, mode, need_cols=True, total=use.mode == "exp")[0]
+        side, _ = contract(chosen, mode, factors, need_x=True, need_y=False)
+        assert side is not None
+        return side.added()[0]
+
+    return run
+
+
+def best(
+    use: Use,
+    configs: Iterator[Config],
+    run: Callable[[Config], torch.Tensor],
+    milliseconds: Callable[[Callable[[], object]], float],
+    report: Callable[[str], None],
+) -> Config | None:
+    """The fastest of the configurations that compile and agree with the first that does.
+
+    ``use`` only names it in the report. Agreement is within the rounding of the operands: a configuration that a
+    compiler's mistake makes fast must not win.
+    """
+    truth: torch.Tensor | None = None
+    found: list[tuple[float, Config]] = []
+    for choice in configs:
+        try:
+            result = run(choice)
+        except Exception as error:  # too much shared memory, too many registers: not a candidate on this GPU
+            report(f"{use}: {choice} cannot run ({type(error).__name__})")
+            continue
+        truth = result if truth is None else truth
+        if not torch.allclose(result, truth, rtol=2e-2, atol=2e-2 * truth.abs().max().item()):
+            report(f"{use}: {choice} is WRONG, left out")
+            continue
+        found.append((milliseconds(lambda choice=choice: run(choice)), choice))  # type: ignore[misc]
+    if not found:
+        return None
+    time, choice = min(found)
+    report(f"{use}: {choice} in {time:.3f} ms, median of all {statistics.median(t for t, _ in found):.3f} ms")
+    return choice
+
+
+def tune(
+    architecture: Architecture,
+    device: torch.device,
+    rows: int,
+    only: tuple[str, ...],
+    milliseconds: Callable[[Callable[[], object]], float],
+    report: Callable[[str], None],
+) -> Architecture:
+    """The architecture with the fastest configurations; what could not be tuned keeps its entry.
+
+    Args:
+        architecture: the file to start from.
+        device: the GPU.
+        rows: N of the problems measured.
+        only: operands to tune.
+        milliseconds: times a function.
+        report: takes a line of text for each result.
+    """
+    tuned: dict[Use, Config] = {}
+    for use in uses():
+        if use.operand in only:
+            choice = best(
+                use, candidates(use, architecture.shared_bytes), runner(use, rows, device), milliseconds, report
+            )
+            if choice is not None:
+                tuned[use] = choice
+    entries = {Use(e.kernel, e.operand, e.dim, e.mode): e.config for e in architecture.entries} | tuned
+    # An entry that says what the general one says is no help to a reader.
+    kept = [
+        Entry(*use, config=c)
+        for use, c in entries.items()
+        if use.mode is None or entries.get(use._replace(mode=None)) != c
+    ]
+    kept.sort(key=lambda e: (e.kernel, e.operand, e.dim or 1 << 30, e.mode is None))
+    return architecture._replace(entries=tuple(kept), checked="")
+
+
+def tune_device(out: Path | None, rows: int, only: tuple[str, ...], report: Callable[[str], None]) -> Path:
+    """Tunes for the current GPU and writes its file.
+
+    Args:
+        out: where; ``None``: over the file of the package.
+        rows: N of the problems measured.
+        only: operands to tune.
+        report: takes a line of text for each result.
+
+    Returns:
+        The file written.
+    """
+    from triton.testing import do_bench
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    architecture = config.of_device(device.index)
+    path = out or config.FOLDER / f"{architecture.name}.json"
+    result = tune(
+        architecture, device, rows, only, lambda run: do_bench(run, warmup=10, rep=40, return_mode="median"), report
+    )
+    config.write(result, path)
+    return path

@@ -1,0 +1,45 @@
+"""``hyperkern tune``: measures block sizes on the GPU at hand and writes them as a data file."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+OPERANDS = ("bfloat16", "tf32", "float32")
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "tune",
+        help="measure the Triton kernels' block sizes on this GPU and write them as a data file",
+        description="Measures the block sizes of every Triton kernel on the current GPU and writes the fastest to the "
+        "data file of its architecture. Nothing is tuned when a loss is computed: without this file the nearest entry "
+        "that the package ships is used. A tuned file counts as unchecked until benchmarks/gpu_check.sh has passed.",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: over the package's file)")
+    parser.add_argument("--rows", type=int, default=16384, metavar="N", help="rows measured (default %(default)s)")
+    parser.add_argument(
+        "--operand",
+        action="append",
+        choices=OPERANDS,
+        help="only for products in this dtype (repeatable; default: all)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tunes; returns 0, 1 where there is no GPU to tune for, 2 for an option that cannot work."""
+    import torch
+
+    if args.rows < 128:
+        print(f"hyperkern tune: error: --rows must be at least 128, got {args.rows}", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("hyperkern tune: needs a CUDA GPU, and PyTorch finds none", file=sys.stderr)
+        return 1
+    from ..backends.triton.tune import tune_device
+
+    path = tune_device(args.out, args.rows, tuple(args.operand or OPERANDS), print)
+    print(f"written: {path}")
+    return 0

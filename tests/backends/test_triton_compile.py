@@ -1,0 +1,71 @@
+"""Every shipped configuration, compiled for its architecture: no spills, within shared memory, on the tensor cores."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+from hyperkern.backends.triton import config, report
+
+ARCHITECTURES = [architecture.name for architecture in config.shipped()]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict:
+    """The report of a process of its own, where nothing is interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "hyperkern.backends.triton.report", "--json"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads(result.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_configuration_compiles_well(compiled: dict, architecture: str) -> None:
+    rows = [row for row in compiled["rows"] if row["architecture"] == architecture]
+    entries = config.of_name(architecture).entries
+    assert len(rows) > 2 * len(entries)
+    limit = config.of_name(architecture).shared_bytes
+    spilled = [row for row in rows if row["spill_bytes"]]
+    assert spilled == []
+    assert [row for row in rows if row["shared_bytes"] > limit] == []
+    pairwise = [row for row in rows if row["kernel"] in ("contract", "sums", "panel")]
+    assert {row["kernel"] for row in pairwise} == {"contract", "sums", "panel"}
+    instruction = {"sm_90": "wgmma"}.get(architecture)
+    if instruction:
+        assert {row["matrix"] for row in pairwise} == {instruction}
+    else:
+        assert "" not in {row["matrix"] for row in pairwise}
+
+
+@pytest.mark.slow
+def test_what_is_compiled_is_what_is_interpreted(compiled: dict) -> None:
+    # The tests of the values run in the interpreter: they say something about the kernels only if the source is one.
+    from triton.runtime.interpreter import InterpretedFunction
+
+    assert compiled["digests"] == report.source_digests()
+    assert set(compiled["digests"]) == set(report.KERNELS)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        assert all(isinstance(kernel, InterpretedFunction) for kernel in report.KERNELS.values())
+    sources = {path.stem: path.read_text() for path in config.FOLDER.parent.glob("*.py")}
+    # One tile: the product, the exponential and the exclusion stand in tile.py alone; reductions are no tiles.
+    for name in ("contract", "panel", "sums"):
+        assert "tl.dot" not in sources[name]
+        assert 'same_id" ' not in sources[name].replace('EXCLUDE == "same_id"', "").replace('EXCLUDE != "same_id"', "")
+    assert sources["tile"].count("tl.dot(") == 1
+
+
+def test_the_report_is_readable() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = (
+        "from hyperkern.backends.triton import report, config;"
+        "a = config.of_name('sm_90'); case = next(report.cases(a)); print(report.compile_case(case))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "wgmma" in result.stdout

@@ -1,0 +1,150 @@
+"""Which pairs a kernel visits, and where it reads and writes: every pair once, addresses beyond 2^31 included."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from hyperkern.backends import load
+from hyperkern.backends.triton import config, operands, primitives, rows
+from hyperkern.backends.triton.operands import as_operands
+from hyperkern.spec import PairSpec, PairTerms
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter")
+
+# With this scale every weight is exactly 1: sums are numbers of pairs.
+ONE = 1e-30
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, bool]:
+    sizes = st.sampled_from([1, 2, 15, 16, 17, 31, 33, 64, 70])
+    shift = draw(st.sampled_from([0, 0, 1, -1, 16, -17, 40, 100, -100]))
+    return draw(sizes), draw(sizes), draw(st.sampled_from([3, 70])), shift, draw(st.booleans())
+
+
+@pytest.mark.parametrize("exclude", ["none", "self"])
+@given(shape=shapes())
+def test_every_pair_counts_once(exclude: str, shape: tuple) -> None:
+    m, n, dim, shift, symmetric = shape
+    if symmetric:
+        n, shift = m, 0
+    x, y = torch.randn(2, m, dim), None if symmetric else torch.randn(2, n, dim)
+    spec = PairSpec(ONE, True, exclude, max(shift, 0), max(-shift, 0))
+    pairs = torch.ones(m, n)
+    if exclude == "self":
+        pairs[torch.arange(m)[:, None] + shift == torch.arange(n)] = 0
+    backend = load("triton")
+    total, _, sum_x, _, sum_y = backend.energy(x, y, PairTerms(), spec, "exp", need_x=True, need_y=not symmetric)
+    assert torch.equal(sum_x, pairs.sum(1).expand(2, -1))
+    assert total.tolist() == [pairs.sum()] * 2
+    if not symmetric:
+        assert torch.equal(sum_y, pairs.sum(0).expand(2, -1))
+    value, *_ = backend.energy(x, y, PairTerms(), spec, "exp", need_x=False, need_y=False)
+    assert torch.equal(value, total)
+    row, col = primitives.pair_sums(as_operands(x, y, PairTerms(), spec), "exp", need_cols=True, total=False)
+    assert torch.equal(row, pairs.sum(1).expand(2, -1))
+    if not symmetric:
+        assert torch.equal(col, pairs.sum(0).expand(2, -1))
+
+
+@pytest.mark.parametrize("stripes", [1, 2, 3])
+def test_more_row_blocks_than_stripes(stripes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Programs then serve several blocks of rows and add to partial sums of columns that they wrote before.
+    monkeypatch.setattr(primitives, "_STRIPES", stripes)
+    for m, n in ((75, 20), (100, 100)):
+        x = torch.nn.functional.normalize(torch.randn(2, m, 6), dim=-1)
+        y = None if m == n else torch.nn.functional.normalize(torch.randn(2, n, 6), dim=-1)
+        for bounded in (False, True):
+            row, col = load("triton").row_lse(x, y, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=True)
+            logits = 5 * x.double() @ (x if y is None else y).double().mT
+            logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+            torch.testing.assert_close(row.double(), logits.logsumexp(2), rtol=1e-6, atol=1e-6)
+            if y is not None:
+                torch.testing.assert_close(col.double(), logits.logsumexp(1), rtol=1e-6, atol=1e-6)
+
+
+def test_panels_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A workspace that holds one panel of 20 x 24 pairs: ragged panels, the diagonal, the mirror images, the batch.
+    monkeypatch.setattr(primitives, "_PANEL_ROWS", 20)
+    monkeypatch.setattr(primitives, "_WORKSPACE", 4 * 20 * 24)
+    for symmetric in (True, False):
+        x = torch.nn.functional.normalize(torch.randn(3, 57, 70), dim=-1)
+        y = None if symmetric else torch.nn.functional.normalize(torch.randn(3, 41, 70), dim=-1)
+        spec = PairSpec(3.0, True, "self")
+        for potential in ("exp", "softplus"):
+            args = (PairTerms(), spec, potential)
+            got = load("triton").energy(x, y, *args, need_x=True, need_y=not symmetric)
+            expected = load("reference").energy(
+                x.double(), None if y is None else y.double(), *args, need_x=True, need_y=not symmetric
+            )
+            for ours, truth in zip(got, expected, strict=True):
+                torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-4)
+
+
+def far_apart(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """``(1, rows, D)`` whose last row lies beyond 2^31 elements; memory that nobody touches takes no space."""
+    count, dim = shape
+    stride = (1 << 31) // (count - 1) + 64
+    storage = torch.empty((count - 1) * stride + dim, dtype=dtype)
+    return storage.as_strided((1, count, dim), (0, stride, 1))
+
+
+@pytest.mark.parametrize("dim", [8, 80], ids=["one-pass", "panels"])
+def test_last_rows_beyond_two_to_the_31(dim: int) -> None:
+    x, y = far_apart((3, dim)), far_apart((4, dim))
+    for side in (x, y):
+        side.copy_(torch.nn.functional.normalize(torch.randn(side.shape), dim=-1))
+    assert x.stride(1) * 2 > 1 << 31
+    spec = PairSpec(2.0, True)
+    backend, dense = load("triton"), (x.contiguous(), y.contiguous())
+    row, col = backend.row_lse(x, y, PairTerms(), spec, need_cols=True)
+    for got, expected in zip((row, col), backend.row_lse(*dense, PairTerms(), spec, need_cols=True), strict=True):
+        assert torch.equal(got, expected)
+    results = [backend.energy(*sides, PairTerms(), spec, "exp", need_x=True, need_y=True) for sides in ((x, y), dense)]
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_gradient_rows_beyond_two_to_the_31() -> None:
+    x = torch.nn.functional.normalize(torch.randn(1, 3, 8), dim=-1)
+    o = as_operands(x, None, PairTerms(), PairSpec(2.0, True, "self"))
+    expected = primitives.contract(o, "exp", primitives.Factors(), need_x=True, need_y=False)[0]
+    assert expected.grad.shape[0] == 1
+    grad = far_apart((3, 8)).unsqueeze(0)
+    out = primitives.Side(grad, torch.empty(1, 1, 3), torch.empty(1, 1, 3))
+    primitives.launch_contract(o, "exp", primitives.Factors(), out)
+    assert torch.equal(grad, expected.grad)
+
+
+def test_normalisation_beyond_two_to_the_31() -> None:
+    x = far_apart((3, 8), torch.float16)
+    x.copy_(torch.randn(1, 3, 8))
+    unit, rstd = rows.prepare(x)
+    for got, expected in zip((unit, rstd), rows.prepare(x.contiguous()), strict=True):
+        assert torch.equal(got, expected)
+    grad = torch.randn(1, 3, 8)
+    far_unit = far_apart((3, 8)).copy_(unit)
+    far_dx = far_apart((3, 8))
+    rows.launch_finish(grad, far_unit, rstd, far_dx)
+    assert torch.equal(far_dx, rows.finish(grad, unit, rstd, torch.float32))
+
+
+def test_cuts_fill_the_gpu_and_bound_the_memory() -> None:
+    architecture = config.of_name("sm_90")
+
+    def cuts(programs: int, tiles: int, size: int = 0) -> int:
+        return operands.cut(programs, tiles, size, architecture)
+
+    assert cuts(4, 64) == 16
+    assert cuts(132, 64) == 1
+    assert cuts(8192, 8192) == 1
+    assert cuts(133, 64) > 1  # two waves, the second with one program
+    assert cuts(4, 3) <= 3
+    assert cuts(4, 64, 1 << 30) == 1
+    for programs in range(1, 600, 7):
+        chosen = cuts(programs, 64)
+        waves = -(-programs * chosen // 132) / chosen
+        assert waves <= -(-programs // 132)
