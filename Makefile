@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast bench lint format info clean
+.PHONY: help demo test test-fast bench kernels-report lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -19,13 +19,16 @@ demo: $(VENV)/.has-demo  ## the main job on real images: train, evaluate, table,
 	$(BIN)/hyperkern demo $(ARGS)
 
 test: $(VENV)/.has-test  ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.has-test  ## the suite without the slow tests
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
 
 bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+kernels-report: $(VENV)/.has-test  ## registers, spills and shared memory of every shipped kernel configuration
+	$(BIN)/python -m hyperkern.backends.triton.report $(ARGS)
 
 lint: $(VENV)/.has-lint  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

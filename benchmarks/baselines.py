@@ -28,3 +28,9 @@ def dense_clip(x: Tensor, y: Tensor, logit_scale: float) -> Tensor:
     logits = logit_scale * F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T
     labels = torch.arange(x.shape[0], device=x.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def dense_align_uniform(x: Tensor, y: Tensor, alpha: float = 2.0, t: float = 2.0) -> Tensor:
+    """Alignment plus the quick formula of uniformity for both sides."""
+    align = (F.normalize(x, dim=-1) - F.normalize(y, dim=-1)).norm(dim=-1).pow(alpha).mean()
+    return align + (dense_uniformity(x, t) + dense_uniformity(y, t)) / 2

@@ -1,0 +1,43 @@
+"""The GPU check without a GPU: it says so, and its program runs from end to end in the interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT_DIR": str(tmp_path)}
+    result = subprocess.run([ROOT / "benchmarks/gpu_check.sh"], env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "no CUDA GPU found" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_named() -> None:
+    result = subprocess.run([ROOT / "benchmarks/gpu_check.sh", "--fast"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "usage: benchmarks/gpu_check.sh [--quick]" in result.stderr
+
+
+@pytest.mark.slow
+def test_every_stage_runs(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--mode", "smoke", "--out", str(out)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    figures = json.loads(out.read_text())
+    assert all(check["problem"] is None for check in figures["checks"])
+    assert len(figures["checks"]) == 10
+    found = {row["case"] for row in figures["rows"]}
+    assert {"uniformity, loss + gradient", "uniformity, value", "clip, loss + gradient"} <= found
+    assert all(row["median_ms"] > 0 for row in figures["rows"])
+    assert figures["machine"]["gpu"].startswith("none")
