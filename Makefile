@@ -19,10 +19,10 @@ demo: $(VENV)/.has-demo  ## the main job on real images: train, evaluate, table,
 	$(BIN)/hyperkern demo $(ARGS)
 
 test: $(VENV)/.has-test  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.has-test  ## the suite without the slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -107,7 +107,7 @@ def product_precision(x: Tensor) -> str:
     are float32 in any case: this is about the operands of the product inside a backend.
     """
     dtype, device = x.dtype, x.device.type
-    if dtype == torch.float32 and torch.is_autocast_enabled(device):
+    if dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     return str(dtype).removeprefix("torch.")
 

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 # Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are defined.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+# What deterministic algorithms ask of the matrix library, read when it is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from hyperkern import backends
 from hyperkern.spec import PairSpec

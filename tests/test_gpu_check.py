@@ -36,7 +36,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     figures = json.loads(out.read_text())
     assert all(check["problem"] is None for check in figures["checks"])
-    assert len(figures["checks"]) == 10
+    assert len(figures["checks"]) == 9 + 18 + 2
     found = {row["case"] for row in figures["rows"]}
     assert {"uniformity, loss + gradient", "uniformity, value", "clip, loss + gradient"} <= found
     assert all(row["median_ms"] > 0 for row in figures["rows"])

@@ -82,9 +82,11 @@ class _AlignUniform(Function):
         if not given:
             return (None,) * 7
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            results = ctx.composed(x, y)
+            # Of views, each a node of its own: y may be x, or depend on it, and that path is not this function's.
+            sides = x.view_as(x), y.view_as(y)
+            results = ctx.composed(*sides)
             asked = [result for result, c in zip(results, cotangents, strict=True) if c is not None]
-            grads = torch.autograd.grad(asked, (x, y), given, create_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(asked, sides, given, create_graph=True, allow_unused=True)
         else:
             grads = ctx.backend.align_uniform_grad(x, y, tuple(state), ctx.options, cotangents)
         return *grads, None, None, None, None, None

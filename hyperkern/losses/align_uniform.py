@@ -83,7 +83,7 @@ def align_uniform(
         return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)
 
     if normalize and is_bounded(2 * t, x.shape[-2] ** 2, x.dtype):
-        options = AlignUniformOptions(alpha, t, align_weight, uniform_weight)
+        options = AlignUniformOptions(*map(float, (alpha, t, align_weight, uniform_weight)))
         in_few_launches = autograd.align_uniform(x, y, options, precision, backend=backend, composed=composed)
         if in_few_launches is not None:
             return AlignUniform(*in_few_launches)

@@ -94,7 +94,8 @@ def uniformity(
         intra=intra,
         is_unit=normalize,
         is_short=max_norm is not None,
-        precision=product_precision(x) if normalize or max_norm is not None else "float32",
+        # What is rounded must be so in the lengths too: only rows that come in half precision are multiplied in it.
+        precision=product_precision(x) if normalize or (max_norm is not None and x.itemsize == 2) else "float32",
         x_weights=x_weights,
         y_weights=y_weights,
         backend=backend,

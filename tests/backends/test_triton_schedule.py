@@ -12,7 +12,10 @@ from hyperkern.backends.triton import config, operands, primitives, rows
 from hyperkern.backends.triton.operands import as_operands
 from hyperkern.spec import PairSpec, PairTerms
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+# A row that goes by panels.
+LONG = 300 if torch.cuda.is_available() else 70
 
 # With this scale every weight is exactly 1: sums are numbers of pairs.
 ONE = 1e-30
@@ -22,7 +25,7 @@ ONE = 1e-30
 def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, bool]:
     sizes = st.sampled_from([1, 2, 15, 16, 17, 31, 33, 64, 70])
     shift = draw(st.sampled_from([0, 0, 1, -1, 16, -17, 40, 100, -100]))
-    return draw(sizes), draw(sizes), draw(st.sampled_from([3, 70])), shift, draw(st.booleans())
+    return draw(sizes), draw(sizes), draw(st.sampled_from([3, LONG])), shift, draw(st.booleans())
 
 
 @pytest.mark.parametrize("exclude", ["none", "self"])
@@ -31,11 +34,11 @@ def test_every_pair_counts_once(exclude: str, shape: tuple) -> None:
     m, n, dim, shift, symmetric = shape
     if symmetric:
         n, shift = m, 0
-    x, y = torch.randn(2, m, dim), None if symmetric else torch.randn(2, n, dim)
+    x, y = torch.randn(2, m, dim, device=DEVICE), None if symmetric else torch.randn(2, n, dim, device=DEVICE)
     spec = PairSpec(ONE, True, exclude, max(shift, 0), max(-shift, 0))
-    pairs = torch.ones(m, n)
+    pairs = torch.ones(m, n, device=DEVICE)
     if exclude == "self":
-        pairs[torch.arange(m)[:, None] + shift == torch.arange(n)] = 0
+        pairs[(torch.arange(m)[:, None] + shift == torch.arange(n)).to(DEVICE)] = 0
     backend = load("triton")
     total, _, sum_x, _, sum_y = backend.energy(x, y, PairTerms(), spec, "exp", need_x=True, need_y=not symmetric)
     assert torch.equal(sum_x, pairs.sum(1).expand(2, -1))
@@ -55,8 +58,8 @@ def test_more_row_blocks_than_stripes(stripes: int, monkeypatch: pytest.MonkeyPa
     # Programs then serve several blocks of rows and add to partial sums of columns that they wrote before.
     monkeypatch.setattr(primitives, "_STRIPES", stripes)
     for m, n in ((75, 20), (100, 100)):
-        x = torch.nn.functional.normalize(torch.randn(2, m, 6), dim=-1)
-        y = None if m == n else torch.nn.functional.normalize(torch.randn(2, n, 6), dim=-1)
+        x = torch.nn.functional.normalize(torch.randn(2, m, 6, device=DEVICE), dim=-1)
+        y = None if m == n else torch.nn.functional.normalize(torch.randn(2, n, 6, device=DEVICE), dim=-1)
         for bounded in (False, True):
             row, col = load("triton").row_lse(x, y, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=True)
             logits = 5 * x.double() @ (x if y is None else y).double().mT
@@ -66,13 +69,35 @@ def test_more_row_blocks_than_stripes(stripes: int, monkeypatch: pytest.MonkeyPa
                 torch.testing.assert_close(col.double(), logits.logsumexp(1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_cut_triangle_has_partial_sums_for_each_of_its_ranges(bounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # From round to round the ranges of a triangle differ: two programs must never add to the same partial sum.
+    seen: list[tuple[int, int, int]] = []
+
+    def launch(kernel, programs, device, args, choice, **constants) -> None:
+        stripes, cuts = args[13:15]
+        assert programs == 2 * stripes * cuts
+        seen.append((stripes, cuts, args[9].shape[0]))
+        operands.launch(kernel, programs, device, args, choice, **constants)
+
+    monkeypatch.setattr(primitives, "_STRIPES", 2)
+    monkeypatch.setattr(primitives, "cut", lambda *args: 3)
+    monkeypatch.setattr(primitives, "launch", launch)
+    x = torch.nn.functional.normalize(torch.randn(2, 150, 6, device=DEVICE), dim=-1)
+    row, _ = load("triton").row_lse(x, None, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=False)
+    logits = 5 * x.double() @ x.double().mT
+    logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    torch.testing.assert_close(row.double(), logits.logsumexp(2), rtol=1e-6, atol=1e-6)
+    assert seen == [(2, 3, 6)]
+
+
 def test_panels_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     # A workspace that holds one panel of 20 x 24 pairs: ragged panels, the diagonal, the mirror images, the batch.
     monkeypatch.setattr(primitives, "_PANEL_ROWS", 20)
     monkeypatch.setattr(primitives, "_WORKSPACE", 4 * 20 * 24)
     for symmetric in (True, False):
-        x = torch.nn.functional.normalize(torch.randn(3, 57, 70), dim=-1)
-        y = None if symmetric else torch.nn.functional.normalize(torch.randn(3, 41, 70), dim=-1)
+        x = torch.nn.functional.normalize(torch.randn(3, 57, LONG, device=DEVICE), dim=-1)
+        y = None if symmetric else torch.nn.functional.normalize(torch.randn(3, 41, LONG, device=DEVICE), dim=-1)
         spec = PairSpec(3.0, True, "self")
         for potential in ("exp", "softplus"):
             args = (PairTerms(), spec, potential)
@@ -88,15 +113,15 @@ def far_apart(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> tor
     """``(1, rows, D)`` whose last row lies beyond 2^31 elements; memory that nobody touches takes no space."""
     count, dim = shape
     stride = (1 << 31) // (count - 1) + 64
-    storage = torch.empty((count - 1) * stride + dim, dtype=dtype)
+    storage = torch.empty((count - 1) * stride + dim, dtype=dtype, device=DEVICE)
     return storage.as_strided((1, count, dim), (0, stride, 1))
 
 
-@pytest.mark.parametrize("dim", [8, 80], ids=["one-pass", "panels"])
+@pytest.mark.parametrize("dim", [8, LONG + 20], ids=["one-pass", "panels"])
 def test_last_rows_beyond_two_to_the_31(dim: int) -> None:
     x, y = far_apart((3, dim)), far_apart((4, dim))
     for side in (x, y):
-        side.copy_(torch.nn.functional.normalize(torch.randn(side.shape), dim=-1))
+        side.copy_(torch.nn.functional.normalize(torch.randn(side.shape, device=DEVICE), dim=-1))
     assert x.stride(1) * 2 > 1 << 31
     spec = PairSpec(2.0, True)
     backend, dense = load("triton"), (x.contiguous(), y.contiguous())
@@ -109,23 +134,23 @@ def test_last_rows_beyond_two_to_the_31(dim: int) -> None:
 
 
 def test_gradient_rows_beyond_two_to_the_31() -> None:
-    x = torch.nn.functional.normalize(torch.randn(1, 3, 8), dim=-1)
+    x = torch.nn.functional.normalize(torch.randn(1, 3, 8, device=DEVICE), dim=-1)
     o = as_operands(x, None, PairTerms(), PairSpec(2.0, True, "self"))
     expected = primitives.contract(o, "exp", primitives.Factors(), need_x=True, need_y=False)[0]
     assert expected.grad.shape[0] == 1
     grad = far_apart((3, 8)).unsqueeze(0)
-    out = primitives.Side(grad, torch.empty(1, 1, 3), torch.empty(1, 1, 3))
+    out = primitives.Side(grad, torch.empty(1, 1, 3, device=DEVICE), torch.empty(1, 1, 3, device=DEVICE))
     primitives.launch_contract(o, "exp", primitives.Factors(), out)
     assert torch.equal(grad, expected.grad)
 
 
 def test_normalisation_beyond_two_to_the_31() -> None:
     x = far_apart((3, 8), torch.float16)
-    x.copy_(torch.randn(1, 3, 8))
+    x.copy_(torch.randn(1, 3, 8, device=DEVICE))
     unit, rstd = rows.prepare(x)
     for got, expected in zip((unit, rstd), rows.prepare(x.contiguous()), strict=True):
         assert torch.equal(got, expected)
-    grad = torch.randn(1, 3, 8)
+    grad = torch.randn(1, 3, 8, device=DEVICE)
     far_unit = far_apart((3, 8)).copy_(unit)
     far_dx = far_apart((3, 8))
     rows.launch_finish(grad, far_unit, rstd, far_dx)

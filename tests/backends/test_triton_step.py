@@ -13,6 +13,10 @@ pytest.importorskip("triton")
 import hyperkern
 from hyperkern.backends.triton import operands, primitives, rows, step
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+LONG = 300 if torch.cuda.is_available() else 100  # a row that goes by panels
+
 
 class Launches(TorchDispatchMode):
     """Counts what would be launched on a GPU: Triton kernels, and PyTorch operators that compute something."""
@@ -51,7 +55,7 @@ class Launches(TorchDispatchMode):
 
 
 def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2)]
+    return [torch.randn(shape, dtype=dtype, device=DEVICE, requires_grad=True) for _ in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -61,19 +65,19 @@ def test_at_most_six_launches(shape: tuple, dtype: torch.dtype, monkeypatch: pyt
     x, y = inputs(*shape, dtype=dtype)
     with Launches(monkeypatch) as launches:
         loss = hyperkern.align_uniform(x, y, backend="triton").loss
-        torch.autograd.grad(loss, (x, y), torch.ones(loss.shape))
+        torch.autograd.grad(loss, (x, y), torch.ones_like(loss))
     expected = ["prepare_views_kernel", "contract_kernel", "combine_kernel", "finish_views_kernel"]
-    # The one operator is the caller's torch.ones.
-    assert [name for name in launches.found if name != "ones"] == expected
+    # The one operator is the caller's torch.ones_like.
+    assert [name for name in launches.found if name != "ones_like"] == expected
     assert len(launches.found) <= 6
 
 
 def test_panels_take_few_launches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = inputs(40, 100)
+    x, y = inputs(40, LONG)
     with Launches(monkeypatch) as launches:
         hyperkern.align_uniform(x, y, backend="triton").loss.backward()
     assert launches.found.count("panel_kernel") == 1
-    assert sum(name.startswith("baddbmm") for name in launches.found) == 1
+    assert sum(name.startswith(("baddbmm", "bmm")) for name in launches.found) == 1
 
 
 def compare(x: Tensor, y: Tensor, ours: Callable, truth: Callable, tolerance: float = 2e-5) -> None:
@@ -164,6 +168,42 @@ def test_second_derivative() -> None:
         grads[backend] = [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (a, b))]
     for got, want in zip(*grads.values(), strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("relation", ["the same", "computed"])
+def test_a_differentiable_gradient_of_views_that_depend_on_each_other(relation: str) -> None:
+    # Through y the gradient reaches x once, by the caller's graph, whether or not it is itself to be differentiated.
+    (x, _), grads = inputs(9, 4), []
+    for create_graph in (False, True):
+        y = x if relation == "the same" else 0.5 * x.flip(0) + 1
+        loss = hyperkern.align_uniform(x, y, backend="triton").loss
+        grads.append(torch.autograd.grad(loss, x, create_graph=create_graph)[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    for d in (8, LONG):
+        x, y = inputs(9, d)
+        results = []
+        for default in (torch.float32, dtype):
+            torch.set_default_dtype(default)
+            try:
+                values = hyperkern.align_uniform(x, y, backend="triton")
+                clip = hyperkern.clip_loss(x, y, logit_scale=3.0, backend="triton")
+                results.append([*values, *torch.autograd.grad(values.loss + clip, (x, y))])
+            finally:
+                torch.set_default_dtype(torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_numbers_of_any_kind() -> None:
+    import numpy as np
+
+    x, y = inputs(9, 4)
+    expected = hyperkern.align_uniform(x, y, alpha=3.0, t=2.0, align_weight=1.0, backend="triton")
+    result = hyperkern.align_uniform(x, y, alpha=3, t=np.float32(2), align_weight=1, backend="triton")
+    assert result == expected
 
 
 @pytest.mark.parametrize("frozen", ["x", "y", "both"])

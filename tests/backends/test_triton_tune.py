@@ -48,16 +48,16 @@ def test_the_fastest_right_one_wins() -> None:
 
     lines: list[str] = []
     use = next(tune.uses())
-    assert tune.best(use, iter((broken, slow, wrong, fast)), run, milliseconds, lines.append) == fast
+    assert tune.best(use, iter((broken, wrong, slow, fast)), run, torch.ones(3), milliseconds, lines.append) == fast
     assert "cannot run" in lines[0]
     assert "WRONG" in lines[1]
-    assert tune.best(use, iter((broken,)), run, milliseconds, lines.append) is None
+    assert tune.best(use, iter((broken,)), run, torch.ones(3), milliseconds, lines.append) is None
 
 
 def test_a_tuned_file_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every use runs with the configurations it is tuned for; the clock prefers the last one.
     monkeypatch.setattr(tune, "candidates", lambda use, _: iter((
-        Config(32, 16, None if use.dim else 32, 4, 2), Config(32, 32, None if use.dim else 32, 4, 2)
+        Config(16, 16, None if use.dim else 32, 4, 2), Config(32, 32, None if use.dim else 32, 4, 2)
     )))  # fmt: skip
     clock = itertools.count(1000, -1)
 

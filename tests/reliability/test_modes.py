@@ -282,3 +282,9 @@ def test_memory_never_holds_all_pairs(second_order: bool, monkeypatch: pytest.Mo
             if second_order:
                 torch.autograd.grad(grads[0].square().sum(), x)
     assert block * block <= seen.elements <= (block * n if second_order else n * 16)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    x = torch.empty(5, 3, device="meta")
+    assert hk.uniformity(x).shape == ()
+    assert hk.pairwise_logsumexp(x, scale=1.0)[0].shape == (5,)

@@ -33,6 +33,7 @@ FLOAT16_RANGE = 8192.0
 _FLOAT16_SCALE = 9.0
 
 _FLOAT32_SETTING = {"highest": "float32", "high": "tf32", "medium": "bfloat16"}
+_BACKEND_SETTING = {"none": "float32", "ieee": "float32", "tf32": "tf32", "bf16": "bfloat16"}
 
 
 class Operands(NamedTuple):
@@ -110,12 +111,19 @@ def product_of(precision: str, weights: str | None, scale: float) -> tuple[torch
         scale: `PairSpec.scale`.
     """
     if precision == "float32":
-        precision = _FLOAT32_SETTING[torch.get_float32_matmul_precision()]
+        precision = _float32_setting()
     if precision == "float16" and (weights == "softplus" or (weights == "exp" and scale > _FLOAT16_SCALE)):
         precision = "tf32"
     if precision in ("bfloat16", "float16"):
         return getattr(torch, precision), "tf32", precision
     return torch.float32, "tf32" if precision == "tf32" else "tf32x3", precision
+
+
+def _float32_setting() -> str:
+    try:
+        return _FLOAT32_SETTING[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # it was set in the other way that PyTorch has
+        return _BACKEND_SETTING[torch.backends.cuda.matmul.fp32_precision]
 
 
 def as_operands(

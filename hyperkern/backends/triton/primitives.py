@@ -1,5 +1,6 @@
 """The pairwise primitives on the host: what is launched, and how partial results are added, in a fixed order."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from .operands import FLOAT16_RANGE, Operands, cut, launch
 from .panel import panel_kernel
 from .sums import sums_kernel
 
-# Partial column sums are kept for at most so many stripes of row blocks: enough to fill a GPU, little beside D.
-_STRIPES = 128
+# Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
+# GPU.
+_STRIPES = 64
 
 # Bytes of the weights of one panel, and the rows it has at least where there are as many.
 _WORKSPACE = 256 << 20
@@ -79,7 +81,8 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     stripes = min(blocks, _STRIPES) if cols else blocks
     cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture)
     row = o.x.new_empty((cuts, batch, m), dtype=torch.float32)
-    col = row.new_zeros((stripes, batch, n)) if cols else None
+    parts = stripes * cuts if o.symmetric else stripes
+    col = row.new_zeros((parts, batch, n)) if cols else None
     row_top = torch.empty_like(row) if mode == "running" else None
     col_top = None if col is None or row_top is None else torch.full_like(col, -torch.inf)
     u, v, row_ids, col_ids = o.terms
@@ -96,20 +99,24 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         COLS=cols,
         TRIANGLE=o.symmetric,
     )
-    if o.symmetric and col is not None:
-        row, col = torch.cat([row, col]), None
-        row_top = None if row_top is None or col_top is None else torch.cat([row_top, col_top])
-    row = _add_sums(row, row_top)
-    return row, row.new_empty(batch, 0) if col is None else _add_sums(col, col_top)
+    of_rows, of_cols = _added(row, row_top), None if col is None else _added(col, col_top)
+    if o.symmetric and of_cols is not None:
+        pairs = zip(of_rows, of_cols, strict=True)
+        of_rows, of_cols = _added(*(None if a is None or b is None else torch.stack([a, b]) for a, b in pairs)), None
+    return _log_if(*of_rows), row.new_empty(batch, 0) if of_cols is None else _log_if(*of_cols)
 
 
-def _add_sums(parts: Tensor, tops: Tensor | None) -> Tensor:
-    """The sum of partial sums; of those relative to a maximum the logarithm."""
+def _added(parts: Tensor | None, tops: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The sum of partial sums; of those relative to maxima also the maximum."""
+    assert parts is not None
     if tops is None:
-        return add_cuts(parts)
+        return add_cuts(parts), None
     top = tops.amax(0)
-    finite = top.masked_fill(top == -torch.inf, 0)
-    return top + (parts * (tops - finite).exp()).sum(0).log()
+    return (parts * (tops - top.masked_fill(top == -torch.inf, 0)).exp_()).sum(0), top
+
+
+def _log_if(total: Tensor, top: Tensor | None) -> Tensor:
+    return total if top is None else top + total.log()
 
 
 def contract(
@@ -125,7 +132,7 @@ def contract(
     # float16 has little range, so the weights must fill it: one factor on all of them, taken off the sums again. No
     # exponential of these weights is above 1.
     largest = torch.stack([factor.abs().amax() for factor in (factors.a, factors.b) if factor is not None]).sum()
-    scale = FLOAT16_RANGE / largest.masked_fill(largest == 0, 1)
+    scale = FLOAT16_RANGE / largest.clamp_min(1e-30)
     a, b = (None if factor is None else factor * scale for factor in (factors.a, factors.b))
     sides = _contract(o, mode, factors._replace(a=a, b=b), need_x=need_x, need_y=need_y)
     of_x, of_y = (None if side is None else Side(*(part / scale for part in side)) for side in sides)
@@ -180,13 +187,14 @@ def _contract_by_panels(
     """The weights of one panel at a time, then the library's products with them; 3 N^2 D where ``y`` is ``x``."""
     (batch, m, dim), n = o.x.shape, o.y.shape[1]
     size = o.y.element_size()
-    panel_m = min(m, max(_PANEL_ROWS, _WORKSPACE // (size * n)))
-    panel_n = min(n, _WORKSPACE // (size * panel_m))
+    panel_m = min(m, _round_down(max(_PANEL_ROWS, _WORKSPACE // (size * n))))
+    panel_n = min(n, _round_down(_WORKSPACE // (size * panel_m)))
     panel_b = max(1, min(batch, _WORKSPACE // (size * panel_m * panel_n)))
-    workspace = o.y.new_empty(panel_b * panel_m * panel_n)
+    # Rows of a panel start at multiples of 16 elements, or the stores and the library's loads are narrow.
+    workspace = o.y.new_empty(panel_b * panel_m * (panel_n + -panel_n % 16))
 
     def side(rows: int, needed: bool) -> Side:
-        grad = torch.zeros((1, batch, rows if needed else 0, dim), device=o.x.device)
+        grad = torch.zeros((1, batch, rows if needed else 0, dim), dtype=torch.float32, device=o.x.device)
         sums = grad.new_zeros((1, batch, rows))
         return Side(grad, sums, torch.zeros_like(sums) if mode == "softplus" else sums)
 
@@ -234,8 +242,9 @@ def _panel(
     assert choice is not None
     x, y = o.x[batches, rows], o.y[batches, cols]
     (batch, m, _), n = x.shape, y.shape[1]
-    w = workspace[: batch * m * n].view(batch, m, n)
-    row_sum = torch.empty((-(-n // choice.block_n), batch, m), device=x.device)
+    stride = n + -n % 16
+    w = workspace[: batch * m * stride].view(batch, m, stride)[:, :, :n]
+    row_sum = x.new_empty((-(-n // choice.block_n), batch, m), dtype=torch.float32)
     col_sum = row_sum.new_empty((-(-m // choice.block_m), batch, n)) if need_cols else None
     value = torch.empty_like(row_sum) if mode == "softplus" else row_sum
     of_rows = [
@@ -269,10 +278,33 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         out.baddbmm_(left, right)
     elif not left.is_cuda:
         out.baddbmm_(left.float(), right.float())
+    elif not _adds_in_float32(out.device):
+        out += torch.bmm(left, right, out_dtype=torch.float32)
     elif out.shape[0] == 1:
-        torch.addmm(out[0], left[0], right[0], out_dtype=torch.float32, out=out[0])
+        rows = out[0]
+        torch.addmm(rows, left[0], right[0], out_dtype=torch.float32, out=rows)
     else:
         torch.baddbmm(out, left, right, out_dtype=torch.float32, out=out)
+
+
+@functools.cache
+def _adds_in_float32(device: torch.device) -> bool:
+    """Whether the library adds a half-precision product to float32, which PyTorch learned to ask for step by step."""
+    ones = torch.ones((2, 16, 16), dtype=torch.bfloat16, device=device)
+    for product, take in ((torch.addmm, ones[0]), (torch.baddbmm, ones)):
+        out = torch.ones_like(take, dtype=torch.float32)
+        try:
+            product(out, take, take, out_dtype=torch.float32, out=out)
+        except (RuntimeError, TypeError):
+            return False
+        if not bool((out == 17).all()):
+            return False
+    return True
+
+
+def _round_down(size: int) -> int:
+    """To whole tiles, where there is more than one."""
+    return size if size < 128 else size - size % 128
 
 
 def _ranges(start: int, stop: int, step: int) -> list[slice]:

@@ -233,7 +233,7 @@ def align_uniform(
     blocks = -(-m // row_block(dim)[0])
     dtype, product, kind = product_of(precision, "exp", 2 * options.t)
     operand = torch.empty((2 * batch, m, dim), dtype=dtype, device=x.device)
-    parts = torch.empty((3, batch, blocks), device=x.device)
+    parts = torch.empty((3, batch, blocks), dtype=torch.float32, device=x.device)
     align, zeros = parts[0], parts[1:]
     launch(
         prepare_views_kernel,

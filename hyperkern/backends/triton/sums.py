@@ -131,10 +131,11 @@ def sums_kernel(
     TRIANGLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Row sums ``(splits, B, M)``, column sums ``(stripes, B, N)``; with the mode ``running`` relative to maxima.
+    """Row sums ``(splits, B, M)``, column sums ``(parts, B, N)``; with the mode ``running`` relative to maxima.
 
     ``p_col`` must hold zeros and the maxima of the columns -inf. A program serves one stripe of row blocks of one batch
-    element and one of ``splits`` ranges of columns. ``TRIANGLE`` needs ``BLOCK_M % BLOCK_N == 0``.
+    element and one of ``splits`` ranges of columns. There are ``stripes`` parts, and with ``TRIANGLE``, which needs
+    ``BLOCK_M % BLOCK_N == 0``, as many for each range.
     """
     i_stripe = tl.program_id(0) % stripes
     i_split = tl.program_id(0) // stripes % splits
@@ -143,12 +144,14 @@ def sums_kernel(
     p_x += i_b * stride_xb
     p_y += i_b * stride_yb
     p_row += (i_split * batch + i_b) * m
+    # The ranges of a triangle differ from round to round: there each range has partial sums of columns of its own.
+    i_part = i_stripe + i_split * stripes if TRIANGLE else i_stripe
     if COLS:
-        p_col += (i_stripe * batch + i_b) * n
+        p_col += (i_part * batch + i_b) * n
     if MODE == "running":
         p_row_top += (i_split * batch + i_b) * m
         if COLS:
-            p_col_top += (i_stripe * batch + i_b) * n
+            p_col_top += (i_part * batch + i_b) * n
     if p_u is not None:
         p_u += i_b * m
     if p_v is not None:
