@@ -41,7 +41,7 @@ def _targets() -> list:
     for name in backends.PRIORITY:
         for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
             problem = backends.Problem("energy", torch.device(device), torch.float32, 128, PairSpec(4.0, True))
-            if not backends.load(name).unsupported(problem):
+            if not backends.objections(name, problem, forced=True):
                 marks = [pytest.mark.gpu] if device == "cuda" else []
                 targets.append(pytest.param((name, torch.device(device)), id=f"{name}-{device}", marks=marks))
     return targets

@@ -110,10 +110,24 @@ class Backend(Protocol):
         ...
 
 
-@functools.cache
 def load(name: str) -> Backend:
-    """The backend module of that name."""
-    return cast(Backend, importlib.import_module(f".{name}", __name__))
+    """The backend module of that name.
+
+    Raises:
+        ImportError: it needs a package that is not installed; looked for once.
+    """
+    found = _imported(name)
+    if isinstance(found, ImportError):
+        raise found.with_traceback(None)
+    return found
+
+
+@functools.cache
+def _imported(name: str) -> Backend | ImportError:
+    try:
+        return cast(Backend, importlib.import_module(f".{name}", __name__))
+    except ImportError as error:
+        return error
 
 
 def objections(name: str, problem: Problem, *, forced: bool = False) -> list[str]:

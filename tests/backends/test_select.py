@@ -209,6 +209,24 @@ def test_case_22_a_backend_whose_import_fails(
     assert "No module named 'triton'" in capsys.readouterr().out
 
 
+def test_a_missing_package_is_looked_for_once(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
+    # Python does not remember a failed import, and to look again at every call takes twenty times as long as the call.
+    looked_for = []
+
+    def import_module(name: str, package: str) -> object:
+        looked_for.append(name)
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr(backends, "PRIORITY", ("missing", *backends.PRIORITY))
+    monkeypatch.setattr(backends.importlib, "import_module", import_module)
+    for _ in range(3):
+        assert hyperkern.uniformity(x).isfinite()
+        with pytest.raises(ImportError, match="triton"):
+            backends.load("missing")
+    assert looked_for == [".missing"]
+    backends._imported.cache_clear()
+
+
 def test_case_22_forced_backend_whose_import_fails(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
     install(monkeypatch, ImportError("No module named 'triton'"))
     with pytest.raises((ValueError, ImportError), match="triton"):
