@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_triton
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
@@ -27,6 +28,7 @@ def test_an_unknown_option_is_named() -> None:
     assert "usage: benchmarks/gpu_check.sh [--quick]" in result.stderr
 
 
+@needs_triton
 @pytest.mark.slow
 def test_every_stage_runs(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import needs_triton
 from torch import Tensor
 
 import hyperkern
@@ -259,6 +260,7 @@ def test_case_22_triton_without_a_gpu() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@needs_triton
 def test_what_triton_refuses() -> None:
     triton = pytest.importorskip("hyperkern.backends.triton")
     if torch.cuda.is_available():

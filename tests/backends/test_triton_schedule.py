@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import DEVICE, needs_triton
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,8 +13,7 @@ from hyperkern.backends.triton import config, operands, primitives, rows
 from hyperkern.backends.triton.operands import as_operands
 from hyperkern.spec import PairSpec, PairTerms
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+pytestmark = [needs_triton, *([pytest.mark.gpu] if torch.cuda.is_available() else [])]
 # A row that goes by panels.
 LONG = 300 if torch.cuda.is_available() else 70
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import DEVICE, needs_triton
 from oracle import align_uniform as dense_align_uniform
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,8 +14,7 @@ pytest.importorskip("triton")
 import hyperkern
 from hyperkern.backends.triton import operands, primitives, rows, step
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+pytestmark = [needs_triton, *([pytest.mark.gpu] if torch.cuda.is_available() else [])]
 LONG = 300 if torch.cuda.is_available() else 100  # a row that goes by panels
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_triton
 
 pytest.importorskip("triton")
 
@@ -54,6 +55,8 @@ def test_the_fastest_right_one_wins() -> None:
     assert tune.best(use, iter((broken,)), run, torch.ones(3), milliseconds, lines.append) is None
 
 
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the CPU")
 def test_a_tuned_file_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every use runs with the configurations it is tuned for; the clock prefers the last one.
     monkeypatch.setattr(tune, "candidates", lambda use, _: iter((
