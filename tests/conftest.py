@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Without a GPU the Triton kernels run in Triton's interpreter, which is chosen when they are defined. That of Triton 3.6
-# cannot count a loop with new versions of NumPy.
+# Without a GPU the Triton kernels run in Triton's interpreter, chosen when they are defined. That of Triton 3.6 cannot
+# count a loop with new versions of NumPy.
 with contextlib.suppress(PackageNotFoundError):
     if not torch.cuda.is_available() and not version("triton").startswith("3.6."):
         os.environ["TRITON_INTERPRET"] = "1"
