@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 
 from hyperkern.backends.triton import config, report
 
-# The configurations are chosen for the newest compiler. That of Triton 3.6 spills a few registers of a few kernels, none
-# of them on sm_90.
+# The configurations are chosen for the newest compiler. That of Triton 3.6 spills a few registers of a few kernels,
+# none of them on sm_90.
 ALLOWED_SPILLS = 128 if version("triton").startswith("3.6.") else 0
 ARCHITECTURES = [architecture.name for architecture in config.shipped()]
 
