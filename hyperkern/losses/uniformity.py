@@ -47,7 +47,7 @@ def uniformity(
             distances. It is computed in float64, where the device has it, unless ``max_norm`` says that the rows are
             short or, on a CPU, they are seen to be.
         max_norm: with ``normalize=False``, what no row is longer than, 1 for rows that you have normalised. With it
-            the loss is computed in float32, off by about ``1e-6 t max_norm^2``; longer rows cost accuracy only.
+            float32 rows stay in float32, off by about ``1e-6 t max_norm^2``; longer rows cost accuracy only.
         x_weights: ``(M,)`` or ``(B, M)`` weights >= 0 of the rows of ``x``; a common factor changes nothing.
             Differentiable where positive. The result is nan if one is negative or no pair has a weight.
         y_weights: ``(N,)`` or ``(B, N)`` weights of the queue, likewise.

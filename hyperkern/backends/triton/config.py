@@ -71,11 +71,6 @@ class Architecture(NamedTuple):
     checked: str
     entries: tuple[Entry, ...]
 
-    @property
-    def capability(self) -> int:
-        """The number in the name."""
-        return int(self.name.removeprefix("sm_"))
-
 
 def read(path: Path) -> Architecture:
     """The architecture described by a file.
