@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from hyperkern.backends import load
+from hyperkern.backends.common import panels, partials
 from hyperkern.backends.triton import config, operands, primitives, rows
 from hyperkern.backends.triton.operands import as_operands
 from hyperkern.spec import PairSpec, PairTerms
@@ -93,8 +94,8 @@ def test_a_cut_triangle_has_partial_sums_for_each_of_its_ranges(bounded: bool, m
 
 def test_panels_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     # A workspace that holds one panel of 20 x 24 pairs: ragged panels, the diagonal, the mirror images, the batch.
-    monkeypatch.setattr(primitives, "_PANEL_ROWS", 20)
-    monkeypatch.setattr(primitives, "_WORKSPACE", 4 * 20 * 24)
+    monkeypatch.setattr(panels, "_PANEL_ROWS", 20)
+    monkeypatch.setattr(panels, "_WORKSPACE", 4 * 20 * 24)
     for symmetric in (True, False):
         x = torch.nn.functional.normalize(torch.randn(3, 57, LONG, device=DEVICE), dim=-1)
         y = None if symmetric else torch.nn.functional.normalize(torch.randn(3, 41, LONG, device=DEVICE), dim=-1)
@@ -139,7 +140,7 @@ def test_gradient_rows_beyond_two_to_the_31() -> None:
     expected = primitives.contract(o, "exp", primitives.Factors(), need_x=True, need_y=False)[0]
     assert expected.grad.shape[0] == 1
     grad = far_apart((3, 8)).unsqueeze(0)
-    out = primitives.Side(grad, torch.empty(1, 1, 3, device=DEVICE), torch.empty(1, 1, 3, device=DEVICE))
+    out = partials.Side(grad, torch.empty(1, 1, 3, device=DEVICE), torch.empty(1, 1, 3, device=DEVICE))
     primitives.launch_contract(o, "exp", primitives.Factors(), out)
     assert torch.equal(grad, expected.grad)
 
@@ -158,10 +159,10 @@ def test_normalisation_beyond_two_to_the_31() -> None:
 
 
 def test_cuts_fill_the_gpu_and_bound_the_memory() -> None:
-    architecture = config.of_name("sm_90")
+    multiprocessors = config.of_name("sm_90").multiprocessors
 
     def cuts(programs: int, tiles: int, size: int = 0) -> int:
-        return operands.cut(programs, tiles, size, architecture)
+        return partials.cut(programs, tiles, size, multiprocessors)
 
     assert cuts(4, 64) == 16
     assert cuts(132, 64) == 1

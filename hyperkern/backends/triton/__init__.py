@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ...spec import PairSpec, PairTerms
 from .. import Problem
+from ..common.partials import Side
 from . import config, primitives
 from .operands import Operands, as_operands
-from .primitives import Factors, Side
+from .primitives import Factors
 from .rows import finish, prepare
 from .step import align_uniform, align_uniform_grad
 from .tile import INTERPRETED

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms
+from ..common.precision import FLOAT16_RANGE, product_of, rows
 from . import config
 from .config import Architecture, Config
 
@@ -27,13 +28,6 @@ def _interpreter(size: int) -> Architecture:
 # The interpreter walks over tiles in Python: small ones with ragged ends where the problem is small, few otherwise.
 # By the least number of pairs that they are for.
 _INTERPRETER = {0: _interpreter(16), 32**2: _interpreter(32), 200**2: _interpreter(256)}
-
-# Weights in float16 are kept below this, and those of "exp" above exp(-2 scale) of it, which must be a normal number.
-FLOAT16_RANGE = 8192.0
-_FLOAT16_SCALE = 9.0
-
-_FLOAT32_SETTING = {"highest": "float32", "high": "tf32", "medium": "bfloat16"}
-_BACKEND_SETTING = {"none": "float32", "ieee": "float32", "tf32": "tf32", "bf16": "bfloat16"}
 
 
 class Operands(NamedTuple):
@@ -101,31 +95,6 @@ class Operands(NamedTuple):
         return self.spec.scale - math.log(FLOAT16_RANGE) if mode == "exp" and self.x.dtype == torch.float16 else 0.0
 
 
-def product_of(precision: str, weights: str | None, scale: float) -> tuple[torch.dtype, str, str]:
-    """The dtype of the operands, how a product multiplies them, and the kind of configuration.
-
-    Args:
-        precision: `PairSpec.precision`; for ``"float32"`` the setting of `torch.set_float32_matmul_precision` counts.
-        weights: the ``MODE`` of the weights where a second product follows. Those that float16 cannot hold take tf32,
-            which has as many digits.
-        scale: `PairSpec.scale`.
-    """
-    if precision == "float32":
-        precision = _float32_setting()
-    if precision == "float16" and (weights == "softplus" or (weights == "exp" and scale > _FLOAT16_SCALE)):
-        precision = "tf32"
-    if precision in ("bfloat16", "float16"):
-        return getattr(torch, precision), "tf32", precision
-    return torch.float32, "tf32" if precision == "tf32" else "tf32x3", precision
-
-
-def _float32_setting() -> str:
-    try:
-        return _FLOAT32_SETTING[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # it was set in the other way that PyTorch has
-        return _BACKEND_SETTING[torch.backends.cuda.matmul.fp32_precision]
-
-
 def as_operands(
     x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, weights: str | None = None
 ) -> Operands:
@@ -140,31 +109,11 @@ def as_operands(
     return Operands(x_rows, y_rows, contiguous, spec, y is None, precision, kind, architecture)
 
 
-def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in a dtype and with unit stride along D."""
-    x = x.to(dtype)
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
 def architecture_of(x: Tensor, pairs: int) -> Architecture:
     """Whose configurations serve the device of a tensor."""
     if x.is_cuda:
         return config.of_device(x.device.index)
     return _INTERPRETER[max(least for least in _INTERPRETER if least <= pairs)]
-
-
-def cut(programs: int, tiles: int, bytes_per_cut: int, architecture: Architecture) -> int:
-    """Into how many ranges the columns are cut, so that a small problem fills the GPU and no wave is nearly empty.
-
-    Each range costs partial results, in memory and in time (taken as 2 % each).
-    """
-    most = max(1, min(tiles, 16, (64 << 20) // max(1, bytes_per_cut)))
-
-    def cost(cuts: int) -> float:
-        waves = -(-programs * cuts // architecture.multiprocessors)
-        return waves / cuts * (1 + 0.02 * (cuts - 1))
-
-    return min(range(1, most + 1), key=cost)
 
 
 def launch(

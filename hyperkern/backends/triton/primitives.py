@@ -1,4 +1,4 @@
-"""The pairwise primitives on the host: what is launched, and how partial results are added, in a fixed order."""
+"""The pairwise primitives on the host: what is launched, in how many programs, and what becomes of partial results."""
 
 import functools
 import math
@@ -7,18 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.panels import contract_by_panels
+from ..common.partials import Side, added, cut, log_if
+from ..common.precision import scaled_to_float16
 from .contract import contract_kernel
-from .operands import FLOAT16_RANGE, Operands, cut, launch
+from .operands import Operands, launch
 from .panel import panel_kernel
 from .sums import sums_kernel
 
 # Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
 # GPU.
 _STRIPES = 64
-
-# Bytes of the weights of one panel, and the rows it has at least where there are as many.
-_WORKSPACE = 256 << 20
-_PANEL_ROWS = 2048
 
 
 class Factors(NamedTuple):
@@ -32,33 +31,6 @@ class Factors(NamedTuple):
     def swapped(self) -> "Factors":
         """With the roles of rows and columns exchanged."""
         return Factors(self.col_lse, self.b, self.row_lse, self.a)
-
-
-class Side(NamedTuple):
-    """Weighted sums for the rows of one side.
-
-    Attributes:
-        grad: ``(cuts, B, M, D)``, partial sums of ``w_ij y_j`` over ranges of columns.
-        sum: ``(cuts, B, M)``, those of ``w_ij``.
-        value: ``(cuts, B, M)``, those of the potential.
-    """
-
-    grad: Tensor
-    sum: Tensor
-    value: Tensor
-
-    def total(self) -> Tensor:
-        """The potential of all pairs, ``(B,)``."""
-        return self.value.sum((0, 2))
-
-    def added(self) -> tuple[Tensor, Tensor]:
-        """``(B, M, D)`` and ``(B, M)``."""
-        return add_cuts(self.grad), add_cuts(self.sum)
-
-
-def add_cuts(parts: Tensor) -> Tensor:
-    """The sum over the ranges of columns."""
-    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
 def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[Tensor, Tensor]:
@@ -79,7 +51,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
     cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
     stripes = min(blocks, _STRIPES) if cols else blocks
-    cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture)
+    cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
     row = o.x.new_empty((cuts, batch, m), dtype=torch.float32)
     parts = stripes * cuts if o.symmetric else stripes
     col = row.new_zeros((parts, batch, n)) if cols else None
@@ -99,24 +71,12 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         COLS=cols,
         TRIANGLE=o.symmetric,
     )
-    of_rows, of_cols = _added(row, row_top), None if col is None else _added(col, col_top)
+    of_rows, of_cols = added(row, row_top), None if col is None else added(col, col_top)
     if o.symmetric and of_cols is not None:
-        pairs = zip(of_rows, of_cols, strict=True)
-        of_rows, of_cols = _added(*(None if a is None or b is None else torch.stack([a, b]) for a, b in pairs)), None
-    return _log_if(*of_rows), row.new_empty(batch, 0) if of_cols is None else _log_if(*of_cols)
-
-
-def _added(parts: Tensor | None, tops: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The sum of partial sums; of those relative to maxima also the maximum."""
-    assert parts is not None
-    if tops is None:
-        return add_cuts(parts), None
-    top = tops.amax(0)
-    return (parts * (tops - top.masked_fill(top == -torch.inf, 0)).exp_()).sum(0), top
-
-
-def _log_if(total: Tensor, top: Tensor | None) -> Tensor:
-    return total if top is None else top + total.log()
+        (row_sum, row_top), (col_sum, col_top) = of_rows, of_cols
+        tops = None if row_top is None or col_top is None else torch.stack([row_top, col_top])
+        of_rows, of_cols = added(torch.stack([row_sum, col_sum]), tops), None
+    return log_if(*of_rows), row.new_empty(batch, 0) if of_cols is None else log_if(*of_cols)
 
 
 def contract(
@@ -129,14 +89,9 @@ def contract(
     """
     if o.x.dtype != torch.float16 or (factors.a is None and factors.b is None):
         return _contract(o, mode, factors, need_x=need_x, need_y=need_y)
-    # float16 has little range, so the weights must fill it: one factor on all of them, taken off the sums again. No
-    # exponential of these weights is above 1.
-    largest = torch.stack([factor.abs().amax() for factor in (factors.a, factors.b) if factor is not None]).sum()
-    scale = FLOAT16_RANGE / largest.clamp_min(1e-30)
-    a, b = (None if factor is None else factor * scale for factor in (factors.a, factors.b))
-    sides = _contract(o, mode, factors._replace(a=a, b=b), need_x=need_x, need_y=need_y)
-    of_x, of_y = (None if side is None else Side(*(part / scale for part in side)) for side in sides)
-    return of_x, of_y
+    a, b, scale = scaled_to_float16(factors.a, factors.b)
+    of_x, of_y = _contract(o, mode, factors._replace(a=a, b=b), need_x=need_x, need_y=need_y)
+    return None if of_x is None else of_x.divided(scale), None if of_y is None else of_y.divided(scale)
 
 
 def _contract(
@@ -153,7 +108,7 @@ def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
     choice = o.find("contract", mode)
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
-    cuts = cut(batch * blocks, tiles, 4 * batch * m * dim, o.architecture)
+    cuts = cut(batch * blocks, tiles, 4 * batch * m * dim, o.architecture.multiprocessors)
     grad = o.x.new_empty((cuts, batch, m, dim), dtype=torch.float32)
     sums = grad.new_empty((cuts, batch, m))
     value = torch.empty_like(sums) if mode == "softplus" else sums
@@ -184,46 +139,16 @@ def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None
 def _contract_by_panels(
     o: Operands, mode: str, factors: Factors, *, need_x: bool, need_y: bool
 ) -> tuple[Side | None, Side | None]:
-    """The weights of one panel at a time, then the library's products with them; 3 N^2 D where ``y`` is ``x``."""
-    (batch, m, dim), n = o.x.shape, o.y.shape[1]
-    size = o.y.element_size()
-    panel_m = min(m, _round_down(max(_PANEL_ROWS, _WORKSPACE // (size * n))))
-    panel_n = min(n, _round_down(_WORKSPACE // (size * panel_m)))
-    panel_b = max(1, min(batch, _WORKSPACE // (size * panel_m * panel_n)))
-    # Rows of a panel start at multiples of 16 elements, or the stores and the library's loads are narrow.
-    workspace = o.y.new_empty(panel_b * panel_m * (panel_n + -panel_n % 16))
-
-    def side(rows: int, needed: bool) -> Side:
-        grad = torch.zeros((1, batch, rows if needed else 0, dim), dtype=torch.float32, device=o.x.device)
-        sums = grad.new_zeros((1, batch, rows))
-        return Side(grad, sums, torch.zeros_like(sums) if mode == "softplus" else sums)
-
-    of_x, of_y = side(m, need_x), side(n, need_y)
-    for batches in _ranges(0, batch, panel_b):
-        for rows in _ranges(0, m, panel_m):
-            # With y = x: the square on the diagonal, then what is right of it and stands for its mirror image too.
-            squares = [rows] if o.symmetric else []
-            for cols in squares + _ranges(rows.stop if o.symmetric else 0, n, panel_n):
-                mirrored = o.symmetric and cols is not rows
-                panel = _panel(o, mode, factors, batches, rows, cols, workspace, need_cols=need_y or mirrored)
-                w, row_sum, col_sum, value = panel
-                of_x.sum[0, batches, rows] += row_sum
-                if mode == "softplus":
-                    of_x.value[0, batches, rows] += 2 * value if mirrored else value
-                if need_x:
-                    _add_product(of_x.grad[0, batches, rows], w, o.y[batches, cols])
-                if mirrored:
-                    of_x.sum[0, batches, cols] += col_sum
-                    if need_x:
-                        _add_product(of_x.grad[0, batches, cols], w.mT, o.x[batches, rows])
-                if need_y:
-                    of_y.sum[0, batches, cols] += col_sum
-                    _add_product(of_y.grad[0, batches, cols], w.mT, o.x[batches, rows])
+    weights = functools.partial(_panel, o, mode, factors)
+    has_value = mode == "softplus"
+    sides = contract_by_panels(
+        o.x, o.y, weights, symmetric=o.symmetric, has_value=has_value, need_x=need_x, need_y=need_y
+    )
     if o.shift(mode):
-        for part in {id(part): part for part in (*of_x, *of_y)}.values():
+        # Sums and values may be one tensor, and both sides have the same values.
+        for part in {id(part): part for side in sides if side is not None for part in side}.values():
             part.mul_(math.exp(o.shift(mode)))
-    # The potential of a pair is the same from both sides.
-    return of_x if need_x else None, of_y._replace(value=of_x.value) if need_y else None
+    return sides
 
 
 def _panel(
@@ -233,17 +158,14 @@ def _panel(
     batches: slice,
     rows: slice,
     cols: slice,
-    workspace: Tensor,
-    *,
+    w: Tensor,
     need_cols: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The weights of a panel, their row and column sums, and the row sums of the potential."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fills ``w`` with the weights of a panel; their row and column sums, and the row sums of the potential."""
     choice = o.find("panel", mode)
     assert choice is not None
     x, y = o.x[batches, rows], o.y[batches, cols]
     (batch, m, _), n = x.shape, y.shape[1]
-    stride = n + -n % 16
-    w = workspace[: batch * m * stride].view(batch, m, stride)[:, :, :n]
     row_sum = x.new_empty((-(-n // choice.block_n), batch, m), dtype=torch.float32)
     col_sum = row_sum.new_empty((-(-m // choice.block_m), batch, n)) if need_cols else None
     value = torch.empty_like(row_sum) if mode == "softplus" else row_sum
@@ -268,44 +190,5 @@ def _panel(
         **o.constants(choice, mode),
         GROUP=8,
     )
-    added = row_sum.sum(0)
-    return w, added, added if col_sum is None else col_sum.sum(0), value.sum(0) if mode == "softplus" else added
-
-
-def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """``out += left @ right`` by the library, with float32 sums."""
-    if left.dtype == torch.float32:
-        out.baddbmm_(left, right)
-    elif not left.is_cuda:
-        out.baddbmm_(left.float(), right.float())
-    elif not _adds_in_float32(out.device):
-        out += torch.bmm(left, right, out_dtype=torch.float32)
-    elif out.shape[0] == 1:
-        rows = out[0]
-        torch.addmm(rows, left[0], right[0], out_dtype=torch.float32, out=rows)
-    else:
-        torch.baddbmm(out, left, right, out_dtype=torch.float32, out=out)
-
-
-@functools.cache
-def _adds_in_float32(device: torch.device) -> bool:
-    """Whether the library adds a half-precision product to float32, which PyTorch learned to ask for step by step."""
-    ones = torch.ones((2, 16, 16), dtype=torch.bfloat16, device=device)
-    for product, take in ((torch.addmm, ones[0]), (torch.baddbmm, ones)):
-        out = torch.ones_like(take, dtype=torch.float32)
-        try:
-            product(out, take, take, out_dtype=torch.float32, out=out)
-        except (RuntimeError, TypeError):
-            return False
-        if not bool((out == 17).all()):
-            return False
-    return True
-
-
-def _round_down(size: int) -> int:
-    """To whole tiles, where there is more than one."""
-    return size if size < 128 else size - size % 128
-
-
-def _ranges(start: int, stop: int, step: int) -> list[slice]:
-    return [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
+    total = row_sum.sum(0)
+    return total, total if col_sum is None else col_sum.sum(0), value.sum(0) if mode == "softplus" else total

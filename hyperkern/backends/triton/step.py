@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...spec import AlignUniformOptions, PairSpec, PairTerms, norm_eps
+from ..common.precision import product_of
 from .config import padded
-from .operands import Operands, architecture_of, launch, product_of
+from .operands import Operands, architecture_of, launch
 from .primitives import Factors, contract, pair_sums
 from .rows import project, row_block, row_offsets, unit_rows
 from .tile import LN2, LOG2E, narrow

@@ -1,0 +1,64 @@
+"""Partial results: into how many ranges the columns are cut, and how their sums are added, in a fixed order."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Side(NamedTuple):
+    """Weighted sums for the rows of one side.
+
+    Attributes:
+        grad: ``(cuts, B, M, D)``, partial sums of ``w_ij y_j`` over ranges of columns.
+        sum: ``(cuts, B, M)``, those of ``w_ij``.
+        value: ``(cuts, B, M)``, those of the potential.
+    """
+
+    grad: Tensor
+    sum: Tensor
+    value: Tensor
+
+    def total(self) -> Tensor:
+        """The potential of all pairs, ``(B,)``."""
+        return self.value.sum((0, 2))
+
+    def added(self) -> tuple[Tensor, Tensor]:
+        """``(B, M, D)`` and ``(B, M)``."""
+        return add_cuts(self.grad), add_cuts(self.sum)
+
+    def divided(self, scale: Tensor) -> "Side":
+        """The sums without a scale that was on all weights."""
+        return Side(*(part / scale for part in self))
+
+
+def add_cuts(parts: Tensor) -> Tensor:
+    """The sum over the ranges of columns."""
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
+
+
+def added(parts: Tensor, tops: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The sum of partial sums; of those relative to maxima also the maximum."""
+    if tops is None:
+        return add_cuts(parts), None
+    top = tops.amax(0)
+    return (parts * (tops - top.masked_fill(top == -torch.inf, 0)).exp_()).sum(0), top
+
+
+def log_if(total: Tensor, top: Tensor | None) -> Tensor:
+    """The log-sum-exp of a sum relative to a maximum; a plain sum as it is."""
+    return total if top is None else top + total.log()
+
+
+def cut(programs: int, tiles: int, bytes_per_cut: int, multiprocessors: int) -> int:
+    """Into how many ranges the columns are cut, so that a small problem fills the GPU and no wave is nearly empty.
+
+    Each range costs partial results, in memory and in time (taken as 2 % each).
+    """
+    most = max(1, min(tiles, 16, (64 << 20) // max(1, bytes_per_cut)))
+
+    def cost(cuts: int) -> float:
+        waves = -(-programs * cuts // multiprocessors)
+        return waves / cuts * (1 + 0.02 * (cuts - 1))
+
+    return min(range(1, most + 1), key=cost)
