@@ -1,13 +1,86 @@
-"""Build entry point; the metadata stands in pyproject.toml."""
+"""Build entry point; the metadata stands in pyproject.toml.
+
+``HYPERKERN_BUILD_CUDA=1`` compiles the CUDA C++ backend (no GPU has to be there; ``TORCH_CUDA_ARCH_LIST`` is
+respected), ``HYPERKERN_BUILD_EMULATOR=1`` the same kernels for the CPU, for tests. Without them the wheel is pure Python.
+"""
 
 import os
+import re
+import subprocess
+from pathlib import Path
 
 from setuptools import setup
 
-if os.environ.get("HYPERKERN_BUILD_CUDA", "0") not in ("", "0"):
-    raise SystemExit(
-        "HYPERKERN_BUILD_CUDA is reserved for the CUDA extension, which this version does not contain yet; "
-        "unset it to install the pure Python wheel"
-    )
+ROOT = Path(__file__).parent
+CSRC = Path("csrc")
+ARCHITECTURES = "8.0+PTX;9.0a"
+# The oldest PyTorch whose stable ABI is used: a build made with any later one runs on all of them.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# The operators' namespace: a copy that is loaded beside this one needs another.
+NAMESPACE = os.environ.get("HYPERKERN_NAMESPACE", "hyperkern_cuda")
 
-setup()
+
+def wanted(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+def sources(*patterns: str) -> list[str]:
+    return [str(path) for pattern in patterns for path in sorted(CSRC.glob(pattern))]
+
+
+def find_toolkit() -> None:
+    """Tells PyTorch where the toolkit is: where nvcc says, which may be started through a script elsewhere."""
+    if "CUDA_HOME" not in os.environ:
+        answer = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
+        os.environ["CUDA_HOME"] = os.path.realpath(re.search(r"TOP=(.*)", answer.stderr)[1])
+
+
+def cuda_extension():
+    find_toolkit()
+    from torch.utils.cpp_extension import CUDAExtension
+
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+    flags = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, f"-DHYPERKERN_NAMESPACE={NAMESPACE}"]
+    if "9.0a" in architectures:
+        flags.append("-DHYPERKERN_BUILT_FOR_SM90A")
+    extension = CUDAExtension(
+        "hyperkern.backends.cuda.kernels",
+        sources("*.cpp", "*.cu", "instances/*.cu"),
+        depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
+        py_limited_api=True,
+        extra_compile_args={"cxx": [*flags, "-Wall", "-fvisibility=hidden"], "nvcc": flags},
+        extra_link_args=["-static-libstdc++"],
+    )
+    # Only what the stable ABI needs: no libc10, no Python, and a runtime of our own.
+    extension.library_dirs.append(os.path.join(os.environ["CUDA_HOME"], "lib"))
+    extension.libraries = ["torch_cpu", "torch_cuda", "cudart_static", "dl", "rt", "pthread"]
+    return extension
+
+
+def emulator_extension():
+    from torch.utils.cpp_extension import CppExtension
+
+    flags = ["-O2", "-std=c++17", "-DHYPERKERN_EMULATED", TORCH_TARGET, f"-DHYPERKERN_NAMESPACE={NAMESPACE}_emulated"]
+    extension = CppExtension(
+        "hyperkern.backends.cuda.emulator",
+        sources("*.cpp", "emulator/*.cpp"),
+        depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
+        py_limited_api=True,
+        extra_compile_args=[*flags, "-Wall", "-Wno-unknown-pragmas", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"],
+    )
+    extension.libraries = ["torch_cpu"]
+    return extension
+
+
+os.chdir(ROOT)
+extensions = [
+    make()
+    for variable, make in (("HYPERKERN_BUILD_CUDA", cuda_extension), ("HYPERKERN_BUILD_EMULATOR", emulator_extension))
+    if wanted(variable)
+]
+if extensions:
+    from torch.utils.cpp_extension import BuildExtension
+
+    setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)})
+else:
+    setup()

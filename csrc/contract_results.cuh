@@ -1,0 +1,57 @@
+// What the contract kernels are asked and what they leave behind.
+#pragma once
+
+#include "pair_tile.cuh"
+
+namespace hyperkern {
+
+struct ContractArgs {
+  Pairs pairs;
+  int blocks, tiles, cuts;  // row blocks; column tiles and into how many ranges they are cut
+  float* grad;              // (cuts, batch, m, dim): sum_j w_ij y_j; dim is even
+  float* sum;               // (cuts, batch, m): sum_j w_ij
+  float* value;             // (cuts, batch, m): the potential, for kSoftplus
+  float out_scale;          // on all results but the potential
+};
+
+// Each block of threads owns its results, and a lane owns pairs of columns of its rows.
+template <Weight kWeight, int kBlocks, int kOutGroups>
+HYPERKERN_DEVICE void store_results(
+    const ContractArgs& args,
+    const Pairs& pairs,
+    int i_b,
+    int i_cut,
+    const Rows<kBlocks>& rows,
+    const RowFactors<kBlocks, kWeight>& factors,
+    const float (&g)[kBlocks][kOutGroups][4],
+    const float (&sum)[kBlocks][2],
+    const float (&value)[kBlocks][2],
+    int lane) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float row_sum = sum_of_row(sum[block][half]);
+      float row_value = 0.0f;
+      if constexpr (kWeight == Weight::kSoftplus) row_value = sum_of_row(value[block][half]);
+      const int row = rows.index[block][half];
+      if (row >= pairs.m) continue;
+      const float scale = args.out_scale * (kWeight == Weight::kExp ? factors.a[block][half] : 1.0f);
+      const int64_t at = (static_cast<int64_t>(i_cut) * pairs.batch + i_b) * pairs.m + row;
+      if (lane % 4 == 0) {
+        args.sum[at] = row_sum * scale;
+        if constexpr (kWeight == Weight::kSoftplus) args.value[at] = row_value;
+      }
+      float* out = args.grad + at * pairs.dim;
+#pragma unroll
+      for (int group = 0; group < kOutGroups; ++group) {
+        const int col = group * 8 + fragment_col(lane, 0);
+        if (col < pairs.dim) {
+          *reinterpret_cast<float2*>(out + col) = {g[block][group][2 * half] * scale, g[block][group][2 * half + 1] * scale};
+        }
+      }
+    }
+  }
+}
+
+}  // namespace hyperkern

@@ -1,0 +1,160 @@
+// The contract kernel for sm_90a: one warp feeds a ring of column tiles by TMA; warpgroups of 64 rows each multiply with
+// wgmma. While the second product of a tile runs, the next tile's weights are made of its first product.
+#pragma once
+
+#include "contract_results.cuh"
+#include "launch.h"
+#include "wgmma_tile.cuh"
+
+namespace hyperkern {
+
+// Tile sizes by the padded dimension. Registers of a lane, at least: kCols / 2 for the products, kCols / 4 for packed
+// weights, kDim / 2 for the gradient; the terms of columns and a second exponent take their own.
+template <int kDim, Weight kWeight>
+struct ContractWgmma {
+  static constexpr int kConsumers = kDim <= 64 ? 3 : 2;  // warpgroups
+  static constexpr bool kTwo = kWeight == Weight::kTwo;
+  static constexpr int kCols = kDim <= 64    ? (kTwo ? 64 : 96)
+                               : kDim <= 128 ? (kTwo ? 96 : 128)
+                                             : (kWeight == Weight::kExp ? 80 : 64);
+  static constexpr int kRows = 64 * kConsumers;
+  static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
+  static constexpr int kPanels = kDim * 2 / kPanelBytes;
+  static constexpr int kRowBytes = kPanels * kRows * kPanelBytes;
+  static constexpr int kStageBytes = kPanels * kCols * kPanelBytes;
+  static constexpr int kStages = 4;
+  static constexpr int kBarrierBytes = (2 * kStages + 1) * 8;
+  static constexpr int kSharedBytes = kRowBytes + kStages * kStageBytes + kBarrierBytes;
+  // 64 Ki registers, shared out again by role.
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 240;
+  static_assert(kSharedBytes <= kSharedBytesSm90);
+};
+
+template <class Operand, int kDim, Weight kWeight>
+HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads), 1) contract_wgmma_kernel(
+    const ContractArgs args, const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map) {
+#if HYPERKERN_SM90A
+  using T = ContractWgmma<kDim, kWeight>;
+  constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
+  constexpr int kPanelColumns = kPanelBytes / Operand::kBytes;
+  const int lane = ptx::thread() % kWarp;
+  const int i_block = ptx::block() % args.blocks;
+  const int i_cut = ptx::block() / args.blocks % args.cuts;
+  const int i_b = ptx::block() / args.blocks / args.cuts;
+  const Range range = cut_range(args.tiles, args.cuts, i_cut);
+
+  unsigned char* memory = ptx::shared_memory();
+  const uint32_t x_tile = ptx::shared_address(memory);
+  const uint32_t buffers = x_tile + T::kRowBytes;
+  const uint32_t x_full = buffers + T::kStages * T::kStageBytes;
+  const Ring ring{x_full + 8, T::kStages};
+  if (ptx::thread() == 0) {
+    ptx::mbarrier_init(x_full, 1);
+    ring.init(T::kConsumers * 4);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::syncthreads();
+
+  if (ptx::thread() < kWarpgroup) {
+    ptx::setmaxnreg_dec<T::kProducerRegisters>();
+    if (ptx::thread() != 0) return;
+    ptx::prefetch_tensormap(&x_map);
+    ptx::prefetch_tensormap(&y_map);
+    ptx::mbarrier_arrive_expect_tx(x_full, T::kRowBytes);
+#pragma unroll
+    for (int panel = 0; panel < T::kPanels; ++panel) {
+      ptx::cp_async_bulk_tensor(
+          x_tile + panel * T::kRows * kPanelBytes, &x_map, x_full, panel * kPanelColumns, i_block * T::kRows, i_b);
+    }
+    RingPosition at;
+    for (int tile = range.begin; tile < range.end; ++tile) {
+      ring.acquire(at, T::kStageBytes);
+#pragma unroll
+      for (int panel = 0; panel < T::kPanels; ++panel) {
+        ptx::cp_async_bulk_tensor(
+            buffers + at.stage * T::kStageBytes + panel * T::kCols * kPanelBytes, &y_map, ring.full(at.stage),
+            panel * kPanelColumns, tile * T::kCols, i_b);
+      }
+      at.advance(T::kStages);
+    }
+    return;
+  }
+
+  ptx::setmaxnreg_inc<T::kConsumerRegisters>();
+  const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
+  const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
+  const Pairs pairs = of_batch(args.pairs, i_b);
+  const int first_row = i_block * T::kRows + warpgroup * 64;
+  const Rows<1> rows(pairs, first_row + warp * 16, 16, lane);
+  const RowFactors<1, kWeight> factors(pairs, rows);
+  const uint32_t x_rows = x_tile + warpgroup * 64 * kPanelBytes;
+  const Turns<T::kConsumers> turns(warpgroup);
+
+  float g[1][kDim / 8][4] = {};
+  float s[1][T::kCols / 8][4];
+  float sum[1][2] = {}, value[1][2] = {};
+  uint32_t packed[T::kCols / 16][4];
+
+  const auto first_product = [&](const RingPosition& at) {
+#pragma unroll
+    for (int panel = 0; panel < T::kPanels; ++panel) {
+      multiply_rows_async<Operand>(
+          s[0], x_rows + panel * T::kRows * kPanelBytes,
+          buffers + at.stage * T::kStageBytes + panel * T::kCols * kPanelBytes, panel > 0);
+    }
+    ptx::wgmma_commit_group();
+  };
+  const auto second_product = [&](const RingPosition& at) {
+    multiply_weights_async<Operand>(g[0], packed, buffers + at.stage * T::kStageBytes, true);
+    ptx::wgmma_commit_group();
+  };
+  const auto weigh_tile = [&](int tile) {
+    const int first_col = tile * T::kCols;
+    weigh<kWeight, kLog2Units>(
+        s, sum, value, rows, factors, pairs, first_col, needs_mask(pairs, first_row, 64, first_col, T::kCols), lane);
+  };
+
+  ptx::mbarrier_wait(x_full, 0);
+  RingPosition at;
+  if (range.begin < range.end) {
+    ring.wait(at);
+    turns.take();
+    ptx::wgmma_fence();
+    first_product(at);
+    turns.pass(range.begin + 1 == range.end);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(s[0]);
+    weigh_tile(range.begin);
+    pack_weights<Operand>(packed, s[0]);
+    for (int tile = range.begin + 1; tile < range.end; ++tile) {
+      const RingPosition before = at;
+      at.advance(T::kStages);
+      ring.wait(at);
+      turns.take();
+      ptx::pin(s[0]);
+      ptx::pin(g[0]);
+      ptx::wgmma_fence();
+      first_product(at);
+      second_product(before);
+      turns.pass(tile + 1 == range.end);
+      ptx::wgmma_wait_group<1>();  // the first product
+      ptx::pin(s[0]);
+      weigh_tile(tile);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(g[0]);
+      ring.release(before, lane);
+      pack_weights<Operand>(packed, s[0]);
+    }
+    ptx::wgmma_fence();
+    second_product(at);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(g[0]);
+  } else if (warpgroup == 0) {
+    turns.take();  // nobody else does
+  }
+  store_results<kWeight>(args, pairs, i_b, i_cut, rows, factors, g, sum, value, lane);
+#endif
+}
+
+}  // namespace hyperkern

@@ -1,0 +1,10 @@
+// The kernels and their launchers, compiled for the CPU.
+#include "../instances/contract_bf16.cu"
+#include "../instances/contract_fp16.cu"
+#include "../instances/contract_fp32.cu"
+#include "../instances/contract_tf32.cu"
+#include "../instances/sums_bf16.cu"
+#include "../instances/sums_fp16.cu"
+#include "../instances/sums_fp32.cu"
+#include "../instances/sums_tf32.cu"
+#include "../pair_ops.cu"

@@ -1,0 +1,4 @@
+#include "../pair_kernels.cuh"
+
+template void hyperkern::launch_contract<hyperkern::Fp32>(
+    const ContractArgs&, Weight, const Matrix&, const Matrix&, bool, Stream);

@@ -1,0 +1,4 @@
+#include "../pair_kernels.cuh"
+
+template void hyperkern::launch_sums<hyperkern::Tf32>(
+    const SumsArgs&, Task, const Matrix&, const Matrix&, bool, Stream);

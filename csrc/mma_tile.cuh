@@ -1,0 +1,102 @@
+// Products of tiles in shared memory with ldmatrix and mma.sync, for compute capability 8.0 and newer.
+#pragma once
+
+#include "operands.cuh"
+
+namespace hyperkern {
+
+// A matrix of rows in global memory, in bytes.
+struct Matrix {
+  const unsigned char* data;
+  int64_t stride_b, stride_m;  // multiples of 16
+};
+
+// Starts the copy of one panel, `kRows` rows of 128 bytes, to shared memory; zeros beyond the end of rows and columns.
+template <int kRows, int kThreads>
+HYPERKERN_DEVICE void load_panel(
+    uint32_t to, const unsigned char* from, int64_t stride, int first_row, int rows, int first_byte, int bytes) {
+  constexpr int kPieces = kPanelBytes / 16;
+  static_assert(kRows * kPieces % kThreads == 0, "every thread copies the same number of pieces");
+#pragma unroll
+  for (int i = 0; i < kRows * kPieces / kThreads; ++i) {
+    const int piece = i * kThreads + ptx::thread();
+    const int row = piece / kPieces, byte = piece % kPieces * 16;
+    const bool valid = first_row + row < rows && first_byte + byte < bytes;
+    const unsigned char* source = valid ? from + (first_row + row) * stride + first_byte + byte : from;
+    ptx::cp_async(to + swizzled(kRows, row, byte), source, valid);
+  }
+}
+
+// s += x y^T over one panel: a warp's 16-row blocks of x from row `first` on, and all 8-row groups of y.
+template <class Operand, int kBlocks, int kGroups>
+HYPERKERN_DEVICE void multiply_rows(
+    float (&s)[kBlocks][kGroups][4], uint32_t x_panel, int first, uint32_t y_panel, int lane) {
+  static_assert(kGroups % 2 == 0, "ldmatrix fetches two groups at once");
+  const uint32_t x_lane = x_panel + swizzled(0, first + left_row(lane), left_byte(lane));
+  const uint32_t y_lane = y_panel + swizzled(0, right_row(lane), right_byte(lane));
+#pragma unroll(Operand::kUnrolledSteps)
+  for (int step = 0; step < kPanelBytes / kStepBytes; ++step) {
+    uint32_t a[kBlocks][4];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      ptx::ldmatrix_x4(a[block], further_along(x_lane, step * kStepBytes) + block * 16 * kPanelBytes);
+    }
+#pragma unroll
+    for (int group = 0; group < kGroups; group += 2) {
+      uint32_t b[4];
+      ptx::ldmatrix_x4(b, further_along(y_lane, step * kStepBytes) + group * 8 * kPanelBytes);
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        Operand::multiply(s[block][group], a[block], b[0], b[1]);
+        Operand::multiply(s[block][group + 1], a[block], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// g += w y for a warp's 16 rows of weights, which are the accumulators of the first product as they are, and a tile of
+// `kRows` = 8 kGroups rows of y.
+template <class Operand, int kGroups, int kOutGroups>
+HYPERKERN_DEVICE void multiply_weights(
+    float (&g)[kOutGroups][4], const float (&w)[kGroups][4], uint32_t y_tile, int lane) {
+  constexpr int kRows = kGroups * 8;
+  constexpr int kTilePanelBytes = kRows * kPanelBytes;
+  if constexpr (Operand::kBytes == 2) {
+    const uint32_t y_lane = y_tile + swizzled(kRows, left_row(lane), left_byte(lane));
+#pragma unroll
+    for (int group = 0; group < kGroups; group += 2) {
+      const uint32_t a[4] = {
+          Operand::pack(w[group][0], w[group][1]), Operand::pack(w[group][2], w[group][3]),
+          Operand::pack(w[group + 1][0], w[group + 1][1]), Operand::pack(w[group + 1][2], w[group + 1][3])};
+#pragma unroll
+      for (int out = 0; out < kOutGroups; out += 2) {
+        uint32_t b[4];
+        ptx::ldmatrix_x4_trans(
+            b, further_along(y_lane, out * 16 % kPanelBytes) + out * 16 / kPanelBytes * kTilePanelBytes +
+                   group * 8 * kPanelBytes);
+        Operand::multiply(g[out], a, b[0], b[1]);
+        Operand::multiply(g[out + 1], a, b[2], b[3]);
+      }
+    }
+  } else {
+    // A lane has weights 2 t and 2 t + 1 where the product takes t and t + 4: the order of a sum's terms is free, so the
+    // rows of y are taken in the order of the weights.
+    const int row = fragment_col(lane, 0);
+    const uint32_t first = y_tile + swizzled(kRows, row, lane / 4 * 4);
+    const uint32_t second = y_tile + swizzled(kRows, row + 1, lane / 4 * 4);
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const uint32_t a[4] = {ptx::as_bits(w[group][0]), ptx::as_bits(w[group][2]), ptx::as_bits(w[group][1]),
+                             ptx::as_bits(w[group][3])};
+#pragma unroll
+      for (int out = 0; out < kOutGroups; ++out) {
+        const int offset = out * 32 / kPanelBytes * kTilePanelBytes + group * 8 * kPanelBytes;
+        const uint32_t b0 = ptx::as_bits(ptx::ld_shared(further_along(first, out * 32 % kPanelBytes) + offset));
+        const uint32_t b1 = ptx::as_bits(ptx::ld_shared(further_along(second, out * 32 % kPanelBytes) + offset));
+        Operand::multiply(g[out], a, b0, b1);
+      }
+    }
+  }
+}
+
+}  // namespace hyperkern

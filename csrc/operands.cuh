@@ -1,0 +1,82 @@
+// The kinds of operands: how they lie in memory and how two of them are multiplied.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace hyperkern {
+
+// One product step covers 32 bytes of every row: 16 halves or 8 floats.
+constexpr int kStepBytes = 32;
+
+// Both halves in one register: elements 2 t and 2 t + 1 of a row.
+struct Bf16 {
+  static constexpr int kBytes = 2;
+  static constexpr int kUnrolledSteps = 4;
+  static constexpr bool kLog2Units = true;
+  static HYPERKERN_DEVICE uint32_t pack(float low, float high) { return ptx::cvt_bf16x2(low, high); }
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    ptx::mma_m16n8k16_bf16(d, a, b0, b1);
+  }
+#if HYPERKERN_SM90A
+  template <class... Args>
+  static HYPERKERN_DEVICE void multiply_async(Args&&... args) {
+    ptx::wgmma_m64k16_bf16(args...);
+  }
+#endif
+};
+
+struct Fp16 {
+  static constexpr int kBytes = 2;
+  static constexpr int kUnrolledSteps = 4;
+  static constexpr bool kLog2Units = true;
+  static HYPERKERN_DEVICE uint32_t pack(float low, float high) { return ptx::cvt_f16x2(low, high); }
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    ptx::mma_m16n8k16_f16(d, a, b0, b1);
+  }
+#if HYPERKERN_SM90A
+  template <class... Args>
+  static HYPERKERN_DEVICE void multiply_async(Args&&... args) {
+    ptx::wgmma_m64k16_f16(args...);
+  }
+#endif
+};
+
+// float32 in memory, rounded to tf32 on the way to the product.
+struct Tf32 {
+  static constexpr int kBytes = 4;
+  static constexpr int kUnrolledSteps = 4;
+  static constexpr bool kLog2Units = true;
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const uint32_t rounded[4] = {round(a[0]), round(a[1]), round(a[2]), round(a[3])};
+    ptx::mma_m16n8k8_tf32(d, rounded, round(b0), round(b1));
+  }
+
+ private:
+  static HYPERKERN_DEVICE uint32_t round(uint32_t bits) { return ptx::cvt_tf32(ptx::as_float(bits)); }
+};
+
+// float32 with nearly all of its digits: each operand is a tf32 number and a rest, and of the four products only that
+// of the rests is left out. The small ones are added first.
+struct Fp32 {
+  static constexpr int kBytes = 4;
+  static constexpr int kUnrolledSteps = 1;  // three products a step: more in flight than there are registers
+  static constexpr bool kLog2Units = false;
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    uint32_t a_high[4], a_rest[4], b_high[2], b_rest[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split(a[i], a_high[i], a_rest[i]);
+    split(b0, b_high[0], b_rest[0]);
+    split(b1, b_high[1], b_rest[1]);
+    ptx::mma_m16n8k8_tf32(d, a_rest, b_high[0], b_high[1]);
+    ptx::mma_m16n8k8_tf32(d, a_high, b_rest[0], b_rest[1]);
+    ptx::mma_m16n8k8_tf32(d, a_high, b_high[0], b_high[1]);
+  }
+
+ private:
+  static HYPERKERN_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& rest) {
+    high = ptx::cvt_tf32(ptx::as_float(bits));
+    rest = ptx::cvt_tf32(ptx::as_float(bits) - ptx::as_float(high));
+  }
+};
+
+}  // namespace hyperkern

@@ -1,0 +1,38 @@
+// The operators as PyTorch sees them: every schema, once.
+#include "ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library) {
+  library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int)");
+  library.def(
+      "sums(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, int exclude, "
+      "int row_shift, float scale, int task, bool split, bool triangle, int stripes, int cuts, Tensor(a!) row, "
+      "Tensor(b!)? row_second, Tensor(c!)? col, Tensor(d!)? weights) -> ()");
+  library.def(
+      "contract(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, "
+      "int exclude, int row_shift, float scale, int weight, bool split, int cuts, float out_scale, Tensor(a!) grad, "
+      "Tensor(b!) sum, Tensor(c!)? value) -> ()");
+#ifdef HYPERKERN_EMULATED
+  library.def("emulate(int capability, bool products_first) -> ()");
+#endif
+}
+
+// CPU tensors come here too, so that the answer is a check's and not the dispatcher's.
+STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library) {
+  library.impl("tile", TORCH_BOX(&hyperkern::tile));
+  library.impl("sums", TORCH_BOX(&hyperkern::sums));
+  library.impl("contract", TORCH_BOX(&hyperkern::contract));
+}
+
+#ifdef HYPERKERN_EMULATED
+STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CompositeExplicitAutograd, library) {
+  library.impl("emulate", TORCH_BOX(&hyperkern::emulate));
+}
+#else
+STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CUDA, library) {
+  library.impl("tile", TORCH_BOX(&hyperkern::tile));
+  library.impl("sums", TORCH_BOX(&hyperkern::sums));
+  library.impl("contract", TORCH_BOX(&hyperkern::contract));
+}
+#endif

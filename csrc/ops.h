@@ -1,0 +1,36 @@
+// The operators behind the schemas of ops.cpp.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace hyperkern {
+
+using OptionalTensor = std::optional<torch::stable::Tensor>;
+
+// Rows and columns of a tile, and the groups of warps with column sums of their own. `kernel`: 0 sums, 1 contract.
+std::tuple<int64_t, int64_t, int64_t> tile(const torch::stable::Tensor& x, int64_t kernel, int64_t dim, int64_t weight);
+
+// Sums of rows and columns, or weights: see sums_epilogue.cuh.
+void sums(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
+    const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
+    int64_t row_shift, double scale, int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts,
+    const torch::stable::Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col,
+    const OptionalTensor& weights);
+
+// Weighted sums of rows in one pass: see contract_results.cuh.
+void contract(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
+    const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
+    int64_t row_shift, double scale, int64_t weight_code, bool split, int64_t cuts, double out_scale,
+    const torch::stable::Tensor& grad, const torch::stable::Tensor& sum, const OptionalTensor& value);
+
+#ifdef HYPERKERN_EMULATED
+// What the emulator is to be: the portable kernels (80) or those of sm_90a (90), and its timing.
+void emulate(int64_t capability, bool products_first);
+#endif
+
+}  // namespace hyperkern

@@ -1,0 +1,96 @@
+// The launchers of pair_kernels.h: from run-time choices to one instance of a kernel.
+#pragma once
+
+#include "pair_kernels.h"
+
+namespace hyperkern {
+
+template <class Operand, Task kTask>
+void launch_sums_task(const SumsArgs& args, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
+  const Pairs& pairs = args.pairs;
+  const int blocks = pairs.batch * args.schedule.stripes * args.schedule.cuts;
+  if constexpr (Operand::kBytes == 2) {
+    if (wgmma) {
+      using T = SumsWgmma;
+      const TensorMap x_map =
+          make_tensor_map<Operand>(x.data, pairs.batch, pairs.m, pairs.dim, x.stride_b, x.stride_m, T::kRows);
+      const TensorMap y_map =
+          make_tensor_map<Operand>(y.data, pairs.batch, pairs.n, pairs.dim, y.stride_b, y.stride_m, kSumsCols);
+      const int panels = ceil_div(pairs.dim * Operand::kBytes, kPanelBytes);
+      // Panels of weights are for long rows, and their rows always stream.
+      const bool resident = !stores(kTask) && panels <= T::kMostResident;
+      const int fixed = T::kColBytes + T::kBarrierBytes + (resident ? panels * T::kRowPanelBytes : 0);
+      const int stage_bytes = T::kColPanelBytes + (resident ? 0 : T::kRowPanelBytes);
+      const int fitting = (kSharedBytesSm90 - fixed) / stage_bytes;
+      const int stages = fitting < T::kMostStages ? fitting : T::kMostStages;
+      const int shared_bytes = fixed + stages * stage_bytes;
+      if constexpr (!stores(kTask)) {
+        if (resident) {
+          launch(
+              sums_wgmma_kernel<Operand, kTask, true>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
+              stages);
+          return;
+        }
+      }
+      launch(
+          sums_wgmma_kernel<Operand, kTask, false>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
+          stages);
+      return;
+    }
+  }
+  launch(sums_mma_kernel<Operand, kTask>, blocks, SumsMma::kThreads, SumsMma::kSharedBytes, stream, args, x, y);
+}
+
+template <class Operand>
+void launch_sums(const SumsArgs& args, Task task, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
+  switch (task) {
+    case Task::kSumExp: return launch_sums_task<Operand, Task::kSumExp>(args, x, y, wgmma, stream);
+    case Task::kSumSoftplus: return launch_sums_task<Operand, Task::kSumSoftplus>(args, x, y, wgmma, stream);
+    case Task::kSumRunning: return launch_sums_task<Operand, Task::kSumRunning>(args, x, y, wgmma, stream);
+    case Task::kStoreExp: return launch_sums_task<Operand, Task::kStoreExp>(args, x, y, wgmma, stream);
+    case Task::kStoreFactor: return launch_sums_task<Operand, Task::kStoreFactor>(args, x, y, wgmma, stream);
+    case Task::kStoreTwo: return launch_sums_task<Operand, Task::kStoreTwo>(args, x, y, wgmma, stream);
+    case Task::kStoreSoftplus: return launch_sums_task<Operand, Task::kStoreSoftplus>(args, x, y, wgmma, stream);
+  }
+}
+
+template <class Operand, int kDim, Weight kWeight>
+void launch_contract_case(const ContractArgs& args, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
+  const Pairs& pairs = args.pairs;
+  const int blocks = pairs.batch * args.blocks * args.cuts;
+  if constexpr (Operand::kBytes == 2) {
+    if (wgmma) {
+      using T = ContractWgmma<kDim, kWeight>;
+      const TensorMap x_map =
+          make_tensor_map<Operand>(x.data, pairs.batch, pairs.m, pairs.dim, x.stride_b, x.stride_m, T::kRows);
+      const TensorMap y_map =
+          make_tensor_map<Operand>(y.data, pairs.batch, pairs.n, pairs.dim, y.stride_b, y.stride_m, T::kCols);
+      launch(
+          contract_wgmma_kernel<Operand, kDim, kWeight>, blocks, T::kThreads, T::kSharedBytes, stream, args, x_map,
+          y_map);
+      return;
+    }
+  }
+  using T = ContractMma<kDim * Operand::kBytes>;
+  launch(contract_mma_kernel<Operand, kDim, kWeight>, blocks, T::kThreads, T::kSharedBytes, stream, args, x, y);
+}
+
+template <class Operand, Weight kWeight>
+void launch_contract_weight(const ContractArgs& args, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
+  if (args.pairs.dim <= 64) return launch_contract_case<Operand, 64, kWeight>(args, x, y, wgmma, stream);
+  if (args.pairs.dim <= 128) return launch_contract_case<Operand, 128, kWeight>(args, x, y, wgmma, stream);
+  return launch_contract_case<Operand, 256, kWeight>(args, x, y, wgmma, stream);
+}
+
+template <class Operand>
+void launch_contract(
+    const ContractArgs& args, Weight weight, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
+  switch (weight) {
+    case Weight::kExp: return launch_contract_weight<Operand, Weight::kExp>(args, x, y, wgmma, stream);
+    case Weight::kFactor: return launch_contract_weight<Operand, Weight::kFactor>(args, x, y, wgmma, stream);
+    case Weight::kTwo: return launch_contract_weight<Operand, Weight::kTwo>(args, x, y, wgmma, stream);
+    case Weight::kSoftplus: return launch_contract_weight<Operand, Weight::kSoftplus>(args, x, y, wgmma, stream);
+  }
+}
+
+}  // namespace hyperkern

@@ -1,0 +1,303 @@
+// One tile of pairs, from inner products to weights. Everything here works on the accumulators of one warp,
+// `s[m_block][group][element]`, which mma.sync and wgmma lay out alike: see fragment_row and fragment_col.
+#pragma once
+
+#include <cmath>
+
+#include "operands.cuh"
+
+namespace hyperkern {
+
+enum class Exclude : int { kNone, kSelf, kSameId };
+
+// What the weight of a pair is made of. Every form of the log-sum-exp losses is one of the first three: the host folds
+// log-sum-exps into the terms p and q, in the units of the logit.
+//   kExp:      exp(l + p_i)                                          and a_i on the sums of row i
+//   kFactor:   exp(l + p_i + q_j) (a_i + b_j)
+//   kTwo:      a_i exp(l + p_i + q_j) + b_j exp(l + p'_i + q'_j)
+//   kSoftplus: sigmoid(l + p_i + q_j)
+// with l = scale <x_i, y_j>.
+enum class Weight : int { kExp, kFactor, kTwo, kSoftplus };
+
+// The order of the vectors in row_terms and col_terms.
+enum Term : int { kP = 0, kA = 1, kSecondP = 2, kTerms = 3 };
+
+// A pairwise problem but for its operands.
+struct Pairs {
+  const float* row_terms;    // (batch, terms, m), null for none: p = 0, a = 1
+  const float* col_terms;    // (batch, terms, n and what a last tile has beyond), null for none
+  const int64_t* row_ids;    // (batch, m), for kSameId
+  const int64_t* col_ids;    // (batch, n)
+  int64_t row_terms_stride_b, row_terms_stride_t;
+  int64_t col_terms_stride_b, col_terms_stride_t;
+  int64_t row_ids_stride_b, col_ids_stride_b;
+  int64_t row_shift;         // row i excludes column i + row_shift
+  int m, n, dim, batch;
+  Exclude exclude;
+  float scale;
+};
+
+// The pointers of one batch element.
+HYPERKERN_DEVICE Pairs of_batch(Pairs pairs, int i_b) {
+  if (pairs.row_terms != nullptr) pairs.row_terms += i_b * pairs.row_terms_stride_b;
+  if (pairs.col_terms != nullptr) pairs.col_terms += i_b * pairs.col_terms_stride_b;
+  if (pairs.row_ids != nullptr) pairs.row_ids += i_b * pairs.row_ids_stride_b;
+  if (pairs.col_ids != nullptr) pairs.col_ids += i_b * pairs.col_ids_stride_b;
+  return pairs;
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// e^l of a logit in its units.
+template <bool kLog2Units>
+HYPERKERN_DEVICE float exp_of(float l) {
+  return ptx::ex2(kLog2Units ? l : l * kLog2E);
+}
+
+// ---- rows ---------------------------------------------------------------------------------------------------------
+
+// The rows that a lane holds: two of each block of 16.
+template <int kBlocks>
+struct Rows {
+  int index[kBlocks][2];
+  float p[kBlocks][2];
+
+  // `first[block]` is the first row of a block of 16. Rows beyond the end count for nothing: their exponent is -inf.
+  HYPERKERN_DEVICE Rows(const Pairs& pairs, int first, int between, int lane) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = first + block * between + fragment_row(lane, 2 * half);
+        index[block][half] = row;
+        p[block][half] = row < pairs.m ? term(pairs, row, kP, 0.0f) : -INFINITY;
+      }
+    }
+  }
+
+  static HYPERKERN_DEVICE float term(const Pairs& pairs, int row, Term which, float none) {
+    if (pairs.row_terms == nullptr || row >= pairs.m) return none;
+    return pairs.row_terms[which * pairs.row_terms_stride_t + row];
+  }
+};
+
+// ---- logits -------------------------------------------------------------------------------------------------------
+
+// s = scale s + p_i
+template <int kBlocks, int kGroups>
+HYPERKERN_DEVICE void add_row_terms(float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, float scale) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[block][group][e] = s[block][group][e] * scale + rows.p[block][e / 2];
+    }
+  }
+}
+
+// The two columns of a term that a lane meets in a group of eight.
+HYPERKERN_DEVICE float2 col_term(const Pairs& pairs, Term which, int col) {
+  return *reinterpret_cast<const float2*>(pairs.col_terms + which * pairs.col_terms_stride_t + col);
+}
+
+// s = s + q_j
+template <int kBlocks, int kGroups>
+HYPERKERN_DEVICE void add_col_terms(float (&s)[kBlocks][kGroups][4], const Pairs& pairs, int first_col, int lane) {
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    const float2 q = col_term(pairs, kP, first_col + group * 8 + fragment_col(lane, 0));
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[block][group][e] += e % 2 == 0 ? q.x : q.y;
+    }
+  }
+}
+
+// Whether a tile may hold pairs that are left out, or columns beyond the end.
+HYPERKERN_DEVICE bool needs_mask(const Pairs& pairs, int first_row, int rows, int first_col, int cols) {
+  return pairs.exclude == Exclude::kSameId || first_col + cols > pairs.n ||
+         (pairs.exclude == Exclude::kSelf && touches_diagonal(first_row, rows, pairs.row_shift, first_col, cols));
+}
+
+// -inf for the pairs left out and the columns beyond the end.
+template <int kBlocks, int kGroups>
+HYPERKERN_DEVICE void mask_pairs(
+    float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const int col = first_col + group * 8 + fragment_col(lane, odd);
+      const bool inside = col < pairs.n;
+      const int64_t col_id = pairs.exclude == Exclude::kSameId && inside ? pairs.col_ids[col] : 0;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = rows.index[block][half];
+          bool keep = inside;
+          if (pairs.exclude == Exclude::kSelf) keep = keep && row + pairs.row_shift != col;
+          if (pairs.exclude == Exclude::kSameId && row < pairs.m) keep = keep && pairs.row_ids[row] != col_id;
+          if (!keep) s[block][group][2 * half + odd] = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
+// ---- weights ------------------------------------------------------------------------------------------------------
+
+// log(1 + e^l) and its derivative, to full relative accuracy on both sides.
+HYPERKERN_DEVICE float softplus(float l, float& derivative) {
+  const float e = ptx::ex2(-fabsf(l) * kLog2E);
+  // log(1 + e) = 2 artanh(e / (2 + e)), a series in a square that is at most 1/9.
+  const float z = e / (2.0f + e), q = z * z;
+  const float series =
+      1.0f + q * (1.0f / 3 + q * (1.0f / 5 + q * (1.0f / 7 + q * (1.0f / 9 + q * (1.0f / 11 + q * (1.0f / 13))))));
+  derivative = (l >= 0 ? 1.0f : e) / (1.0f + e);
+  // A maximum would drop nan, which is neither above nor below 0.
+  return l != l ? l : (l > 0 ? l : 0.0f) + 2.0f * z * series;
+}
+
+// The row factors of kFactor and kTwo; kTwo's second exponent is that of the first plus a difference.
+template <int kBlocks, Weight kWeight>
+struct RowFactors {
+  float a[kBlocks][2];
+  float second_p[kBlocks][2];
+
+  HYPERKERN_DEVICE RowFactors(const Pairs& pairs, const Rows<kBlocks>& rows) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = rows.index[block][half];
+        a[block][half] = kWeight == Weight::kSoftplus ? 1.0f : Rows<kBlocks>::term(pairs, row, kA, 1.0f);
+        second_p[block][half] = -INFINITY;
+        if (kWeight == Weight::kTwo && row < pairs.m) {
+          second_p[block][half] = Rows<kBlocks>::term(pairs, row, kSecondP, 0.0f);
+        }
+      }
+    }
+  }
+};
+
+// Turns a tile of inner products into weights and adds their row sums, and for softplus those of the potential.
+template <Weight kWeight, bool kLog2Units, int kBlocks, int kGroups>
+HYPERKERN_DEVICE void weigh(
+    float (&s)[kBlocks][kGroups][4],
+    float (&row_sum)[kBlocks][2],
+    float (&row_value)[kBlocks][2],
+    const Rows<kBlocks>& rows,
+    const RowFactors<kBlocks, kWeight>& factors,
+    const Pairs& pairs,
+    int first_col,
+    bool mask,
+    int lane) {
+  if constexpr (kWeight == Weight::kTwo) {
+    // Two exponents of one product: it is scaled and masked before the terms are added.
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[block][group][e] *= pairs.scale;
+      }
+    }
+    if (mask) mask_pairs(s, rows, pairs, first_col, lane);
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const int col = first_col + group * 8 + fragment_col(lane, 0);
+      const float2 q = col_term(pairs, kP, col), b = col_term(pairs, kA, col), second = col_term(pairs, kSecondP, col);
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float l = s[block][group][e];
+          const float of_row = exp_of<kLog2Units>(l + rows.p[block][e / 2] + (e % 2 == 0 ? q.x : q.y));
+          const float of_col =
+              exp_of<kLog2Units>(l + factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y));
+          const float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
+          row_sum[block][e / 2] += w;
+          s[block][group][e] = w;
+        }
+      }
+    }
+  } else {
+    add_row_terms(s, rows, pairs.scale);
+    if constexpr (kWeight != Weight::kExp) add_col_terms(s, pairs, first_col, lane);
+    if (mask) mask_pairs(s, rows, pairs, first_col, lane);
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      float2 b = {};
+      if constexpr (kWeight == Weight::kFactor) {
+        b = col_term(pairs, kA, first_col + group * 8 + fragment_col(lane, 0));
+      }
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float w;
+          if constexpr (kWeight == Weight::kSoftplus) {
+            row_value[block][e / 2] += softplus(s[block][group][e], w);
+          } else {
+            w = exp_of<kLog2Units>(s[block][group][e]);
+          }
+          if constexpr (kWeight == Weight::kFactor) w *= factors.a[block][e / 2] + (e % 2 == 0 ? b.x : b.y);
+          row_sum[block][e / 2] += w;
+          s[block][group][e] = w;
+        }
+      }
+    }
+  }
+}
+
+// ---- reductions ---------------------------------------------------------------------------------------------------
+
+// The sum over the four lanes that share a row.
+HYPERKERN_DEVICE float sum_of_row(float x) {
+  x += ptx::shfl_xor(x, 1);
+  return x + ptx::shfl_xor(x, 2);
+}
+
+// Column sums of a warp's rows. Lanes 4 g + t, g = 0 ... 7, hold the columns 8 group + 2 t + {0, 1} of every group; after
+// three exchanges of half of what is left, lane 4 g + t has those of groups k * 8 + g.
+template <int kBlocks, int kGroups>
+HYPERKERN_DEVICE void sum_of_cols(
+    const float (&s)[kBlocks][kGroups][4], float (&col_sum)[kGroups / 8][2], int lane) {
+  static_assert(kGroups % 8 == 0, "groups are shared out among the eight lanes of a column");
+#pragma unroll
+  for (int k = 0; k < kGroups / 8; ++k) {
+    float part[8][2];
+#pragma unroll
+    for (int group = 0; group < 8; ++group) {
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+          sum += s[block][k * 8 + group][odd] + s[block][k * 8 + group][2 + odd];
+        }
+        part[group][odd] = sum;
+      }
+    }
+#pragma unroll
+    for (int bit = 4; bit >= 1; bit /= 2) {
+      const bool upper = (lane / 4 & bit) != 0;
+#pragma unroll
+      for (int group = 0; group < bit; ++group) {
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+          const float keep = upper ? part[group + bit][odd] : part[group][odd];
+          const float give = upper ? part[group][odd] : part[group + bit][odd];
+          part[group][odd] = keep + ptx::shfl_xor(give, bit * 4);
+        }
+      }
+    }
+    col_sum[k][0] = part[0][0];
+    col_sum[k][1] = part[0][1];
+  }
+}
+
+}  // namespace hyperkern

@@ -1,0 +1,227 @@
+// What becomes of a tile of inner products without a second product in the kernel: sums of its rows and columns, and in
+// panels its weights for the library's product.
+#pragma once
+
+#include "pair_tile.cuh"
+
+namespace hyperkern {
+
+// The first three add up exponentials, potentials, or a log-sum-exp with a running maximum; the others store weights.
+enum class Task : int { kSumExp, kSumSoftplus, kSumRunning, kStoreExp, kStoreFactor, kStoreTwo, kStoreSoftplus };
+
+HYPERKERN_HOST_DEVICE constexpr bool stores(Task task) { return task >= Task::kStoreExp; }
+
+HYPERKERN_HOST_DEVICE constexpr Weight weight_of(Task task) {
+  return stores(task) ? static_cast<Weight>(static_cast<int>(task) - static_cast<int>(Task::kStoreExp))
+                      : (task == Task::kSumSoftplus ? Weight::kSoftplus : Weight::kExp);
+}
+
+// Whether rows have a second result: the maximum that their sum is relative to, or the sum of the potential.
+HYPERKERN_HOST_DEVICE constexpr bool has_second(Task task) {
+  return task == Task::kSumRunning || task == Task::kStoreSoftplus;
+}
+
+struct SumsArgs {
+  Pairs pairs;
+  Schedule schedule;
+  float* row;         // (cuts, batch, m)
+  float* row_second;  // likewise
+  float* col;         // (parts, batch, n), zero before; null where nobody asks
+  void* weights;      // (batch, m, n) in the dtype of the operands, rows at multiples of 16 bytes
+  int64_t weights_stride_b, weights_stride_m;  // elements
+  int col_parts_per_cut;
+};
+
+constexpr int kSumsCols = 128;      // columns of a tile
+constexpr int kSumsGroups = kSumsCols / 8;
+constexpr int kSumsWarps = 4;       // that add up their column sums
+constexpr int kSumsColFloats = 2 * kSumsWarps * kSumsCols;
+
+// The results of one row block for a group of four warps, each with kBlocks 16-row blocks.
+template <class Operand, Task kTask, int kBlocks>
+struct SumsEpilogue {
+  static constexpr Weight kWeight = weight_of(kTask);
+  static constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
+
+  const SumsArgs& args;
+  const Pairs pairs;  // of the batch element
+  const int i_b, i_cut, lane;
+  const Rows<kBlocks> rows;
+  const RowFactors<kBlocks, kWeight> factors;
+  float sum[kBlocks][2] = {};
+  float second[kBlocks][2];
+
+  HYPERKERN_DEVICE SumsEpilogue(
+      const SumsArgs& args, const Pairs& pairs, int i_b, int i_cut, int first_row, int between, int lane)
+      : args(args), pairs(pairs), i_b(i_b), i_cut(i_cut), lane(lane), rows(pairs, first_row, between, lane),
+        factors(pairs, rows) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      second[block][0] = second[block][1] = kTask == Task::kSumRunning ? -INFINITY : 0.0f;
+    }
+  }
+
+  // Leaves in `s` what column sums are made of.
+  HYPERKERN_DEVICE void add_tile(float (&s)[kBlocks][kSumsGroups][4], int first_col, bool mask, bool twice) {
+    if constexpr (stores(kTask)) {
+      weigh<kWeight, kLog2Units>(s, sum, second, rows, factors, pairs, first_col, mask, lane);
+      store(s, first_col);
+      return;
+    }
+    add_row_terms(s, rows, pairs.scale);
+    if (pairs.col_terms != nullptr) add_col_terms(s, pairs, first_col, lane);
+    if (mask) mask_pairs(s, rows, pairs, first_col, lane);
+    if constexpr (kTask == Task::kSumRunning) {
+      add_relative_to_maximum(s);
+    } else {
+      const float times = twice ? 2.0f : 1.0f;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        float tile[2] = {};
+#pragma unroll
+        for (int group = 0; group < kSumsGroups; ++group) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            float& x = s[block][group][e];
+            float derivative;
+            x = kTask == Task::kSumSoftplus ? softplus(x, derivative) : exp_of<kLog2Units>(x);
+            tile[e / 2] += x;
+          }
+        }
+        sum[block][0] += times * tile[0];
+        sum[block][1] += times * tile[1];
+      }
+    }
+  }
+
+  // Adds the column sums of a tile to this block of threads' own partial sums: no other one writes them, and one thread
+  // always writes the same ones. `shared` holds kSumsColFloats, `barrier` is for these four warps.
+  HYPERKERN_DEVICE void add_cols(
+      const float (&s)[kBlocks][kSumsGroups][4], float* shared, float* col, int first_col, int warp, int barrier,
+      int& turn) {
+    float of_warp[kSumsGroups / 8][2];
+    sum_of_cols(s, of_warp, lane);
+    // Two buffers in turn: a thread that writes one has passed the barrier behind the last reads of it.
+    float* buffer = shared + turn * kSumsWarps * kSumsCols;
+    turn ^= 1;
+#pragma unroll
+    for (int k = 0; k < kSumsGroups / 8; ++k) {
+      float* to = buffer + warp * kSumsCols + k * 64 + lane / 4 * 8 + fragment_col(lane, 0);
+      to[0] = of_warp[k][0];
+      to[1] = of_warp[k][1];
+    }
+    ptx::bar_sync(barrier, kWarpgroup);
+    const int own = warp * kWarp + lane;
+    if (first_col + own < pairs.n) {
+      float total = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kSumsWarps; ++i) total += buffer[i * kSumsCols + own];
+      col[first_col + own] += total;
+    }
+  }
+
+  HYPERKERN_DEVICE void finish() {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float total = sum[block][half], other = second[block][half];
+        if constexpr (kTask == Task::kSumRunning) {
+          merge(total, other, 1);
+          merge(total, other, 2);
+        } else {
+          total = sum_of_row(total);
+          if constexpr (has_second(kTask)) other = sum_of_row(other);
+        }
+        const int row = rows.index[block][half];
+        if (lane % 4 == 0 && row < pairs.m) {
+          const int64_t at = (static_cast<int64_t>(i_cut) * pairs.batch + i_b) * pairs.m + row;
+          args.row[at] = total;
+          if constexpr (has_second(kTask)) args.row_second[at] = other;
+        }
+      }
+    }
+  }
+
+ private:
+  static HYPERKERN_DEVICE float finite(float top) { return top == -INFINITY ? 0.0f : top; }
+
+  HYPERKERN_DEVICE void add_relative_to_maximum(float (&s)[kBlocks][kSumsGroups][4]) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float top = second[block][half];
+#pragma unroll
+        for (int group = 0; group < kSumsGroups; ++group) {
+          top = fmaxf(top, fmaxf(s[block][group][2 * half], s[block][group][2 * half + 1]));
+        }
+        const float base = finite(top);
+        float tile = 0.0f;
+#pragma unroll
+        for (int group = 0; group < kSumsGroups; ++group) {
+          tile += exp_of<kLog2Units>(s[block][group][2 * half] - base);
+          tile += exp_of<kLog2Units>(s[block][group][2 * half + 1] - base);
+        }
+        sum[block][half] = sum[block][half] * exp_of<kLog2Units>(second[block][half] - base) + tile;
+        second[block][half] = top;
+      }
+    }
+  }
+
+  // With the partial sum of another lane of the same row.
+  static HYPERKERN_DEVICE void merge(float& total, float& top, int mask) {
+    const float other_total = ptx::shfl_xor(total, mask), other_top = ptx::shfl_xor(top, mask);
+    const float higher = fmaxf(top, other_top), base = finite(higher);
+    total = total * exp_of<kLog2Units>(top - base) + other_total * exp_of<kLog2Units>(other_top - base);
+    top = higher;
+  }
+
+  // The weights of a tile, 16 bytes at once: the four lanes of a row exchange their pairs of columns, so that each has
+  // the eight columns of one group in every four.
+  HYPERKERN_DEVICE void store(const float (&s)[kBlocks][kSumsGroups][4], int first_col) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = rows.index[block][half];
+        const bool inside = row < pairs.m;
+        const int64_t at = i_b * args.weights_stride_b + row * args.weights_stride_m;
+        if constexpr (Operand::kBytes == 2) {
+          auto* out = static_cast<uint16_t*>(args.weights) + at;
+#pragma unroll
+          for (int group = 0; group < kSumsGroups; group += 4) {
+            uint32_t pair[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              pair[i] = Operand::pack(s[block][group + i][2 * half], s[block][group + i][2 * half + 1]);
+            }
+#pragma unroll
+            for (int bit = 1; bit <= 2; bit *= 2) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                if ((i & bit) != 0) continue;
+                const bool upper = (lane & bit) != 0;
+                const uint32_t got = ptx::shfl_xor(upper ? pair[i] : pair[i | bit], bit);
+                (upper ? pair[i] : pair[i | bit]) = got;
+              }
+            }
+            const int col = first_col + (group + lane % 4) * 8;
+            if (inside && col < pairs.n) *reinterpret_cast<uint4*>(out + col) = {pair[0], pair[1], pair[2], pair[3]};
+          }
+        } else {
+          auto* out = static_cast<float*>(args.weights) + at;
+#pragma unroll
+          for (int group = 0; group < kSumsGroups; ++group) {
+            const int col = first_col + group * 8 + fragment_col(lane, 0);
+            if (inside && col < pairs.n) {
+              *reinterpret_cast<float2*>(out + col) = {s[block][group][2 * half], s[block][group][2 * half + 1]};
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+}  // namespace hyperkern

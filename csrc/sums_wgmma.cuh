@@ -1,0 +1,167 @@
+// The sums kernel for sm_90a: one warp feeds a ring by TMA, two warpgroups multiply 128 x 128 tiles each with wgmma.
+// Where rows are short (kResident) the rows of a block stay in shared memory and only columns stream.
+#pragma once
+
+#include "sums_epilogue.cuh"
+#include "wgmma_tile.cuh"
+
+namespace hyperkern {
+
+struct SumsWgmma {
+  static constexpr int kConsumers = 2;  // warpgroups
+  static constexpr int kBlocks = 2;     // of 64 rows, for each of them
+  static constexpr int kRows = kConsumers * kBlocks * 64;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
+  static constexpr int kRowPanelBytes = kRows * kPanelBytes;
+  static constexpr int kColPanelBytes = kSumsCols * kPanelBytes;
+  static constexpr int kMostResident = 4;  // panels
+  static constexpr int kMostStages = 8;
+  static constexpr int kBarrierBytes = (2 * kMostStages + 2) * 8;
+  static constexpr int kColBytes = kConsumers * kSumsColFloats * 4;
+};
+
+template <class Operand, Task kTask, bool kResident>
+HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kernel(
+    const SumsArgs args, const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
+    const int stages) {
+#if HYPERKERN_SM90A
+  using T = SumsWgmma;
+  const Schedule& schedule = args.schedule;
+  const int lane = ptx::thread() % kWarp;
+  const int i_stripe = ptx::block() % schedule.stripes;
+  const int i_cut = ptx::block() / schedule.stripes % schedule.cuts;
+  const int i_b = ptx::block() / schedule.stripes / schedule.cuts;
+  const Pairs pairs = of_batch(args.pairs, i_b);
+  const int panels = ceil_div(pairs.dim * Operand::kBytes, kPanelBytes);
+
+  // Shared memory: resident rows, the ring, column sums, barriers.
+  const int resident_bytes = kResident ? panels * T::kRowPanelBytes : 0;
+  const int stage_bytes = T::kColPanelBytes + (kResident ? 0 : T::kRowPanelBytes);
+  unsigned char* memory = ptx::shared_memory();
+  const uint32_t x_resident = ptx::shared_address(memory);
+  const uint32_t buffers = x_resident + resident_bytes;
+  unsigned char* behind = memory + resident_bytes + stages * stage_bytes;
+  const uint32_t x_full = ptx::shared_address(behind + T::kColBytes), x_empty = x_full + 8;
+  const Ring ring{x_empty + 8, stages};
+  if (ptx::thread() == 0) {
+    ring.init(T::kConsumers * 4);
+    ptx::mbarrier_init(x_full, 1);
+    ptx::mbarrier_init(x_empty, T::kConsumers * 4);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::syncthreads();
+
+  if (ptx::thread() < kWarpgroup) {
+    ptx::setmaxnreg_dec<24>();
+    if (ptx::thread() != 0) return;
+    ptx::prefetch_tensormap(&x_map);
+    ptx::prefetch_tensormap(&y_map);
+    RingPosition at;
+    uint32_t x_parity = 1;
+    for (int round = 0; round < schedule.rounds(); ++round) {
+      const int i_block = schedule.block(i_stripe, round);
+      if (i_block >= schedule.blocks) continue;
+      const Range range = schedule.range(i_block, i_cut);
+      if (kResident && range.begin < range.end) {
+        ptx::mbarrier_wait(x_empty, x_parity);
+        x_parity ^= 1;
+        ptx::mbarrier_arrive_expect_tx(x_full, panels * T::kRowPanelBytes);
+        for (int panel = 0; panel < panels; ++panel) {
+          ptx::cp_async_bulk_tensor(
+              x_resident + panel * T::kRowPanelBytes, &x_map, x_full, panel * (kPanelBytes / Operand::kBytes),
+              i_block * T::kRows, i_b);
+        }
+      }
+      for (int tile = range.begin; tile < range.end; ++tile) {
+        for (int panel = 0; panel < panels; ++panel) {
+          const int column = panel * (kPanelBytes / Operand::kBytes);
+          const uint32_t to = buffers + at.stage * stage_bytes;
+          ring.acquire(at, stage_bytes);
+          ptx::cp_async_bulk_tensor(to, &y_map, ring.full(at.stage), column, tile * kSumsCols, i_b);
+          if (!kResident) {
+            ptx::cp_async_bulk_tensor(
+                to + T::kColPanelBytes, &x_map, ring.full(at.stage), column, i_block * T::kRows, i_b);
+          }
+          at.advance(stages);
+        }
+      }
+    }
+    return;
+  }
+
+  ptx::setmaxnreg_inc<240>();
+  const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
+  const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
+  auto* col_shared = reinterpret_cast<float*>(behind) + warpgroup * kSumsColFloats;
+  float* col = args.col;
+  if (col != nullptr) {
+    const int part = (i_stripe + i_cut * args.col_parts_per_cut) * T::kConsumers + warpgroup;
+    col += (static_cast<int64_t>(part) * pairs.batch + i_b) * pairs.n;
+  }
+  int col_turn = 0;
+  // Long rows outlast the ring: there a warpgroup that waits for its turn would keep the buffers that the other needs.
+  const Turns<kResident ? T::kConsumers : 1> turns(warpgroup);
+  int turns_left = 0;
+  if constexpr (kResident) {
+    for (TileCursor cursor(schedule, i_stripe, i_cut); cursor.valid(); cursor.advance()) ++turns_left;
+    // Nobody takes the first turn of a block of threads without tiles: it is taken back.
+    if (turns_left == 0 && warpgroup == 0) turns.take();
+  }
+
+  RingPosition at;
+  uint32_t x_parity = 0;
+  for (int round = 0; round < schedule.rounds(); ++round) {
+    const int i_block = schedule.block(i_stripe, round);
+    if (i_block >= schedule.blocks) continue;
+    const int first_row = i_block * T::kRows + warpgroup * T::kBlocks * 64;
+    SumsEpilogue<Operand, kTask, T::kBlocks> epilogue(args, pairs, i_b, i_cut, first_row + warp * 16, 64, lane);
+    const Range range = schedule.range(i_block, i_cut);
+    if (kResident && range.begin < range.end) {
+      ptx::mbarrier_wait(x_full, x_parity);
+      x_parity ^= 1;
+    }
+    for (int tile = range.begin; tile < range.end; ++tile) {
+      float s[T::kBlocks][kSumsGroups][4];
+      turns.take();
+      RingPosition before = at;
+      for (int panel = 0; panel < panels; ++panel) {
+        const uint32_t y_panel = buffers + at.stage * stage_bytes;
+        const uint32_t x_panel =
+            (kResident ? x_resident + panel * T::kRowPanelBytes : y_panel + T::kColPanelBytes) +
+            warpgroup * T::kBlocks * 64 * kPanelBytes;
+        ring.wait(at);
+#pragma unroll
+        for (int block = 0; block < T::kBlocks; ++block) ptx::pin(s[block]);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int block = 0; block < T::kBlocks; ++block) {
+          multiply_rows_async<Operand>(s[block], x_panel + block * 64 * kPanelBytes, y_panel, panel > 0);
+        }
+        ptx::wgmma_commit_group();
+        if (panel > 0) {
+          ptx::wgmma_wait_group<1>();
+          ring.release(before, lane);
+          before.advance(stages);
+        }
+        at.advance(stages);
+      }
+      if constexpr (kResident) turns.pass(--turns_left == 0);
+      ptx::wgmma_wait_group<0>();
+#pragma unroll
+      for (int block = 0; block < T::kBlocks; ++block) ptx::pin(s[block]);
+      ring.release(before, lane);
+      if (kResident && tile + 1 == range.end && lane == 0) ptx::mbarrier_arrive(x_empty);
+      const int first_col = tile * kSumsCols;
+      const bool mirrored = schedule.mirrored(i_block, tile);
+      epilogue.add_tile(
+          s, first_col, needs_mask(pairs, first_row, T::kBlocks * 64, first_col, kSumsCols), mirrored && col == nullptr);
+      if (col != nullptr && (mirrored || !schedule.triangle)) {
+        epilogue.add_cols(s, col_shared, col, first_col, warp, 1 + warpgroup, col_turn);
+      }
+    }
+    epilogue.finish();
+  }
+#endif
+}
+
+}  // namespace hyperkern
