@@ -79,12 +79,17 @@ inline bool has_wgmma(const Tensor& x) {
 
 // Throws with the parts in one message, which PyTorch raises as a RuntimeError.
 template <class... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (condition) return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
+
+// A macro, so that a message is only made where it is needed.
+#define HYPERKERN_REQUIRE(condition, ...) \
+  do {                                    \
+    if (!(condition)) fail(__VA_ARGS__);  \
+  } while (false)
 
 inline const char* name_of(ScalarType type) { return torch::headeronly::toString(type); }
 
@@ -96,33 +101,32 @@ inline std::string shape_of(const Tensor& x) {
 
 inline void check_device(const Tensor& x, const char* name) {
   if (kOnCuda) {
-    require(x.is_cuda(), name, " must be on a CUDA device, but it is on the CPU");
+    HYPERKERN_REQUIRE(x.is_cuda(), name, " must be on a CUDA device, but it is on the CPU");
   } else {
-    require(x.is_cpu(), name, " must be on the CPU: this is the emulator");
+    HYPERKERN_REQUIRE(x.is_cpu(), name, " must be on the CPU: this is the emulator");
   }
 }
 
 inline void check_same_device(const Tensor& x, const char* name, const Tensor& as) {
   check_device(x, name);
-  require(
+  HYPERKERN_REQUIRE(
       x.get_device_index() == as.get_device_index(), name, " is on device ", x.get_device_index(), ", x on device ",
       as.get_device_index());
 }
 
 inline void check_type(const Tensor& x, const char* name, ScalarType type) {
-  require(x.scalar_type() == type, name, " must be ", name_of(type), ", got ", name_of(x.scalar_type()));
+  HYPERKERN_REQUIRE(x.scalar_type() == type, name, " must be ", name_of(type), ", got ", name_of(x.scalar_type()));
 }
 
 template <class... Sizes>
 inline void check_shape(const Tensor& x, const char* name, Sizes... sizes) {
   const int64_t wanted[] = {static_cast<int64_t>(sizes)...};
   bool same = x.dim() == static_cast<int64_t>(sizeof...(sizes));
+  for (size_t i = 0; i < sizeof...(sizes) && same; ++i) same = x.size(static_cast<int64_t>(i)) == wanted[i];
+  if (same) return;
   std::string text;
-  for (size_t i = 0; i < sizeof...(sizes); ++i) {
-    same = same && x.size(static_cast<int64_t>(i)) == wanted[i];
-    text += (i == 0 ? "" : ", ") + std::to_string(wanted[i]);
-  }
-  require(same, name, " must have shape (", text, "), got ", shape_of(x));
+  for (size_t i = 0; i < sizeof...(sizes); ++i) text += (i == 0 ? "" : ", ") + std::to_string(wanted[i]);
+  fail(name, " must have shape (", text, "), got ", shape_of(x));
 }
 
 // A result: float32, contiguous, and as long as the kernel will write.
@@ -131,12 +135,12 @@ float* result(const Tensor& x, const char* name, const Tensor& as, Sizes... size
   check_same_device(x, name, as);
   check_type(x, name, ScalarType::Float);
   check_shape(x, name, sizes...);
-  require(x.is_contiguous(), name, " must be contiguous");
+  HYPERKERN_REQUIRE(x.is_contiguous(), name, " must be contiguous");
   return static_cast<float*>(x.mutable_data_ptr());
 }
 
 inline int to_int(int64_t value, const char* name) {
-  require(value >= 0 && value <= INT32_MAX, name, " must be between 0 and 2^31 - 1, got ", value);
+  HYPERKERN_REQUIRE(value >= 0 && value <= INT32_MAX, name, " must be between 0 and 2^31 - 1, got ", value);
   return static_cast<int>(value);
 }
 

@@ -8,14 +8,14 @@ namespace {
 
 // What cp.async and the TMA unit ask of an operand.
 Matrix operand(const Tensor& x, const char* name) {
-  require(x.dim() == 3, name, " must have shape (batch, rows, D), got ", shape_of(x));
+  HYPERKERN_REQUIRE(x.dim() == 3, name, " must have shape (batch, rows, D), got ", shape_of(x));
   const auto type = x.scalar_type();
-  require(
+  HYPERKERN_REQUIRE(
       type == ScalarType::BFloat16 || type == ScalarType::Half || type == ScalarType::Float, name,
       " must be bfloat16, float16 or float32, got ", name_of(type));
   const int64_t bytes = type == ScalarType::Float ? 4 : 2;
   const auto* data = static_cast<const unsigned char*>(x.const_data_ptr());
-  require(
+  HYPERKERN_REQUIRE(
       x.stride(2) == 1 && x.size(2) * bytes % 16 == 0 && x.stride(1) * bytes % 16 == 0 &&
           x.stride(0) * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0,
       name, " must have rows that are contiguous and start and end at multiples of 16 bytes; got shape ", shape_of(x),
@@ -29,18 +29,18 @@ void check_operands(const Tensor& x, const Tensor& y) {
   check_device(x, "x");
   check_same_device(y, "y", x);
   check_type(y, "y", x.scalar_type());
-  require(x.dim() == 3, "x must have shape (batch, rows, D), got ", shape_of(x));
-  require(
+  HYPERKERN_REQUIRE(x.dim() == 3, "x must have shape (batch, rows, D), got ", shape_of(x));
+  HYPERKERN_REQUIRE(
       y.dim() == 3 && y.size(0) == x.size(0) && y.size(2) == x.size(2), "y must have shape (", x.size(0), ", N, ",
       x.size(2), "), got ", shape_of(y));
-  require(x.size(2) > 0, "D must not be 0");
+  HYPERKERN_REQUIRE(x.size(2) > 0, "D must not be 0");
 }
 
 const float* terms(const OptionalTensor& terms, const char* name, const Tensor& as, int64_t count, int64_t length) {
   if (!terms.has_value()) return nullptr;
   check_same_device(*terms, name, as);
   check_type(*terms, name, ScalarType::Float);
-  require(
+  HYPERKERN_REQUIRE(
       terms->dim() == 3 && terms->size(0) == as.size(0) && terms->size(1) >= count && terms->size(2) >= length &&
           terms->stride(2) == 1,
       name, " must have shape (", as.size(0), ", at least ", count, ", at least ", length,
@@ -50,11 +50,11 @@ const float* terms(const OptionalTensor& terms, const char* name, const Tensor& 
 
 const int64_t* ids(const OptionalTensor& ids, const char* name, const Tensor& as, int64_t length, bool wanted) {
   if (!wanted) return nullptr;
-  require(ids.has_value(), name, " is missing, which this exclusion compares");
+  HYPERKERN_REQUIRE(ids.has_value(), name, " is missing, which this exclusion compares");
   check_same_device(*ids, name, as);
   check_type(*ids, name, ScalarType::Long);
   check_shape(*ids, name, as.size(0), length);
-  require(length < 2 || ids->stride(1) == 1, name, " must have contiguous rows");
+  HYPERKERN_REQUIRE(length < 2 || ids->stride(1) == 1, name, " must have contiguous rows");
   return static_cast<const int64_t*>(ids->const_data_ptr());
 }
 
@@ -66,7 +66,7 @@ struct Terms {
 Pairs make_pairs(
     const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, double scale,
     Weight weight, int64_t cols) {
-  require(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
+  HYPERKERN_REQUIRE(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
   constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {1, 2, 3, 1};
   const int which = static_cast<int>(weight);
   Pairs pairs{};
@@ -75,7 +75,7 @@ Pairs make_pairs(
   pairs.m = to_int(x.size(1), "the number of rows");
   pairs.n = to_int(y.size(1), "the number of columns");
   pairs.dim = to_int(x.size(2), "D");
-  require(cols <= INT32_MAX - 1024 && pairs.m <= INT32_MAX - 1024, "there are too many rows or columns");
+  HYPERKERN_REQUIRE(cols <= INT32_MAX - 1024 && pairs.m <= INT32_MAX - 1024, "there are too many rows or columns");
   pairs.row_shift = row_shift;
   pairs.scale = static_cast<float>(scale);
   pairs.row_terms = terms(from.row_terms, "row_terms", x, kRowTerms[which], x.size(1));
@@ -87,7 +87,7 @@ Pairs make_pairs(
   if (pairs.col_terms != nullptr) {
     pairs.col_terms_stride_b = from.col_terms->stride(0);
     pairs.col_terms_stride_t = from.col_terms->stride(1);
-    require(
+    HYPERKERN_REQUIRE(
         pairs.col_terms_stride_b % 2 == 0 && pairs.col_terms_stride_t % 2 == 0 &&
             reinterpret_cast<uintptr_t>(pairs.col_terms) % 8 == 0,
         "col_terms must start its rows at multiples of 8 bytes");
@@ -118,7 +118,7 @@ void with_operand(const Tensor& x, bool split, const Function& function) {
 
 #ifdef HYPERKERN_EMULATED
 void emulate(int64_t capability, bool products_first) {
-  require(capability == 80 || capability == 90, "capability must be 80 or 90, got ", capability);
+  HYPERKERN_REQUIRE(capability == 80 || capability == 90, "capability must be 80 or 90, got ", capability);
   emulated_capability = static_cast<int>(capability);
   emulator::set_timing(products_first ? emulator::Timing::kProductsFirst : emulator::Timing::kCopiesFirst);
 }
@@ -126,6 +126,8 @@ void emulate(int64_t capability, bool products_first) {
 
 std::tuple<int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int64_t dim, int64_t weight) {
   check_device(x, "x");
+  HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
+  HYPERKERN_REQUIRE(weight >= 0 && weight <= 3, "weight must be between 0 and 3, got ", weight);
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
   const TileSize size = kernel == 0 ? sums_tile(takes_wgmma(x))
                                     : contract_tile(bytes, to_int(dim, "D"), static_cast<Weight>(weight), takes_wgmma(x));
@@ -138,7 +140,7 @@ void sums(
     int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts, const Tensor& row,
     const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
-  require(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
+  HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
   const Task task = static_cast<Task>(task_code);
   const bool wgmma = takes_wgmma(x);
   const TileSize size = sums_tile(wgmma);
@@ -150,38 +152,38 @@ void sums(
   schedule.triangle = triangle;
   schedule.stripes = to_int(stripes, "stripes");
   schedule.cuts = to_int(cuts, "cuts");
-  require(!triangle || x.size(1) == y.size(1), "a triangle has as many rows as columns");
-  require(!triangle || !stores(task), "weights are stored of whole panels, not of a triangle");
-  require(
+  HYPERKERN_REQUIRE(!triangle || x.size(1) == y.size(1), "a triangle has as many rows as columns");
+  HYPERKERN_REQUIRE(!triangle || !stores(task), "weights are stored of whole panels, not of a triangle");
+  HYPERKERN_REQUIRE(
       schedule.stripes >= 1 && schedule.stripes <= schedule.blocks && schedule.cuts >= 1,
       "stripes must be between 1 and the number of row blocks (", schedule.blocks, ") and cuts at least 1, got ",
       stripes, " and ", cuts);
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, weight_of(task),
       static_cast<int64_t>(schedule.tiles) * size.cols);
-  require(
+  HYPERKERN_REQUIRE(
       task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
-  require(
+  HYPERKERN_REQUIRE(
       task == Task::kStoreSoftplus || task <= Task::kStoreExp || args.pairs.row_terms != nullptr, "task ", task_code,
       " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
   args.row = result(row, "row", x, cuts, x.size(0), x.size(1));
-  require(row_second.has_value() || !has_second(task), "task ", task_code, " needs row_second");
+  HYPERKERN_REQUIRE(row_second.has_value() || !has_second(task), "task ", task_code, " needs row_second");
   if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, x.size(0), x.size(1));
   if (col.has_value()) {
-    require(task != Task::kSumRunning, "a running maximum has no column sums");
+    HYPERKERN_REQUIRE(task != Task::kSumRunning, "a running maximum has no column sums");
     args.col_parts_per_cut = triangle ? schedule.stripes : 0;
     const int64_t parts = (triangle ? stripes * cuts : stripes) * size.groups;
     args.col = result(*col, "col", x, parts, x.size(0), y.size(1));
   }
-  require(weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
+  HYPERKERN_REQUIRE(weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
   if (weights.has_value()) {
     check_same_device(*weights, "weights", x);
     check_type(*weights, "weights", x.scalar_type());
     check_shape(*weights, "weights", x.size(0), x.size(1), y.size(1));
     const int64_t bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
     args.weights = weights->mutable_data_ptr();
-    require(
+    HYPERKERN_REQUIRE(
         (y.size(1) < 2 || weights->stride(2) == 1) && weights->stride(1) * bytes % 16 == 0 &&
             weights->stride(0) * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(args.weights) % 16 == 0 &&
             weights->stride(1) >= y.size(1),
@@ -203,9 +205,9 @@ void contract(
     int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad, const Tensor& sum,
     const OptionalTensor& value) {
   check_operands(x, y);
-  require(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
+  HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
   const Weight weight = static_cast<Weight>(weight_code);
-  require(x.size(2) <= kMostContractDim, "D must be at most ", kMostContractDim, ", got ", x.size(2));
+  HYPERKERN_REQUIRE(x.size(2) <= kMostContractDim, "D must be at most ", kMostContractDim, ", got ", x.size(2));
   const bool wgmma = takes_wgmma(x);
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
   const TileSize size = contract_tile(bytes, static_cast<int>(x.size(2)), weight, wgmma);
@@ -213,19 +215,19 @@ void contract(
   args.blocks = ceil_div(x.size(1), size.rows);
   args.tiles = ceil_div(y.size(1), size.cols);
   args.cuts = to_int(cuts, "cuts");
-  require(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
+  HYPERKERN_REQUIRE(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
   args.out_scale = static_cast<float>(out_scale);
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, weight,
       static_cast<int64_t>(args.tiles) * size.cols);
-  require(weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
-  require(
+  HYPERKERN_REQUIRE(weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
+  HYPERKERN_REQUIRE(
       weight == Weight::kExp || weight == Weight::kSoftplus || args.pairs.row_terms != nullptr, "weight ", weight_code,
       " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
   args.grad = result(grad, "grad", x, cuts, x.size(0), x.size(1), x.size(2));
   args.sum = result(sum, "sum", x, cuts, x.size(0), x.size(1));
-  require(value.has_value() || weight != Weight::kSoftplus, "softplus needs value");
+  HYPERKERN_REQUIRE(value.has_value() || weight != Weight::kSoftplus, "softplus needs value");
   if (weight == Weight::kSoftplus) args.value = result(*value, "value", x, cuts, x.size(0), x.size(1));
   if (x.size(0) == 0 || args.blocks == 0) return;
   const DeviceGuard guard(x);
