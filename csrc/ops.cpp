@@ -7,12 +7,12 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library) {
   library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int)");
   library.def(
       "sums(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, int exclude, "
-      "int row_shift, float scale, int task, bool split, bool triangle, int stripes, int cuts, Tensor(a!) row, "
-      "Tensor(b!)? row_second, Tensor(c!)? col, Tensor(d!)? weights) -> ()");
+      "int row_shift, float scale, float offset, int task, bool split, bool triangle, int stripes, int cuts, "
+      "Tensor(a!) row, Tensor(b!)? row_second, Tensor(c!)? col, Tensor(d!)? weights) -> ()");
   library.def(
       "contract(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, "
-      "int exclude, int row_shift, float scale, int weight, bool split, int cuts, float out_scale, Tensor(a!) grad, "
-      "Tensor(b!) sum, Tensor(c!)? value) -> ()");
+      "int exclude, int row_shift, float scale, float offset, int weight, bool split, int cuts, float out_scale, "
+      "Tensor(a!) grad, Tensor(b!) sum, Tensor(c!)? value) -> ()");
 #ifdef HYPERKERN_EMULATED
   library.def("emulate(int capability, bool products_first) -> ()");
 #endif

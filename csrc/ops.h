@@ -17,7 +17,8 @@ std::tuple<int64_t, int64_t, int64_t> tile(const torch::stable::Tensor& x, int64
 void sums(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
-    int64_t row_shift, double scale, int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts,
+    int64_t row_shift, double scale, double offset, int64_t task_code, bool split, bool triangle, int64_t stripes,
+    int64_t cuts,
     const torch::stable::Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col,
     const OptionalTensor& weights);
 
@@ -25,7 +26,7 @@ void sums(
 void contract(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
-    int64_t row_shift, double scale, int64_t weight_code, bool split, int64_t cuts, double out_scale,
+    int64_t row_shift, double scale, double offset, int64_t weight_code, bool split, int64_t cuts, double out_scale,
     const torch::stable::Tensor& grad, const torch::stable::Tensor& sum, const OptionalTensor& value);
 
 #ifdef HYPERKERN_EMULATED

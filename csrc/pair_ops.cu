@@ -62,13 +62,14 @@ struct Terms {
   const OptionalTensor &row_terms, &col_terms, &row_ids, &col_ids;
 };
 
+// How many vectors of terms a weight reads.
+constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {0, 2, 3, 1};
+
 // `cols` is what the tiles cover, of which the terms must be readable; pairs of them are read at once.
 Pairs make_pairs(
     const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, double scale,
-    Weight weight, int64_t cols) {
+    double offset, int64_t row_count, int64_t col_count, int64_t cols) {
   HYPERKERN_REQUIRE(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
-  constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {1, 2, 3, 1};
-  const int which = static_cast<int>(weight);
   Pairs pairs{};
   pairs.exclude = static_cast<Exclude>(exclude);
   pairs.batch = to_int(x.size(0), "the batch size");
@@ -78,8 +79,9 @@ Pairs make_pairs(
   HYPERKERN_REQUIRE(cols <= INT32_MAX - 1024 && pairs.m <= INT32_MAX - 1024, "there are too many rows or columns");
   pairs.row_shift = row_shift;
   pairs.scale = static_cast<float>(scale);
-  pairs.row_terms = terms(from.row_terms, "row_terms", x, kRowTerms[which], x.size(1));
-  pairs.col_terms = terms(from.col_terms, "col_terms", x, kColTerms[which], cols);
+  pairs.offset = static_cast<float>(offset);
+  pairs.row_terms = terms(from.row_terms, "row_terms", x, row_count, x.size(1));
+  pairs.col_terms = terms(from.col_terms, "col_terms", x, col_count, cols);
   if (pairs.row_terms != nullptr) {
     pairs.row_terms_stride_b = from.row_terms->stride(0);
     pairs.row_terms_stride_t = from.row_terms->stride(1);
@@ -137,7 +139,7 @@ std::tuple<int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int6
 void sums(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
     const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts, const Tensor& row,
+    double offset, int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts, const Tensor& row,
     const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
@@ -159,13 +161,14 @@ void sums(
       "stripes must be between 1 and the number of row blocks (", schedule.blocks, ") and cuts at least 1, got ",
       stripes, " and ", cuts);
   args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, weight_of(task),
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset,
+      stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
+      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1,
       static_cast<int64_t>(schedule.tiles) * size.cols);
   HYPERKERN_REQUIRE(
       task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
   HYPERKERN_REQUIRE(
-      task == Task::kStoreSoftplus || task <= Task::kStoreExp || args.pairs.row_terms != nullptr, "task ", task_code,
-      " needs row_terms");
+      task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
   args.row = result(row, "row", x, cuts, x.size(0), x.size(1));
   HYPERKERN_REQUIRE(row_second.has_value() || !has_second(task), "task ", task_code, " needs row_second");
@@ -202,7 +205,7 @@ void sums(
 void contract(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
     const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad, const Tensor& sum,
+    double offset, int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad, const Tensor& sum,
     const OptionalTensor& value) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
@@ -218,12 +221,11 @@ void contract(
   HYPERKERN_REQUIRE(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
   args.out_scale = static_cast<float>(out_scale);
   args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, weight,
-      static_cast<int64_t>(args.tiles) * size.cols);
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, kRowTerms[weight_code],
+      kColTerms[weight_code], static_cast<int64_t>(args.tiles) * size.cols);
   HYPERKERN_REQUIRE(weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
   HYPERKERN_REQUIRE(
-      weight == Weight::kExp || weight == Weight::kSoftplus || args.pairs.row_terms != nullptr, "weight ", weight_code,
-      " needs row_terms");
+      weight != Weight::kTwo || args.pairs.row_terms != nullptr, "weight ", weight_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
   args.grad = result(grad, "grad", x, cuts, x.size(0), x.size(1), x.size(2));
   args.sum = result(sum, "sum", x, cuts, x.size(0), x.size(1));

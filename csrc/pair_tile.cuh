@@ -12,7 +12,7 @@ enum class Exclude : int { kNone, kSelf, kSameId };
 
 // What the weight of a pair is made of. Every form of the log-sum-exp losses is one of the first three: the host folds
 // log-sum-exps into the terms p and q, in the units of the logit.
-//   kExp:      exp(l + p_i)                                          and a_i on the sums of row i
+//   kExp:      exp(l + p_i)                                          and a_i on the results of row i
 //   kFactor:   exp(l + p_i + q_j) (a_i + b_j)
 //   kTwo:      a_i exp(l + p_i + q_j) + b_j exp(l + p'_i + q'_j)
 //   kSoftplus: sigmoid(l + p_i + q_j)
@@ -35,6 +35,7 @@ struct Pairs {
   int m, n, dim, batch;
   Exclude exclude;
   float scale;
+  float offset;              // added to every p
 };
 
 // The pointers of one batch element.
@@ -70,7 +71,7 @@ struct Rows {
       for (int half = 0; half < 2; ++half) {
         const int row = first + block * between + fragment_row(lane, 2 * half);
         index[block][half] = row;
-        p[block][half] = row < pairs.m ? term(pairs, row, kP, 0.0f) : -INFINITY;
+        p[block][half] = row < pairs.m ? term(pairs, row, kP, 0.0f) + pairs.offset : -INFINITY;
       }
     }
   }
