@@ -13,6 +13,18 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library) {
       "contract(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, "
       "int exclude, int row_shift, float scale, float offset, int weight, bool split, int cuts, float out_scale, "
       "Tensor(a!) grad, Tensor(b!) sum, Tensor(c!)? value) -> ()");
+  library.def("prepare(Tensor x, float eps, Tensor(a!) unit, Tensor(b!) rstd) -> ()");
+  library.def("finish(Tensor grad, Tensor unit, Tensor rstd, Tensor(a!) dx) -> ()");
+  library.def(
+      "prepare_views(Tensor x, Tensor y, float eps, float alpha, Tensor(a!) operand, Tensor(b!) align, "
+      "Tensor(c!) zeros) -> ()");
+  library.def(
+      "combine(Tensor align, Tensor zeros, Tensor sums, float t, float align_weight, float uniform_weight, "
+      "Tensor(a!) total, Tensor(b!) loss, Tensor(c!) alignment, Tensor(d!) uniformity) -> ()");
+  library.def(
+      "finish_views(Tensor x, Tensor y, Tensor grad, Tensor total, Tensor? of_loss, Tensor? of_alignment, "
+      "Tensor? of_uniformity, float eps, float alpha, float t, float align_weight, float uniform_weight, "
+      "Tensor(a!) dx, Tensor(b!) dy) -> ()");
 #ifdef HYPERKERN_EMULATED
   library.def("emulate(int capability, bool products_first) -> ()");
 #endif
@@ -23,6 +35,11 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library) {
   library.impl("tile", TORCH_BOX(&hyperkern::tile));
   library.impl("sums", TORCH_BOX(&hyperkern::sums));
   library.impl("contract", TORCH_BOX(&hyperkern::contract));
+  library.impl("prepare", TORCH_BOX(&hyperkern::prepare));
+  library.impl("finish", TORCH_BOX(&hyperkern::finish));
+  library.impl("prepare_views", TORCH_BOX(&hyperkern::prepare_views));
+  library.impl("combine", TORCH_BOX(&hyperkern::combine));
+  library.impl("finish_views", TORCH_BOX(&hyperkern::finish_views));
 }
 
 #ifdef HYPERKERN_EMULATED
@@ -34,5 +51,10 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CUDA, library) {
   library.impl("tile", TORCH_BOX(&hyperkern::tile));
   library.impl("sums", TORCH_BOX(&hyperkern::sums));
   library.impl("contract", TORCH_BOX(&hyperkern::contract));
+  library.impl("prepare", TORCH_BOX(&hyperkern::prepare));
+  library.impl("finish", TORCH_BOX(&hyperkern::finish));
+  library.impl("prepare_views", TORCH_BOX(&hyperkern::prepare_views));
+  library.impl("combine", TORCH_BOX(&hyperkern::combine));
+  library.impl("finish_views", TORCH_BOX(&hyperkern::finish_views));
 }
 #endif

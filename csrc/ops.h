@@ -29,6 +29,31 @@ void contract(
     int64_t row_shift, double scale, double offset, int64_t weight_code, bool split, int64_t cuts, double out_scale,
     const torch::stable::Tensor& grad, const torch::stable::Tensor& sum, const OptionalTensor& value);
 
+// Unit rows (batch, rows, D) of x and 1 / max(length, eps).
+void prepare(
+    const torch::stable::Tensor& x, double eps, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd);
+
+// dx = rstd (grad - <grad, unit> unit)
+void finish(
+    const torch::stable::Tensor& grad, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd,
+    const torch::stable::Tensor& dx);
+
+// Alignment + uniformity of two views, before the pairs, after them, and backward: see align_uniform.cuh.
+void prepare_views(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& y, double eps, double alpha,
+    const torch::stable::Tensor& operand, const torch::stable::Tensor& align, const torch::stable::Tensor& zeros);
+
+void combine(
+    const torch::stable::Tensor& align, const torch::stable::Tensor& zeros, const torch::stable::Tensor& sums, double t,
+    double align_weight, double uniform_weight, const torch::stable::Tensor& total, const torch::stable::Tensor& loss,
+    const torch::stable::Tensor& alignment, const torch::stable::Tensor& uniformity);
+
+void finish_views(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& y, const torch::stable::Tensor& grad,
+    const torch::stable::Tensor& total, const OptionalTensor& of_loss, const OptionalTensor& of_alignment,
+    const OptionalTensor& of_uniformity, double eps, double alpha, double t, double align_weight,
+    double uniform_weight, const torch::stable::Tensor& dx, const torch::stable::Tensor& dy);
+
 #ifdef HYPERKERN_EMULATED
 // What the emulator is to be: the portable kernels (80) or those of sm_90a (90), and its timing.
 void emulate(int64_t capability, bool products_first);

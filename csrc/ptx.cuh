@@ -67,6 +67,13 @@ HYPERKERN_DEVICE uint32_t cvt_f16x2(float low, float high) {
   return packed;
 }
 
+// The low half of a register.
+HYPERKERN_DEVICE float cvt_f32_f16(uint32_t half) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<uint16_t>(half)));
+  return x;
+}
+
 HYPERKERN_DEVICE uint32_t cvt_tf32(float x) {
   uint32_t y;
   asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));

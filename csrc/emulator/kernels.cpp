@@ -8,3 +8,4 @@
 #include "../instances/sums_fp32.cu"
 #include "../instances/sums_tf32.cu"
 #include "../pair_ops.cu"
+#include "../row_ops.cu"

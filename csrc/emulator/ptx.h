@@ -18,6 +18,10 @@ struct alignas(8) float2 {
   float x, y;
 };
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -55,6 +59,8 @@ inline uint32_t cvt_f16x2(float low, float high) {
   return emulator::narrow(low, emulator::Half::kF16) |
          static_cast<uint32_t>(emulator::narrow(high, emulator::Half::kF16)) << 16;
 }
+
+inline float cvt_f32_f16(uint32_t half) { return emulator::widen(static_cast<uint16_t>(half), emulator::Half::kF16); }
 
 inline uint32_t cvt_tf32(float x) {
   return std::isfinite(x) ? (as_bits(x) + 0x1000) & 0xffffe000 : as_bits(x);
