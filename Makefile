@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast bench kernels-report lint format info clean
+CSRC := $(wildcard csrc/*.* csrc/*/*.*)
+CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.cpp)
+
+.PHONY: help demo build test test-fast bench kernels-report lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -18,10 +21,21 @@ $(VENV)/.has-%: pyproject.toml setup.py
 demo: $(VENV)/.has-demo  ## the main job on real images: train, evaluate, table, picture, huge batch
 	$(BIN)/hyperkern demo $(ARGS)
 
-test: $(VENV)/.has-test  ## the whole test suite
+# The CUDA extension where there is nvcc and a CUDA build of PyTorch (no GPU is needed), and its emulator for the tests.
+$(VENV)/.built: $(VENV)/.has-test $(CSRC) setup.py
+	@if command -v nvcc >/dev/null && $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; \
+	then cuda=1; else cuda=0; echo "no nvcc, or PyTorch without CUDA: the CUDA extension is left out"; fi; \
+	if command -v c++ >/dev/null; then emulator=1; else emulator=0; echo "no C++ compiler: its emulator is left out"; fi; \
+	echo "compiling the kernels: about two minutes"; \
+	HYPERKERN_BUILD_CUDA=$$cuda HYPERKERN_BUILD_EMULATOR=$$emulator $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+build: $(VENV)/.built  ## compile the CUDA C++ kernels, and their emulator for the tests
+
+test: $(VENV)/.built  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-fast: $(VENV)/.has-test  ## the suite without the slow tests
+test-fast: $(VENV)/.built  ## the suite without the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
@@ -30,17 +44,19 @@ bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
 kernels-report: $(VENV)/.has-test  ## registers, spills and shared memory of every shipped kernel configuration
 	$(BIN)/python -m hyperkern.backends.triton.report $(ARGS)
 
-lint: $(VENV)/.has-lint  ## ruff (lint and format) and mypy
+lint: $(VENV)/.has-lint  ## ruff (lint and format), mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: $(VENV)/.has-lint  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 info: $(VENV)/.has-demo  ## what is installed, which backends are usable, and why not
 	$(BIN)/hyperkern info
 
 clean:  ## remove the environment and all build products
-	rm -rf $(VENV) build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist hyperkern/backends/cuda/*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,7 +1,7 @@
 """Build entry point; the metadata stands in pyproject.toml.
 
 ``HYPERKERN_BUILD_CUDA=1`` compiles the CUDA C++ backend (no GPU has to be there; ``TORCH_CUDA_ARCH_LIST`` is
-respected), ``HYPERKERN_BUILD_EMULATOR=1`` the same kernels for the CPU, for tests. Without them the wheel is pure Python.
+respected), ``HYPERKERN_BUILD_EMULATOR=1`` the same kernels for the CPU, for tests. Otherwise the wheel is pure Python.
 """
 
 import os
@@ -11,17 +11,11 @@ from pathlib import Path
 
 from setuptools import setup
 
-ROOT = Path(__file__).parent
 CSRC = Path("csrc")
 ARCHITECTURES = "8.0+PTX;9.0a"
 # The oldest PyTorch whose stable ABI is used: a build made with any later one runs on all of them.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-# The operators' namespace: a copy that is loaded beside this one needs another.
-NAMESPACE = os.environ.get("HYPERKERN_NAMESPACE", "hyperkern_cuda")
-
-
-def wanted(variable: str) -> bool:
-    return os.environ.get(variable, "0") not in ("", "0")
+NAMESPACE = "-DHYPERKERN_NAMESPACE=hyperkern_cuda"
 
 
 def sources(*patterns: str) -> list[str]:
@@ -31,7 +25,8 @@ def sources(*patterns: str) -> list[str]:
 def find_toolkit() -> None:
     """Tells PyTorch where the toolkit is: where nvcc says, which may be started through a script elsewhere."""
     if "CUDA_HOME" not in os.environ:
-        answer = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
+        command = ["nvcc", "--dryrun", "-x", "cu", os.devnull]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
         os.environ["CUDA_HOME"] = os.path.realpath(re.search(r"TOP=(.*)", answer.stderr)[1])
 
 
@@ -40,7 +35,7 @@ def cuda_extension():
     from torch.utils.cpp_extension import CUDAExtension
 
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    flags = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, f"-DHYPERKERN_NAMESPACE={NAMESPACE}"]
+    flags = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, NAMESPACE]
     if "9.0a" in architectures:
         flags.append("-DHYPERKERN_BUILT_FOR_SM90A")
     extension = CUDAExtension(
@@ -49,7 +44,6 @@ def cuda_extension():
         depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
         py_limited_api=True,
         extra_compile_args={"cxx": [*flags, "-Wall", "-fvisibility=hidden"], "nvcc": flags},
-        extra_link_args=["-static-libstdc++"],
     )
     # Only what the stable ABI needs: no libc10, no Python, and a runtime of our own.
     extension.library_dirs.append(os.path.join(os.environ["CUDA_HOME"], "lib"))
@@ -60,7 +54,7 @@ def cuda_extension():
 def emulator_extension():
     from torch.utils.cpp_extension import CppExtension
 
-    flags = ["-O2", "-std=c++17", "-DHYPERKERN_EMULATED", TORCH_TARGET, f"-DHYPERKERN_NAMESPACE={NAMESPACE}_emulated"]
+    flags = ["-O2", "-std=c++17", "-DHYPERKERN_EMULATED", TORCH_TARGET, f"{NAMESPACE}_emulated"]
     extension = CppExtension(
         "hyperkern.backends.cuda.emulator",
         sources("*.cpp", "emulator/*.cpp"),
@@ -72,15 +66,11 @@ def emulator_extension():
     return extension
 
 
-os.chdir(ROOT)
-extensions = [
-    make()
-    for variable, make in (("HYPERKERN_BUILD_CUDA", cuda_extension), ("HYPERKERN_BUILD_EMULATOR", emulator_extension))
-    if wanted(variable)
-]
-if extensions:
+os.chdir(Path(__file__).parent)
+makers = {"HYPERKERN_BUILD_CUDA": cuda_extension, "HYPERKERN_BUILD_EMULATOR": emulator_extension}
+options = {}
+if extensions := [make() for name, make in makers.items() if os.environ.get(name, "0") not in ("", "0")]:
     from torch.utils.cpp_extension import BuildExtension
 
-    setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)})
-else:
-    setup()
+    options["cmdclass"] = {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)}
+setup(ext_modules=extensions, **options)

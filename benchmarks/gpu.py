@@ -1,8 +1,8 @@
 """The GPU check: correctness, then speed and memory against the limit and every baseline, in one run.
 
-``python -m benchmarks.gpu --out FILE``; `benchmarks/gpu_check.sh` runs it after the tests. ``--mode quick`` ends within
-two minutes, ``full`` within eight. ``--mode smoke`` walks through everything on a CPU in Triton's interpreter: it
-tests this program, its times mean nothing.
+``python -m benchmarks.gpu --backend NAME --out FILE``; `benchmarks/gpu_check.sh` runs it for each backend. ``--mode
+quick`` ends within two minutes, ``full`` within eight. ``--mode smoke`` walks through everything on a CPU, in Triton's
+interpreter or the CUDA kernels' emulator: it tests this program, its times mean nothing.
 
 Arithmetic is counted dense, 4 N^2 D for loss and gradient, 2 N^2 D for a value, 10 N^2 D for the two-way loss and its
 gradient, and set against the rate of one bfloat16 library product, measured beside each D. A time is that of one call
@@ -29,8 +29,6 @@ from torch import Tensor
 import hyperkern
 
 from . import baselines
-
-BACKEND = "triton"
 
 
 class Sizes(NamedTuple):
@@ -65,16 +63,43 @@ MODES = {
 
 # Ratios to the library product at each D, from docs/performance.md.
 TARGETS = {
-    "loss + gradient": {64: 0.50, 128: 0.62, 256: 0.55, 512: 0.90, 768: 0.90, 1024: 0.90},
-    "value": {128: 1.1, 256: 1.3, 512: 1.3, 768: 1.3, 1024: 1.3},
+    "cuda": {
+        "loss + gradient": {64: 0.65, 128: 0.82, 256: 0.85, 512: 1.0, 768: 1.0, 1024: 1.0},
+        "value": {128: 1.4, 256: 1.7, 512: 1.7, 768: 1.7, 1024: 1.7},
+    },
+    "triton": {
+        "loss + gradient": {64: 0.50, 128: 0.62, 256: 0.55, 512: 0.90, 768: 0.90, 1024: 0.90},
+        "value": {128: 1.1, 256: 1.3, 512: 1.3, 768: 1.3, 1024: 1.3},
+    },
 }
+
+# For each loss: how many inputs, ours, and the textbook's.
+Losses = dict[str, tuple[int, Callable[..., Tensor], Callable[..., Tensor]]]
+
+
+def losses_of(backend: str) -> Losses:
+    """The losses that are checked and measured, from one backend."""
+    return {
+        "uniformity": (1, functools.partial(hyperkern.uniformity, backend=backend), baselines.dense_uniformity),
+        "align_uniform": (
+            2,
+            lambda x, y: hyperkern.align_uniform(x, y, backend=backend).loss,
+            baselines.dense_align_uniform,
+        ),
+        "clip": (
+            2,
+            functools.partial(hyperkern.clip_loss, logit_scale=1 / 0.07, backend=backend),
+            functools.partial(baselines.dense_clip, logit_scale=1 / 0.07),
+        ),
+    }
 
 
 class Bench:
     """Measures and collects the rows of the table."""
 
-    def __init__(self, device: torch.device, sizes: Sizes) -> None:
-        self.device, self.sizes = device, sizes
+    def __init__(self, backend: str, device: torch.device, sizes: Sizes) -> None:
+        self.backend, self.device, self.sizes = backend, device, sizes
+        self.losses = losses_of(backend)
         self.rows: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
 
@@ -125,26 +150,11 @@ def step(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
     return [value, *torch.autograd.grad(value, inputs)]
 
 
-LOSSES: dict[str, tuple[int, Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "uniformity": (1, functools.partial(hyperkern.uniformity, backend=BACKEND), baselines.dense_uniformity),
-    "align_uniform": (
-        2,
-        lambda x, y: hyperkern.align_uniform(x, y, backend=BACKEND).loss,
-        baselines.dense_align_uniform,
-    ),
-    "clip": (
-        2,
-        functools.partial(hyperkern.clip_loss, logit_scale=1 / 0.07, backend=BACKEND),
-        functools.partial(baselines.dense_clip, logit_scale=1 / 0.07),
-    ),
-}
-
-
 def gate(bench: Bench) -> None:
     """Every loss, dtype and shape against float64, with the error of PyTorch in the same dtype as the measure."""
     dims = (*bench.sizes.dims, 100)
     for (name, (inputs, ours, dense)), dtype in itertools.product(
-        LOSSES.items(), (torch.float32, torch.bfloat16, torch.float16)
+        bench.losses.items(), (torch.float32, torch.bfloat16, torch.float16)
     ):
 
         def compare(inputs: int = inputs, ours=ours, dense=dense, dtype: torch.dtype = dtype) -> str | None:
@@ -181,7 +191,7 @@ def gate_large(bench: Bench) -> None:
             features = [bench.features(n, d, dtype) for _ in range(inputs)]
             exact = [f.detach().double().requires_grad_() for f in features]
             truth = step(functools.partial(loss, backend="reference"), *exact)
-            for got, want in zip(step(functools.partial(loss, backend=BACKEND), *features), truth, strict=True):
+            for got, want in zip(step(functools.partial(loss, backend=bench.backend), *features), truth, strict=True):
                 error = ((got.double() - want).abs().max() / want.abs().max()).item()
                 if not error <= max(8 * torch.finfo(dtype).eps, 2e-5):
                     return f"relative error {error:.3g}"
@@ -202,7 +212,7 @@ def behaviour(bench: Bench) -> None:
 
 def _behaviour(bench: Bench, n: int, d: int) -> None:
     x, y = bench.features(n, d), bench.features(n, d)
-    expected = {name: step(ours, *(x, y)[:inputs]) for name, (inputs, ours, _) in LOSSES.items()}
+    expected = {name: step(ours, *(x, y)[:inputs]) for name, (inputs, ours, _) in bench.losses.items()}
 
     def differs(results: list[Tensor], name: str) -> str | None:
         same = all(torch.equal(a, b) for a, b in zip(results, expected[name], strict=True))
@@ -210,7 +220,7 @@ def _behaviour(bench: Bench, n: int, d: int) -> None:
 
     def repeats() -> str | None:
         for _ in range(100 if bench.device.type == "cuda" else 1):
-            for name, (inputs, ours, _) in LOSSES.items():
+            for name, (inputs, ours, _) in bench.losses.items():
                 if problem := differs(step(ours, *(x, y)[:inputs]), name):
                     return problem
         return None
@@ -223,13 +233,13 @@ def _behaviour(bench: Bench, n: int, d: int) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            results = {name: step(ours, *(x, y)[:inputs]) for name, (inputs, ours, _) in LOSSES.items()}
+            results = {name: step(ours, *(x, y)[:inputs]) for name, (inputs, ours, _) in bench.losses.items()}
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         return next(filter(None, (differs(result, name) for name, result in results.items())), None)
 
     def graphs() -> str | None:
-        for name, (inputs, ours, _) in LOSSES.items():
+        for name, (inputs, ours, _) in bench.losses.items():
             replay, results = captured(ours, *(x, y)[:inputs])
             for result in results:
                 result.fill_(torch.nan)
@@ -271,20 +281,20 @@ def large(bench: Bench) -> None:
     for d in bench.sizes.dims:
         library = library_rate(bench)
         x, y = bench.features(n, d), bench.features(n, d)
-        uniformity = LOSSES["uniformity"][1]
+        uniformity = bench.losses["uniformity"][1]
 
         def rate(flops: float, times: list[float], d: int = d, library: float = library) -> float:
             return flops * n * n * d / statistics.median(times) * 1e3 / library
 
         def beside_target(case: str, flops: float, times: list[float], d: int = d) -> None:
-            ratio, target = rate(flops, times), TARGETS[case].get(d)
+            ratio, target = rate(flops, times), TARGETS[bench.backend][case].get(d)
             met = None if target is None else ratio >= target
             bench.record(f"uniformity, {case}", n, d, times, of_library=ratio, target=target, met=met)
 
         beside_target("loss + gradient", 4, bench.milliseconds(functools.partial(step, uniformity, x)))
         with torch.no_grad():
             beside_target("value", 2, bench.milliseconds(functools.partial(uniformity, x)))
-        times = bench.milliseconds(functools.partial(step, LOSSES["clip"][1], x, y))
+        times = bench.milliseconds(functools.partial(step, bench.losses["clip"][1], x, y))
         bench.record("clip, loss + gradient", n, d, times, of_library=rate(10, times))
         if d <= 256:
             q = x.detach().view(1, 1, n, d)
@@ -297,7 +307,7 @@ def large(bench: Bench) -> None:
 def beside_dense(bench: Bench) -> None:
     """Against what everybody writes, eager and compiled, where its matrix still fits."""
     n, d = bench.sizes.dense, bench.sizes.dims[1]
-    for name, (inputs, ours, dense) in LOSSES.items():
+    for name, (inputs, ours, dense) in bench.losses.items():
         features = [bench.features(n, d) for _ in range(inputs)]
         mine = bench.record(f"{name}, hyperkern", n, d, bench.milliseconds(functools.partial(step, ours, *features)))
         for kind, other in (("eager", dense), ("compiled", torch.compile(dense))):
@@ -311,7 +321,7 @@ def beside_dense(bench: Bench) -> None:
 
 def small(bench: Bench) -> None:
     """Ordinary batches: a whole call, its time on the host, and its replay."""
-    _, ours, dense = LOSSES["align_uniform"]
+    _, ours, dense = bench.losses["align_uniform"]
     for n in bench.sizes.small:
         x, y = bench.features(n, 128), bench.features(n, 128)
         for name, loss in (("hyperkern", ours), ("eager", dense)):
@@ -355,7 +365,7 @@ def huge(bench: Bench) -> None:
     x = bench.features(n, 128)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    times = bench.milliseconds(functools.partial(step, LOSSES["uniformity"][1], x), rounds=1)
+    times = bench.milliseconds(functools.partial(step, bench.losses["uniformity"][1], x), rounds=1)
     peak = (torch.cuda.max_memory_allocated() - before) / (n * 128 * 4)
     bench.record("uniformity, loss + gradient", n, 128, times, peak_per_float32_features=peak)
 
@@ -368,7 +378,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         command = ["git", "describe", "--always", "--dirty"]
         commit = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
     return {
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none (interpreter)",
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none (emulated)",
         "capability": torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
         **hyperkern.backend_info()["versions"],
         "hyperkern": hyperkern.__version__,
@@ -385,6 +395,7 @@ def stages(bench: Bench) -> Iterator[Callable[[], None]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Correctness, speed and memory on a GPU.")
+    parser.add_argument("--backend", choices=TARGETS, required=True)
     parser.add_argument("--mode", choices=MODES, default="full")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the figures go (JSON)")
     args = parser.parse_args()
@@ -392,11 +403,12 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA GPU found; --mode smoke runs without one")
     torch.manual_seed(0)
-    bench = Bench(device, MODES[args.mode])
+    bench = Bench(args.backend, device, MODES[args.mode])
     for stage in stages(bench):
         stage()
         # Written after every stage: what a later one loses, this one keeps.
-        result = {"machine": environment(device), "mode": args.mode, "checks": bench.checks, "rows": bench.rows}
+        head = {"machine": environment(device), "backend": args.backend, "mode": args.mode}
+        result = {**head, "checks": bench.checks, "rows": bench.rows}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     failed = [check["check"] for check in bench.checks if check["problem"] is not None]

@@ -23,7 +23,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 from hyperkern import backends
 from hyperkern.spec import PairSpec
 
-# Where Triton's kernels are tested.
+# Where the kernels are tested.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # The tests are thousands of small problems: waking a second thread for each costs ten times what it saves on a
@@ -43,8 +43,16 @@ settings.load_profile("hyperkern")
 
 
 _ORDINARY = backends.Problem("energy", torch.device(DEVICE), torch.float32, 128, PairSpec(4.0, True))
-_objections = backends.objections("triton", _ORDINARY, forced=True)
-needs_triton = pytest.mark.skipif(bool(_objections), reason="; ".join(_objections))
+
+
+def usable(name: str) -> pytest.MarkDecorator:
+    """Skips where a backend cannot compute, with the reason."""
+    reasons = backends.objections(name, _ORDINARY, forced=True)
+    return pytest.mark.skipif(bool(reasons), reason=f"{name}: {'; '.join(reasons)}")
+
+
+needs_triton = usable("triton")
+needs_cuda_kernels = usable("cuda")
 
 
 def _targets() -> list:

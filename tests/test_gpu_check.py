@@ -1,4 +1,4 @@
-"""The GPU check without a GPU: it says so, and its program runs from end to end in the interpreter."""
+"""The GPU check without a GPU: it says so, and its program runs from end to end in the interpreter and the emulator."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import needs_triton
+from conftest import usable
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
@@ -28,12 +28,12 @@ def test_an_unknown_option_is_named() -> None:
     assert "usage: benchmarks/gpu_check.sh [--quick]" in result.stderr
 
 
-@needs_triton
 @pytest.mark.slow
-def test_every_stage_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=usable(name)) for name in ("cuda", "triton")])
+def test_every_stage_runs(backend: str, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--mode", "smoke", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--backend", backend, "--mode", "smoke", "--out", str(out)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     figures = json.loads(out.read_text())

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..spec import PairSpec, PairTerms
 
 # From the most to the least specialised: `select` takes the first that can do the job.
-PRIORITY: tuple[str, ...] = ("triton", "reference")
+PRIORITY: tuple[str, ...] = ("cuda", "triton", "reference")
 
 ENVIRONMENT_VARIABLE = "HYPERKERN_BACKEND"
 

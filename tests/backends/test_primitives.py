@@ -192,7 +192,8 @@ def test_energy(
         value, w = torch.nn.functional.softplus(p.logits, threshold=50), p.logits.sigmoid()
     total, *sides = backends.load(backend).energy(p.x, p.y, p.terms, p.spec, potential, need_x=need_x, need_y=need_y)
     assert_close(total.double().cpu(), value.sum((1, 2)), exact.tolerance(1e-11))
-    check_sides(tuple(sides), weighted(p, w), p, need_x, need_y, exact.tolerance(1e-11))
+    # Terms of up to a few hundred cancel in these sums.
+    check_sides(tuple(sides), weighted(p, w), p, need_x, need_y, exact.tolerance(1e-11, 3e-5))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -11,7 +11,9 @@ _FLOAT32_SETTING = {"highest": "float32", "high": "tf32", "medium": "bfloat16"}
 _BACKEND_SETTING = {"none": "float32", "ieee": "float32", "tf32": "tf32", "bf16": "bfloat16"}
 
 
-def product_of(precision: str, weights: str | None, scale: float) -> tuple[torch.dtype, str, str]:
+def product_of(
+    precision: str, weights: str | None, scale: float, *, log_weights: bool = False
+) -> tuple[torch.dtype, str, str]:
     """The dtype of the operands, how a product multiplies them, and the kind of configuration.
 
     Args:
@@ -19,13 +21,15 @@ def product_of(precision: str, weights: str | None, scale: float) -> tuple[torch
         weights: the ``MODE`` of the weights where a second product follows. Those that float16 cannot hold take tf32,
             which has as many digits.
         scale: `PairSpec.scale`.
+        log_weights: whether there are any, which may carry an exponential anywhere.
 
     Returns:
         The dtype; ``tf32`` or ``tf32x3`` for float32 operands; ``bfloat16``, ``float16``, ``tf32`` or ``float32``.
     """
     if precision == "float32":
         precision = float32_setting()
-    if precision == "float16" and (weights == "softplus" or (weights == "exp" and scale > _FLOAT16_SCALE)):
+    beyond = weights == "softplus" or (weights == "exp" and (log_weights or scale > _FLOAT16_SCALE))
+    if precision == "float16" and beyond:
         precision = "tf32"
     if precision in ("bfloat16", "float16"):
         return getattr(torch, precision), "tf32", precision

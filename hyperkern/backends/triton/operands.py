@@ -99,7 +99,9 @@ def as_operands(
     x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, weights: str | None = None
 ) -> Operands:
     """The operands of a problem; ``weights`` is the ``MODE`` of the weights where a second product follows."""
-    dtype, precision, kind = product_of(spec.precision, weights, spec.scale)
+    dtype, precision, kind = product_of(
+        spec.precision, weights, spec.scale, log_weights=terms.u is not None or terms.v is not None
+    )
     if y is None:
         terms = terms.as_columns()
     x_rows = rows(x, dtype)

@@ -1,0 +1,65 @@
+"""The compiled operators: where the library lies, and the namespace that serves a device.
+
+``kernels.so`` is the CUDA extension. ``emulator.so`` holds the same kernels compiled for the CPU, with the GPU's
+instructions emulated: for tests, like Triton's interpreter.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FOLDER = Path(__file__).parent
+_NAMESPACE = "hyperkern_cuda"
+# Operators that only write into their arguments.
+_FILLING = ("sums", "contract", "prepare", "finish", "prepare_views", "combine", "finish_views")
+_LIBRARIES = {
+    "cuda": (_FOLDER / "kernels.so", _NAMESPACE, "HYPERKERN_BUILD_CUDA=1"),
+    "cpu": (_FOLDER / "emulator.so", f"{_NAMESPACE}_emulated", "HYPERKERN_BUILD_EMULATOR=1"),
+}
+
+
+def ops(device: torch.device) -> Any:
+    """The operators for a device.
+
+    Raises:
+        RuntimeError: the library is not built, or this PyTorch cannot load it.
+    """
+    found = _loaded(device.type)
+    if isinstance(found, str):
+        raise RuntimeError(f"the CUDA C++ backend {found}")
+    return found
+
+
+def objection(device_type: str) -> str | None:
+    """Why there are no operators for a type of device; ``None`` where there are."""
+    found = _loaded(device_type)
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def _loaded(device_type: str) -> Any:
+    """The operators, or why there are none."""
+    if device_type not in _LIBRARIES:
+        return f"needs a CUDA device, got {device_type}"
+    path, namespace, build = _LIBRARIES[device_type]
+    if not path.exists():
+        command = f"{build} pip install --no-build-isolation --editable ."
+        if device_type == "cpu":
+            return f"needs a GPU; on a CPU only its emulator runs it, for tests, which is not built ({command})"
+        return f"is not built: in a checkout, with nvcc on the PATH, `{command}` or `make build`"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"cannot be loaded by PyTorch {torch.__version__} ({error.__cause__ or error})"
+    found = getattr(torch.ops, namespace)
+    if missing := [name for name in _FILLING if not hasattr(found, name)]:
+        return f"was built from other sources, without {', '.join(missing)}: build it again (`make build`)"
+    for name in _FILLING:
+        torch.library.register_fake(f"{namespace}::{name}", _returns_nothing)
+    return found
+
+
+def _returns_nothing(*_args: Any) -> None:
+    """The fake of such an operator."""

@@ -1,0 +1,174 @@
+"""What the pairwise kernels are launched with: operands in the dtype of the product, terms of rows and columns."""
+
+import functools
+import math
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...spec import EXCLUSIONS, PairSpec, PairTerms
+from ..common import precision
+from .library import ops
+
+# A block of threads is counted as one of so many that run at once: constants of the compute capability, so that the
+# order of sums, and with it the last bit, does not depend on the model of the GPU.
+_MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132}
+_OTHER_MULTIPROCESSORS = 84
+_EMULATED_MULTIPROCESSORS = 4
+
+_ALIGNMENT = 16  # bytes: of rows, for asynchronous copies
+_MOST_TILE_COLS = 128
+
+# The most elements of a row that the one-pass kernel takes.
+CONTRACT_DIM = 256
+
+
+class Weight(IntEnum):
+    """What the weight of a pair is made of, see ``csrc/pair_tile.cuh``."""
+
+    EXP = 0
+    FACTOR = 1
+    TWO = 2
+    SOFTPLUS = 3
+
+
+class Task(IntEnum):
+    """What the sums kernel does, see ``csrc/sums_epilogue.cuh``; ``STORE_EXP + weight`` stores weights."""
+
+    SUM_EXP = 0
+    SUM_SOFTPLUS = 1
+    SUM_RUNNING = 2
+    STORE_EXP = 3
+
+
+class Operands(NamedTuple):
+    """A pairwise problem as a kernel takes it: rows ``x`` against columns ``y``.
+
+    Attributes:
+        x: ``(B, M, D')`` in the dtype of the product; D' is D padded with zeros to a multiple of 16 bytes.
+        y: ``(B, N, D')``, likewise; ``x`` itself where the problem is symmetric.
+        terms: log-weights, and contiguous int64 ids, of both sides.
+        spec: the problem.
+        symmetric: whether ``y`` is ``x``.
+        kind: ``bfloat16``, ``float16``, ``tf32`` or ``float32`` (three tf32 products).
+    """
+
+    x: Tensor
+    y: Tensor
+    terms: PairTerms
+    spec: PairSpec
+    symmetric: bool
+    kind: str
+
+    def swapped(self) -> "Operands":
+        """The same pairs with the roles of rows and columns exchanged."""
+        u, v, row_ids, col_ids = self.terms
+        spec = self.spec._replace(row_offset=self.spec.col_offset, col_offset=self.spec.row_offset)
+        return self._replace(x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids), spec=spec)
+
+    def unit(self, weight: Weight) -> float:
+        """What turns a logit into the kernel's units: of log 2, but for full float32 accuracy and softplus."""
+        return 1.0 if self.kind == "float32" or weight == Weight.SOFTPLUS else math.log2(math.e)
+
+    @property
+    def split(self) -> bool:
+        """Whether float32 operands are multiplied in three products."""
+        return self.kind == "float32"
+
+    @property
+    def exclude(self) -> int:
+        """The code of the exclusion rule."""
+        return EXCLUSIONS.index(self.spec.exclude)
+
+    @property
+    def row_shift(self) -> int:
+        """The column that a row excludes is its own index plus this."""
+        return self.spec.row_offset - self.spec.col_offset
+
+
+class Tile(NamedTuple):
+    """Rows and columns of a kernel's tile, and how many groups of warps keep column sums of their own."""
+
+    rows: int
+    cols: int
+    groups: int
+
+
+def as_operands(
+    x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, weights: str | None = None
+) -> Operands:
+    """The operands of a problem; ``weights`` is the mode of the weights where a second product follows."""
+    dtype, _, kind = precision.product_of(
+        spec.precision, weights, spec.scale, log_weights=terms.u is not None or terms.v is not None
+    )
+    if y is None:
+        terms = terms.as_columns()
+    x_rows = rows(x, dtype)
+    y_rows = x_rows if y is None else rows(y, dtype)
+    ids = (None if t is None else t.to(torch.int64).contiguous() for t in (terms.row_ids, terms.col_ids))
+    logs = (None if t is None else t.float() for t in (terms.u, terms.v))
+    return Operands(x_rows, y_rows, PairTerms(*logs, *ids), spec, y is None, kind)
+
+
+def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in a dtype, with rows that start and end at multiples of 16 bytes."""
+    x = x.to(dtype)
+    per_piece = _ALIGNMENT // x.element_size()
+    if x.shape[2] % per_piece:
+        return F.pad(x, (0, -x.shape[2] % per_piece))
+    aligned = x.stride(2) == 1 and x.stride(1) % per_piece == 0 and x.stride(0) % per_piece == 0
+    return x if aligned and x.data_ptr() % _ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+def row_terms(*terms: Tensor) -> Tensor:
+    """Vectors ``(B, M)`` as the rows of ``(B, terms, M)``."""
+    return torch.stack(terms, 1)
+
+
+def col_terms(*terms: Tensor) -> Tensor:
+    """Vectors ``(B, N)`` as the rows of ``(B, terms, N')``: N' is even and as long as the last tile may reach."""
+    n = terms[0].shape[1]
+    return F.pad(torch.stack(terms, 1), (0, _MOST_TILE_COLS + n % 2))
+
+
+def tile(o: Operands, kernel: str, weight: Weight) -> Tile:
+    """The tile of a kernel for these operands."""
+    return _tile(o.x.device, o.x.dtype, kernel, o.x.shape[2], weight, emulated_capability())
+
+
+@functools.cache
+def _tile(device: torch.device, dtype: torch.dtype, kernel: str, dim: int, weight: Weight, _emulated: int) -> Tile:
+    probe = torch.empty(0, dtype=dtype, device=device)
+    return Tile(*ops(device).tile(probe, ("sums", "contract").index(kernel), dim, weight))
+
+
+_emulated = 90
+
+
+def emulate(capability: int, *, products_first: bool = False) -> None:
+    """What the emulator is to be, for tests.
+
+    Args:
+        capability: 80, the kernels for compute capability 8.0 and newer, or 90, those for sm_90a.
+        products_first: whether asynchronous products take effect at once and copies as late as possible, or the
+            other way round. Every order that hardware takes lies between the two.
+    """
+    global _emulated
+    ops(torch.device("cpu")).emulate(capability, products_first)
+    _emulated = capability
+
+
+def emulated_capability() -> int:
+    """What the emulator is."""
+    return _emulated
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many blocks of threads run at once on a typical GPU of this compute capability."""
+    if device.type == "cpu":
+        return _EMULATED_MULTIPROCESSORS
+    return _MULTIPROCESSORS.get(torch.cuda.get_device_capability(device), _OTHER_MULTIPROCESSORS)

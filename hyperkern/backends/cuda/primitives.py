@@ -1,0 +1,270 @@
+"""The pairwise primitives on the host: what is launched, in how many blocks, and what becomes of partial results."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.panels import contract_by_panels
+from ..common.partials import Side, add_cuts, added, cut, log_if
+from ..common.precision import FLOAT16_RANGE, scaled_to_float16
+from .library import ops
+from .operands import CONTRACT_DIM, Operands, Task, Weight, col_terms, multiprocessors, row_terms, tile
+
+# Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
+# GPU.
+_STRIPES = 64
+
+_SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
+
+
+class Factors(NamedTuple):
+    """What weighs the pairs of `pair_grad`: ``a_i exp(l_ij - row_lse_i) + b_j exp(l_ij - col_lse_j)``."""
+
+    row_lse: Tensor | None = None
+    a: Tensor | None = None
+    col_lse: Tensor | None = None
+    b: Tensor | None = None
+
+    def swapped(self) -> "Factors":
+        """With the roles of rows and columns exchanged."""
+        return Factors(self.col_lse, self.b, self.row_lse, self.a)
+
+
+class Weighing(NamedTuple):
+    """A mode and its factors in the kernels' terms, see ``csrc/pair_tile.cuh``.
+
+    Attributes:
+        weight: the form of the weights.
+        rows: ``(B, terms, M)`` or ``None``: terms of rows, in the units of the logit.
+        cols: ``(B, terms, N')`` or ``None``, those of columns.
+        offset: added to every exponent, in the units of the logit.
+        out_scale: what takes the offset off the results.
+    """
+
+    weight: Weight
+    rows: Tensor | None = None
+    cols: Tensor | None = None
+    offset: float = 0.0
+    out_scale: float = 1.0
+
+
+def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[Tensor, Tensor]:
+    """Sums of the pairs, with ``y = x`` from the tiles on and right of the diagonal alone where possible.
+
+    Args:
+        o: the problem.
+        mode: ``exp``, ``softplus`` or ``running`` (log-sum-exp with a running maximum).
+        need_cols: whether column sums are wanted (where ``y`` is not ``x``).
+        total: whether only the total is wanted: rows are then incomplete where ``y`` is ``x``, their sum is not.
+
+    Returns:
+        Row sums ``(B, M)`` and column sums ``(B, N)``; log-sum-exps where the mode is ``running``.
+    """
+    nothing = o.x.new_empty((o.x.shape[0], 0), dtype=torch.float32)
+    if mode == "running":
+        # A column's maximum is only known when its column is done: it is a row of the same problem, turned.
+        return _row_lse(o), _row_lse(o.swapped()) if need_cols and not o.symmetric else nothing
+    (batch, m, _), n = o.x.shape, o.y.shape[1]
+    size = tile(o, "sums", Weight.EXP)
+    blocks = -(-m // size.rows)
+    has_cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
+    stripes = min(blocks, _STRIPES) if has_cols else blocks
+    cuts = cut(batch * stripes, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
+    row = nothing.new_empty((cuts, batch, m))
+    # With a triangle the ranges differ from row block to row block: there each has partial sums of its own.
+    parts = (stripes * cuts if o.symmetric else stripes) * size.groups
+    col = row.new_zeros((parts, batch, n)) if has_cols else None
+    _launch_sums(o, _SUM_TASKS[mode], triangle=o.symmetric, stripes=stripes, row=row, col=col)
+    if col is None:
+        return add_cuts(row), nothing
+    return (add_cuts(row) + col.sum(0), nothing) if o.symmetric else (add_cuts(row), col.sum(0))
+
+
+def _row_lse(o: Operands) -> Tensor:
+    (batch, m, _), n = o.x.shape, o.y.shape[1]
+    size = tile(o, "sums", Weight.EXP)
+    blocks = -(-m // size.rows)
+    cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
+    row, top = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
+    _launch_sums(o, Task.SUM_RUNNING, stripes=blocks, row=row, row_second=top)
+    return log_if(*added(row, top / o.unit(Weight.EXP)))
+
+
+def _launch_sums(
+    o: Operands,
+    task: Task,
+    *,
+    stripes: int,
+    row: Tensor,
+    triangle: bool = False,
+    row_second: Tensor | None = None,
+    col: Tensor | None = None,
+) -> None:
+    if o.y.shape[1] == 0:
+        row.zero_()
+        if row_second is not None:
+            row_second.fill_(-torch.inf)
+    if row.numel() == 0 or o.y.shape[1] == 0:
+        return
+    unit = o.unit(Weight.SOFTPLUS if task == Task.SUM_SOFTPLUS else Weight.EXP)
+    u, v, row_ids, col_ids = o.terms
+    ops(o.x.device).sums(
+        *(o.x, o.y, None if u is None else row_terms(u * unit), None if v is None else col_terms(v * unit)),
+        *(row_ids, col_ids, o.exclude, o.row_shift, o.spec.scale * unit, 0.0),
+        *(task, o.split, triangle, stripes, row.shape[0], row, row_second, col, None),
+    )
+
+
+def contract(
+    o: Operands, mode: str, factors: Factors, *, need_x: bool, need_y: bool
+) -> tuple[Side | None, Side | None]:
+    """Weighted sums for the rows of ``x`` and for those of ``y``, where needed; as long as padded rows.
+
+    One pass for each side while a row block's sums fit in registers; panels beyond, which serve both at once. With
+    ``y = x`` the row side holds everything.
+
+    Args:
+        o: the problem.
+        mode: ``exp`` or ``softplus``; with factors ``bounded`` or ``running``.
+        factors: those of ``bounded`` and ``running``.
+        need_x: whether the row side is wanted.
+        need_y: whether the column side is wanted.
+    """
+    if 0 in (*o.x.shape[:2], o.y.shape[1]):
+        return (_no_pairs(o.x) if need_x else None, _no_pairs(o.y) if need_y else None)
+    if o.x.shape[2] > CONTRACT_DIM:
+        return _contract_by_panels(o, mode, factors, need_x=need_x, need_y=need_y)
+    of_x = _contract_rows(o, mode, factors) if need_x else None
+    return of_x, _contract_rows(o.swapped(), mode, factors.swapped()) if need_y else None
+
+
+def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
+    late = factors.b is None and o.terms.v is None
+    factors, scale = _in_range(o, factors, late=late)
+    weighing = _weighing(o, mode, factors, late=late)
+    (batch, m, dim), n = o.x.shape, o.y.shape[1]
+    size = tile(o, "contract", weighing.weight)
+    blocks = -(-m // size.rows)
+    cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m * dim, multiprocessors(o.x.device))
+    grad = o.x.new_empty((cuts, batch, m, dim), dtype=torch.float32)
+    sums = grad.new_empty((cuts, batch, m))
+    value = torch.empty_like(sums) if mode == "softplus" else sums
+    unit = o.unit(weighing.weight)
+    ops(o.x.device).contract(
+        *(o.x, o.y, weighing.rows, weighing.cols, o.terms.row_ids, o.terms.col_ids),
+        *(o.exclude, o.row_shift, o.spec.scale * unit, weighing.offset, weighing.weight, o.split, cuts),
+        *(weighing.out_scale, grad, sums, value if mode == "softplus" else None),
+    )
+    side = Side(grad, sums, value)
+    return side if scale is None else side.divided(scale)
+
+
+def _no_pairs(x: Tensor) -> Side:
+    sums = x.new_zeros((1, *x.shape[:2]), dtype=torch.float32)
+    return Side(x.new_zeros((1, *x.shape), dtype=torch.float32), sums, sums)
+
+
+def _in_range(o: Operands, factors: Factors, *, late: bool) -> tuple[Factors, Tensor | None]:
+    """Factors with which float16 weights fill its range, and the scale that this puts on the results."""
+    if o.kind != "float16" or late or (factors.a is None and factors.b is None):
+        return factors, None
+    a, b, scale = scaled_to_float16(factors.a, factors.b)
+    return factors._replace(a=a, b=b), scale
+
+
+def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighing:
+    """How the kernels make the weights of a mode.
+
+    Args:
+        o: the problem.
+        mode: see `contract`.
+        factors: likewise.
+        late: whether a row's factor, the only one, waits for the results; stored weights need it at once.
+    """
+    u, v = o.terms.u, o.terms.v
+    no_rows = o.x.new_zeros(o.x.shape[:2], dtype=torch.float32)
+    no_cols = o.x.new_zeros(o.y.shape[:2], dtype=torch.float32)
+    if mode == "softplus":
+        return Weighing(Weight.SOFTPLUS, None if u is None else row_terms(u), col_terms(no_cols if v is None else v))
+    unit = o.unit(Weight.EXP)
+    row_lse, a, col_lse, b = factors
+    of_rows, of_cols = no_rows if u is None else u, no_cols if v is None else v
+    if a is not None and b is not None:
+        row_top, col_top = _inf_for_empty(row_lse), _inf_for_empty(col_lse)
+        if mode == "running":
+            return Weighing(
+                Weight.TWO,
+                row_terms((of_rows - row_top) * unit, a, of_rows * unit),
+                col_terms(of_cols * unit, b, (of_cols - col_top) * unit),
+            )
+        # exp(l - lse) = exp(l) exp(-lse): both sides share one exponential.
+        return Weighing(
+            Weight.FACTOR,
+            row_terms(of_rows * unit, a * torch.exp(-row_top)),
+            col_terms(of_cols * unit, b * torch.exp(-col_top)),
+        )
+    if b is not None:
+        of_cols = of_cols - _inf_for_empty(col_lse)
+        return Weighing(Weight.FACTOR, row_terms(of_rows * unit, no_rows), col_terms(of_cols * unit, b))
+    if a is not None:
+        of_rows = of_rows - _inf_for_empty(row_lse)
+        if not late:
+            return Weighing(Weight.FACTOR, row_terms(of_rows * unit, a), col_terms(of_cols * unit, no_cols))
+    # Exponentials of at most 1, or of at most the scale, moved to where float16 has most room.
+    shift = 0.0
+    if o.kind == "float16":
+        shift = math.log(FLOAT16_RANGE) - (0.0 if a is not None else o.spec.scale)
+    offset, out_scale = shift * unit, math.exp(-shift)
+    ones = torch.ones_like(no_rows) if a is None else a
+    if v is not None:
+        cols = col_terms(of_cols * unit, no_cols)
+        return Weighing(Weight.FACTOR, row_terms(of_rows * unit, ones), cols, offset, out_scale)
+    rows = None if a is None and u is None else row_terms(of_rows * unit, ones)
+    return Weighing(Weight.EXP, rows, None, offset, out_scale)
+
+
+def _inf_for_empty(lse: Tensor | None) -> Tensor:
+    """A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan)."""
+    assert lse is not None
+    return lse.masked_fill(lse == -torch.inf, torch.inf)
+
+
+def _contract_by_panels(
+    o: Operands, mode: str, factors: Factors, *, need_x: bool, need_y: bool
+) -> tuple[Side | None, Side | None]:
+    factors, scale = _in_range(o, factors, late=False)
+    weighing = _weighing(o, mode, factors, late=False)
+    unit = o.unit(weighing.weight)
+    task = Task.STORE_EXP + weighing.weight
+    size = tile(o, "sums", weighing.weight)
+    _, _, row_ids, col_ids = o.terms
+
+    def weights(batches: slice, rows: slice, cols: slice, w: Tensor, need_cols: bool) -> tuple[Tensor, Tensor, Tensor]:
+        batch, m, n = w.shape
+        blocks = -(-m // size.rows)
+        cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
+        row, second = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
+        col = row.new_zeros((blocks * size.groups, batch, n)) if need_cols else None
+        ops(o.x.device).sums(
+            *(o.x[batches, rows], o.y[batches, cols]),
+            None if weighing.rows is None else weighing.rows[batches, :, rows],
+            None if weighing.cols is None else weighing.cols[batches, :, cols.start :],
+            None if row_ids is None else row_ids[batches, rows],
+            None if col_ids is None else col_ids[batches, cols],
+            *(o.exclude, o.row_shift + rows.start - cols.start, o.spec.scale * unit, weighing.offset),
+            *(task, o.split, False, blocks, cuts, row),
+            *(second if mode == "softplus" else None, col, w),
+        )
+        total = row.sum(0)
+        return total, total if col is None else col.sum(0), second.sum(0) if mode == "softplus" else total
+
+    sides = contract_by_panels(
+        o.x, o.y, weights, symmetric=o.symmetric, has_value=mode == "softplus", need_x=need_x, need_y=need_y
+    )
+    if scale is None and weighing.out_scale == 1.0:
+        return sides
+    divisor = torch.tensor(1 / weighing.out_scale, device=o.x.device) if scale is None else scale / weighing.out_scale
+    of_x, of_y = (None if side is None else side.divided(divisor) for side in sides)
+    return of_x, of_y

@@ -1,0 +1,181 @@
+"""The compiled operators: what they refuse, schemas and fakes, and how the library is found."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DEVICE, needs_cuda_kernels
+from torch import Tensor
+
+import hyperkern
+from hyperkern import backends
+from hyperkern.backends.cuda import library
+
+EXTENSION = library.objection("cuda")
+needs_extension = pytest.mark.skipif(EXTENSION is not None, reason=f"the extension {EXTENSION}")
+
+
+def operators() -> Any:
+    return library.ops(torch.device(DEVICE))
+
+
+def contract_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    x, y = (torch.randn(2, rows, dim, device=DEVICE).to(dtype) for rows in (m, n))
+    return {
+        **{"x": x, "y": y, "row_terms": None, "col_terms": None, "row_ids": None, "col_ids": None},
+        **{"exclude": 1, "row_shift": 0, "scale": 4.0, "offset": 0.0, "weight": 0, "split": False, "cuts": 1},
+        **{"out_scale": 1.0, "grad": torch.empty(1, 2, m, dim, device=DEVICE)},
+        **{"sum": torch.empty(1, 2, m, device=DEVICE), "value": None},
+    }
+
+
+def sums_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    x, y = (torch.randn(2, rows, dim, device=DEVICE).to(dtype) for rows in (m, n))
+    return {
+        **{"x": x, "y": y, "row_terms": None, "col_terms": None, "row_ids": None, "col_ids": None},
+        **{"exclude": 0, "row_shift": 0, "scale": 4.0, "offset": 0.0, "task": 0, "split": False, "triangle": False},
+        **{"stripes": 1, "cuts": 1, "row": torch.empty(1, 2, m, device=DEVICE)},
+        **{"row_second": None, "col": None, "weights": None},
+    }
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64, device=DEVICE)
+
+
+BAD_CONTRACT = [
+    ({"x": torch.randn(5, 16).bfloat16()}, r"x must have shape \(batch, rows, D\), got \(5, 16\)"),
+    ({"y": torch.randn(2, 7, 8)}, "y must be BFloat16, got Float"),
+    ({"y": torch.randn(2, 7, 8).bfloat16()}, r"y must have shape \(2, N, 16\), got \(2, 7, 8\)"),
+    (
+        {"x": torch.randn(2, 5, 16).double(), "y": torch.randn(2, 7, 16).double()},
+        "x must be bfloat16, float16 or float32",
+    ),
+    ({"x": torch.randn(2, 16, 5).bfloat16().mT}, "x must have rows that are contiguous and start and end at multiples"),
+    ({"x": torch.randn(2, 5, 20).bfloat16()[..., 4:]}, "x must have rows that are contiguous and start and end"),
+    ({"grad": torch.empty(1, 2, 5, 8)}, r"grad must have shape \(1, 2, 5, 16\), got \(1, 2, 5, 8\)"),
+    ({"grad": torch.empty(1, 2, 16, 5).mT}, "grad must be contiguous"),
+    ({"sum": torch.empty(1, 2, 5).double()}, "sum must be Float, got Double"),
+    ({"weight": 4}, "weight must be between 0 and 3, got 4"),
+    ({"weight": 1}, "weight 1 needs col_terms"),
+    ({"cuts": 0}, "cuts must be at least 1, got 0"),
+    ({"exclude": 3}, r"exclude must be 0 \(none\), 1 \(self\) or 2 \(same id\), got 3"),
+    ({"exclude": 2}, "row_ids is missing"),
+    ({"exclude": 2, "row_ids": ids(2, 5), "col_ids": ids(2, 5)}, r"col_ids must have shape \(2, 7\), got \(2, 5\)"),
+    ({"exclude": 2, "row_ids": ids(2, 5).int(), "col_ids": ids(2, 7)}, "row_ids must be Long, got Int"),
+    ({"row_terms": torch.zeros(2, 1, 5)}, r"row_terms must have shape \(2, at least 2, at least 5\)"),
+    ({"weight": 1, "col_terms": torch.zeros(2, 2, 8)}, r"col_terms must have shape \(2, at least 2, at least \d+\)"),
+]
+
+
+@needs_cuda_kernels
+@pytest.mark.parametrize(("change", "message"), BAD_CONTRACT, ids=lambda value: value if isinstance(value, str) else "")
+def test_contract_refuses(change: dict[str, Any], message: str) -> None:
+    moved = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in change.items()}
+    with pytest.raises(RuntimeError, match=message):
+        operators().contract(**(contract_arguments() | moved))
+
+
+@needs_cuda_kernels
+def test_contract_refuses_long_rows() -> None:
+    with pytest.raises(RuntimeError, match="D must be at most 256, got 264"):
+        operators().contract(**contract_arguments(dim=264))
+
+
+BAD_SUMS = [
+    ({"task": 7}, "task must be between 0 and 6, got 7"),
+    ({"task": 2}, "task 2 needs row_second"),
+    (
+        {"task": 2, "row_second": torch.empty(1, 2, 5), "col": torch.empty(2, 2, 7)},
+        "running maximum has no column sums",
+    ),
+    ({"task": 3}, "weights are given to the tasks that store them"),
+    ({"weights": torch.empty(2, 5, 7).bfloat16()}, "weights are given to the tasks that store them"),
+    ({"task": 3, "weights": torch.empty(2, 5, 7).bfloat16()}, "weights must have rows that start at multiples of 16"),
+    ({"triangle": True}, "a triangle has as many rows as columns"),
+    ({"stripes": 2}, "stripes must be between 1 and the number of row blocks"),
+    ({"cuts": -1}, "cuts must be between 0 and"),
+    ({"col": torch.empty(9, 2, 7)}, r"col must have shape \(2, 2, 7\), got \(9, 2, 7\)"),
+]
+
+
+@needs_cuda_kernels
+@pytest.mark.parametrize(("change", "message"), BAD_SUMS, ids=lambda value: value if isinstance(value, str) else "")
+def test_sums_refuses(change: dict[str, Any], message: str) -> None:
+    moved = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in change.items()}
+    with pytest.raises(RuntimeError, match=message):
+        operators().sums(**(sums_arguments() | moved))
+
+
+@needs_cuda_kernels
+def test_schemas_and_fakes() -> None:
+    """What an operator writes is what its schema says, and its fake agrees."""
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(operators().contract.default, (), contract_arguments(), test_utils=checks)
+    torch.library.opcheck(operators().sums.default, (), sums_arguments(), test_utils=checks)
+    x = torch.randn(2, 5, 16, device=DEVICE)
+    unit, rstd = torch.empty_like(x), torch.empty(2, 5, device=DEVICE)
+    torch.library.opcheck(operators().prepare.default, (x, 1e-12, unit, rstd), test_utils=checks)
+    torch.library.opcheck(operators().finish.default, (x, x.clone(), rstd, unit), test_utils=checks)
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ["contract", "sums", "tile", "prepare", "finish", "prepare_views", "combine"])
+def test_the_extension_answers_cpu_tensors(name: str) -> None:
+    """Built and loaded without a GPU; a CPU tensor gets a sentence, not the dispatcher's list of keys."""
+    operator = getattr(library.ops(torch.device("cuda")), name)
+    x = torch.randn(2, 5, 16)
+    samples = {"Tensor": x, "int": 0, "float": 1.0, "bool": False}
+    arguments = [
+        None if str(argument.type).startswith("Optional") else samples[str(argument.type)]
+        for argument in operator.default._schema.arguments
+    ]
+    with pytest.raises(RuntimeError, match="must be on a CUDA device, but it is on the CPU"):
+        operator(*arguments)
+
+
+@needs_extension
+@needs_cuda_kernels
+def test_extension_and_emulator_have_the_same_operators() -> None:
+    if DEVICE == "cuda":
+        pytest.skip("there is no emulator beside a GPU")
+
+    def schemas(namespace: str) -> set[str]:
+        found = {s.name: str(s) for s in torch._C._jit_get_all_schemas() if s.name.startswith(f"{namespace}::")}
+        return {text.removeprefix(namespace) for text in found.values()}
+
+    emulated = schemas("hyperkern_cuda_emulated")
+    assert len(emulated) >= 8
+    assert emulated - schemas("hyperkern_cuda") == {"::emulate(int capability, bool products_first) -> ()"}
+    assert schemas("hyperkern_cuda") <= emulated
+
+
+def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    libraries = {kind: (tmp_path / path.name, *rest) for kind, (path, *rest) in library._LIBRARIES.items()}
+    monkeypatch.setattr(library, "_LIBRARIES", libraries)
+    library._loaded.cache_clear()
+    try:
+        assert "HYPERKERN_BUILD_CUDA=1 pip install" in str(library.objection("cuda"))
+        assert "needs a GPU" in str(library.objection("cpu"))
+        assert "needs a CUDA device, got mps" in str(library.objection("mps"))
+        with pytest.raises(ValueError, match=r"backend='cuda' cannot compute .*needs a GPU"):
+            hyperkern.uniformity(torch.randn(4, 3), backend="cuda")
+        (tmp_path / "kernels.so").write_text("not a library")
+        library._loaded.cache_clear()
+        assert "cannot be loaded by PyTorch" in str(library.objection("cuda"))
+    finally:
+        monkeypatch.undo()
+        library._loaded.cache_clear()
+
+
+@needs_cuda_kernels
+def test_the_emulator_is_never_chosen_by_itself() -> None:
+    if DEVICE == "cuda":
+        pytest.skip("there is no emulator beside a GPU")
+    problem = backends.Problem("prepare", torch.device("cpu"), torch.float32, 8)
+    assert backends.load("cuda").unsupported(problem) == []
+    assert "the emulator is for tests" in backends.load("cuda").unverified(problem)[0]
+    assert backends.select(None, problem) is not backends.load("cuda")
+    assert math.isfinite(hyperkern.uniformity(torch.randn(9, 3), backend="cuda").item())
