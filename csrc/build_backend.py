@@ -23,18 +23,27 @@ __all__ = [
 ]
 
 
-def _compiler_requirements() -> list[str]:
-    variables = ("HYPERKERN_BUILD_CUDA", "HYPERKERN_BUILD_EMULATOR")
-    return ["torch>=2.10", "ninja"] if any(os.environ.get(name, "0") not in ("", "0") for name in variables) else []
+_COMPILING = ("HYPERKERN_BUILD_CUDA", "HYPERKERN_BUILD_EMULATOR")
+
+
+def _requires(ask, config_settings):
+    """What setuptools asks for, with setup.py run as for a pure wheel: PyTorch is not there yet."""
+    asked = {name: os.environ.pop(name) for name in _COMPILING if name in os.environ}
+    try:
+        requirements = ask(config_settings)
+    finally:
+        os.environ.update(asked)
+    compiles = any(value not in ("", "0") for value in asked.values())
+    return [*requirements, "torch>=2.10", "ninja"] if compiles else requirements
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return build_meta.get_requires_for_build_wheel(config_settings) + _compiler_requirements()
+    return _requires(build_meta.get_requires_for_build_wheel, config_settings)
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return build_meta.get_requires_for_build_editable(config_settings) + _compiler_requirements()
+    return _requires(build_meta.get_requires_for_build_editable, config_settings)
 
 
 def get_requires_for_build_sdist(config_settings=None):
-    return build_meta.get_requires_for_build_sdist(config_settings)
+    return _requires(build_meta.get_requires_for_build_sdist, config_settings)
