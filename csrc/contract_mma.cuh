@@ -21,8 +21,11 @@ struct ContractMma {
 template <class Operand, int kDim, Weight kWeight>
 HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim * Operand::kBytes>::kThreads, 1)
     contract_mma_kernel(const ContractArgs args, const Matrix x, const Matrix y) {
+  if constexpr (!kHasPortable<Operand>) return;
   using T = ContractMma<kDim * Operand::kBytes>;
   constexpr int kPanels = kDim * Operand::kBytes / kPanelBytes;
+  // The longest rows leave few registers for addresses.
+  [[maybe_unused]] constexpr int kUnrolledPanels = kPanels > 4 ? 1 : kPanels;
   constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
   const int i_block = ptx::block() % args.blocks;
@@ -40,7 +43,7 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim * Operand::kBytes>::kTh
   const auto load_tile = [&](int tile) {
     const uint32_t to = ring + tile % T::kStages * (T::kCols * kDim * Operand::kBytes);
     if (tile < range.end) {
-#pragma unroll
+#pragma unroll(kUnrolledPanels)
       for (int panel = 0; panel < kPanels; ++panel) {
         load_panel<T::kCols, T::kThreads>(
             to + panel * T::kCols * kPanelBytes, y_data, y.stride_m, tile * T::kCols, pairs.n, panel * kPanelBytes,
@@ -49,7 +52,7 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim * Operand::kBytes>::kTh
     }
     ptx::cp_async_commit_group();
   };
-#pragma unroll
+#pragma unroll(kUnrolledPanels)
   for (int panel = 0; panel < kPanels; ++panel) {
     load_panel<T::kRows, T::kThreads>(
         x_tile + panel * T::kRows * kPanelBytes, x_data, x.stride_m, first_row, pairs.m, panel * kPanelBytes, bytes);
@@ -66,7 +69,7 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim * Operand::kBytes>::kTh
     load_tile(tile + 1);
     const uint32_t y_tile = ring + tile % T::kStages * (T::kCols * kDim * Operand::kBytes);
     float s[1][T::kCols / 8][4] = {};
-#pragma unroll
+#pragma unroll(kUnrolledPanels)
     for (int panel = 0; panel < kPanels; ++panel) {
       multiply_rows<Operand>(
           s, x_tile + panel * T::kRows * kPanelBytes, warp * 16, y_tile + panel * T::kCols * kPanelBytes, lane);
@@ -77,7 +80,7 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim * Operand::kBytes>::kTh
         lane);
     multiply_weights<Operand>(g[0], s[0], y_tile, lane);
   }
-  store_results<kWeight>(args, pairs, i_b, i_cut, rows, factors, g, sum, value, lane);
+  store_results<kWeight>(args, rows, g, sum, value, lane);
 }
 
 }  // namespace hyperkern

@@ -14,19 +14,32 @@ struct ContractArgs {
   float out_scale;          // on all results but the potential
 };
 
+// What a block of threads computes. Divided anew wherever it is asked for, so that no register keeps it around the
+// loop.
+struct ContractPart {
+  int i_block, i_cut, i_b;
+  Range range;  // of column tiles
+
+  HYPERKERN_DEVICE explicit ContractPart(const ContractArgs& args) {
+    const int block = ptx::opaque(ptx::block());
+    i_block = block % args.blocks;
+    i_cut = block / args.blocks % args.cuts;
+    i_b = block / args.blocks / args.cuts;
+    range = cut_range(args.tiles, args.cuts, i_cut);
+  }
+};
+
 // Each block of threads owns its results, and a lane owns pairs of columns of its rows.
 template <Weight kWeight, int kBlocks, int kOutGroups>
 HYPERKERN_DEVICE void store_results(
     const ContractArgs& args,
-    const Pairs& pairs,
-    int i_b,
-    int i_cut,
     const Rows<kBlocks>& rows,
-    const RowFactors<kBlocks, kWeight>& factors,
     const float (&g)[kBlocks][kOutGroups][4],
     const float (&sum)[kBlocks][2],
     const float (&value)[kBlocks][2],
     int lane) {
+  const ContractPart part(args);
+  const Pairs pairs = of_batch(args.pairs, part.i_b);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -36,8 +49,10 @@ HYPERKERN_DEVICE void store_results(
       if constexpr (kWeight == Weight::kSoftplus) row_value = sum_of_row(value[block][half]);
       const int row = rows.index[block][half];
       if (row >= pairs.m) continue;
-      const float scale = args.out_scale * (kWeight == Weight::kExp ? factors.a[block][half] : 1.0f);
-      const int64_t at = (static_cast<int64_t>(i_cut) * pairs.batch + i_b) * pairs.m + row;
+      // The weights of the other kinds have their factors already.
+      const float factor = kWeight == Weight::kExp ? Rows<kBlocks>::term(pairs, row, kA, 1.0f) : 1.0f;
+      const float scale = args.out_scale * factor;
+      const int64_t at = (static_cast<int64_t>(part.i_cut) * pairs.batch + part.i_b) * pairs.m + row;
       if (lane % 4 == 0) {
         args.sum[at] = row_sum * scale;
         if constexpr (kWeight == Weight::kSoftplus) args.value[at] = row_value;

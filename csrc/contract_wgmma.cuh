@@ -38,12 +38,6 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   using T = ContractWgmma<kDim, kWeight>;
   constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   constexpr int kPanelColumns = kPanelBytes / Operand::kBytes;
-  const int lane = ptx::thread() % kWarp;
-  const int i_block = ptx::block() % args.blocks;
-  const int i_cut = ptx::block() / args.blocks % args.cuts;
-  const int i_b = ptx::block() / args.blocks / args.cuts;
-  const Range range = cut_range(args.tiles, args.cuts, i_cut);
-
   unsigned char* memory = ptx::shared_memory();
   const uint32_t x_tile = ptx::shared_address(memory);
   const uint32_t buffers = x_tile + T::kRowBytes;
@@ -59,6 +53,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   if (ptx::thread() < kWarpgroup) {
     ptx::setmaxnreg_dec<T::kProducerRegisters>();
     if (ptx::thread() != 0) return;
+    const auto [i_block, i_cut, i_b, range] = ContractPart(args);
     ptx::prefetch_tensormap(&x_map);
     ptx::prefetch_tensormap(&y_map);
     ptx::mbarrier_arrive_expect_tx(x_full, T::kRowBytes);
@@ -82,13 +77,16 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   }
 
   ptx::setmaxnreg_inc<T::kConsumerRegisters>();
+  const auto [i_block, i_cut, i_b, range] = ContractPart(args);
+  const int lane = ptx::thread() % kWarp;
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
   const Pairs pairs = of_batch(args.pairs, i_b);
   const int first_row = i_block * T::kRows + warpgroup * 64;
   const Rows<1> rows(pairs, first_row + warp * 16, 16, lane);
   const RowFactors<1, kWeight> factors(pairs, rows);
-  const uint32_t x_rows = x_tile + warpgroup * 64 * kPanelBytes;
+  const int x_pieces = static_cast<int>(x_tile) / kPieceBytes + warpgroup * 64 * kPanelBytes / kPieceBytes;
+  const uint32_t y_pieces = buffers / kPieceBytes;
   const Turns<T::kConsumers> turns(warpgroup);
 
   float g[1][kDim / 8][4] = {};
@@ -97,16 +95,19 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   uint32_t packed[T::kCols / 16][4];
 
   const auto first_product = [&](const RingPosition& at) {
+    // Of the longest rows the compiler would keep all descriptors around the loop.
+    const int x_first = kDim > 128 ? ptx::opaque(x_pieces) : x_pieces;
 #pragma unroll
     for (int panel = 0; panel < T::kPanels; ++panel) {
       multiply_rows_async<Operand>(
-          s[0], x_rows + panel * T::kRows * kPanelBytes,
-          buffers + at.stage * T::kStageBytes + panel * T::kCols * kPanelBytes, panel > 0);
+          s[0], x_first + panel * T::kRows * kPanelBytes / kPieceBytes,
+          y_pieces + at.stage * (T::kStageBytes / kPieceBytes) + panel * T::kCols * kPanelBytes / kPieceBytes,
+          panel > 0);
     }
     ptx::wgmma_commit_group();
   };
   const auto second_product = [&](const RingPosition& at) {
-    multiply_weights_async<Operand>(g[0], packed, buffers + at.stage * T::kStageBytes, true);
+    multiply_weights_async<Operand>(g[0], packed, y_pieces + at.stage * (T::kStageBytes / kPieceBytes), true);
     ptx::wgmma_commit_group();
   };
   const auto weigh_tile = [&](int tile) {
@@ -153,7 +154,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   } else if (warpgroup == 0) {
     turns.take();  // nobody else does
   }
-  store_results<kWeight>(args, pairs, i_b, i_cut, rows, factors, g, sum, value, lane);
+  store_results<kWeight>(args, rows, g, sum, value, lane);
 #endif
 }
 

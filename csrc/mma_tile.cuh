@@ -36,10 +36,12 @@ HYPERKERN_DEVICE void multiply_rows(
   const uint32_t y_lane = y_panel + swizzled(0, right_row(lane), right_byte(lane));
 #pragma unroll(Operand::kUnrolledSteps)
   for (int step = 0; step < kPanelBytes / kStepBytes; ++step) {
-    uint32_t a[kBlocks][4];
+    typename Operand::Left a[kBlocks];
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      ptx::ldmatrix_x4(a[block], further_along(x_lane, step * kStepBytes) + block * 16 * kPanelBytes);
+      uint32_t r[4];
+      ptx::ldmatrix_x4(r, further_along(x_lane, step * kStepBytes) + block * 16 * kPanelBytes);
+      a[block] = Operand::left(r[0], r[1], r[2], r[3]);
     }
 #pragma unroll
     for (int group = 0; group < kGroups; group += 2) {
@@ -65,9 +67,9 @@ HYPERKERN_DEVICE void multiply_weights(
     const uint32_t y_lane = y_tile + swizzled(kRows, left_row(lane), left_byte(lane));
 #pragma unroll
     for (int group = 0; group < kGroups; group += 2) {
-      const uint32_t a[4] = {
+      const auto a = Operand::left(
           Operand::pack(w[group][0], w[group][1]), Operand::pack(w[group][2], w[group][3]),
-          Operand::pack(w[group + 1][0], w[group + 1][1]), Operand::pack(w[group + 1][2], w[group + 1][3])};
+          Operand::pack(w[group + 1][0], w[group + 1][1]), Operand::pack(w[group + 1][2], w[group + 1][3]));
 #pragma unroll
       for (int out = 0; out < kOutGroups; out += 2) {
         uint32_t b[4];
@@ -86,8 +88,8 @@ HYPERKERN_DEVICE void multiply_weights(
     const uint32_t second = y_tile + swizzled(kRows, row + 1, lane / 4 * 4);
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      const uint32_t a[4] = {ptx::as_bits(w[group][0]), ptx::as_bits(w[group][2]), ptx::as_bits(w[group][1]),
-                             ptx::as_bits(w[group][3])};
+      const auto a = Operand::left(
+          ptx::as_bits(w[group][0]), ptx::as_bits(w[group][2]), ptx::as_bits(w[group][1]), ptx::as_bits(w[group][3]));
 #pragma unroll
       for (int out = 0; out < kOutGroups; ++out) {
         const int offset = out * 32 / kPanelBytes * kTilePanelBytes + group * 8 * kPanelBytes;

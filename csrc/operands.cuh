@@ -8,14 +8,30 @@ namespace hyperkern {
 // One product step covers 32 bytes of every row: 16 halves or 8 floats.
 constexpr int kStepBytes = 32;
 
+// Whether the portable kernels are compiled for this architecture: on sm_90a those of two bytes have others.
+#if HYPERKERN_SM90A && !defined(HYPERKERN_EMULATED)
+template <class Operand>
+constexpr bool kHasPortable = Operand::kBytes > 2;
+#else
+template <class Operand>
+constexpr bool kHasPortable = true;
+#endif
+
+// A left operand of mma.sync.
+struct LeftBits {
+  uint32_t bits[4];
+};
+
 // Both halves in one register: elements 2 t and 2 t + 1 of a row.
 struct Bf16 {
   static constexpr int kBytes = 2;
   static constexpr int kUnrolledSteps = 4;
   static constexpr bool kLog2Units = true;
   static HYPERKERN_DEVICE uint32_t pack(float low, float high) { return ptx::cvt_bf16x2(low, high); }
-  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    ptx::mma_m16n8k16_bf16(d, a, b0, b1);
+  using Left = LeftBits;
+  static HYPERKERN_DEVICE Left left(uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) { return {{a0, a1, a2, a3}}; }
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const Left& a, uint32_t b0, uint32_t b1) {
+    ptx::mma_m16n8k16_bf16(d, a.bits, b0, b1);
   }
 #if HYPERKERN_SM90A
   template <class... Args>
@@ -30,8 +46,10 @@ struct Fp16 {
   static constexpr int kUnrolledSteps = 4;
   static constexpr bool kLog2Units = true;
   static HYPERKERN_DEVICE uint32_t pack(float low, float high) { return ptx::cvt_f16x2(low, high); }
-  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    ptx::mma_m16n8k16_f16(d, a, b0, b1);
+  using Left = LeftBits;
+  static HYPERKERN_DEVICE Left left(uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) { return {{a0, a1, a2, a3}}; }
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const Left& a, uint32_t b0, uint32_t b1) {
+    ptx::mma_m16n8k16_f16(d, a.bits, b0, b1);
   }
 #if HYPERKERN_SM90A
   template <class... Args>
@@ -46,9 +64,12 @@ struct Tf32 {
   static constexpr int kBytes = 4;
   static constexpr int kUnrolledSteps = 4;
   static constexpr bool kLog2Units = true;
-  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    const uint32_t rounded[4] = {round(a[0]), round(a[1]), round(a[2]), round(a[3])};
-    ptx::mma_m16n8k8_tf32(d, rounded, round(b0), round(b1));
+  using Left = LeftBits;
+  static HYPERKERN_DEVICE Left left(uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) {
+    return {{round(a0), round(a1), round(a2), round(a3)}};
+  }
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const Left& a, uint32_t b0, uint32_t b1) {
+    ptx::mma_m16n8k8_tf32(d, a.bits, round(b0), round(b1));
   }
 
  private:
@@ -61,15 +82,24 @@ struct Fp32 {
   static constexpr int kBytes = 4;
   static constexpr int kUnrolledSteps = 1;  // three products a step: more in flight than there are registers
   static constexpr bool kLog2Units = false;
-  static HYPERKERN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    uint32_t a_high[4], a_rest[4], b_high[2], b_rest[2];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) split(a[i], a_high[i], a_rest[i]);
+  struct Left {
+    uint32_t high[4], rest[4];
+  };
+  static HYPERKERN_DEVICE Left left(uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) {
+    Left a;
+    split(a0, a.high[0], a.rest[0]);
+    split(a1, a.high[1], a.rest[1]);
+    split(a2, a.high[2], a.rest[2]);
+    split(a3, a.high[3], a.rest[3]);
+    return a;
+  }
+  static HYPERKERN_DEVICE void multiply(float (&d)[4], const Left& a, uint32_t b0, uint32_t b1) {
+    uint32_t b_high[2], b_rest[2];
     split(b0, b_high[0], b_rest[0]);
     split(b1, b_high[1], b_rest[1]);
-    ptx::mma_m16n8k8_tf32(d, a_rest, b_high[0], b_high[1]);
-    ptx::mma_m16n8k8_tf32(d, a_high, b_rest[0], b_rest[1]);
-    ptx::mma_m16n8k8_tf32(d, a_high, b_high[0], b_high[1]);
+    ptx::mma_m16n8k8_tf32(d, a.rest, b_high[0], b_high[1]);
+    ptx::mma_m16n8k8_tf32(d, a.high, b_rest[0], b_rest[1]);
+    ptx::mma_m16n8k8_tf32(d, a.high, b_high[0], b_high[1]);
   }
 
  private:

@@ -122,27 +122,47 @@ HYPERKERN_DEVICE bool needs_mask(const Pairs& pairs, int first_row, int rows, in
          (pairs.exclude == Exclude::kSelf && touches_diagonal(first_row, rows, pairs.row_shift, first_col, cols));
 }
 
-// -inf for the pairs left out and the columns beyond the end.
+// -inf for the pairs left out and the columns beyond the end. What rows beyond the end get makes no difference. A
+// lane's columns are bits, which a short loop fills: unrolled, it would take many registers from the products.
 template <int kBlocks, int kGroups>
 HYPERKERN_DEVICE void mask_pairs(
     float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
+  static_assert(kGroups <= 16, "a lane has at most 32 columns");
+  const bool by_id = pairs.exclude == Exclude::kSameId;
+  int64_t out[kBlocks][2];  // the id or the column that a row excludes
+  uint32_t bits[kBlocks][2] = {};
 #pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = ptx::opaque(rows.index[block][half]);
+      out[block][half] = by_id ? pairs.row_ids[row < pairs.m ? row : pairs.m - 1]
+                               : (pairs.exclude == Exclude::kSelf ? row + pairs.row_shift : -1);
+    }
+  }
+#pragma unroll 2
   for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
       const int col = first_col + group * 8 + fragment_col(lane, odd);
       const bool inside = col < pairs.n;
-      const int64_t col_id = pairs.exclude == Exclude::kSameId && inside ? pairs.col_ids[col] : 0;
+      const int64_t candidate = by_id ? pairs.col_ids[inside ? col : pairs.n - 1] : col;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int row = rows.index[block][half];
-          bool keep = inside;
-          if (pairs.exclude == Exclude::kSelf) keep = keep && row + pairs.row_shift != col;
-          if (pairs.exclude == Exclude::kSameId && row < pairs.m) keep = keep && pairs.row_ids[row] != col_id;
-          if (!keep) s[block][group][2 * half + odd] = -INFINITY;
+          if (!inside || candidate == out[block][half]) bits[block][half] |= 1u << (2 * group + odd);
         }
+      }
+    }
+  }
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if ((bits[block][e / 2] >> (2 * group + e % 2) & 1) != 0) s[block][group][e] = -INFINITY;
       }
     }
   }
@@ -162,7 +182,7 @@ HYPERKERN_DEVICE float softplus(float l, float& derivative) {
   return l != l ? l : (l > 0 ? l : 0.0f) + 2.0f * z * series;
 }
 
-// The row factors of kFactor and kTwo; kTwo's second exponent is that of the first plus a difference.
+// What rows have besides p while their tiles are weighed: a for kFactor and kTwo, the second exponent for kTwo.
 template <int kBlocks, Weight kWeight>
 struct RowFactors {
   float a[kBlocks][2];
@@ -174,10 +194,13 @@ struct RowFactors {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = rows.index[block][half];
-        a[block][half] = kWeight == Weight::kSoftplus ? 1.0f : Rows<kBlocks>::term(pairs, row, kA, 1.0f);
-        second_p[block][half] = -INFINITY;
-        if (kWeight == Weight::kTwo && row < pairs.m) {
+        a[block][half] = second_p[block][half] = 0.0f;
+        if constexpr (kWeight == Weight::kFactor || kWeight == Weight::kTwo) {
+          a[block][half] = Rows<kBlocks>::term(pairs, row, kA, 1.0f);
+        }
+        if constexpr (kWeight == Weight::kTwo) {
           second_p[block][half] = Rows<kBlocks>::term(pairs, row, kSecondP, 0.0f);
+          if (row >= pairs.m) second_p[block][half] = -INFINITY;
         }
       }
     }
@@ -207,21 +230,43 @@ HYPERKERN_DEVICE void weigh(
       }
     }
     if (mask) mask_pairs(s, rows, pairs, first_col, lane);
+    // In parts, each under a branch: the compiler fetches the terms of what it may reorder at once, into registers.
+    constexpr int kPart = 2;
+    // Where a term starts is computed for every tile: three addresses would take six registers around the loop.
+    const float* terms = pairs.col_terms + first_col + fragment_col(lane, 0);
+    const float* factor_terms = terms + ptx::opaque(kA) * pairs.col_terms_stride_t;
+    const float* second_terms = terms + ptx::opaque(kSecondP) * pairs.col_terms_stride_t;
+    static_assert(kGroups % kPart == 0, "a tile has whole parts");
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      const int col = first_col + group * 8 + fragment_col(lane, 0);
-      const float2 q = col_term(pairs, kP, col), b = col_term(pairs, kA, col), second = col_term(pairs, kSecondP, col);
+    for (int part = 0; part < kGroups; part += kPart) {
+      if (first_col + part * 8 < pairs.n) {
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
+        for (int group = part; group < part + kPart; ++group) {
+          const float2 q = *reinterpret_cast<const float2*>(terms + group * 8);
+          const float2 b = *reinterpret_cast<const float2*>(factor_terms + group * 8);
+          const float2 second = *reinterpret_cast<const float2*>(second_terms + group * 8);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float l = s[block][group][e];
-          const float of_row = exp_of<kLog2Units>(l + rows.p[block][e / 2] + (e % 2 == 0 ? q.x : q.y));
-          const float of_col =
-              exp_of<kLog2Units>(l + factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y));
-          const float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
-          row_sum[block][e / 2] += w;
-          s[block][group][e] = w;
+          for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const float l = s[block][group][e];
+              const float of_row = exp_of<kLog2Units>(l + rows.p[block][e / 2] + (e % 2 == 0 ? q.x : q.y));
+              const float of_col =
+                  exp_of<kLog2Units>(l + factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y));
+              const float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
+              row_sum[block][e / 2] += w;
+              s[block][group][e] = w;
+            }
+          }
+        }
+      } else {
+#pragma unroll
+        for (int group = part; group < part + kPart; ++group) {
+#pragma unroll
+          for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) s[block][group][e] = 0.0f;
+          }
         }
       }
     }

@@ -92,6 +92,13 @@ HYPERKERN_DEVICE void syncwarp() { __syncwarp(); }
 // A number that all lanes agree on, told to the compiler, which then keeps what follows from it in uniform registers.
 HYPERKERN_DEVICE int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
+// A number that the compiler knows nothing of: what follows from it is computed where it is needed, instead of once and
+// kept in registers around a loop.
+HYPERKERN_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 HYPERKERN_DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

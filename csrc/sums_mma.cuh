@@ -19,6 +19,7 @@ struct SumsMma {
 template <class Operand, Task kTask>
 HYPERKERN_KERNEL void __launch_bounds__(SumsMma::kThreads, 1)
     sums_mma_kernel(const SumsArgs args, const Matrix x, const Matrix y) {
+  if constexpr (!kHasPortable<Operand>) return;
   using T = SumsMma;
   const Schedule& schedule = args.schedule;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);

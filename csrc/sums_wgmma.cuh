@@ -2,6 +2,7 @@
 // Where rows are short (kResident) the rows of a block stay in shared memory and only columns stream.
 #pragma once
 
+#include "launch.h"
 #include "sums_epilogue.cuh"
 #include "wgmma_tile.cuh"
 
@@ -18,7 +19,29 @@ struct SumsWgmma {
   static constexpr int kMostStages = 8;
   static constexpr int kBarrierBytes = (2 * kMostStages + 2) * 8;
   static constexpr int kColBytes = kConsumers * kSumsColFloats * 4;
+
+  // Shared memory of a block of threads: resident rows of so many panels, 0 where rows stream; a ring of as many
+  // buffers as fit; column sums; barriers.
+  static HYPERKERN_HOST_DEVICE constexpr int resident_bytes(int panels) { return panels * kRowPanelBytes; }
+  static HYPERKERN_HOST_DEVICE constexpr int stage_bytes(bool resident) {
+    return kColPanelBytes + (resident ? 0 : kRowPanelBytes);
+  }
+  static HYPERKERN_HOST_DEVICE constexpr int stages(int resident_panels) {
+    const int free_bytes = kSharedBytesSm90 - kColBytes - kBarrierBytes - resident_bytes(resident_panels);
+    const int fitting = free_bytes / stage_bytes(resident_panels > 0);
+    return fitting < kMostStages ? fitting : kMostStages;
+  }
+  static HYPERKERN_HOST_DEVICE constexpr int shared_bytes(int resident_panels) {
+    return resident_bytes(resident_panels) + stages(resident_panels) * stage_bytes(resident_panels > 0) + kColBytes +
+           kBarrierBytes;
+  }
 };
+
+// How many panels of rows stay in shared memory. Panels of weights are for long rows, and their rows always stream.
+HYPERKERN_HOST_DEVICE constexpr int resident_panels(int row_bytes, Task task) {
+  const int panels = ceil_div(row_bytes, kPanelBytes);
+  return !stores(task) && panels <= SumsWgmma::kMostResident ? panels : 0;
+}
 
 template <class Operand, Task kTask, bool kResident>
 HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kernel(
@@ -31,12 +54,10 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   const int i_stripe = ptx::block() % schedule.stripes;
   const int i_cut = ptx::block() / schedule.stripes % schedule.cuts;
   const int i_b = ptx::block() / schedule.stripes / schedule.cuts;
-  const Pairs pairs = of_batch(args.pairs, i_b);
-  const int panels = ceil_div(pairs.dim * Operand::kBytes, kPanelBytes);
+  const int panels = ceil_div(args.pairs.dim * Operand::kBytes, kPanelBytes);
 
-  // Shared memory: resident rows, the ring, column sums, barriers.
-  const int resident_bytes = kResident ? panels * T::kRowPanelBytes : 0;
-  const int stage_bytes = T::kColPanelBytes + (kResident ? 0 : T::kRowPanelBytes);
+  const int resident_bytes = T::resident_bytes(kResident ? panels : 0);
+  constexpr int stage_bytes = T::stage_bytes(kResident);
   unsigned char* memory = ptx::shared_memory();
   const uint32_t x_resident = ptx::shared_address(memory);
   const uint32_t buffers = x_resident + resident_bytes;
@@ -92,6 +113,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   ptx::setmaxnreg_inc<240>();
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
+  const Pairs pairs = of_batch(args.pairs, i_b);
   auto* col_shared = reinterpret_cast<float*>(behind) + warpgroup * kSumsColFloats;
   float* col = args.col;
   if (col != nullptr) {
@@ -135,7 +157,9 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
         ptx::wgmma_fence();
 #pragma unroll
         for (int block = 0; block < T::kBlocks; ++block) {
-          multiply_rows_async<Operand>(s[block], x_panel + block * 64 * kPanelBytes, y_panel, panel > 0);
+          multiply_rows_async<Operand>(
+              s[block], x_panel / kPieceBytes + block * 64 * kPanelBytes / kPieceBytes, y_panel / kPieceBytes,
+              panel > 0);
         }
         ptx::wgmma_commit_group();
         if (panel > 0) {

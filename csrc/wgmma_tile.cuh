@@ -7,22 +7,27 @@
 
 namespace hyperkern {
 
-// What wgmma is told about a tile with 128-byte swizzle. `leading` is used by a transposed operand only: from one panel to
-// the next. `stride` leads from eight rows to the next eight.
-HYPERKERN_DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t leading) {
-  constexpr uint64_t kSwizzle128B = 1ull << 62;
-  constexpr uint64_t kStride = 8 * kPanelBytes;
-  return kSwizzle128B | (kStride >> 4) << 32 | static_cast<uint64_t>(leading >> 4) << 16 | (address & 0x3ffff) >> 4;
+// wgmma counts shared memory in pieces of 16 bytes.
+constexpr int kPieceBytes = 16;
+
+// What wgmma is told about a tile with 128-byte swizzle that starts at a piece. `kLeading` is used by a transposed
+// operand only: from one panel to the next. Eight rows lie behind the eight before. All but the start is constant, and
+// steps from one product to the next are constants that add to it.
+template <int kLeading>
+HYPERKERN_DEVICE uint64_t matrix_descriptor(uint32_t piece) {
+  constexpr uint32_t kSwizzle128B = 1u << 30, kStride = 8 * kPanelBytes / kPieceBytes;
+  return static_cast<uint64_t>(kSwizzle128B | kStride) << 32 | (piece + (kLeading / kPieceBytes << 16));
 }
 
-// s = x y^T, or with `add` s += x y^T, over one panel: 64 rows of x and 8 kGroups rows of y.
+// s = x y^T, or with `add` s += x y^T, over one panel: 64 rows of x and 8 kGroups rows of y, each from a
+// piece of shared memory on.
 template <class Operand, int kGroups>
 HYPERKERN_DEVICE void multiply_rows_async(float (&s)[kGroups][4], uint32_t x_panel, uint32_t y_panel, bool add) {
 #pragma unroll
   for (int step = 0; step < kPanelBytes / kStepBytes; ++step) {
     Operand::multiply_async(
-        s, matrix_descriptor(x_panel + step * kStepBytes, kStepBytes),
-        matrix_descriptor(y_panel + step * kStepBytes, kStepBytes), add || step > 0);
+        s, matrix_descriptor<kStepBytes>(x_panel + step * kStepBytes / kPieceBytes),
+        matrix_descriptor<kStepBytes>(y_panel + step * kStepBytes / kPieceBytes), add || step > 0);
   }
 }
 
@@ -38,14 +43,14 @@ HYPERKERN_DEVICE void pack_weights(uint32_t (&packed)[kGroups / 2][4], const flo
   }
 }
 
-// g += w y: packed weights and a tile of y, whose rows are contracted.
+// g += w y: packed weights and a tile of y, whose rows are contracted, from a piece of shared memory on.
 template <class Operand, int kSteps, int kOutGroups>
 HYPERKERN_DEVICE void multiply_weights_async(
     float (&g)[kOutGroups][4], const uint32_t (&packed)[kSteps][4], uint32_t y_tile, bool add) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     Operand::multiply_async(
-        g, packed[step], matrix_descriptor(y_tile + step * 16 * kPanelBytes, kSteps * 16 * kPanelBytes),
+        g, packed[step], matrix_descriptor<kSteps * 16 * kPanelBytes>(y_tile + step * 16 * kPanelBytes / kPieceBytes),
         add || step > 0);
   }
 }

@@ -72,6 +72,7 @@ inline T shfl_xor(T x, int mask) {
 }
 
 inline int uniform(int x) { return static_cast<const int*>(emulator::exchange(&x, sizeof x))[0]; }
+inline int opaque(int x) { return x; }
 
 inline void syncwarp() {
   const int nothing = 0;
