@@ -41,8 +41,10 @@ test-fast: $(VENV)/.built  ## the suite without the slow tests
 bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
-kernels-report: $(VENV)/.has-test  ## registers, spills and shared memory of every shipped kernel configuration
+kernels-report: $(VENV)/.built  ## registers, spills and shared memory of every kernel, Triton's and those in CUDA C++
 	$(BIN)/python -m hyperkern.backends.triton.report $(ARGS)
+	@if test -e hyperkern/backends/cuda/kernels.so; then $(BIN)/python -m hyperkern.backends.cuda.report $(ARGS); \
+	else echo "the CUDA extension is not built: its kernels are left out"; fi
 
 lint: $(VENV)/.has-lint  ## ruff (lint and format), mypy, clang-format
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@
 
 STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library) {
   library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int)");
+  library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int)");
   library.def(
       "sums(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, int exclude, "
       "int row_shift, float scale, float offset, int task, bool split, bool triangle, int stripes, int cuts, "
@@ -42,11 +43,14 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library) {
   library.impl("finish_views", TORCH_BOX(&hyperkern::finish_views));
 }
 
-#ifdef HYPERKERN_EMULATED
 STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CompositeExplicitAutograd, library) {
+  library.impl("block", TORCH_BOX(&hyperkern::block));
+#ifdef HYPERKERN_EMULATED
   library.impl("emulate", TORCH_BOX(&hyperkern::emulate));
+#endif
 }
-#else
+
+#ifndef HYPERKERN_EMULATED
 STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CUDA, library) {
   library.impl("tile", TORCH_BOX(&hyperkern::tile));
   library.impl("sums", TORCH_BOX(&hyperkern::sums));

@@ -16,16 +16,10 @@ void launch_sums_task(const SumsArgs& args, const Matrix& x, const Matrix& y, bo
           make_tensor_map<Operand>(x.data, pairs.batch, pairs.m, pairs.dim, x.stride_b, x.stride_m, T::kRows);
       const TensorMap y_map =
           make_tensor_map<Operand>(y.data, pairs.batch, pairs.n, pairs.dim, y.stride_b, y.stride_m, kSumsCols);
-      const int panels = ceil_div(pairs.dim * Operand::kBytes, kPanelBytes);
-      // Panels of weights are for long rows, and their rows always stream.
-      const bool resident = !stores(kTask) && panels <= T::kMostResident;
-      const int fixed = T::kColBytes + T::kBarrierBytes + (resident ? panels * T::kRowPanelBytes : 0);
-      const int stage_bytes = T::kColPanelBytes + (resident ? 0 : T::kRowPanelBytes);
-      const int fitting = (kSharedBytesSm90 - fixed) / stage_bytes;
-      const int stages = fitting < T::kMostStages ? fitting : T::kMostStages;
-      const int shared_bytes = fixed + stages * stage_bytes;
+      const int resident = resident_panels(pairs.dim * Operand::kBytes, kTask);
+      const int stages = T::stages(resident), shared_bytes = T::shared_bytes(resident);
       if constexpr (!stores(kTask)) {
-        if (resident) {
+        if (resident > 0) {
           launch(
               sums_wgmma_kernel<Operand, kTask, true>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
               stages);

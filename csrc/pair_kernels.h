@@ -9,9 +9,11 @@
 
 namespace hyperkern {
 
-// Rows and columns of a kernel's tile, and the groups of warps that keep column sums of their own.
+// Rows and columns of a kernel's tile, and the groups of warps that keep column sums of their own; threads and dynamic
+// shared memory of a block.
 struct TileSize {
   int rows, cols, groups;
+  int threads, shared_bytes;
 };
 
 // `wgmma` chooses the kernels for sm_90a, for operands of two bytes. Rows have dim elements, a multiple of 16 bytes.
@@ -24,26 +26,33 @@ void launch_contract(const ContractArgs& args, Weight weight, const Matrix& x, c
 
 constexpr int kMostContractDim = 256;
 
-// The pairs of tile sizes that pair_kernels.cuh launches with.
-inline TileSize sums_tile(bool wgmma) {
-  if (wgmma) return {SumsWgmma::kRows, kSumsCols, SumsWgmma::kConsumers};
-  return {SumsMma::kRows, kSumsCols, SumsMma::kGroups};
+// What pair_kernels.cuh launches with. Of the sums kernels only the shared memory depends on the rows and the task.
+inline TileSize sums_tile(int row_bytes, Task task, bool wgmma) {
+  if (wgmma) {
+    using T = SumsWgmma;
+    return {T::kRows, kSumsCols, T::kConsumers, T::kThreads, T::shared_bytes(resident_panels(row_bytes, task))};
+  }
+  return {SumsMma::kRows, kSumsCols, SumsMma::kGroups, SumsMma::kThreads, SumsMma::kSharedBytes};
 }
 
 namespace detail {
+
+template <class T>
+TileSize contract_tile() {
+  return {T::kRows, T::kCols, 1, T::kThreads, T::kSharedBytes};
+}
 
 template <int kDim>
 TileSize contract_tile(int operand_bytes, Weight weight, bool wgmma) {
   if (wgmma) {
     switch (weight) {
-      case Weight::kExp: return {ContractWgmma<kDim, Weight::kExp>::kRows, ContractWgmma<kDim, Weight::kExp>::kCols, 1};
-      case Weight::kTwo: return {ContractWgmma<kDim, Weight::kTwo>::kRows, ContractWgmma<kDim, Weight::kTwo>::kCols, 1};
-      default:
-        return {ContractWgmma<kDim, Weight::kFactor>::kRows, ContractWgmma<kDim, Weight::kFactor>::kCols, 1};
+      case Weight::kExp: return contract_tile<ContractWgmma<kDim, Weight::kExp>>();
+      case Weight::kFactor: return contract_tile<ContractWgmma<kDim, Weight::kFactor>>();
+      case Weight::kTwo: return contract_tile<ContractWgmma<kDim, Weight::kTwo>>();
+      case Weight::kSoftplus: return contract_tile<ContractWgmma<kDim, Weight::kSoftplus>>();
     }
   }
-  if (operand_bytes == 2) return {ContractMma<kDim * 2>::kRows, ContractMma<kDim * 2>::kCols, 1};
-  return {ContractMma<kDim * 4>::kRows, ContractMma<kDim * 4>::kCols, 1};
+  return operand_bytes == 2 ? contract_tile<ContractMma<kDim * 2>>() : contract_tile<ContractMma<kDim * 4>>();
 }
 
 }  // namespace detail

@@ -131,9 +131,20 @@ std::tuple<int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int6
   HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
   HYPERKERN_REQUIRE(weight >= 0 && weight <= 3, "weight must be between 0 and 3, got ", weight);
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
-  const TileSize size = kernel == 0 ? sums_tile(takes_wgmma(x))
-                                    : contract_tile(bytes, to_int(dim, "D"), static_cast<Weight>(weight), takes_wgmma(x));
+  const TileSize size = kernel == 0
+                            ? sums_tile(0, Task::kSumExp, takes_wgmma(x))
+                            : contract_tile(bytes, to_int(dim, "D"), static_cast<Weight>(weight), takes_wgmma(x));
   return {size.rows, size.cols, size.groups};
+}
+
+std::tuple<int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma) {
+  HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
+  HYPERKERN_REQUIRE(bytes == 4 || bytes == 2, "operands have 2 or 4 bytes, got ", bytes);
+  HYPERKERN_REQUIRE(kind >= 0 && kind <= (kernel == 0 ? 6 : 3), "there is no task or weight ", kind);
+  const int size = static_cast<int>(bytes);
+  const TileSize tile = kernel == 0 ? sums_tile(to_int(dim, "D") * size, static_cast<Task>(kind), wgmma)
+                                    : contract_tile(size, to_int(dim, "D"), static_cast<Weight>(kind), wgmma);
+  return {tile.threads, tile.shared_bytes};
 }
 
 void sums(
@@ -145,7 +156,7 @@ void sums(
   HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
   const Task task = static_cast<Task>(task_code);
   const bool wgmma = takes_wgmma(x);
-  const TileSize size = sums_tile(wgmma);
+  const TileSize size = sums_tile(0, task, wgmma);
   SumsArgs args{};
   Schedule& schedule = args.schedule;
   schedule.blocks = ceil_div(x.size(1), size.rows);

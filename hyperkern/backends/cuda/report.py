@@ -27,8 +27,10 @@ _LOCAL = ("LDL", "STL")
 
 
 class Row(NamedTuple):
-    """One kernel for one architecture. ``loop`` counts what is in a loop with a matrix instruction; local memory is where
-    spilled registers go. The row-wise kernels do not say their threads and shared memory: 0."""
+    """One kernel for one architecture. ``loop`` counts what is in a loop with a matrix instruction.
+
+    Local memory is where spilled registers go. The row-wise kernels do not say their threads and shared memory: 0.
+    """
 
     architecture: str
     kernel: str
@@ -47,7 +49,11 @@ class Row(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """What a mangled name says: the kernel, its operand, the dimension or 'resident' or 'streamed', weight or task."""
+    """What a mangled name says.
+
+    ``rows`` is a dimension, 'resident' or 'streamed', of row-wise kernels the chunks of a row; ``problem`` is a weight
+    or a task.
+    """
 
     kernel: str
     operand: str
@@ -71,7 +77,7 @@ def _read(name: str) -> _Name:
     elif kernel == "sums_mma":
         rows = "streamed"
     else:
-        rows = " ".join(numbers)
+        rows = " ".join([*numbers, "long"] if flag is not None and flag[1] == "1" else numbers)
     problem = WEIGHTS[int(weight[1])] if weight else TASKS[int(task[1])] if task else ""
     return _Name(kernel, operand, rows, problem)
 
@@ -108,7 +114,8 @@ def rows(path: Path, architectures: list[str] | None = None) -> Iterator[Row]:
     used = usage(path)
     for (architecture, mangled), code in instructions(path):
         name = _read(mangled)
-        if (architectures and architecture not in architectures) or not _launched(architecture, name):
+        wanted = not architectures or architecture.startswith(tuple(architectures))
+        if not wanted or not _launched(architecture, name):
             continue
         threads, shared = _block(name)
         local = {i for i, instruction in enumerate(code) if instruction.opcode.startswith(_LOCAL)}
@@ -134,11 +141,11 @@ def main() -> None:
     """Prints the table, or JSON."""
     parser = argparse.ArgumentParser(description="Registers, spills and instructions of the kernels in the extension.")
     parser.add_argument("library", nargs="?", type=Path, default=LIBRARY, help="default: the built one")
-    parser.add_argument("--arch", action="append", help="only this architecture (repeatable)")
+    parser.add_argument("--arch", action="append", help="only what starts like this, as sm_90 (repeatable)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parser.parse_args()
     if not args.library.exists():
-        parser.error(f"{args.library} is not built: HYPERKERN_BUILD_CUDA=1 python setup.py build_ext --inplace")
+        parser.error(f"{args.library} is not built: `make build`")
     found = sorted(rows(args.library, args.arch))
     if args.json:
         print(json.dumps([row._asdict() for row in found]))

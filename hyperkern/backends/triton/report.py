@@ -7,18 +7,16 @@ import argparse
 import hashlib
 import inspect
 import json
-import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..common.report import print_table, usage
 from . import config
 from .config import Architecture, Entry, padded
 from .contract import contract_kernel
@@ -203,13 +201,10 @@ def compile_case(case: Case) -> Row:
 
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers per thread and bytes of stack, which is where spilled registers go."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
+        return next(iter(usage(file.name).values()))
 
 
 def source_digests() -> dict[str, str]:
@@ -234,10 +229,7 @@ def main() -> None:
     header = dict(zip(Row._fields, Row._fields, strict=True))
     header |= {"architecture": "arch", "num_warps": "warps", "num_stages": "stages", "registers": "regs"}
     header |= {"spill_bytes": "spills", "shared_bytes": "shared"}
-    table = [tuple(header.values()), *rows]
-    widths = [max(len(str(line[column])) for line in table) for column in range(len(header))]
-    for line in table:
-        print("  ".join(str(value).ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
+    print_table(list(header.values()), rows)
 
 
 if __name__ == "__main__":
