@@ -1,0 +1,87 @@
+"""The kernels in the built extension: on the tensor cores, without spills, within every limit, on the stable ABI."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from hyperkern.backends.common.report import cuobjdump
+from hyperkern.backends.cuda.report import LIBRARY
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA extension is not built"),
+]
+PORTABLE_SHARED, SM90_SHARED = 99 << 10, 227 << 10
+REGISTERS = 64 << 10  # of a multiprocessor
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """The report of a process of its own, which loads the library."""
+    if cuobjdump() is None:
+        pytest.skip("cuobjdump is missing: it comes with Triton and with the CUDA toolkit")
+    command = [sys.executable, "-m", "hyperkern.backends.cuda.report", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if "OSError" in result.stderr:
+        pytest.skip(f"this PyTorch cannot load the extension: {result.stderr.splitlines()[-1]}")
+    assert result.returncode == 0, result.stderr[-4000:]
+    found = json.loads(result.stdout)
+    assert found
+    return found
+
+
+def named(rows: list[dict], *endings: str) -> list[dict]:
+    return [row for row in rows if row["kernel"].endswith(endings)]
+
+
+def test_every_launched_kernel_is_there(rows: list[dict]) -> None:
+    # Three dimensions and four weights of contract, seven tasks of sums.
+    of_architecture = {row["architecture"] for row in rows}
+    assert of_architecture <= {"sm_80", "sm_90a"}
+    for architecture in of_architecture:
+        here = [row for row in rows if row["architecture"] == architecture]
+        wgmma = architecture == "sm_90a"
+        # With wgmma: two operands, and the three tasks that keep rows resident again.
+        assert len(named(here, "_wgmma")) == (2 * (3 * 4 + 7 + 3) if wgmma else 0)
+        assert len(named(here, "_mma")) == (2 if wgmma else 4) * (3 * 4 + 7)
+        assert {"prepare", "finish", "prepare_views", "combine", "finish_views"} <= {row["kernel"] for row in here}
+
+
+def test_products_are_on_the_tensor_cores(rows: list[dict]) -> None:
+    assert [row for row in named(rows, "_wgmma") if row["hgmma"] == 0 or row["hmma"] > 0] == []
+    assert [row for row in named(rows, "_mma") if row["hmma"] == 0 or row["hgmma"] > 0] == []
+    assert [row for row in named(rows, "_wgmma", "_mma") if row["loop"] == 0] == []
+
+
+def test_no_loop_of_products_spills(rows: list[dict]) -> None:
+    assert [row for row in rows if row["loop_local"] > 0] == []
+    # The loss of the main job has none anywhere.
+    assert [row for row in named(rows, "mma") if row["problem"] in ("exp", "sum exp") and row["stack_bytes"] > 0] == []
+
+
+def test_blocks_fit(rows: list[dict]) -> None:
+    assert [row for row in rows if row["registers"] > 255 or row["registers"] * row["threads"] > REGISTERS] == []
+    products = named(rows, "_mma", "_wgmma")
+    assert [row for row in products if row["threads"] == 0 or row["shared_bytes"] == 0] == []
+    assert [row for row in named(rows, "_mma") if row["shared_bytes"] > PORTABLE_SHARED] == []
+    assert [row for row in named(rows, "_wgmma") if row["shared_bytes"] > SM90_SHARED] == []
+
+
+def test_the_library_is_small() -> None:
+    assert LIBRARY.stat().st_size < 30 << 20
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is missing")
+def test_the_library_needs_the_stable_abi_only() -> None:
+    command = ["nm", "-D", "--undefined-only", str(LIBRARY)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    needed = [line.split()[-1] for line in lines if " U " in line]
+    # Symbols without a version are PyTorch's; the others come with the C and C++ libraries.
+    of_torch = [name for name in needed if "@" not in name]
+    assert any(name.startswith("aoti_torch_") for name in of_torch)
+    assert [name for name in of_torch if not name.startswith(("aoti_", "torch_"))] == []
+    versions = {name.split("@")[-1].split("_")[0] for name in needed if "@" in name}
+    assert versions <= {"GLIBC", "GCC", "GLIBCXX", "CXXABI"}
