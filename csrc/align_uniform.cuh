@@ -204,10 +204,10 @@ HYPERKERN_KERNEL void __launch_bounds__(kCombineThreads, 1) combine_kernel(const
 
 struct FinishViewsArgs {
   Views views;
-  InputRows grad;              // (2 batch, m, dim): of one cut, sum_j exp(2 t <x_i, x_j>) x_j
-  int64_t grad_cut;            // from one cut to the next
-  const float* total;          // (2, batch)
-  const float* of_loss;        // (batch): the cotangents, each may be absent
+  InputRows grad;        // (2 batch, m, dim): of one cut, sum_j exp(2 t <x_i, x_j>) x_j
+  int64_t grad_cut;      // from one cut to the next
+  const float* total;    // (2, batch)
+  const float* of_loss;  // (batch): the cotangents, each may be absent
   const float* of_alignment;
   const float* of_uniformity;
   OutputRows dx, dy;

@@ -61,7 +61,7 @@ inline bool has_wgmma(const Tensor& x) {
   constexpr int kMostDevices = 64;
   static int major[kMostDevices] = {};
   const int device = x.get_device_index();
-  if (device >= kMostDevices) return false;
+  if (device >= kMostDevices) throw std::runtime_error("more than 64 devices are not served");
   if (major[device] == 0) {
     check_cuda(
         cudaDeviceGetAttribute(&major[device], cudaDevAttrComputeCapabilityMajor, device),

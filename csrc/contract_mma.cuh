@@ -1,5 +1,5 @@
-// The contract kernel for compute capability 8.0 and newer: weighted sums of rows in one pass. The weights of a tile stay
-// in registers between two products that share one tile of columns in shared memory.
+// The contract kernel for compute capability 8.0 and newer: weighted sums of rows in one pass. The weights of a tile
+// stay in registers between two products that share one tile of columns in shared memory.
 #pragma once
 
 #include "contract_results.cuh"

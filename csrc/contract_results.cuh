@@ -32,12 +32,8 @@ struct ContractPart {
 // Each block of threads owns its results, and a lane owns pairs of columns of its rows.
 template <Weight kWeight, int kBlocks, int kOutGroups>
 HYPERKERN_DEVICE void store_results(
-    const ContractArgs& args,
-    const Rows<kBlocks>& rows,
-    const float (&g)[kBlocks][kOutGroups][4],
-    const float (&sum)[kBlocks][2],
-    const float (&value)[kBlocks][2],
-    int lane) {
+    const ContractArgs& args, const Rows<kBlocks>& rows, const float (&g)[kBlocks][kOutGroups][4],
+    const float (&sum)[kBlocks][2], const float (&value)[kBlocks][2], int lane) {
   const ContractPart part(args);
   const Pairs pairs = of_batch(args.pairs, part.i_b);
 #pragma unroll
@@ -62,7 +58,8 @@ HYPERKERN_DEVICE void store_results(
       for (int group = 0; group < kOutGroups; ++group) {
         const int col = group * 8 + fragment_col(lane, 0);
         if (col < pairs.dim) {
-          *reinterpret_cast<float2*>(out + col) = {g[block][group][2 * half] * scale, g[block][group][2 * half + 1] * scale};
+          *reinterpret_cast<float2*>(out + col) = {
+              g[block][group][2 * half] * scale, g[block][group][2 * half + 1] * scale};
         }
       }
     }

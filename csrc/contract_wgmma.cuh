@@ -1,5 +1,5 @@
-// The contract kernel for sm_90a: one warp feeds a ring of column tiles by TMA; warpgroups of 64 rows each multiply with
-// wgmma. While the second product of a tile runs, the next tile's weights are made of its first product.
+// The contract kernel for sm_90a: one warp feeds a ring of column tiles by TMA; warpgroups of 64 rows each multiply
+// with wgmma. While the second product of a tile runs, the next tile's weights are made of its first product.
 #pragma once
 
 #include "contract_results.cuh"

@@ -25,11 +25,12 @@ void launch(void (*kernel)(Params...), int blocks, int threads, size_t shared_by
 template <class Operand>
 TensorMap make_tensor_map(
     const void* data, int batch, int rows, int columns, int64_t stride_b, int64_t stride_m, int box_rows) {
-  return {static_cast<const unsigned char*>(data),
-          {columns, rows, batch},
-          {stride_m, stride_b},
-          {kPanelBytes / Operand::kBytes, box_rows},
-          Operand::kBytes};
+  return {
+      static_cast<const unsigned char*>(data),
+      {columns, rows, batch},
+      {stride_m, stride_b},
+      {kPanelBytes / Operand::kBytes, box_rows},
+      Operand::kBytes};
 }
 
 #else

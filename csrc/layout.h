@@ -25,13 +25,9 @@ HYPERKERN_HOST_DEVICE constexpr int ceil_div(int64_t count, int size) {
 // ---- fragments ----------------------------------------------------------------------------------------------------
 
 // The accumulators of mma.m16n8 and of wgmma.m64nN: a lane holds four elements of each 16 x 8 piece.
-HYPERKERN_HOST_DEVICE constexpr int fragment_row(int lane, int element) {
-  return lane / 4 + element / 2 * 8;
-}
+HYPERKERN_HOST_DEVICE constexpr int fragment_row(int lane, int element) { return lane / 4 + element / 2 * 8; }
 
-HYPERKERN_HOST_DEVICE constexpr int fragment_col(int lane, int element) {
-  return lane % 4 * 2 + element % 2;
-}
+HYPERKERN_HOST_DEVICE constexpr int fragment_col(int lane, int element) { return lane % 4 * 2 + element % 2; }
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
@@ -43,30 +39,22 @@ HYPERKERN_HOST_DEVICE constexpr uint32_t swizzled(int rows, int row, int byte) {
   return static_cast<uint32_t>((panel * rows + row) * kPanelBytes + piece * 16 + byte % 16);
 }
 
-// The address of the piece that lies `bytes` further along a row, from that of a piece whose offset in the panel has none
-// of the bits of `bytes`; a multiple of 16, less than 128.
+// The address of the piece that lies `bytes` further along a row, from that of a piece whose offset in the panel has
+// none of the bits of `bytes`; a multiple of 16, less than 128.
 HYPERKERN_HOST_DEVICE constexpr uint32_t further_along(uint32_t address, int bytes) {
   return address ^ static_cast<uint32_t>(bytes);
 }
 
 // Which row and which byte of a row a lane names to ldmatrix.x4, relative to the 16 x 32-byte piece of a left operand;
 // the four matrices come in the order of the registers of an mma operand.
-HYPERKERN_HOST_DEVICE constexpr int left_row(int lane) {
-  return lane % 16;
-}
+HYPERKERN_HOST_DEVICE constexpr int left_row(int lane) { return lane % 16; }
 
-HYPERKERN_HOST_DEVICE constexpr int left_byte(int lane) {
-  return lane / 16 * 16;
-}
+HYPERKERN_HOST_DEVICE constexpr int left_byte(int lane) { return lane / 16 * 16; }
 
 // The same for two neighbouring right operands, eight rows each.
-HYPERKERN_HOST_DEVICE constexpr int right_row(int lane) {
-  return lane % 8 + lane / 16 * 8;
-}
+HYPERKERN_HOST_DEVICE constexpr int right_row(int lane) { return lane % 8 + lane / 16 * 8; }
 
-HYPERKERN_HOST_DEVICE constexpr int right_byte(int lane) {
-  return lane / 8 % 2 * 16;
-}
+HYPERKERN_HOST_DEVICE constexpr int right_byte(int lane) { return lane / 8 % 2 * 16; }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------
 
@@ -77,18 +65,19 @@ struct Range {
 
 // Part `i_cut` of `tiles` column tiles cut into `cuts` ranges of nearly one size.
 HYPERKERN_HOST_DEVICE constexpr Range cut_range(int tiles, int cuts, int i_cut) {
-  return {static_cast<int>(static_cast<int64_t>(i_cut) * tiles / cuts),
-          static_cast<int>(static_cast<int64_t>(i_cut + 1) * tiles / cuts)};
+  return {
+      static_cast<int>(static_cast<int64_t>(i_cut) * tiles / cuts),
+      static_cast<int>(static_cast<int64_t>(i_cut + 1) * tiles / cuts)};
 }
 
 // Which tiles a block of threads visits: the row blocks of one stripe, and of each the column tiles of one cut. With a
 // triangle (y = x) row block i starts at its own square; what lies right of the square stands for its mirror image too.
 struct Schedule {
-  int blocks;      // of rows
-  int tiles;       // of columns
-  int stripes;     // a stripe has every stripes-th row block
-  int cuts;        // ranges of column tiles
-  int square;      // column tiles per row block: block_m / block_n
+  int blocks;   // of rows
+  int tiles;    // of columns
+  int stripes;  // a stripe has every stripes-th row block
+  int cuts;     // ranges of column tiles
+  int square;   // column tiles per row block: block_m / block_n
   bool triangle;
 
   HYPERKERN_HOST_DEVICE int rounds() const { return ceil_div(blocks, stripes); }

@@ -81,8 +81,8 @@ HYPERKERN_DEVICE void multiply_weights(
       }
     }
   } else {
-    // A lane has weights 2 t and 2 t + 1 where the product takes t and t + 4: the order of a sum's terms is free, so the
-    // rows of y are taken in the order of the weights.
+    // A lane has weights 2 t and 2 t + 1 where the product takes t and t + 4: the order of a sum's terms is free, so
+    // the rows of y are taken in the order of the weights.
     const int row = fragment_col(lane, 0);
     const uint32_t first = y_tile + swizzled(kRows, row, lane / 4 * 4);
     const uint32_t second = y_tile + swizzled(kRows, row + 1, lane / 4 * 4);

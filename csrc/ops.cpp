@@ -3,7 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library) {
+STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
+{
   library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int)");
   library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int)");
   library.def(
@@ -32,7 +33,8 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library) {
 }
 
 // CPU tensors come here too, so that the answer is a check's and not the dispatcher's.
-STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library)
+{
   library.impl("tile", TORCH_BOX(&hyperkern::tile));
   library.impl("sums", TORCH_BOX(&hyperkern::sums));
   library.impl("contract", TORCH_BOX(&hyperkern::contract));
@@ -43,7 +45,8 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library) {
   library.impl("finish_views", TORCH_BOX(&hyperkern::finish_views));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CompositeExplicitAutograd, library) {
+STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CompositeExplicitAutograd, library)
+{
   library.impl("block", TORCH_BOX(&hyperkern::block));
 #ifdef HYPERKERN_EMULATED
   library.impl("emulate", TORCH_BOX(&hyperkern::emulate));
@@ -51,7 +54,8 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CompositeExplicitAutograd, librar
 }
 
 #ifndef HYPERKERN_EMULATED
-STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CUDA, library)
+{
   library.impl("tile", TORCH_BOX(&hyperkern::tile));
   library.impl("sums", TORCH_BOX(&hyperkern::sums));
   library.impl("contract", TORCH_BOX(&hyperkern::contract));

@@ -22,8 +22,7 @@ void sums(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
     int64_t row_shift, double scale, double offset, int64_t task_code, bool split, bool triangle, int64_t stripes,
-    int64_t cuts,
-    const torch::stable::Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col,
+    int64_t cuts, const torch::stable::Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col,
     const OptionalTensor& weights);
 
 // Weighted sums of rows in one pass: see contract_results.cuh.
@@ -55,8 +54,8 @@ void combine(
 void finish_views(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const torch::stable::Tensor& grad,
     const torch::stable::Tensor& total, const OptionalTensor& of_loss, const OptionalTensor& of_alignment,
-    const OptionalTensor& of_uniformity, double eps, double alpha, double t, double align_weight,
-    double uniform_weight, const torch::stable::Tensor& dx, const torch::stable::Tensor& dy);
+    const OptionalTensor& of_uniformity, double eps, double alpha, double t, double align_weight, double uniform_weight,
+    const torch::stable::Tensor& dx, const torch::stable::Tensor& dy);
 
 #ifdef HYPERKERN_EMULATED
 // What the emulator is to be: the portable kernels (80) or those of sm_90a (90), and its timing.

@@ -22,7 +22,8 @@ void launch_sums(const SumsArgs& args, Task task, const Matrix& x, const Matrix&
 
 // Rows of at most 256 elements.
 template <class Operand>
-void launch_contract(const ContractArgs& args, Weight weight, const Matrix& x, const Matrix& y, bool wgmma, Stream stream);
+void launch_contract(
+    const ContractArgs& args, Weight weight, const Matrix& x, const Matrix& y, bool wgmma, Stream stream);
 
 constexpr int kMostContractDim = 256;
 

@@ -176,10 +176,8 @@ void sums(
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
       stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1,
       static_cast<int64_t>(schedule.tiles) * size.cols);
-  HYPERKERN_REQUIRE(
-      task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
-  HYPERKERN_REQUIRE(
-      task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
+  HYPERKERN_REQUIRE(task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
+  HYPERKERN_REQUIRE(task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
   args.row = result(row, "row", x, cuts, x.size(0), x.size(1));
   HYPERKERN_REQUIRE(row_second.has_value() || !has_second(task), "task ", task_code, " needs row_second");
@@ -190,7 +188,8 @@ void sums(
     const int64_t parts = (triangle ? stripes * cuts : stripes) * size.groups;
     args.col = result(*col, "col", x, parts, x.size(0), y.size(1));
   }
-  HYPERKERN_REQUIRE(weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
+  HYPERKERN_REQUIRE(
+      weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
   if (weights.has_value()) {
     check_same_device(*weights, "weights", x);
     check_type(*weights, "weights", x.scalar_type());
@@ -208,16 +207,14 @@ void sums(
   if (x.size(0) == 0 || schedule.blocks == 0) return;
   const DeviceGuard guard(x);
   const Stream stream = current_stream(x);
-  with_operand(x, split, [&](auto type) {
-    launch_sums<decltype(type)>(args, task, x_rows, y_rows, wgmma, stream);
-  });
+  with_operand(x, split, [&](auto type) { launch_sums<decltype(type)>(args, task, x_rows, y_rows, wgmma, stream); });
 }
 
 void contract(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
     const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    double offset, int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad, const Tensor& sum,
-    const OptionalTensor& value) {
+    double offset, int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad,
+    const Tensor& sum, const OptionalTensor& value) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
   const Weight weight = static_cast<Weight>(weight_code);
@@ -234,7 +231,8 @@ void contract(
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, kRowTerms[weight_code],
       kColTerms[weight_code], static_cast<int64_t>(args.tiles) * size.cols);
-  HYPERKERN_REQUIRE(weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
+  HYPERKERN_REQUIRE(
+      weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
   HYPERKERN_REQUIRE(
       weight != Weight::kTwo || args.pairs.row_terms != nullptr, "weight ", weight_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
@@ -245,9 +243,8 @@ void contract(
   if (x.size(0) == 0 || args.blocks == 0) return;
   const DeviceGuard guard(x);
   const Stream stream = current_stream(x);
-  with_operand(x, split, [&](auto type) {
-    launch_contract<decltype(type)>(args, weight, x_rows, y_rows, wgmma, stream);
-  });
+  with_operand(
+      x, split, [&](auto type) { launch_contract<decltype(type)>(args, weight, x_rows, y_rows, wgmma, stream); });
 }
 
 }  // namespace hyperkern

@@ -24,18 +24,18 @@ enum Term : int { kP = 0, kA = 1, kSecondP = 2, kTerms = 3 };
 
 // A pairwise problem but for its operands.
 struct Pairs {
-  const float* row_terms;    // (batch, terms, m), null for none: p = 0, a = 1
-  const float* col_terms;    // (batch, terms, n and what a last tile has beyond), null for none
-  const int64_t* row_ids;    // (batch, m), for kSameId
-  const int64_t* col_ids;    // (batch, n)
+  const float* row_terms;  // (batch, terms, m), null for none: p = 0, a = 1
+  const float* col_terms;  // (batch, terms, n and what a last tile has beyond), null for none
+  const int64_t* row_ids;  // (batch, m), for kSameId
+  const int64_t* col_ids;  // (batch, n)
   int64_t row_terms_stride_b, row_terms_stride_t;
   int64_t col_terms_stride_b, col_terms_stride_t;
   int64_t row_ids_stride_b, col_ids_stride_b;
-  int64_t row_shift;         // row i excludes column i + row_shift
+  int64_t row_shift;  // row i excludes column i + row_shift
   int m, n, dim, batch;
   Exclude exclude;
   float scale;
-  float offset;              // added to every p
+  float offset;  // added to every p_i, but not to p'_i
 };
 
 // The pointers of one batch element.
@@ -210,15 +210,9 @@ struct RowFactors {
 // Turns a tile of inner products into weights and adds their row sums, and for softplus those of the potential.
 template <Weight kWeight, bool kLog2Units, int kBlocks, int kGroups>
 HYPERKERN_DEVICE void weigh(
-    float (&s)[kBlocks][kGroups][4],
-    float (&row_sum)[kBlocks][2],
-    float (&row_value)[kBlocks][2],
-    const Rows<kBlocks>& rows,
-    const RowFactors<kBlocks, kWeight>& factors,
-    const Pairs& pairs,
-    int first_col,
-    bool mask,
-    int lane) {
+    float (&s)[kBlocks][kGroups][4], float (&row_sum)[kBlocks][2], float (&row_value)[kBlocks][2],
+    const Rows<kBlocks>& rows, const RowFactors<kBlocks, kWeight>& factors, const Pairs& pairs, int first_col,
+    bool mask, int lane) {
   if constexpr (kWeight == Weight::kTwo) {
     // Two exponents of one product: it is scaled and masked before the terms are added.
 #pragma unroll
@@ -307,11 +301,10 @@ HYPERKERN_DEVICE float sum_of_row(float x) {
   return x + ptx::shfl_xor(x, 2);
 }
 
-// Column sums of a warp's rows. Lanes 4 g + t, g = 0 ... 7, hold the columns 8 group + 2 t + {0, 1} of every group; after
-// three exchanges of half of what is left, lane 4 g + t has those of groups k * 8 + g.
+// Column sums of a warp's rows. Lanes 4 g + t, g = 0 ... 7, hold the columns 8 group + 2 t + {0, 1} of every group;
+// after three exchanges of half of what is left, lane 4 g + t has those of groups k * 8 + g.
 template <int kBlocks, int kGroups>
-HYPERKERN_DEVICE void sum_of_cols(
-    const float (&s)[kBlocks][kGroups][4], float (&col_sum)[kGroups / 8][2], int lane) {
+HYPERKERN_DEVICE void sum_of_cols(const float (&s)[kBlocks][kGroups][4], float (&col_sum)[kGroups / 8][2], int lane) {
   static_assert(kGroups % 8 == 0, "groups are shared out among the eight lanes of a column");
 #pragma unroll
   for (int k = 0; k < kGroups / 8; ++k) {

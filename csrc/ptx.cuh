@@ -158,9 +158,7 @@ HYPERKERN_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {
 }
 
 // Makes initialised barriers visible to the TMA unit.
-HYPERKERN_DEVICE void fence_mbarrier_init() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
+HYPERKERN_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 HYPERKERN_DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -204,8 +202,8 @@ HYPERKERN_DEVICE void cp_async_wait_group() {
 HYPERKERN_DEVICE void cp_async_bulk_tensor(
     uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          to),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+          "r"(to),
       "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(batch)
       : "memory");
 }
@@ -244,29 +242,29 @@ HYPERKERN_DEVICE void pin(float (&d)[kGroups][4]) {
   }
 }
 
-#define HYPERKERN_REGISTERS_64 \
+#define HYPERKERN_REGISTERS_64                                             \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define HYPERKERN_REGISTERS_80 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define HYPERKERN_REGISTERS_80                                                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39"
-#define HYPERKERN_REGISTERS_96 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define HYPERKERN_REGISTERS_96                                                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define HYPERKERN_REGISTERS_128 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define HYPERKERN_REGISTERS_128                                                      \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define HYPERKERN_REGISTERS_256 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+#define HYPERKERN_REGISTERS_256                                                                  \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
@@ -276,32 +274,32 @@ HYPERKERN_DEVICE void pin(float (&d)[kGroups][4]) {
 #define HYPERKERN_GROUPS_80 HYPERKERN_GROUPS_64, HYPERKERN_GROUP(8), HYPERKERN_GROUP(9)
 #define HYPERKERN_GROUPS_96 HYPERKERN_GROUPS_64, HYPERKERN_GROUPS(8)
 #define HYPERKERN_GROUPS_128 HYPERKERN_GROUPS_96, HYPERKERN_GROUPS(12)
-#define HYPERKERN_GROUPS_256                                                                                        \
+#define HYPERKERN_GROUPS_256 \
   HYPERKERN_GROUPS_128, HYPERKERN_GROUPS(16), HYPERKERN_GROUPS(20), HYPERKERN_GROUPS(24), HYPERKERN_GROUPS(28)
 
 // d (64 x N) (+)= a b: both operands in shared memory with the contracted index running along a row.
 // %P is the predicate that keeps d.
-#define HYPERKERN_WGMMA_SS(N, TYPE, A, B, P)                                                                         \
-  HYPERKERN_DEVICE void wgmma_m64k16_##TYPE(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add) {                \
-    asm volatile(                                                                                                    \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" HYPERKERN_REGISTERS_##N "}, " A       \
-        ", " B ", p, 1, 1, 0, 0;\n}"                                                                                 \
-        : HYPERKERN_GROUPS_##N                                                                                       \
-        : "l"(a), "l"(b), "r"(static_cast<int>(add))                                                                 \
-        : "memory");                                                                                                 \
+#define HYPERKERN_WGMMA_SS(N, TYPE, A, B, P)                                                                    \
+  HYPERKERN_DEVICE void wgmma_m64k16_##TYPE(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add) {           \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                                          \
+                 ", 0;\n"                                                                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" HYPERKERN_REGISTERS_##N \
+                 "}, " A ", " B ", p, 1, 1, 0, 0;\n}"                                                           \
+                 : HYPERKERN_GROUPS_##N                                                                         \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add))                                                   \
+                 : "memory");                                                                                   \
   }
 
 // The left operand from registers, the right one in shared memory with the contracted index running over rows.
-#define HYPERKERN_WGMMA_RS(N, TYPE, A, B, P)                                                                         \
-  HYPERKERN_DEVICE void wgmma_m64k16_##TYPE(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b, bool add) {    \
-    asm volatile(                                                                                                    \
-        "{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" HYPERKERN_REGISTERS_##N "}, {" A      \
-        "}, " B ", p, 1, 1, 1;\n}"                                                                                   \
-        : HYPERKERN_GROUPS_##N                                                                                       \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add))                             \
-        : "memory");                                                                                                 \
+#define HYPERKERN_WGMMA_RS(N, TYPE, A, B, P)                                                                      \
+  HYPERKERN_DEVICE void wgmma_m64k16_##TYPE(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b, bool add) { \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                                            \
+                 ", 0;\n"                                                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" HYPERKERN_REGISTERS_##N   \
+                 "}, {" A "}, " B ", p, 1, 1, 1;\n}"                                                              \
+                 : HYPERKERN_GROUPS_##N                                                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add))                 \
+                 : "memory");                                                                                     \
   }
 
 HYPERKERN_WGMMA_SS(64, bf16, "%32", "%33", "%34")

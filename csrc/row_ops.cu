@@ -152,16 +152,14 @@ void prepare_views(
   args.zeros = result(zeros, "zeros", x, 2, views.batch, views.blocks);
   check_same_device(operand, "operand", x);
   const int per_piece = 16 / bytes_of(element_of(operand, "operand"));
-  check_shape(
-      operand, "operand", 2, views.batch, views.m, (x.size(2) + per_piece - 1) / per_piece * per_piece);
+  check_shape(operand, "operand", 2, views.batch, views.m, (x.size(2) + per_piece - 1) / per_piece * per_piece);
   args.operand = output_rows(operand, "operand");
   restrict_access(views.access, args.operand);
   const int blocks = row_blocks(views.batch, views.m);
   if (blocks == 0) return;
   const DeviceGuard guard(x);
   with_piece(views.access.dim, [&](auto piece) {
-    launch(
-        prepare_views_kernel<decltype(piece)>, blocks, kRowThreads, kPrepareViewsShared, current_stream(x), args);
+    launch(prepare_views_kernel<decltype(piece)>, blocks, kRowThreads, kPrepareViewsShared, current_stream(x), args);
   });
 }
 
@@ -195,8 +193,7 @@ void combine(
   args.of_zeros = static_cast<float>(std::expm1(2.0 * t));
   if (batch == 0) return;
   const DeviceGuard guard(align);
-  launch(
-      combine_kernel, to_int(batch, "the batch size"), kCombineThreads, kCombineShared, current_stream(align), args);
+  launch(combine_kernel, to_int(batch, "the batch size"), kCombineThreads, kCombineShared, current_stream(align), args);
 }
 
 void finish_views(

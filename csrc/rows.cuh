@@ -285,8 +285,7 @@ struct UnitRow {
 
 // grad := rstd (grad - radial unit)
 template <int kChunks>
-HYPERKERN_DEVICE void project(
-    float (&grad)[kChunks][4], const float (&unit)[kChunks][4], float radial, float rstd) {
+HYPERKERN_DEVICE void project(float (&grad)[kChunks][4], const float (&unit)[kChunks][4], float radial, float rstd) {
 #pragma unroll
   for (int chunk = 0; chunk < kChunks; ++chunk) {
 #pragma unroll

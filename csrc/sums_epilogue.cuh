@@ -32,9 +32,9 @@ struct SumsArgs {
   int col_parts_per_cut;
 };
 
-constexpr int kSumsCols = 128;      // columns of a tile
+constexpr int kSumsCols = 128;  // columns of a tile
 constexpr int kSumsGroups = kSumsCols / 8;
-constexpr int kSumsWarps = 4;       // that add up their column sums
+constexpr int kSumsWarps = 4;  // that add up their column sums
 constexpr int kSumsColFloats = 2 * kSumsWarps * kSumsCols;
 
 // The results of one row block for a group of four warps, each with kBlocks 16-row blocks.
@@ -53,7 +53,12 @@ struct SumsEpilogue {
 
   HYPERKERN_DEVICE SumsEpilogue(
       const SumsArgs& args, const Pairs& pairs, int i_b, int i_cut, int first_row, int between, int lane)
-      : args(args), pairs(pairs), i_b(i_b), i_cut(i_cut), lane(lane), rows(pairs, first_row, between, lane),
+      : args(args),
+        pairs(pairs),
+        i_b(i_b),
+        i_cut(i_cut),
+        lane(lane),
+        rows(pairs, first_row, between, lane),
         factors(pairs, rows) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {

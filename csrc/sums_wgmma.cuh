@@ -148,9 +148,8 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
       RingPosition before = at;
       for (int panel = 0; panel < panels; ++panel) {
         const uint32_t y_panel = buffers + at.stage * stage_bytes;
-        const uint32_t x_panel =
-            (kResident ? x_resident + panel * T::kRowPanelBytes : y_panel + T::kColPanelBytes) +
-            warpgroup * T::kBlocks * 64 * kPanelBytes;
+        const uint32_t x_panel = (kResident ? x_resident + panel * T::kRowPanelBytes : y_panel + T::kColPanelBytes) +
+                                 warpgroup * T::kBlocks * 64 * kPanelBytes;
         ring.wait(at);
 #pragma unroll
         for (int block = 0; block < T::kBlocks; ++block) ptx::pin(s[block]);
@@ -178,7 +177,8 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
       const int first_col = tile * kSumsCols;
       const bool mirrored = schedule.mirrored(i_block, tile);
       epilogue.add_tile(
-          s, first_col, needs_mask(pairs, first_row, T::kBlocks * 64, first_col, kSumsCols), mirrored && col == nullptr);
+          s, first_col, needs_mask(pairs, first_row, T::kBlocks * 64, first_col, kSumsCols),
+          mirrored && col == nullptr);
       if (col != nullptr && (mirrored || !schedule.triangle)) {
         epilogue.add_cols(s, col_shared, col, first_col, warp, 1 + warpgroup, col_turn);
       }

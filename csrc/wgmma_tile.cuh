@@ -68,7 +68,8 @@ struct RingPosition {
   }
 };
 
-// A ring of buffers between the TMA unit and the warpgroups: for each a barrier that it is full and one that it is empty.
+// A ring of buffers between the TMA unit and the warpgroups: for each a barrier that it is full and one that it is
+// empty.
 struct Ring {
   uint32_t barriers;  // full and empty, in turn
   int stages;

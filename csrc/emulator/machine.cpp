@@ -118,13 +118,11 @@ struct Machine {
 
 Machine machine;
 
-[[noreturn]] void leave() {
-  _longjmp(machine.scheduler, 1);
-}
+[[noreturn]] void leave() { _longjmp(machine.scheduler, 1); }
 
 [[noreturn]] void fail(const std::string& message) {
-  machine.error = message + " (block " + std::to_string(machine.block) + ", thread " +
-                  std::to_string(machine.current) + ")";
+  machine.error =
+      message + " (block " + std::to_string(machine.block) + ", thread " + std::to_string(machine.current) + ")";
   leave();
 }
 
@@ -179,9 +177,7 @@ MBarrier& mbarrier(uint32_t address) {
 }
 
 // The TMA unit and wgmma permute 16-byte pieces by address: bits 4 to 6 are exchanged with bits 7 to 9.
-uint32_t swizzle_128b(uint32_t address) {
-  return address ^ ((address >> 7 & 7) << 4);
-}
+uint32_t swizzle_128b(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
 
 void perform(const Copy& copy) {
   const TensorMap& map = copy.map;
@@ -328,8 +324,9 @@ void run_block(int block, int threads, size_t shared_bytes) {
   }
   for (int i = 0; i < threads; ++i) {
     if (m.fibers[i].finished) continue;
-    throw std::runtime_error("deadlock: thread " + std::to_string(i) + " of block " + std::to_string(block) +
-                             " waits for " + m.fibers[i].reason);
+    throw std::runtime_error(
+        "deadlock: thread " + std::to_string(i) + " of block " + std::to_string(block) + " waits for " +
+        m.fibers[i].reason);
   }
   for (const auto& barrier : m.barriers) {
     if (barrier.count != 0) throw std::runtime_error("a named barrier is left half full");
@@ -456,8 +453,9 @@ void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, ui
     product.add = add;
     product.transposed = registers != nullptr;
   }
-  require(product.n == n && product.a == a && product.b == b && product.add == add,
-          "threads of a warpgroup disagree about a product");
+  require(
+      product.n == n && product.a == a && product.b == b && product.add == add,
+      "threads of a warpgroup disagree about a product");
   const int lane = machine.current % kGroupThreads;
   Product::Part& part = product.parts[lane];
   part.d = d;

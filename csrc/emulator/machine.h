@@ -1,5 +1,5 @@
-// A block of threads on the CPU: every thread is a fiber, run until it waits. What the hardware leaves open, the machine
-// decides in the worst way: see `Timing`.
+// A block of threads on the CPU: every thread is a fiber, run until it waits. What the hardware leaves open, the
+// machine decides in the worst way: see `Timing`.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +28,8 @@ enum class Timing {
 
 void set_timing(Timing timing);
 
-// Runs `blocks` blocks of `threads` threads, one block after the other. Throws std::runtime_error for a deadlock and for
-// what the hardware forbids. Shared memory starts as NaN.
+// Runs `blocks` blocks of `threads` threads, one block after the other. Throws std::runtime_error for a deadlock and
+// for what the hardware forbids. Shared memory starts as NaN.
 void run(int blocks, int threads, size_t shared_bytes, const std::function<void()>& body);
 
 int thread();
@@ -54,8 +54,8 @@ void cp_async_bulk_tensor(uint32_t to, const TensorMap* map, uint32_t barrier, i
 
 enum class Half { kBf16, kF16 };
 
-// One thread's part of d (64 x n) (+)= a b with k = 16: `registers` holds its part of the left operand, else `a` describes
-// it. Descriptors as the hardware reads them; with registers the right operand is transposed.
+// One thread's part of d (64 x n) (+)= a b with k = 16: `registers` holds its part of the left operand, else `a`
+// describes it. Descriptors as the hardware reads them; with registers the right operand is transposed.
 void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, uint64_t b, bool add);
 void wgmma_commit_group();
 void wgmma_wait_group(int pending);

@@ -62,9 +62,7 @@ inline uint32_t cvt_f16x2(float low, float high) {
 
 inline float cvt_f32_f16(uint32_t half) { return emulator::widen(static_cast<uint16_t>(half), emulator::Half::kF16); }
 
-inline uint32_t cvt_tf32(float x) {
-  return std::isfinite(x) ? (as_bits(x) + 0x1000) & 0xffffe000 : as_bits(x);
-}
+inline uint32_t cvt_tf32(float x) { return std::isfinite(x) ? (as_bits(x) + 0x1000) & 0xffffe000 : as_bits(x); }
 
 template <class T>
 inline T shfl_xor(T x, int mask) {
@@ -79,7 +77,8 @@ inline void syncwarp() {
   emulator::exchange(&nothing, sizeof nothing);
 }
 
-// Lane i gets two elements of row i / 4 of each of four 8 x 8 matrices; lanes 8 m ... 8 m + 7 name the rows of matrix m.
+// Lane i gets two elements of row i / 4 of each of four 8 x 8 matrices; lanes 8 m ... 8 m + 7 name the rows of matrix
+// m.
 inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   uint32_t rows[32];
   std::memcpy(rows, emulator::exchange(&address, sizeof address), sizeof rows);
@@ -140,8 +139,7 @@ inline void cp_async_wait_group() {
   emulator::cp_async_wait_group(kPending);
 }
 
-inline void cp_async_bulk_tensor(
-    uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch) {
+inline void cp_async_bulk_tensor(uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch) {
   emulator::cp_async_bulk_tensor(to, map, barrier, column, row, batch);
 }
 

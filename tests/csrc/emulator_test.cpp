@@ -87,13 +87,15 @@ float run(Without without, Timing timing, std::string& refusal) {
   for (size_t i = 0; i < x.size(); ++i) x[i] = emulator::narrow(value(i, 3), emulator::Half::kBf16);
   for (size_t i = 0; i < y.size(); ++i) y[i] = emulator::narrow(value(i, 11), emulator::Half::kBf16);
   const auto map = [](const std::vector<uint16_t>& data, int rows) {
-    return TensorMap{reinterpret_cast<const unsigned char*>(data.data()), {64, rows, 1}, {128, 128LL * rows}, {64, kRows}, 2};
+    return TensorMap{
+        reinterpret_cast<const unsigned char*>(data.data()), {64, rows, 1}, {128, 128LL * rows}, {64, kRows}, 2};
   };
   std::vector<float> out(64 * 64, NAN);
   emulator::set_timing(timing);
   refusal.clear();
   try {
-    emulator::run(1, 2 * kWarpgroup, kBytes * (1 + kStages) + 64, Kernel{without, map(x, kRows), map(y, kTiles * kRows), &out});
+    emulator::run(
+        1, 2 * kWarpgroup, kBytes * (1 + kStages) + 64, Kernel{without, map(x, kRows), map(y, kTiles * kRows), &out});
   } catch (const std::runtime_error& error) {
     refusal = error.what();
     return NAN;

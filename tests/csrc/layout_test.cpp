@@ -9,14 +9,14 @@
 
 using namespace hyperkern;
 
-#define CHECK(condition, ...)                                            \
-  do {                                                                   \
-    if (!(condition)) {                                                  \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);        \
-      std::printf(__VA_ARGS__);                                          \
-      std::printf("\n");                                                 \
-      std::exit(1);                                                      \
-    }                                                                    \
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+      std::exit(1);                                               \
+    }                                                             \
   } while (false)
 
 // Every tile of every block of threads, by plain loops and by the cursor.
@@ -71,9 +71,10 @@ void check_coverage(int m, int n, int block_m, int block_n, int stripes, int cut
   }
   for (int row = 0; row * block_n < m; ++row) {
     for (int col = 0; col * block_n < n; ++col) {
-      CHECK(count[static_cast<size_t>(row) * grid + col] == 1,
-            "m %d n %d tile %d x %d stripes %d cuts %d triangle %d: square (%d, %d) counts %d times", m, n, block_m,
-            block_n, stripes, cuts, triangle, row, col, count[static_cast<size_t>(row) * grid + col]);
+      CHECK(
+          count[static_cast<size_t>(row) * grid + col] == 1,
+          "m %d n %d tile %d x %d stripes %d cuts %d triangle %d: square (%d, %d) counts %d times", m, n, block_m,
+          block_n, stripes, cuts, triangle, row, col, count[static_cast<size_t>(row) * grid + col]);
     }
   }
 }
@@ -138,8 +139,9 @@ void check_swizzle() {
     for (int row = 0; row < rows; ++row) {
       for (int byte : {0, 4, 16, 28}) {
         for (int step = 0; step < 128; step += 32) {
-          CHECK(further_along(swizzled(rows, row, byte), step) == swizzled(rows, row, byte + step), "row %d byte %d + %d",
-                row, byte, step);
+          CHECK(
+              further_along(swizzled(rows, row, byte), step) == swizzled(rows, row, byte + step), "row %d byte %d + %d",
+              row, byte, step);
         }
       }
     }
@@ -178,8 +180,9 @@ void check_diagonal() {
       for (int col = 0; col < 512; col += 32) {
         bool touches = false;
         for (int r = row; r < row + 64; ++r) touches = touches || (r + shift >= col && r + shift < col + 32);
-        CHECK(touches_diagonal(row, 64, shift, col, 32) == touches, "row %d shift %lld col %d", row,
-              static_cast<long long>(shift), col);
+        CHECK(
+            touches_diagonal(row, 64, shift, col, 32) == touches, "row %d shift %lld col %d", row,
+            static_cast<long long>(shift), col);
       }
     }
   }
