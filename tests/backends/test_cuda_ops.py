@@ -13,6 +13,7 @@ import hyperkern
 from hyperkern import backends
 from hyperkern.backends.cuda import library
 
+ROOT = Path(__file__).parents[2]
 EXTENSION = library.objection("cuda")
 needs_extension = pytest.mark.skipif(EXTENSION is not None, reason=f"the extension {EXTENSION}")
 
@@ -158,7 +159,13 @@ def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch,
     library._loaded.cache_clear()
     try:
         assert "HYPERKERN_BUILD_CUDA=1 pip install" in str(library.objection("cuda"))
-        assert "needs a GPU" in str(library.objection("cpu"))
+        assert "HYPERKERN_BUILD_EMULATOR=1 pip install" in str(library.objection("cpu"))
+        on_cpu = backends.Problem("prepare", torch.device("cpu"), torch.float32, 8)
+        assert "the extension is not built: in a checkout, with nvcc" in backends.load("cuda").unsupported(on_cpu)[1]
+        assert (
+            "needs a CUDA device, got mps"
+            in backends.load("cuda").unsupported(on_cpu._replace(device=torch.device("mps")))[0]
+        )
         assert "needs a CUDA device, got mps" in str(library.objection("mps"))
         with pytest.raises(ValueError, match=r"backend='cuda' cannot compute .*needs a GPU"):
             hyperkern.uniformity(torch.randn(4, 3), backend="cuda")
@@ -179,3 +186,18 @@ def test_the_emulator_is_never_chosen_by_itself() -> None:
     assert "the emulator is for tests" in backends.load("cuda").unverified(problem)[0]
     assert backends.select(None, problem) is not backends.load("cuda")
     assert math.isfinite(hyperkern.uniformity(torch.randn(9, 3), backend="cuda").item())
+
+
+def test_chosen_only_where_a_gpu_check_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = backends.load("cuda")
+    problem = backends.Problem("prepare", torch.device("cuda", 0), torch.float32, 8)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert all((ROOT / path).exists() for path in cuda.CHECKED.values())
+    monkeypatch.setattr(cuda, "CHECKED", {})
+    assert "not yet verified on compute capability 9.0" in cuda.unverified(problem)[0]
+    monkeypatch.setattr(cuda, "CHECKED", {(9, 0): "benchmarks/results/some-gpu/commit-cuda.json"})
+    assert cuda.unverified(problem) == []
+    if EXTENSION is None:
+        assert cuda.unsupported(problem) == []
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+        assert "needs compute capability 8.0 or more, cuda:0 has 7.5" in cuda.unsupported(problem)[0]

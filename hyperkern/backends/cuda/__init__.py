@@ -43,19 +43,28 @@ def unsupported(problem: Problem) -> list[str]:
         reasons.append(f"dtype {problem.dtype}: the tensor cores' sums are float32; the reference backend serves it")
     if problem.dim > _MAX_DIM:
         reasons.append(f"D = {problem.dim} is more than {_MAX_DIM}")
-    reason = objection(problem.device.type)
-    if reason is not None:
-        reasons.append(reason)
+    if problem.device.type not in ("cpu", "cuda"):
+        reasons.append(f"needs a CUDA device, got {problem.device}")
+    elif problem.device.type == "cpu" and objection("cpu") is not None:
+        reasons += ["needs a GPU; on a CPU only its emulator runs it, for tests", *_extension_objections()]
+    elif problem.device.type == "cuda" and objection("cuda") is not None:
+        reasons += _extension_objections()
     elif problem.device.type == "cuda" and torch.cuda.get_device_capability(problem.device) < (8, 0):
         capability = "{}.{}".format(*torch.cuda.get_device_capability(problem.device))
         reasons.append(f"needs compute capability 8.0 or more, {problem.device} has {capability}")
     return reasons
 
 
+def _extension_objections() -> list[str]:
+    """Whether the CUDA extension is there, on whatever machine: how to build it is said before a GPU is."""
+    reason = objection("cuda")
+    return [] if reason is None else [f"the extension {reason}"]
+
+
 def unverified(problem: Problem) -> list[str]:
     """Not chosen unless named: the emulator, and architectures on which the GPU check has not passed."""
     if problem.device.type != "cuda":
-        return ["the emulator is for tests: force it by name"]
+        return ["needs a GPU; the emulator is for tests: force it by name", *_extension_objections()]
     capability = torch.cuda.get_device_capability(problem.device)
     if capability not in CHECKED:
         return ["not yet verified on compute capability {}.{}: force it by name".format(*capability)]

@@ -14,6 +14,7 @@ _FOLDER = Path(__file__).parent
 _NAMESPACE = "hyperkern_cuda"
 # Operators that only write into their arguments.
 _FILLING = ("sums", "contract", "prepare", "finish", "prepare_views", "combine", "finish_views")
+_NEEDS = {"cuda": "with nvcc on the PATH", "cpu": "with a C++ compiler"}
 _LIBRARIES = {
     "cuda": (_FOLDER / "kernels.so", _NAMESPACE, "HYPERKERN_BUILD_CUDA=1"),
     "cpu": (_FOLDER / "emulator.so", f"{_NAMESPACE}_emulated", "HYPERKERN_BUILD_EMULATOR=1"),
@@ -28,7 +29,7 @@ def ops(device: torch.device) -> Any:
     """
     found = _loaded(device.type)
     if isinstance(found, str):
-        raise RuntimeError(f"the CUDA C++ backend {found}")
+        raise RuntimeError(f"the library of the CUDA C++ backend {found}")
     return found
 
 
@@ -46,9 +47,7 @@ def _loaded(device_type: str) -> Any:
     path, namespace, build = _LIBRARIES[device_type]
     if not path.exists():
         command = f"{build} pip install --no-build-isolation --editable ."
-        if device_type == "cpu":
-            return f"needs a GPU; on a CPU only its emulator runs it, for tests, which is not built ({command})"
-        return f"is not built: in a checkout, with nvcc on the PATH, `{command}` or `make build`"
+        return f"is not built: in a checkout, {_NEEDS[device_type]}, `{command}` or `make build`"
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -184,13 +184,22 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
         late: whether a row's factor, the only one, waits for the results; stored weights need it at once.
     """
     u, v = o.terms.u, o.terms.v
+    row_lse, a, col_lse, b = factors
+    weight = Weight.SOFTPLUS if mode == "softplus" else Weight.EXP
+    unit = o.unit(weight)
+    # Exponentials of at most 1, or of at most the scale, moved to where float16 has most room.
+    shift = 0.0
+    if o.kind == "float16" and b is None and (a is None or late):
+        shift = math.log(FLOAT16_RANGE) - (0.0 if a is not None else o.spec.scale)
+    offset, out_scale = shift * unit, math.exp(-shift)
+    if mode == "exp" and u is None and v is None:
+        return Weighing(Weight.EXP, None, None, offset, out_scale)
+
     no_rows = o.x.new_zeros(o.x.shape[:2], dtype=torch.float32)
     no_cols = o.x.new_zeros(o.y.shape[:2], dtype=torch.float32)
-    if mode == "softplus":
-        return Weighing(Weight.SOFTPLUS, None if u is None else row_terms(u), col_terms(no_cols if v is None else v))
-    unit = o.unit(Weight.EXP)
-    row_lse, a, col_lse, b = factors
     of_rows, of_cols = no_rows if u is None else u, no_cols if v is None else v
+    if weight == Weight.SOFTPLUS:
+        return Weighing(weight, row_terms(of_rows), col_terms(of_cols))
     if a is not None and b is not None:
         row_top, col_top = _inf_for_empty(row_lse), _inf_for_empty(col_lse)
         if mode == "running":
@@ -210,19 +219,10 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
         return Weighing(Weight.FACTOR, row_terms(of_rows * unit, no_rows), col_terms(of_cols * unit, b))
     if a is not None:
         of_rows = of_rows - _inf_for_empty(row_lse)
-        if not late:
-            return Weighing(Weight.FACTOR, row_terms(of_rows * unit, a), col_terms(of_cols * unit, no_cols))
-    # Exponentials of at most 1, or of at most the scale, moved to where float16 has most room.
-    shift = 0.0
-    if o.kind == "float16":
-        shift = math.log(FLOAT16_RANGE) - (0.0 if a is not None else o.spec.scale)
-    offset, out_scale = shift * unit, math.exp(-shift)
-    ones = torch.ones_like(no_rows) if a is None else a
-    if v is not None:
-        cols = col_terms(of_cols * unit, no_cols)
-        return Weighing(Weight.FACTOR, row_terms(of_rows * unit, ones), cols, offset, out_scale)
-    rows = None if a is None and u is None else row_terms(of_rows * unit, ones)
-    return Weighing(Weight.EXP, rows, None, offset, out_scale)
+    rows = row_terms(of_rows * unit, torch.ones_like(no_rows) if a is None else a)
+    if v is None and (a is None or late):
+        return Weighing(Weight.EXP, rows, None, offset, out_scale)
+    return Weighing(Weight.FACTOR, rows, col_terms(of_cols * unit, no_cols), offset, out_scale)
 
 
 def _inf_for_empty(lse: Tensor | None) -> Tensor:
