@@ -1,6 +1,7 @@
-"""What the backends for GPUs share on the host: dtypes, partial results, panels. It launches nothing, knows no backend.
+"""What the backends for GPUs share on the host: primitives, dtypes, partial results. It launches nothing itself.
 
-``precision.py`` says what the operands are multiplied in, ``partials.py`` how ranges of columns are cut and their sums
-added, ``panels.py`` goes through the panels of weights where rows are too long for one pass; ``report.py`` reads
-compiled kernels for the backends' reports.
+``pairwise.py`` makes the pairwise primitives of what a backend has kernels for, ``precision.py`` says what the operands
+are multiplied in, ``partials.py`` how ranges of columns are cut and their sums added, ``panels.py`` goes through the
+panels of weights where rows are too long for one pass; ``report.py`` reads compiled kernels for the backends' reports.
+No file here knows a backend.
 """

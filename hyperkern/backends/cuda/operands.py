@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...spec import EXCLUSIONS, PairSpec, PairTerms
-from ..common import precision
+from ..common import pairwise, precision
 from .library import ops
 
 # A block of threads is counted as one of so many that run at once: constants of the compute capability, so that the
@@ -44,30 +45,9 @@ class Task(IntEnum):
     STORE_EXP = 3
 
 
-class Operands(NamedTuple):
-    """A pairwise problem as a kernel takes it: rows ``x`` against columns ``y``.
-
-    Attributes:
-        x: ``(B, M, D')`` in the dtype of the product; D' is D padded with zeros to a multiple of 16 bytes.
-        y: ``(B, N, D')``, likewise; ``x`` itself where the problem is symmetric.
-        terms: log-weights, and contiguous int64 ids, of both sides.
-        spec: the problem.
-        symmetric: whether ``y`` is ``x``.
-        kind: ``bfloat16``, ``float16``, ``tf32`` or ``float32`` (three tf32 products).
-    """
-
-    x: Tensor
-    y: Tensor
-    terms: PairTerms
-    spec: PairSpec
-    symmetric: bool
-    kind: str
-
-    def swapped(self) -> "Operands":
-        """The same pairs with the roles of rows and columns exchanged."""
-        u, v, row_ids, col_ids = self.terms
-        spec = self.spec._replace(row_offset=self.spec.col_offset, col_offset=self.spec.row_offset)
-        return self._replace(x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids), spec=spec)
+@dataclass(frozen=True)
+class Operands(pairwise.Operands):
+    """A pairwise problem as kernels take it: rows padded with zeros to a multiple of 16 bytes, ids contiguous int64."""
 
     def unit(self, weight: Weight) -> float:
         """What turns a logit into the kernel's units: of log 2, but for full float32 accuracy and softplus."""
@@ -82,11 +62,6 @@ class Operands(NamedTuple):
     def exclude(self) -> int:
         """The code of the exclusion rule."""
         return EXCLUSIONS.index(self.spec.exclude)
-
-    @property
-    def row_shift(self) -> int:
-        """The column that a row excludes is its own index plus this."""
-        return self.spec.row_offset - self.spec.col_offset
 
 
 class Tile(NamedTuple):

@@ -6,30 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.pairwise import Factors, Pairwise
 from ..common.panels import contract_by_panels
 from ..common.partials import Side, add_cuts, added, cut, log_if
 from ..common.precision import FLOAT16_RANGE, scaled_to_float16
 from .library import ops
-from .operands import CONTRACT_DIM, Operands, Task, Weight, col_terms, multiprocessors, row_terms, tile
+from .operands import CONTRACT_DIM, Operands, Task, Weight, as_operands, col_terms, multiprocessors, row_terms, tile
 
 # Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
 # GPU.
 _STRIPES = 64
 
 _SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
-
-
-class Factors(NamedTuple):
-    """What weighs the pairs of `pair_grad`: ``a_i exp(l_ij - row_lse_i) + b_j exp(l_ij - col_lse_j)``."""
-
-    row_lse: Tensor | None = None
-    a: Tensor | None = None
-    col_lse: Tensor | None = None
-    b: Tensor | None = None
-
-    def swapped(self) -> "Factors":
-        """With the roles of rows and columns exchanged."""
-        return Factors(self.col_lse, self.b, self.row_lse, self.a)
 
 
 class Weighing(NamedTuple):
@@ -268,3 +256,6 @@ def _contract_by_panels(
     divisor = torch.tensor(1 / weighing.out_scale, device=o.x.device) if scale is None else scale / weighing.out_scale
     of_x, of_y = (None if side is None else side.divided(divisor) for side in sides)
     return of_x, of_y
+
+
+pairwise = Pairwise(as_operands, pair_sums, contract)

@@ -12,7 +12,7 @@ from ...spec import AlignUniformOptions, PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
 from .library import ops
 from .operands import Operands
-from .primitives import Factors, contract, pair_sums
+from .primitives import pairwise
 
 # Of which a block of threads makes one partial sum: kRowWarps in ``csrc/rows.cuh``.
 _ROWS_PER_BLOCK = 8
@@ -35,13 +35,7 @@ def align_uniform(
     spec = PairSpec(2 * options.t, bounded=True, exclude="self", precision=precision)
     views = operand.view(2 * batch, m, -1)
     o = Operands(views, views, PairTerms(), spec, True, kind)
-    if need_grad:
-        side, _ = contract(o, "exp", Factors(), need_x=True, need_y=False)
-        assert side is not None
-        grad, sums = side.grad, side.sum
-    else:
-        sums = pair_sums(o, "exp", need_cols=False, total=True)[0].unsqueeze(0)
-        grad = sums
+    grad, sums = pairwise.exp_sums(o, need_grad=need_grad)
     total = parts.new_empty(2 * batch)
     # Three tensors and not three views of one, which could not be added to in place.
     results = parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2])

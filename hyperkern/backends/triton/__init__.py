@@ -6,14 +6,10 @@ library's product, any D). ``rows.py`` holds the row-wise kernels, ``configs/`` 
 """
 
 import torch
-from torch import Tensor
 
-from ...spec import PairSpec, PairTerms
 from .. import Problem
-from ..common.partials import Side
-from . import config, primitives
-from .operands import Operands, as_operands
-from .primitives import Factors
+from . import config
+from .primitives import pairwise
 from .rows import finish, prepare
 from .step import align_uniform, align_uniform_grad
 from .tile import INTERPRETED
@@ -64,76 +60,4 @@ def unverified(problem: Problem) -> list[str]:
     return []
 
 
-def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> tuple[Tensor, Tensor]:
-    """Row and column log-sum-exp; plain sums in the bounded regime."""
-    o = as_operands(x, y, terms, spec)
-    mode = "exp" if _plain(o) else "running"
-    row, col = primitives.pair_sums(o, mode, need_cols=need_cols, total=False)
-    return (row.log_(), col.log_()) if mode == "exp" else (row, col)
-
-
-def pair_grad(
-    x: Tensor,
-    y: Tensor | None,
-    terms: PairTerms,
-    spec: PairSpec,
-    row_lse: Tensor,
-    col_lse: Tensor | None,
-    a: Tensor,
-    b: Tensor | None,
-    *,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weighted sums of rows and columns; each side is a pass of its own over the pairs while D <= 256."""
-    if y is None:
-        col_lse, b = row_lse, a
-    if not (need_x or need_y):
-        return *_nothing(x), *_nothing(x)
-    o = as_operands(x, y, terms, spec, weights="bounded")
-    mode = "bounded" if _plain(o) else "running"
-    factors = Factors(*(None if t is None else t.float().contiguous() for t in (row_lse, a, col_lse, b)))
-    sides = primitives.contract(o, mode, factors, need_x=need_x, need_y=need_y)
-    return _results(x, sides)
-
-
-def energy(
-    x: Tensor,
-    y: Tensor | None,
-    terms: PairTerms,
-    spec: PairSpec,
-    potential: str,
-    *,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Total and weighted sums; the total alone costs the upper triangle and no second product."""
-    if not (need_x or need_y):
-        row, _ = primitives.pair_sums(as_operands(x, y, terms, spec), potential, need_cols=False, total=True)
-        return row.sum(1), *_nothing(x), *_nothing(x)
-    o = as_operands(x, y, terms, spec, weights=potential)
-    sides = primitives.contract(o, potential, Factors(), need_x=need_x, need_y=need_y)
-    side = sides[0] or sides[1]
-    assert side is not None
-    return side.total(), *_results(x, sides)
-
-
-def _plain(o: Operands) -> bool:
-    """Whether exponentials are taken of the logits as they are.
-
-    Relative to a maximum or a log-sum-exp an exponent is small where it counts, and its rounding too. Operands of half
-    precision do not see the difference, float32 does.
-    """
-    return o.spec.bounded and o.kind != "float32"
-
-
-def _results(x: Tensor, sides: tuple[Side | None, Side | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_x, of_y = (_nothing(x) if side is None else side.added() for side in sides)
-    return *of_x, *of_y
-
-
-def _nothing(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient and the sums of a side that nobody needs."""
-    return x.new_empty((x.shape[0], 0, x.shape[2]), dtype=torch.float32), x.new_empty(
-        x.shape[0], 0, dtype=torch.float32
-    )
+row_lse, pair_grad, energy = pairwise.row_lse, pairwise.pair_grad, pairwise.energy

@@ -2,12 +2,14 @@
 
 import math
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms
+from ..common import pairwise
 from ..common.precision import FLOAT16_RANGE, product_of, rows
 from . import config
 from .config import Architecture, Config
@@ -30,34 +32,17 @@ def _interpreter(size: int) -> Architecture:
 _INTERPRETER = {0: _interpreter(16), 32**2: _interpreter(32), 200**2: _interpreter(256)}
 
 
-class Operands(NamedTuple):
-    """A pairwise problem as a kernel takes it: rows ``x`` against columns ``y``.
+@dataclass(frozen=True)
+class Operands(pairwise.Operands):
+    """A pairwise problem as the kernels take it, with contiguous terms.
 
     Attributes:
-        x: ``(B, M, D)``, unit stride along D, in the dtype of the product.
-        y: ``(B, N, D)``, likewise; ``x`` itself where the problem is symmetric.
-        terms: contiguous log-weights and ids of both sides.
-        spec: the problem.
-        symmetric: whether ``y`` is ``x``.
         precision: how float32 operands are multiplied, ``tf32`` or ``tf32x3``.
-        kind: ``bfloat16``, ``float16``, ``tf32`` or ``float32``, see `config.Entry`.
         architecture: whose configurations serve it.
     """
 
-    x: Tensor
-    y: Tensor
-    terms: PairTerms
-    spec: PairSpec
-    symmetric: bool
     precision: str
-    kind: str
     architecture: Architecture
-
-    def swapped(self) -> "Operands":
-        """The same pairs with the roles of rows and columns exchanged."""
-        u, v, row_ids, col_ids = self.terms
-        spec = self.spec._replace(row_offset=self.spec.col_offset, col_offset=self.spec.row_offset)
-        return self._replace(x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids), spec=spec)
 
     def find(self, kernel: str, mode: str) -> Config | None:
         """The configuration of a kernel."""
@@ -85,11 +70,6 @@ class Operands(NamedTuple):
         """What turns a logit into its units."""
         return math.log2(math.e) if self.in_log2(mode) else 1.0
 
-    @property
-    def row_shift(self) -> int:
-        """The column that a row excludes is its own index plus this."""
-        return self.spec.row_offset - self.spec.col_offset
-
     def shift(self, mode: str) -> float:
         """What is subtracted from a logit so that its exponential fits the dtype of the weights."""
         return self.spec.scale - math.log(FLOAT16_RANGE) if mode == "exp" and self.x.dtype == torch.float16 else 0.0
@@ -108,7 +88,7 @@ def as_operands(
     y_rows = x_rows if y is None else rows(y, dtype)
     contiguous = PairTerms(*(None if term is None else term.contiguous() for term in terms))
     architecture = architecture_of(x, x_rows.shape[1] * y_rows.shape[1])
-    return Operands(x_rows, y_rows, contiguous, spec, y is None, precision, kind, architecture)
+    return Operands(x_rows, y_rows, contiguous, spec, y is None, kind, precision, architecture)
 
 
 def architecture_of(x: Tensor, pairs: int) -> Architecture:

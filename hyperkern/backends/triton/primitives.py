@@ -2,35 +2,22 @@
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..common.pairwise import Factors, Pairwise
 from ..common.panels import contract_by_panels
 from ..common.partials import Side, added, cut, log_if
 from ..common.precision import scaled_to_float16
 from .contract import contract_kernel
-from .operands import Operands, launch
+from .operands import Operands, as_operands, launch
 from .panel import panel_kernel
 from .sums import sums_kernel
 
 # Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
 # GPU.
 _STRIPES = 64
-
-
-class Factors(NamedTuple):
-    """What weighs the pairs of `pair_grad`: ``a_i exp(l_ij - row_lse_i) + b_j exp(l_ij - col_lse_j)``."""
-
-    row_lse: Tensor | None = None
-    a: Tensor | None = None
-    col_lse: Tensor | None = None
-    b: Tensor | None = None
-
-    def swapped(self) -> "Factors":
-        """With the roles of rows and columns exchanged."""
-        return Factors(self.col_lse, self.b, self.row_lse, self.a)
 
 
 def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[Tensor, Tensor]:
@@ -87,6 +74,7 @@ def contract(
     One pass for each side while a row block's sums fit in registers; panels beyond, which serve both at once. With
     ``y = x`` the row side holds everything.
     """
+    factors = Factors(*(None if t is None else t.contiguous() for t in factors))
     if o.x.dtype != torch.float16 or (factors.a is None and factors.b is None):
         return _contract(o, mode, factors, need_x=need_x, need_y=need_y)
     a, b, scale = scaled_to_float16(factors.a, factors.b)
@@ -192,3 +180,6 @@ def _panel(
     )
     total = row_sum.sum(0)
     return total, total if col_sum is None else col_sum.sum(0), value.sum(0) if mode == "softplus" else total
+
+
+pairwise = Pairwise(as_operands, pair_sums, contract)

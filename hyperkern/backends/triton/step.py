@@ -13,7 +13,7 @@ from ...spec import AlignUniformOptions, PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
 from .config import padded
 from .operands import Operands, architecture_of, launch
-from .primitives import Factors, contract, pair_sums
+from .primitives import pairwise
 from .rows import project, row_block, row_offsets, unit_rows
 from .tile import LN2, LOG2E, narrow
 
@@ -245,14 +245,8 @@ def align_uniform(
         **_shape(dim, options),
     )
     spec = PairSpec(2 * options.t, bounded=True, exclude="self", precision=precision)
-    o = Operands(operand, operand, PairTerms(), spec, True, product, kind, architecture_of(x, m * m))
-    if need_grad:
-        side, _ = contract(o, "exp", Factors(), need_x=True, need_y=False)
-        assert side is not None
-        grad, sums = side.grad, side.sum
-    else:
-        sums = pair_sums(o, "exp", need_cols=False, total=True)[0].unsqueeze(0)
-        grad = sums
+    o = Operands(operand, operand, PairTerms(), spec, True, kind, product, architecture_of(x, m * m))
+    grad, sums = pairwise.exp_sums(o, need_grad=need_grad)
     total = parts.new_empty(2 * batch)
     # Three tensors and not three views of one, which could not be added to in place.
     results = parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2])

@@ -3,16 +3,18 @@
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from ...spec import PairSpec, PairTerms
+from ..common.pairwise import Factors
 from . import config
 from .config import Architecture, Config, Entry
 from .operands import Operands, as_operands
-from .primitives import Factors, contract, pair_sums
+from .primitives import contract, pair_sums
 
 # What PairSpec.precision or the float32 setting must be for an operand.
 _PRECISION = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
@@ -94,7 +96,7 @@ def runner(use: Use, rows: int, device: torch.device) -> Callable[[Config], torc
         if use.kernel == "panel":
             others = tuple(e for e in others if e.kernel != "contract")
         entry = Entry(use.kernel, use.operand, use.dim, None, choice)
-        chosen = o._replace(architecture=o.architecture._replace(entries=(*others, entry)))
+        chosen = replace(o, architecture=o.architecture._replace(entries=(*others, entry)))
         if use.kernel == "sums":
             total = use.mode == "exp"
             row, _ = pair_sums(chosen, mode, need_cols=True, total=total)
