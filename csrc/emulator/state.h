@@ -1,0 +1,143 @@
+// What the parts of the emulator share: the state of the one block of threads that runs, and how a thread waits.
+#pragma once
+
+#include <csetjmp>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <ucontext.h>
+#include <vector>
+
+#include "machine.h"
+
+namespace hyperkern::emulator {
+
+constexpr int kLanes = 32;
+constexpr int kGroupThreads = 128;
+constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kExchangeBytes = 32;
+
+// A fiber waits while a counter has a value.
+struct Fiber {
+  std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
+  ucontext_t start;
+  jmp_buf state;
+  bool started = false;
+  bool finished = false;
+  const uint64_t* counter = nullptr;
+  uint64_t value = 0;
+  const char* reason = "";
+
+  bool runnable() const { return !finished && (counter == nullptr || *counter != value); }
+};
+
+struct Warp {
+  unsigned char handed_in[kLanes * kExchangeBytes];
+  unsigned char handed_out[kLanes * kExchangeBytes];
+  int count = 0;
+  uint64_t generation = 0;
+};
+
+struct NamedBarrier {
+  int count = 0;
+  int threads = 0;
+  uint64_t generation = 0;
+};
+
+struct MBarrier {
+  int expected = 0;
+  int pending = 0;
+  int64_t bytes = 0;
+  uint64_t phase = 0;
+};
+
+struct Copy {  // by the TMA unit
+  uint32_t to;
+  TensorMap map;
+  uint32_t barrier;
+  int column, row, batch;
+};
+
+struct Product {  // of a warpgroup
+  struct Part {
+    float* d = nullptr;
+    const uint32_t* registers = nullptr;
+    std::vector<float> initial;  // of d, when no earlier product is still to write it
+  };
+  int n = 0;
+  Half type = Half::kBf16;
+  uint64_t a = 0, b = 0;
+  bool add = false, transposed = false;
+  Part parts[kGroupThreads];
+  int issued = 0;
+};
+
+struct Warpgroup {
+  std::deque<Product> products;  // not yet done
+  uint64_t first = 0;            // number of the first of them: so many are done
+  uint64_t complete = 0;         // so many have been issued by all threads
+};
+
+struct SmallCopy {
+  uint32_t to;
+  bool valid;
+  const void* from;
+};
+
+struct Thread {
+  uint64_t issued = 0;              // wgmma instructions
+  std::vector<uint64_t> committed;  // of them, at the end of each group
+  std::vector<SmallCopy> open;      // cp.async of the group that is not committed
+  std::deque<std::vector<SmallCopy>> groups;
+};
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<Warpgroup> warpgroups;
+  std::vector<Thread> threads;
+  NamedBarrier barriers[16];
+  std::map<uint32_t, MBarrier> mbarriers;
+  std::deque<Copy> copies;
+  std::vector<unsigned char> memory;
+  unsigned char* shared = nullptr;
+  size_t shared_bytes = 0;
+  int count = 0;
+  int current = 0;
+  int block = 0;
+  jmp_buf scheduler;
+  std::string error;
+  const std::function<void()>* body = nullptr;
+};
+
+extern Machine machine;
+extern Timing timing;
+
+// Ends the block with an error.
+[[noreturn]] void fail(const std::string& message);
+
+inline void require(bool condition, const char* message) {
+  if (!condition) fail(message);
+}
+
+// Lets the other threads run until the counter has another value.
+void wait_while(const uint64_t* counter, uint64_t value, const char* reason);
+
+inline unsigned char* at(uint32_t address, size_t bytes) {
+  require(address + bytes <= machine.shared_bytes, "shared memory is accessed beyond its end");
+  return machine.shared + address;
+}
+
+// The TMA unit and wgmma permute 16-byte pieces by address: bits 4 to 6 are exchanged with bits 7 to 9.
+inline uint32_t swizzle_128b(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
+
+MBarrier& mbarrier(uint32_t address);
+
+// Ends the phase of a barrier for which nothing is left to arrive.
+void settle(MBarrier& barrier);
+
+// A copy by the TMA unit, at the time when it takes effect.
+void perform(const Copy& copy);
+
+}  // namespace hyperkern::emulator

@@ -1,0 +1,180 @@
+// Products: wgmma, mma.sync, and the numbers that they take.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "state.h"
+
+namespace hyperkern::emulator {
+namespace {
+
+Warpgroup& warpgroup() { return machine.warpgroups[machine.current / kGroupThreads]; }
+
+// Where a matrix descriptor puts an element: `line` counts along the 8-row groups' rows, `k` is the contracted index.
+float element(uint64_t descriptor, int line, int k, bool transposed, Half type) {
+  const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
+  const uint32_t leading = static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4;
+  const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
+  uint32_t offset;
+  if (transposed) {
+    offset = line / 64 * leading + line % 64 * 2 + k / 8 * stride + k % 8 * 128;
+  } else {
+    offset = line / 8 * stride + line % 8 * 128 + k * 2;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, at(swizzle_128b(start + offset), 2), 2);
+  return widen(bits, type);
+}
+
+void perform(Product& product) {
+  constexpr int kM = 64, kK = 16;
+  const int n = product.n;
+  static float a[kM][kK], b[kK][256];
+  static float sum[256];
+  require(product.b >> 62 == 1 && (product.transposed || product.a >> 62 == 1), "only the 128-byte swizzle is known");
+  for (int m = 0; m < kM; ++m) {
+    for (int k = 0; k < kK; ++k) {
+      if (product.transposed) {
+        // Lane 4 g + t of warp w holds rows 16 w + g and + 8, and of each the columns 2 t, 2 t + 1 and those + 8.
+        const int lane = m % 8 * 4 + k % 8 / 2, reg = m % 16 / 8 + k / 8 * 2;
+        const uint32_t pair = product.parts[m / 16 * kLanes + lane].registers[reg];
+        a[m][k] = widen(static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16), product.type);
+      } else {
+        a[m][k] = element(product.a, m, k, false, product.type);
+      }
+    }
+  }
+  for (int k = 0; k < kK; ++k) {
+    for (int j = 0; j < n; ++j) b[k][j] = element(product.b, j, k, product.transposed, product.type);
+  }
+  for (auto& part : product.parts) {
+    if (!part.initial.empty()) std::memcpy(part.d, part.initial.data(), part.initial.size() * sizeof(float));
+  }
+  for (int m = 0; m < kM; ++m) {
+    std::memset(sum, 0, sizeof sum);
+    for (int k = 0; k < kK; ++k) {
+      for (int j = 0; j < n; ++j) sum[j] += a[m][k] * b[k][j];
+    }
+    for (int j = 0; j < n; ++j) {
+      const int lane = m % 8 * 4 + j % 8 / 2;
+      float& d = product.parts[m / 16 * kLanes + lane].d[j / 8 * 4 + m % 16 / 8 * 2 + j % 2];
+      d = product.add ? d + sum[j] : sum[j];
+    }
+  }
+}
+
+void perform_products(Warpgroup& group, uint64_t upto) {
+  while (group.first < upto) {
+    perform(group.products.front());
+    group.products.pop_front();
+    ++group.first;
+  }
+}
+
+}  // namespace
+
+void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, uint64_t b, bool add) {
+  Warpgroup& group = warpgroup();
+  Thread& thread = machine.threads[machine.current];
+  const uint64_t index = thread.issued++ - group.first;
+  if (index == group.products.size()) group.products.emplace_back();
+  Product& product = group.products[index];
+  if (product.issued == 0) {
+    product.n = n;
+    product.type = type;
+    product.a = a;
+    product.b = b;
+    product.add = add;
+    product.transposed = registers != nullptr;
+  }
+  require(
+      product.n == n && product.a == a && product.b == b && product.add == add,
+      "threads of a warpgroup disagree about a product");
+  const int lane = machine.current % kGroupThreads;
+  Product::Part& part = product.parts[lane];
+  part.d = d;
+  part.registers = registers;
+  bool pending = false;
+  for (uint64_t i = 0; i < index; ++i) pending = pending || group.products[i].parts[lane].d == d;
+  if (!pending) {
+    part.initial.assign(d, d + n / 2);
+    // Until the wait nobody may look at them.
+    for (int i = 0; i < n / 2; ++i) d[i] = std::numeric_limits<float>::quiet_NaN();
+  }
+  if (++product.issued == kGroupThreads) {
+    ++group.complete;
+    if (timing == Timing::kProductsFirst) perform_products(group, group.complete);
+  }
+}
+
+void wgmma_commit_group() {
+  Thread& thread = machine.threads[machine.current];
+  thread.committed.push_back(thread.issued);
+}
+
+void wgmma_wait_group(int pending) {
+  Thread& thread = machine.threads[machine.current];
+  const int done = static_cast<int>(thread.committed.size()) - pending;
+  if (done <= 0) return;
+  Warpgroup& group = warpgroup();
+  const uint64_t upto = thread.committed[done - 1];
+  while (group.complete < upto) wait_while(&group.complete, group.complete, "the other warps of its warpgroup");
+  perform_products(group, upto);
+}
+
+void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Half* type) {
+  struct Words {
+    uint32_t a[4], b[2];
+  };
+  const Words mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const auto* words = static_cast<const Words*>(exchange(&mine, sizeof mine));
+  const int lane = machine.current % kLanes;
+  // Lane 4 g + t: rows g and g + 8 of the left operand, column g of the right one.
+  for (int e = 0; e < 4; ++e) {
+    const int m = lane / 4, high = e / 2, col = lane % 4 * 2 + e % 2;
+    float sum = 0;
+    for (int half = 0; half < 2; ++half) {
+      for (int t = 0; t < 4; ++t) {
+        const uint32_t left = words[m * 4 + t].a[high + 2 * half], right = words[col * 4 + t].b[half];
+        if (type == nullptr) {  // the hardware ignores the last 13 bits
+          const uint32_t l = left & 0xffffe000, r = right & 0xffffe000;
+          float x, y;
+          std::memcpy(&x, &l, 4);
+          std::memcpy(&y, &r, 4);
+          sum += x * y;
+        } else {
+          sum += widen(static_cast<uint16_t>(left), *type) * widen(static_cast<uint16_t>(right), *type);
+          sum += widen(static_cast<uint16_t>(left >> 16), *type) * widen(static_cast<uint16_t>(right >> 16), *type);
+        }
+      }
+    }
+    d[e] += sum;
+  }
+}
+
+float widen(uint16_t bits, Half type) {
+  if (type == Half::kF16) {
+    _Float16 x;
+    std::memcpy(&x, &bits, sizeof x);
+    return static_cast<float>(x);
+  }
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float x;
+  std::memcpy(&x, &wide, sizeof x);
+  return x;
+}
+
+uint16_t narrow(float x, Half type) {
+  uint16_t bits;
+  if (type == Half::kF16) {
+    const auto half = static_cast<_Float16>(x);
+    std::memcpy(&bits, &half, sizeof bits);
+    return bits;
+  }
+  if (std::isnan(x)) return 0x7fff;
+  uint32_t wide;
+  std::memcpy(&wide, &x, sizeof wide);
+  return static_cast<uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+}
+
+}  // namespace hyperkern::emulator
