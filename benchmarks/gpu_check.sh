@@ -12,7 +12,7 @@ PYTHON=${PYTHON:-python3}
 mode=full budget=240 tests=(tests/backends tests/losses) backends=(cuda triton)
 for argument in "$@"; do
   case $argument in
-    --quick) mode=quick budget=60 tests=(tests/backends/test_*_step.py tests/backends/test_primitives.py) ;;
+    --quick) mode=quick budget=60 tests=(tests/backends/test_step.py tests/backends/test_primitives.py) ;;
     cuda | triton) backends=("$argument") ;;
     *)
       echo "usage: benchmarks/gpu_check.sh [--quick] [cuda|triton]" >&2

@@ -31,21 +31,22 @@ def _exp(b_x):
 
 @triton.jit
 def _distance_power(b_difference, alpha, SQUARE: tl.constexpr):
-    """``|d|^alpha`` of each row, and what makes its gradient of ``d``: ``alpha |d|^(alpha - 2)``; 0 at distance 0."""
+    """``|d|^alpha`` of each row and its gradient of ``d``, ``alpha |d|^(alpha - 1)`` along ``d``; 0 at distance 0."""
     if SQUARE:
         b_value = tl.sum(b_difference * b_difference, 1)
-        b_slope = tl.full(b_value.shape, 2.0, tl.float32)
+        b_grad = 2.0 * b_difference
     else:
         # In units of the largest component no square over- or underflows.
         b_unit = tl.max(tl.abs(b_difference), 1)
         b_same = b_unit == 0
         b_unit = tl.where(b_same, 1.0, b_unit)
         b_scaled = b_difference / b_unit[:, None]
-        b_square = tl.where(b_same, 1.0, tl.sum(b_scaled * b_scaled, 1))
-        b_log = tl.math.log2(b_unit) + 0.5 * tl.math.log2(b_square)
-        b_value = tl.where(b_same, 0.0, tl.math.exp2(alpha * b_log))
-        b_slope = tl.where(b_same, 0.0, alpha * tl.math.exp2((alpha - 2.0) * b_log))
-    return b_value, b_slope
+        b_log = 0.5 * tl.math.log2(tl.where(b_same, 1.0, tl.sum(b_scaled * b_scaled, 1)))
+        b_value = tl.where(b_same, 0.0, tl.math.exp2(alpha * (tl.math.log2(b_unit) + b_log)))
+        # |d|^(alpha - 2) alone would overflow for a small distance.
+        b_slope = alpha * tl.math.exp2((alpha - 1.0) * (tl.math.log2(b_unit) + b_log) - b_log)
+        b_grad = b_scaled * b_slope[:, None]
+    return b_value, b_grad
 
 
 @triton.jit(do_not_specialize=["batch", "m", "blocks"])
@@ -213,8 +214,8 @@ def finish_views_kernel(
     c_align = _cotangent(p_of_loss, p_of_align, align_weight, i_b)
     c_uniform = _cotangent(p_of_loss, p_of_uniform, uniform_weight, i_b)
 
-    _, b_slope = _distance_power(b_x - b_y, alpha, SQUARE)
-    b_align = (b_x - b_y) * (b_slope * c_align / m)[:, None]
+    _, b_align = _distance_power(b_x - b_y, alpha, SQUARE)
+    b_align *= c_align / m
     rows = batch.to(tl.int64) * m
     zero_x, zero_y = tl.max(tl.abs(b_x), 1) == 0, tl.max(tl.abs(b_y), 1) == 0
     b_gx = _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_b, rows, cuts, zero_x, c_uniform, t, DIM)
