@@ -104,6 +104,13 @@ Pairs make_pairs(
   return pairs;
 }
 
+// A grid has at most 2^31 - 1 blocks; the launchers multiply in 32 bits.
+void check_grid(const Pairs& pairs, int parts, int cuts) {
+  HYPERKERN_REQUIRE(
+      static_cast<int64_t>(pairs.batch) * parts <= INT32_MAX / cuts, "there are too many blocks of threads: ",
+      pairs.batch, " problems times ", parts, " times ", cuts, " cuts");
+}
+
 bool takes_wgmma(const Tensor& x) { return x.scalar_type() != ScalarType::Float && has_wgmma(x); }
 
 // Calls `function` with the operand type of x: float32 is multiplied in one tf32 product or, `split`, in three.
@@ -176,6 +183,7 @@ void sums(
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
       stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1,
       static_cast<int64_t>(schedule.tiles) * size.cols);
+  check_grid(args.pairs, schedule.stripes, schedule.cuts);
   HYPERKERN_REQUIRE(task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
   HYPERKERN_REQUIRE(task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
@@ -231,6 +239,7 @@ void contract(
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, kRowTerms[weight_code],
       kColTerms[weight_code], static_cast<int64_t>(args.tiles) * size.cols);
+  check_grid(args.pairs, args.blocks, args.cuts);
   HYPERKERN_REQUIRE(
       weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
   HYPERKERN_REQUIRE(

@@ -62,6 +62,7 @@ BAD_CONTRACT = [
     ({"weight": 4}, "weight must be between 0 and 3, got 4"),
     ({"weight": 1}, "weight 1 needs col_terms"),
     ({"cuts": 0}, "cuts must be at least 1, got 0"),
+    ({"cuts": 2**31 - 1}, "there are too many blocks of threads: 2 problems times 1 times 2147483647 cuts"),
     ({"exclude": 3}, r"exclude must be 0 \(none\), 1 \(self\) or 2 \(same id\), got 3"),
     ({"exclude": 2}, "row_ids is missing"),
     ({"exclude": 2, "row_ids": ids(2, 5), "col_ids": ids(2, 5)}, r"col_ids must have shape \(2, 7\), got \(2, 5\)"),
@@ -98,6 +99,7 @@ BAD_SUMS = [
     ({"triangle": True}, "a triangle has as many rows as columns"),
     ({"stripes": 2}, "stripes must be between 1 and the number of row blocks"),
     ({"cuts": -1}, "cuts must be between 0 and"),
+    ({"cuts": 2**31 - 1}, "there are too many blocks of threads: 2 problems times 1 times 2147483647 cuts"),
     ({"col": torch.empty(9, 2, 7)}, r"col must have shape \(2, 2, 7\), got \(9, 2, 7\)"),
 ]
 
