@@ -107,8 +107,8 @@ Pairs make_pairs(
 // A grid has at most 2^31 - 1 blocks; the launchers multiply in 32 bits.
 void check_grid(const Pairs& pairs, int parts, int cuts) {
   HYPERKERN_REQUIRE(
-      static_cast<int64_t>(pairs.batch) * parts <= INT32_MAX / cuts, "there are too many blocks of threads: ",
-      pairs.batch, " problems times ", parts, " times ", cuts, " cuts");
+      static_cast<int64_t>(pairs.batch) * parts <= INT32_MAX / cuts,
+      "there are too many blocks of threads: ", pairs.batch, " problems times ", parts, " times ", cuts, " cuts");
 }
 
 bool takes_wgmma(const Tensor& x) { return x.scalar_type() != ScalarType::Float && has_wgmma(x); }
