@@ -9,11 +9,27 @@ from .losses import (
     align_uniform,
     alignment,
     clip_loss,
+    dcl,
+    dclw,
     info_nce,
+    nt_xent,
     pairwise_logsumexp,
+    siglip,
+    sup_con,
     uniformity,
 )
-from .nn import AlignmentLoss, AlignUniformLoss, CLIPLoss, InfoNCELoss, UniformityLoss
+from .nn import (
+    AlignmentLoss,
+    AlignUniformLoss,
+    CLIPLoss,
+    DCLLoss,
+    DCLWLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SigLIPLoss,
+    SupConLoss,
+    UniformityLoss,
+)
 
 try:
     __version__ = version("hyperkern")
@@ -25,14 +41,24 @@ __all__ = [
     "AlignUniformLoss",
     "AlignmentLoss",
     "CLIPLoss",
+    "DCLLoss",
+    "DCLWLoss",
     "InfoNCELoss",
+    "NTXentLoss",
+    "SigLIPLoss",
+    "SupConLoss",
     "UniformityLoss",
     "align_uniform",
     "alignment",
     "backend_info",
     "clip_loss",
+    "dcl",
+    "dclw",
     "info_nce",
     "metrics",
+    "nt_xent",
     "pairwise_logsumexp",
+    "siglip",
+    "sup_con",
     "uniformity",
 ]

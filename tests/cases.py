@@ -21,7 +21,7 @@ class Case(NamedTuple):
         truth: ``(*tensors) -> tuple of outputs``, by `oracle`.
         least_rows: the fewest rows it accepts.
         peers: further textbook ways to write ``truth``, for the comparison of errors in low precision.
-        largest_lse: what its log-sum-exps reach, where that is several hundred.
+        largest_lse: what its log-sum-exps reach, where that is several hundred or several of them are joined.
         in_float64: whether it is computed in float64 whatever the input, which a backend without float64 refuses.
     """
 
@@ -122,6 +122,43 @@ def _clip(name: str, **options: object) -> Case:
     )
 
 
+def _contrastive(name: str, roles: str, least_rows: int = 1, lse: float = 0.0, **options: object) -> Case:
+    """A loss whose function here and in `oracle` has the same name and arguments; ``roles`` name the latter.
+
+    Options that are functions make an argument of the first tensor: ids, labels.
+    """
+    function, names = name.split("-")[0], roles.split()
+    views = sum(role in ("x", "y", "third") for role in names)
+
+    def call(module: object, tensors: Sequence[Tensor], **k: object) -> Tensor:
+        given = {ARGUMENTS.get(role, role): t for role, t in zip(names[views:], tensors[views:], strict=True)}
+        made = {key: option(tensors[0], *tensors) if callable(option) else option for key, option in options.items()}
+        return getattr(module, function)(*tensors[:views], **given, **made, **k)
+
+    return _case(name, roles, lambda *t, **k: call(hk, t, **k), lambda *t: call(oracle, t), least_rows, largest_lse=lse)
+
+
+# What a role is called where it is an argument, if not like the role.
+ARGUMENTS = {
+    "queue": "negatives",
+    "hard": "hard_negatives",
+    "scale": "logit_scale",
+    "bias": "logit_bias",
+    "u": "y_log_weights",
+    "v": "negative_log_weights",
+}
+
+
+def same_sample(x: Tensor, *_: Tensor) -> Tensor:
+    """Ids of which some occur twice."""
+    return (torch.arange(x.shape[-2], device=x.device) // 2 * 2 % 7).expand(x.shape[:-1])
+
+
+def queue_ids(x: Tensor, *tensors: Tensor) -> Tensor:
+    """Ids of the queue, the last of the features, of which some occur in `same_sample`; its last row has none."""
+    return ids([t for t in tensors if t.dim() == x.dim()][-1], 99)
+
+
 def _lse(name: str, roles: str, exclude: str = "none", least_rows: int = 1, **options: object) -> Case:
     def ours(x: Tensor, *rest: Tensor, **k: object) -> tuple[Tensor, Tensor]:
         y = rest[0] if "queue" in roles else None
@@ -192,6 +229,33 @@ CASES = [
         lambda x, y, s, **k: hk.clip_loss(x, y, logit_scale=s, **k),
         lambda x, y, s: oracle.clip_loss(x, y, logit_scale=s),
     ),
+    _contrastive("clip_loss-ids", "x y", ids=same_sample, logit_scale=5.0),
+    _contrastive("clip_loss-none", "x y scale", reduction="none"),
+    _contrastive("info_nce-queue_only", "x y queue", in_batch=False, temperature=0.2),
+    _contrastive("info_nce-hard", "x y hard temperature", lse=8.0, in_batch=False),
+    _contrastive(
+        *("info_nce-everything", "x y queue hard u v"),
+        lse=8.0,
+        ids=same_sample,
+        negative_ids=queue_ids,
+        temperature=0.3,
+    ),
+    _contrastive("info_nce-log_weights", "x y u", temperature=0.4, reduction="sum"),
+    _contrastive("nt_xent-default", "x y"),
+    _contrastive("nt_xent-views-none", "x y third", temperature=0.2, reduction="none"),
+    _contrastive("nt_xent-learnable", "x y queue temperature", lse=8.0),
+    _contrastive("nt_xent-0.005", "x y", temperature=0.005, lse=200.0),
+    _contrastive("nt_xent-raw", "x y", temperature=2.0, normalize=False),
+    _contrastive("dcl-default", "x y", 2),
+    _contrastive("dcl-learnable", "x y temperature", 2, reduction="sum"),
+    _contrastive("dclw-default", "x y", 2),
+    _contrastive("sup_con-default", "x", labels=same_sample),
+    _contrastive("sup_con-learnable", "x temperature", labels=same_sample, reduction="sum"),
+    _contrastive(
+        "sup_con-one_class-none", "x", labels=lambda x, *_: torch.zeros_like(same_sample(x)), reduction="none"
+    ),
+    _contrastive("siglip-default", "x y", logit_scale=10.0, logit_bias=-10.0),
+    _contrastive("siglip-learnable", "x y scale bias"),
     _lse("none", "x queue", scale=5.0),
     _lse("none-one-side", "x", scale=5.0),
     _lse("self", "x queue", "self", 2, scale=5.0),
@@ -203,6 +267,10 @@ CASES = [
     _lse("raw", "x queue v", scale=1.5, normalize=False),
 ]
 BY_NAME = {case.name: case for case in CASES}
+
+
+# The roles that are features.
+FEATURES = ("x", "y", "third", "queue", "hard")
 
 
 def names(cases: Sequence[Case] = CASES) -> list[str]:
@@ -225,13 +293,14 @@ def tensors(
     lead = () if batch is None else (batch,)
 
     def make(role: str) -> Tensor:
-        if role in ("x", "y", "queue"):
-            return torch.randn(*lead, n if role == "queue" else m, d, generator=draw, dtype=torch.float64)
+        if role in FEATURES:
+            rows = {"queue": (n,), "hard": (m, 3)}.get(role, (m,))
+            return torch.randn(*lead, *rows, d, generator=draw, dtype=torch.float64)
         if role.endswith("_weights"):
             return torch.rand(*lead, m if role[0] == "x" else n, generator=draw, dtype=torch.float64) + 0.1
         if role in ("u", "v"):
             return torch.randn(*lead, m if role == "u" else n, generator=draw, dtype=torch.float64)
-        return torch.tensor({"temperature": 0.13, "scale": 7.3}[role], dtype=torch.float64)
+        return torch.tensor({"temperature": 0.13, "scale": 7.3, "bias": -3.1}[role], dtype=torch.float64)
 
     return [make(role).to(device=device, dtype=dtype) for role in case.roles]
 

@@ -112,21 +112,138 @@ def info_nce(
     y: Tensor,
     negatives: Tensor | None = None,
     *,
+    hard_negatives: Tensor | None = None,
+    in_batch: bool = True,
+    ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    y_log_weights: Tensor | None = None,
+    negative_log_weights: Tensor | None = None,
     temperature: float | Tensor = 0.07,
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    x, keys = rows(x, normalize), rows(y, normalize)
+    """The cross entropy of all logits, with those of no candidates at -inf."""
+    x, y = rows(x, normalize), rows(y, normalize)
+    n, own = len(x), same_index(len(x), len(x), x.device)
+    logits = x @ y.T / temperature
+    if y_log_weights is not None:
+        logits = logits + y_log_weights
+    left_out = torch.zeros_like(own) if in_batch else ~own
+    if ids is not None:
+        left_out = left_out | (ids[:, None] == ids) & ~own
+    parts = [logits.masked_fill(left_out, -math.inf)]
     if negatives is not None:
-        keys = torch.cat([keys, rows(negatives, normalize)])
-    return F.cross_entropy(x @ keys.T / temperature, torch.arange(len(x), device=x.device), reduction=reduction)
+        logits = x @ rows(negatives, normalize).T / temperature
+        logits = logits if negative_log_weights is None else logits + negative_log_weights
+        if negative_ids is not None:
+            logits = logits.masked_fill(ids[:, None] == negative_ids, -math.inf)
+        parts.append(logits)
+    if hard_negatives is not None:
+        parts.append((rows(hard_negatives, normalize) @ x[:, :, None]).squeeze(-1) / temperature)
+    return F.cross_entropy(torch.cat(parts, 1), torch.arange(n, device=x.device), reduction=reduction)
 
 
 @per_batch
-def clip_loss(x: Tensor, y: Tensor, *, logit_scale: float | Tensor, normalize: bool = True) -> Tensor:
+def clip_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    ids: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
     logits = logit_scale * rows(x, normalize) @ rows(y, normalize).T
+    if ids is not None:
+        own = same_index(len(x), len(x), x.device)
+        logits = logits.masked_fill((ids[:, None] == ids) & ~own, -math.inf)
     target = torch.arange(len(x), device=x.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    sides = (F.cross_entropy(side, target, reduction=reduction) for side in (logits, logits.T))
+    return sum(sides) / 2
+
+
+@per_batch
+def nt_xent(
+    *views: Tensor,
+    negatives: Tensor | None = None,
+    temperature: float | Tensor = 0.5,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """A cross entropy for each pair of an anchor and one of its positives, among it and the other samples."""
+    n, z = len(views[0]), rows(torch.cat(views), normalize)
+    logits, sample = z @ z.T / temperature, torch.arange(len(z), device=z.device) % n
+    others = logits.masked_fill(sample[:, None] == sample, -math.inf)
+    if negatives is not None:
+        others = torch.cat([others, z @ rows(negatives, normalize).T / temperature], 1)
+    anchors, terms = torch.arange(len(z), device=z.device), []
+    for shift in range(1, len(views)):
+        positive = logits[anchors, (anchors + shift * n) % len(z)]
+        terms.append(F.cross_entropy(torch.cat([positive[:, None], others], 1), 0 * anchors, reduction="none"))
+    losses = torch.stack(terms).mean(0)
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
+@per_batch
+def dcl(
+    x: Tensor,
+    y: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    weights: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    n, z = len(x), rows(torch.cat([x, y]), normalize)
+    logits, sample = z @ z.T / temperature, torch.arange(2 * n, device=z.device) % n
+    others = logits.masked_fill(sample[:, None] == sample, -math.inf).logsumexp(1)
+    positive = logits.diagonal(n).repeat(2)
+    losses = others - (positive if weights is None else weights.repeat(2) * positive)
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
+@per_batch
+def dclw(x: Tensor, y: Tensor, *, sigma: float = 0.5, **options: Any) -> Tensor:
+    a, b = rows(x.detach(), True), rows(y.detach(), True)
+    return dcl(x, y, weights=2 - len(x) * ((a * b).sum(1) / sigma).softmax(0), **options)
+
+
+@per_batch
+def sup_con(
+    x: Tensor,
+    *,
+    labels: Tensor,
+    y: Tensor | None = None,
+    y_labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    x = rows(x, normalize)
+    own = same_index(len(x), len(x), x.device) if y is None else x.new_zeros(len(x), len(y), dtype=torch.bool)
+    logits = x @ (x if y is None else rows(y, normalize)).T / temperature
+    positive = (labels[:, None] == (labels if y_labels is None else y_labels)) & ~own
+    # A single row has no candidate at all, and no logarithm of their number.
+    log_probability = logits - logits.masked_fill(own & ~own.all(), -math.inf).logsumexp(1, keepdim=True)
+    count = positive.sum(1)
+    losses = -(log_probability * positive).sum(1) / count.clamp_min(1)
+    return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / (count > 0).sum().clamp_min(1)}[reduction]
+
+
+@per_batch
+def siglip(
+    x: Tensor,
+    y: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    logits = logit_scale * rows(x, normalize) @ rows(y, normalize).T + logit_bias
+    sign = 2 * same_index(len(x), len(x), x.device).to(logits.dtype) - 1
+    total = -F.logsigmoid(sign * logits).sum()
+    return total / len(x) if reduction == "mean" else total
 
 
 @per_batch

@@ -34,7 +34,8 @@ def leaves(name: str, m: int = 4, n: int = 3, d: int = 3, batch: int | None = No
 
 
 # The truth of `pdist` and `cdist` has no second derivative: numerical ones are the judge.
-GENTLE = [name for name in names() if not any(hot in name for hot in ("400", "1000", "0.001"))]
+# Without those of extreme curvature, and that whose weights are constants by definition.
+GENTLE = [name for name in names() if not any(hot in name for hot in ("400", "1000", "0.001", "0.005", "dclw"))]
 
 
 @pytest.mark.parametrize("batch", [None, 2])

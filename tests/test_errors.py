@@ -10,13 +10,15 @@ from torch import Tensor
 import hyperkern as hk
 from hyperkern.integrations import align_uniform as drop_in
 
-X, Y = torch.randn(5, 3), torch.randn(5, 3)
+X, Y, LABELS = torch.randn(5, 3), torch.randn(5, 3), torch.arange(5)
 
 # Each function of features, with its features as positional arguments x, y and keyword arguments.
 ONE = {
     "uniformity": hk.uniformity,
     "pairwise_logsumexp": lambda x, **k: hk.pairwise_logsumexp(x, scale=2.0, **k),
     "UniformityLoss": lambda x: hk.UniformityLoss()(x),
+    "sup_con": lambda x, **k: hk.sup_con(x, LABELS, **k),
+    "SupConLoss": lambda x: hk.SupConLoss()(x, LABELS),
     "drop-in uniform_loss": drop_in.uniform_loss,
 }
 PAIRED = {
@@ -24,10 +26,18 @@ PAIRED = {
     "align_uniform": hk.align_uniform,
     "info_nce": hk.info_nce,
     "clip_loss": lambda x, y, **k: hk.clip_loss(x, y, logit_scale=5.0, **k),
+    "siglip": lambda x, y, **k: hk.siglip(x, y, logit_scale=5.0, logit_bias=-5.0, **k),
+    "nt_xent": hk.nt_xent,
+    "dcl": hk.dcl,
+    "dclw": hk.dclw,
     "AlignmentLoss": lambda x, y: hk.AlignmentLoss()(x, y),
     "AlignUniformLoss": lambda x, y: hk.AlignUniformLoss()(x, y),
     "InfoNCELoss": lambda x, y: hk.InfoNCELoss()(x, y),
     "CLIPLoss": lambda x, y: hk.CLIPLoss()(x, y),
+    "SigLIPLoss": lambda x, y: hk.SigLIPLoss()(x, y),
+    "NTXentLoss": lambda x, y: hk.NTXentLoss()(x, y),
+    "DCLLoss": lambda x, y: hk.DCLLoss()(x, y),
+    "DCLWLoss": lambda x, y: hk.DCLWLoss()(x, y),
     "drop-in align_loss": drop_in.align_loss,
 }
 # The second argument has rows of its own.
@@ -36,6 +46,8 @@ COLUMNS = {
     "y pairwise_logsumexp": lambda y: hk.pairwise_logsumexp(X, y, scale=2.0),
     "negatives info_nce": lambda n: hk.info_nce(X, Y, negatives=n),
     "negatives InfoNCELoss": lambda n: hk.InfoNCELoss()(X, Y, n),
+    "negatives nt_xent": lambda n: hk.nt_xent(X, Y, negatives=n),
+    "y sup_con": lambda y: hk.sup_con(X, LABELS, y, None if y is None else LABELS),
     "y UniformityLoss": lambda y: hk.UniformityLoss()(X, y),
 }
 
@@ -85,6 +97,8 @@ def test_the_other_side(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} must be on the device of x, cpu, got meta"):
         second(name, Y.to("meta"))
     for shape in [*WRONG_SHAPES, (5, 4), (1, 5, 3)]:
+        if shape == (0, 3) and argument == "negatives":
+            continue  # an empty queue
         shown = str(shape).replace("(", r"\(").replace(")", r"\)")
         with pytest.raises(ValueError, match=f"^{argument} must .*got .*{shown}"):
             second(name, torch.ones(shape))

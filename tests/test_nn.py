@@ -9,7 +9,16 @@ from torch import nn
 import hyperkern as hk
 
 X, Y, QUEUE = torch.randn(6, 4), torch.randn(6, 4), torch.randn(9, 4)
+LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
 QUEUE_WEIGHTS = {"x_weights": torch.rand(6), "y_weights": torch.rand(9)}
+
+CANDIDATES = {
+    "hard_negatives": torch.randn(6, 2, 4),
+    "ids": LABELS,
+    "negative_ids": torch.arange(9) % 4,
+    "y_log_weights": torch.randn(6),
+    "negative_log_weights": torch.randn(9),
+}
 
 SAME = {
     "alignment": (hk.AlignmentLoss()(X, Y), hk.alignment(X, Y)),
@@ -37,9 +46,65 @@ SAME = {
         hk.CLIPLoss(logit_scale=3.0, normalize=False)(X, Y),
         hk.clip_loss(X, Y, logit_scale=3.0, normalize=False),
     ),
+    "clip-ids": (
+        hk.CLIPLoss(reduction="none")(X, Y, ids=LABELS),
+        hk.clip_loss(X, Y, logit_scale=1 / 0.07, ids=LABELS, reduction="none"),
+    ),
+    "info_nce-candidates": (
+        hk.InfoNCELoss(in_batch=False)(X, Y, QUEUE, **CANDIDATES),
+        hk.info_nce(X, Y, negatives=QUEUE, in_batch=False, **CANDIDATES),
+    ),
+    "nt_xent": (hk.NTXentLoss()(X, Y), hk.nt_xent(X, Y)),
+    "nt_xent-options": (
+        hk.NTXentLoss(temperature=0.2, reduction="none")(X, Y, X.flip(0), negatives=QUEUE),
+        hk.nt_xent(X, Y, X.flip(0), temperature=0.2, reduction="none", negatives=QUEUE),
+    ),
+    "dcl": (hk.DCLLoss()(X, Y), hk.dcl(X, Y)),
+    "dcl-weights": (
+        hk.DCLLoss(temperature=0.3)(X, Y, weights=(X[:, 0], X[:, 1])),
+        hk.dcl(X, Y, temperature=0.3, weights=(X[:, 0], X[:, 1])),
+    ),
+    "dclw": (hk.DCLWLoss(sigma=0.3)(X, Y), hk.dclw(X, Y, sigma=0.3)),
+    "sup_con": (hk.SupConLoss()(X, LABELS), hk.sup_con(X, LABELS)),
+    "sup_con-queue": (
+        hk.SupConLoss(temperature=0.3)(X, LABELS, Y, LABELS),
+        hk.sup_con(X, LABELS, Y, LABELS, temperature=0.3),
+    ),
+    "siglip": (hk.SigLIPLoss()(X, Y), hk.siglip(X, Y, logit_scale=10.0, logit_bias=-10.0)),
+    "siglip-learnable": (
+        hk.SigLIPLoss(logit_scale=3.0, logit_bias=-1.0, learnable=True, reduction="sum")(X, Y),
+        hk.siglip(X, Y, logit_scale=torch.tensor(3.0).log().exp(), logit_bias=torch.tensor(-1.0), reduction="sum"),
+    ),
 }
 
-MODULES = [hk.AlignmentLoss, hk.UniformityLoss, hk.AlignUniformLoss, hk.InfoNCELoss, hk.CLIPLoss]
+MODULES = [
+    hk.AlignmentLoss,
+    hk.UniformityLoss,
+    hk.AlignUniformLoss,
+    hk.InfoNCELoss,
+    hk.CLIPLoss,
+    hk.NTXentLoss,
+    hk.DCLLoss,
+    hk.DCLWLoss,
+    hk.SupConLoss,
+    hk.SigLIPLoss,
+]
+
+
+def arguments(module: type[nn.Module]) -> tuple[torch.Tensor, ...]:
+    return {hk.UniformityLoss: (X,), hk.SupConLoss: (X, LABELS)}.get(module, (X, Y))
+
+
+def test_every_module_is_tested() -> None:
+    assert {module.__name__ for module in MODULES} == {name for name in hk.__all__ if name.endswith("Loss")}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "learnable" in m.__init__.__kwdefaults__])
+def test_every_learned_scale_has_a_gradient(module: type[nn.Module]) -> None:
+    loss = module(learnable=True)
+    loss(*arguments(module)).backward()
+    for parameter in loss.parameters():
+        assert parameter.grad.abs() > 0
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -50,7 +115,7 @@ def test_same_as_the_function(name: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_backend_is_passed_on(module: type[nn.Module]) -> None:
-    args = (X,) if module is hk.UniformityLoss else (X, Y)
+    args = arguments(module)
     assert torch.equal(module(backend="reference")(*args), module()(*args))
     with pytest.raises(ValueError, match="backend='nonsense'"):
         module(backend="nonsense")(*args)

@@ -2,8 +2,11 @@
 
 from .align_uniform import AlignUniform, align_uniform
 from .alignment import alignment
-from .contrastive import clip_loss, info_nce
+from .clip import clip_loss, siglip
+from .info_nce import info_nce
 from .logsumexp import pairwise_logsumexp
+from .nt_xent import dcl, dclw, nt_xent
+from .sup_con import sup_con
 from .uniformity import uniformity
 
 __all__ = [
@@ -11,7 +14,12 @@ __all__ = [
     "align_uniform",
     "alignment",
     "clip_loss",
+    "dcl",
+    "dclw",
     "info_nce",
+    "nt_xent",
     "pairwise_logsumexp",
+    "siglip",
+    "sup_con",
     "uniformity",
 ]

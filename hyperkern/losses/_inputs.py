@@ -9,8 +9,11 @@ from torch import Tensor
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_rows(name: str, x: Tensor) -> None:
-    """Raises unless ``x`` is a floating tensor ``(N, D)`` or ``(B, N, D)`` without an empty dimension."""
+def check_rows(name: str, x: Tensor, *, may_be_empty: bool = False) -> None:
+    """Raises unless ``x`` is a floating tensor ``(N, D)`` or ``(B, N, D)`` without an empty dimension.
+
+    With ``may_be_empty`` it may have no rows.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor of features (N, D) or (B, N, D), got {type(x).__name__} (options are "
@@ -22,13 +25,13 @@ def check_rows(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}")
     if x.dim() not in (2, 3):
         raise ValueError(f"{name} must have shape (N, D) or (B, N, D), got {tuple(x.shape)}")
-    if 0 in x.shape:
+    if 0 in (x.shape[:-2] + x.shape[-1:] if may_be_empty else x.shape):
         raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
 
 
-def check_columns(name: str, y: Tensor, x: Tensor, *, same_rows: bool = False) -> None:
+def check_columns(name: str, y: Tensor, x: Tensor, *, same_rows: bool = False, may_be_empty: bool = False) -> None:
     """Raises unless ``y`` is like ``x`` in dtype, device, batch and feature dimension, and in rows if asked."""
-    check_rows(name, y)
+    check_rows(name, y, may_be_empty=may_be_empty)
     if y.dtype != x.dtype:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {y.dtype}: convert it by .to(x.dtype)")
     if y.device != x.device:
@@ -38,6 +41,24 @@ def check_columns(name: str, y: Tensor, x: Tensor, *, same_rows: bool = False) -
     if y.dim() != x.dim() or y.shape[-1] != x.shape[-1] or y.shape[:-2] != x.shape[:-2]:
         expected = f"({', '.join([*map(str, x.shape[:-2]), 'N', str(x.shape[-1])])})"
         raise ValueError(f"{name} must have shape {expected} to go with x {tuple(x.shape)}, got {tuple(y.shape)}")
+
+
+def check_hard_negatives(name: str, hard: Tensor, x: Tensor) -> None:
+    """Raises unless ``hard`` has some rows for each row of ``x``, like it in dtype and device: one dimension more."""
+    if not isinstance(hard, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(hard).__name__}")
+    if hard.dtype != x.dtype:
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {hard.dtype}: convert it by .to(x.dtype)")
+    if hard.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {hard.device}")
+    if hard.dim() != x.dim() + 1 or 0 in hard.shape or (*hard.shape[:-2], hard.shape[-1]) != tuple(x.shape):
+        expected = f"({', '.join([*map(str, x.shape[:-1]), 'H', str(x.shape[-1])])})"
+        raise ValueError(f"{name} must have shape {expected} to go with x {tuple(x.shape)}, got {tuple(hard.shape)}")
+
+
+def is_empty_queue(rows: Tensor | None) -> bool:
+    """Whether a queue has no rows yet."""
+    return rows is not None and rows.shape[-2] == 0
 
 
 def check_vector(name: str, vector: Tensor, rows_name: str, rows: Tensor, *, integer: bool = False) -> None:
@@ -101,6 +122,19 @@ def check_scale(name: str, value: float | Tensor, x: Tensor | None = None) -> No
         raise error(f"{name} must be a number or a floating tensor with one element, got {got}")
     elif x is not None and value.device != x.device and (value.dim() > 0 or value.device.type != "cpu"):
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+
+
+def check_scalar(name: str, value: float | Tensor, x: Tensor) -> None:
+    """Raises unless ``value`` is a finite number or a scalar tensor (whose value stays on its device, unread)."""
+    if isinstance(value, Tensor):
+        check_scale(name, value, x)
+    else:
+        check_number(name, value)
+
+
+def accurate_dtype(x: Tensor) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float64 if x.device.type != "mps" else x.dtype
 
 
 def reduce_rows(values: Tensor, reduction: str) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
-from ._inputs import check_columns, check_max_norm, check_positive, check_rows, check_vector
+from ._inputs import accurate_dtype, check_columns, check_max_norm, check_positive, check_rows, check_vector
 
 
 def uniformity(
@@ -150,7 +150,7 @@ def uniformity_of_rows(
     if x_weights is None and bound is not None and is_bounded(bound, m * max(m, n), x.dtype):
         log_mean = _bounded_log_mean(x, sums, t, pairs, precision, backend)
     else:
-        accurate = _accurate_dtype(x)
+        accurate = accurate_dtype(x)
         if x_weights is None:
             count = torch.full((), pairs, dtype=accurate, device=x.device)
         else:
@@ -182,11 +182,6 @@ def _log_mean(x: Tensor, sums: list[_Sum], t: float, count: Tensor, precision: s
     return torch.stack(logs).logsumexp(0) - count.log()
 
 
-def _accurate_dtype(x: Tensor) -> torch.dtype:
-    """float64 where the device has it."""
-    return torch.float64 if x.device.type != "mps" else x.dtype
-
-
 # On the sphere no row is farther from any point of the ball than 2; and a little for rounding.
 _MAX_SQUARED_LENGTH = 4.001
 
@@ -206,7 +201,7 @@ def _euclidean_rows(
     if is_short and longest is None:
         # Not centred: what half precision rounded must stay as it is, or the three terms no longer fit together.
         return x, y, None
-    accurate = _accurate_dtype(x)
+    accurate = accurate_dtype(x)
     return *_centred(x.to(accurate), None if y is None else y.to(accurate)), None
 
 

@@ -15,7 +15,7 @@ together, so that a maximum says something.
 
 import pytest
 import torch
-from cases import BY_NAME, Case, names, tensors, values_and_grads
+from cases import BY_NAME, FEATURES, Case, names, tensors, values_and_grads
 from conftest import Exact
 from oracle import assert_within_tolerance
 from torch import Tensor
@@ -112,7 +112,7 @@ def test_float32_parameters_beside_half_features(name: str, backend: str, device
     # Scales, weights and log-weights are usually float32 while the features are not.
     case = BY_NAME[name]
     args = tensors(case, 9, 7, 5, dtype=torch.bfloat16, device=device)
-    args = [a if role in ("x", "y", "queue") else a.float() for a, role in zip(args, case.roles, strict=True)]
+    args = [a if role in FEATURES else a.float() for a, role in zip(args, case.roles, strict=True)]
     outputs, grads = values_and_grads(lambda *a: case.ours(*a, backend=backend), args)
     peer = values_and_grads(lambda *a: case.truth(*(t.float() for t in a)), args)
     for actual, expected in zip(outputs + grads, peer[0] + peer[1], strict=True):

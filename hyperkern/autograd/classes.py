@@ -1,0 +1,73 @@
+"""Sums over the rows of a class: what losses with labels need of their positives, without pairs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .functions import batched, bound_once, vmap_by_batch
+
+
+def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
+    """For each entry of ``of`` the sum of the rows of ``x`` of that class.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` rows.
+        index: ``(N,)`` or ``(B, N)`` classes of the rows, integers from 0 to ``classes - 1``.
+        of: ``(M,)`` or ``(B, M)`` classes whose sums are wanted.
+        classes: their number.
+
+    Returns:
+        ``(M, D)`` or ``(B, M, D)``; 0 for a class without rows. The order of addition is always the same.
+    """
+    sums = _ClassSums.apply(batched(x), *(i if x.dim() == 3 else i.unsqueeze(0) for i in (index, of)), classes)
+    result: Tensor = sums if x.dim() == 3 else sums.squeeze(0)
+    return result
+
+
+@bound_once
+class _ClassSums(Function):
+    """A linear map: its derivative is the same with the roles of ``index`` and ``of`` exchanged."""
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
+        batch, _, dim = x.shape
+        # Of all batch elements at once: each has classes of its own.
+        offset = classes * torch.arange(batch, device=x.device).unsqueeze(1)
+        zeros = x.new_zeros(batch * classes, dim)
+        index, rows = (index + offset).flatten(), x.reshape(-1, dim)
+        # In the order of the rows: index_add does that on a CPU, index_put, which sorts, on a GPU.
+        sums = zeros.index_put((index,), rows, accumulate=True) if x.is_cuda else zeros.index_add(0, index, rows)
+        return sums.index_select(0, (of + offset).flatten()).view(batch, -1, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, index, of, ctx.classes = inputs
+        ctx.save_for_backward(index, of)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, of = ctx.saved_tensors
+        return _ClassSums.apply(grad, of, index, ctx.classes), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_batch(_ClassSums, info, in_dims, args)
+
+
+def class_index(*labels: Tensor) -> list[Tensor]:
+    """Classes numbered from 0 on, the same for equal labels of any of the tensors.
+
+    Args:
+        *labels: ``(N_k,)`` or ``(B, N_k)`` integers.
+
+    Returns:
+        Tensors of the same shapes with integers from 0 to less than the sum of the N_k. No value is read on the host.
+    """
+    together = torch.cat(labels, -1)
+    ordered, order = together.sort(dim=-1, stable=True)
+    is_new = torch.zeros_like(ordered)
+    is_new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    index = torch.empty_like(ordered).scatter(-1, order, is_new.cumsum(-1))
+    return list(index.split([part.shape[-1] for part in labels], -1))

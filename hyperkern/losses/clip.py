@@ -1,0 +1,132 @@
+"""The two-way losses of image-text models: CLIP's softmax and SigLIP's sigmoid."""
+
+from torch import Tensor
+
+from .. import autograd
+from ..spec import PairSpec, PairTerms, product_precision
+from ._inputs import (
+    REDUCTIONS,
+    check_choice,
+    check_columns,
+    check_rows,
+    check_scalar,
+    check_scale,
+    check_vector,
+    reduce_rows,
+)
+from ._logits import nll_from_excess, positive_logits, scaled
+
+
+def clip_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    ids: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""The two-way contrastive loss, of CLIP and of Wang & Isola's paper.
+
+    .. math::
+        L = \frac{1}{2N} \sum_i \Bigl( \log \sum_j e^{s\, \hat x_i \cdot \hat y_j}
+            + \log \sum_j e^{s\, \hat x_j \cdot \hat y_i} - 2 s\, \hat x_i \cdot \hat y_i \Bigr)
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` features of one view or modality, float64, float32, bfloat16 or float16,
+            any strides.
+        y: features of the other, like ``x``; row i is the partner of row i.
+        logit_scale: ``s = 1 / temperature`` > 0; for a model that learns its logarithm, as CLIP does, pass
+            ``model.logit_scale.exp()``. A scalar tensor is learnable, and its value is neither read nor checked.
+        ids: ``(N,)`` or ``(B, N)`` integers, what the pairs show: rows of equal ids are no negatives of each other
+            (repeated captions, for instance).
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"`` or ``"sum"`` over the N pairs, or ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Returns:
+        A scalar (``(B,)`` with a leading batch dimension), or ``(N,)`` (``(B, N)``) for ``reduction="none"``;
+        float64 for float64 input, float32 otherwise.
+
+    Raises:
+        TypeError: an input is no tensor, not of a wanted dtype, or the dtypes differ.
+        ValueError: a wrong or empty shape, different devices, ``logit_scale <= 0``, an unknown ``reduction``, an
+            unknown or unusable ``backend``.
+
+    Source:
+        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, Figure 3;
+        Wang & Isola, ICML 2020, Eq. 1, with the negatives of the other view.
+    """
+    check_rows("x", x)
+    check_columns("y", y, x, same_rows=True)
+    check_scale("logit_scale", logit_scale, x)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if ids is not None:
+        check_vector("ids", ids, "x", x, integer=True)
+    precision = product_precision(x)
+    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+    x, spec = scaled(x, logit_scale, y.shape[-2], unit=normalize, precision=precision)
+    # A partner has the same id.
+    without_partner = spec._replace(exclude="self" if ids is None else "same_id")
+    terms = PairTerms(row_ids=ids, col_ids=ids)
+    other_cols, other_rows = autograd.row_lse(x, y, spec=without_partner, terms=terms, need_cols=True, backend=backend)
+    positives = positive_logits(x, y, spec)
+    by_row, by_col = nll_from_excess(other_cols - positives), nll_from_excess(other_rows - positives)
+    return reduce_rows((by_row + by_col) / 2, reduction)
+
+
+def siglip(
+    x: Tensor,
+    y: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""The sigmoid loss of SigLIP: every pair is a decision of its own, partners or not.
+
+    .. math::
+        L = \frac1N \sum_i \Bigl( \log(1 + e^{-\ell_{ii}}) + \sum_{j \ne i} \log(1 + e^{\ell_{ij}}) \Bigr), \qquad
+        \ell_{ij} = s\, \hat x_i \cdot \hat y_j + b
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` features of one view or modality, float64, float32, bfloat16 or float16,
+            any strides.
+        y: features of the other, like ``x``; row i is the partner of row i.
+        logit_scale: ``s`` > 0, ``model.logit_scale.exp()`` for instance; SigLIP starts at 10. A scalar tensor is
+            learnable, and its value is neither read nor checked.
+        logit_bias: ``b``; SigLIP starts at -10. A scalar tensor is learnable.
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"``, the sum over all pairs divided by N as in the paper, or ``"sum"``. The pairs of a row
+            are not kept apart: there is no ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Returns:
+        A scalar, or ``(B,)`` with a leading batch dimension; float64 for float64 input, float32 otherwise.
+
+    Raises:
+        TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
+        ValueError: a wrong or empty shape, different devices, ``logit_scale <= 0``, a bias that is not finite, an
+            unknown ``reduction``, an unknown or unusable ``backend``.
+
+    Source:
+        Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, Section 3.2.
+    """
+    check_rows("x", x)
+    check_columns("y", y, x, same_rows=True)
+    check_scale("logit_scale", logit_scale, x)
+    check_scalar("logit_bias", logit_bias, x)
+    check_choice("reduction", reduction, ("mean", "sum"))
+    precision = product_precision(x)
+    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+    x, spec = scaled(x, logit_scale, y.shape[-2], unit=normalize, precision=precision)
+    spec = PairSpec(spec.scale, exclude="self", precision=precision)
+    bias = logit_bias.to(x.dtype) if isinstance(logit_bias, Tensor) else x.new_full((), logit_bias)
+    u = bias.reshape(()).expand(x.shape[:-1])
+    others = autograd.energy(x, y, spec=spec, terms=PairTerms(u=u), potential="softplus", backend=backend)
+    partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
+    total = others + partners.sum(-1)
+    return total / x.shape[-2] if reduction == "mean" else total

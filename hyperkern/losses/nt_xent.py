@@ -1,0 +1,214 @@
+"""Losses of several views of the same samples: NT-Xent of SimCLR and its decoupled forms."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from .. import autograd
+from ..spec import PairSpec, product_precision
+from ._inputs import (
+    REDUCTIONS,
+    check_choice,
+    check_columns,
+    check_positive,
+    check_rows,
+    check_scale,
+    is_empty_queue,
+    reduce_rows,
+)
+from ._logits import merged, nll_from_excess, positive_logits, queue_lse, scaled_views
+
+
+def nt_xent(
+    x: Tensor,
+    y: Tensor,
+    *views: Tensor,
+    temperature: float | Tensor = 0.5,
+    negatives: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""NT-Xent: each row picks its counterpart in another view among the other samples of all views.
+
+    With ``O_a`` the sum over the candidates of an anchor ``a``, the rows of all V views that show another sample,
+
+    .. math::
+        \ell_{a p} = -\log \frac{e^{\hat z_a \cdot \hat z_p / \tau}}
+            {e^{\hat z_a \cdot \hat z_p / \tau} + O_a}, \qquad
+        O_a = \sum_{b:\, s(b) \ne s(a)} e^{\hat z_a \cdot \hat z_b / \tau}
+
+    averaged over the V - 1 positives ``p`` of an anchor, then over all V N anchors.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` features of the first view, float64, float32, bfloat16 or float16, any strides.
+        y: those of the second view, like ``x``; row i shows the sample of row i.
+        *views: those of further views.
+        temperature: > 0; a scalar tensor is learnable, and its value is neither read nor checked. Learn its logarithm
+            and pass ``log_temperature.exp()``.
+        negatives: ``(K, D)`` or ``(B, K, D)`` further negatives of every anchor, a queue for instance, of the dtype of
+            ``x``. An empty queue, K = 0, counts as none.
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"`` or ``"sum"`` over the V N anchors, or ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Returns:
+        A scalar (``(B,)`` with a leading batch dimension), or ``(V N,)`` (``(B, V N)``) for ``reduction="none"``, one
+        view after the other; float64 for float64 input, float32 otherwise. A single sample without negatives has
+        nothing to tell apart: loss 0.
+
+    Raises:
+        TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
+        ValueError: a wrong or empty shape, different devices, ``temperature <= 0``, an unknown ``reduction``, an
+            unknown or unusable ``backend``.
+
+    Source:
+        Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Eq. 1.
+    """
+    others, positives = _candidates((x, y, *views), temperature, negatives, normalize, reduction, backend)
+    losses = [
+        torch.stack([nll_from_excess(rest - logits) for logits in of_view]).mean(0)
+        for rest, of_view in zip(others, positives, strict=True)
+    ]
+    return reduce_rows(torch.cat(losses, -1), reduction)
+
+
+def dcl(
+    x: Tensor,
+    y: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    weights: tuple[Tensor, Tensor] | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Decoupled contrastive loss: NT-Xent without the positive in the denominator.
+
+    .. math::
+        \ell_a = -w_a\, \hat z_a \cdot \hat z_{p(a)} / \tau
+            + \log \sum_{b:\, s(b) \ne s(a)} e^{\hat z_a \cdot \hat z_b / \tau}
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` features of one view, N >= 2, float64, float32, bfloat16 or float16, any strides.
+        y: those of the other, like ``x``; row i is the partner of row i.
+        temperature: > 0; a scalar tensor is learnable, and its value is neither read nor checked.
+        weights: ``w`` of the anchors in ``x`` and of those in ``y``, ``(N,)`` or ``(B, N)`` each; by default 1. See
+            `dclw`.
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"`` or ``"sum"`` over the 2N anchors, or ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Returns:
+        A scalar (``(B,)`` with a leading batch dimension), or ``(2N,)`` (``(B, 2N)``) for ``reduction="none"``, first
+        the anchors in ``x``; float64 for float64 input, float32 otherwise. It can be negative.
+
+    Raises:
+        TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
+        ValueError: a wrong or empty shape, fewer than two rows, different devices, ``temperature <= 0``, an unknown
+            ``reduction``, an unknown or unusable ``backend``.
+
+    Source:
+        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Eq. 6.
+    """
+    check_rows("x", x)
+    if x.shape[-2] < 2:
+        raise ValueError(f"x must have at least 2 rows: one alone has no negatives, got shape {tuple(x.shape)}")
+    others, positives = _candidates((x, y), temperature, None, normalize, reduction, backend)
+    logits = torch.cat([of_view[0] for of_view in positives], -1)
+    if weights is not None:
+        logits = logits * torch.cat([w.to(logits.dtype) for w in weights], -1)
+    return reduce_rows(torch.cat(others, -1) - logits, reduction)
+
+
+def dclw(
+    x: Tensor,
+    y: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    sigma: float = 0.5,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Decoupled contrastive loss whose positives weigh less the more alike they are already.
+
+    The weight of a positive is ``w_i = 2 - N softmax_i(x_i . y_i / sigma)``, of the von Mises-Fisher density; it is
+    not differentiated.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` features of one view, N >= 2, float64, float32, bfloat16 or float16, any strides.
+        y: those of the other, like ``x``; row i is the partner of row i.
+        temperature: > 0; a scalar tensor is learnable, and its value is neither read nor checked.
+        sigma: width of the weighting, > 0.
+        normalize: whether rows are scaled to unit length first.
+        reduction: ``"mean"`` or ``"sum"`` over the 2N anchors, or ``"none"``.
+        backend: name of a backend to force; by default the best usable one.
+
+    Returns:
+        As `dcl`.
+
+    Raises:
+        TypeError: as `dcl`.
+        ValueError: as `dcl`, and ``sigma <= 0``.
+
+    Source:
+        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Section 3.2.
+    """
+    check_rows("x", x)
+    check_columns("y", y, x, same_rows=True)
+    check_positive("sigma", sigma)
+    with torch.no_grad():
+        a, b = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+        weights = 2 - x.shape[-2] * positive_logits(a, b, PairSpec(1 / sigma)).softmax(-1)
+    return dcl(
+        x,
+        y,
+        temperature=temperature,
+        weights=(weights, weights),
+        normalize=normalize,
+        reduction=reduction,
+        backend=backend,
+    )
+
+
+def _candidates(
+    views: tuple[Tensor, ...],
+    temperature: float | Tensor,
+    negatives: Tensor | None,
+    normalize: bool,
+    reduction: str,
+    backend: str | None,
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """For each view the log-sum-exp over the other samples of all views, and the logits of its V - 1 positives."""
+    first = views[0]
+    check_rows("x", first)
+    for name, view in zip(["y", *(f"views[{i}]" for i in range(len(views) - 2))], views[1:], strict=True):
+        check_columns(name, view, first, same_rows=True)
+    check_scale("temperature", temperature, first)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if negatives is not None:
+        check_columns("negatives", negatives, first, may_be_empty=True)
+    sides = list(views) if negatives is None or is_empty_queue(negatives) else [*views, negatives]
+    rows, spec = scaled_views(
+        [autograd.prepare(side, normalize=normalize, backend=backend) for side in sides],
+        temperature,
+        max(side.shape[-2] for side in sides),
+        unit=normalize,
+        precision=product_precision(first),
+    )
+    rows, queue = rows[: len(views)], rows[len(views) :]
+    # A view against itself and against another one: what both diagonals leave out shows the same sample.
+    other_samples = spec._replace(exclude="self")
+    parts = [[autograd.row_lse(row, None, spec=other_samples, backend=backend)[0]] for row in rows]
+    positives: list[list[Tensor]] = [[] for _ in rows]
+    for i, j in itertools.combinations(range(len(rows)), 2):
+        by_row, by_col = autograd.row_lse(rows[i], rows[j], spec=other_samples, need_cols=True, backend=backend)
+        logits = positive_logits(rows[i], rows[j], spec)
+        for at, part in ((i, by_row), (j, by_col)):
+            parts[at].append(part)
+            positives[at].append(logits)
+    for merging, row in zip(parts, rows, strict=True):
+        merging += [queue_lse(row, n, spec, None, backend) for n in queue]
+    return [merged(*of_view) for of_view in parts], positives
