@@ -30,6 +30,7 @@ from .nn import (
     SupConLoss,
     UniformityLoss,
 )
+from .queue import FeatureQueue
 
 try:
     __version__ = version("hyperkern")
@@ -43,6 +44,7 @@ __all__ = [
     "CLIPLoss",
     "DCLLoss",
     "DCLWLoss",
+    "FeatureQueue",
     "InfoNCELoss",
     "NTXentLoss",
     "SigLIPLoss",

@@ -22,7 +22,7 @@ LAYERS = [
     {"second_order"},
     {"autograd"},
     {"losses"},
-    {"nn", "metrics"},
+    {"nn", "metrics", "queue"},
     {"integrations", "demo"},
     {"cli"},
 ]
