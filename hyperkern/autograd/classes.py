@@ -67,7 +67,7 @@ def class_index(*labels: Tensor) -> list[Tensor]:
     """
     together = torch.cat(labels, -1)
     ordered, order = together.sort(dim=-1, stable=True)
-    is_new = torch.zeros_like(ordered)
+    is_new = torch.zeros_like(order)  # of the dtype of an index, whatever that of the labels
     is_new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    index = torch.empty_like(ordered).scatter(-1, order, is_new.cumsum(-1))
+    index = torch.empty_like(order).scatter(-1, order, is_new.cumsum(-1))
     return list(index.split([part.shape[-1] for part in labels], -1))
