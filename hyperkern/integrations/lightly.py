@@ -1,0 +1,252 @@
+"""Drop-in for lightly: ``from lightly.loss import X`` becomes ``from hyperkern.integrations.lightly import X``.
+
+X is `NTXentLoss`, `DCLLoss`, `DCLWLoss` or, of ``lightly.loss.hypersphere_loss``, `HypersphereLoss`: the same
+constructors, memory bank and values, without a matrix of all pairs. What differs:
+
+- losses are float32 (float64 for float64), also of half-precision features;
+- ``gather_distributed=True`` works in one process only;
+- ``temperature``, ``t``, ``alpha`` and ``sigma`` must be > 0, and all but `NTXentLoss` need two rows: the original
+  returns numbers without a meaning.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..losses._inputs import check_number, check_positive
+from ._distributed import refuse_gathering
+
+
+class HypersphereLoss(nn.Module):
+    """Alignment + uniformity: ``align(z_a, z_b) + lam (uniform(z_a) + uniform(z_b)) / 2``.
+
+    Args:
+        t: inverse width of the Gaussian potential, > 0.
+        lam: weight of the uniformity.
+        alpha: exponent of the distance of positive pairs, > 0.
+
+    Raises:
+        ValueError: ``t <= 0``, ``alpha <= 0`` or ``lam`` not finite.
+
+    Source:
+        Wang & Isola, ICML 2020, Section 4.1.2.
+    """
+
+    def __init__(self, t: float = 1.0, lam: float = 1.0, alpha: float = 2.0) -> None:
+        super().__init__()
+        check_positive("t", t)
+        check_number("lam", lam)
+        check_positive("alpha", alpha)
+        self.t, self.lam, self.alpha = t, lam, alpha
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """The loss of the positive pairs ``(z_a[i], z_b[i])``.
+
+        Args:
+            z_a: ``(N, D)`` features of one view, N >= 2; they are normalised here.
+            z_b: those of the other.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: an input is no floating tensor, or the dtypes differ.
+            ValueError: wrong shapes or fewer than two rows.
+        """
+        return losses.align_uniform(z_a, z_b, alpha=self.alpha, t=self.t, uniform_weight=self.lam).loss
+
+
+class MemoryBankModule(nn.Module):
+    """A ring of unit rows, the negatives of `NTXentLoss`.
+
+    It starts with random directions. A batch that does not fit into the rest of the ring fills that rest; what is left
+    of the batch is dropped, and the next one starts at the beginning.
+
+    Args:
+        size: ``(rows, dimension)``, or 0 for none.
+        gather_distributed: whether rows of all processes are written; for one process only.
+        feature_dim_first: whether the bank is handed out as ``(dimension, rows)``.
+
+    Raises:
+        ValueError: a size that is negative, or neither 0 nor a pair.
+    """
+
+    bank: Tensor
+    bank_ptr: Tensor
+
+    def __init__(
+        self, size: int | Sequence[int], gather_distributed: bool = False, feature_dim_first: bool = True
+    ) -> None:
+        super().__init__()
+        self.size = (size,) if isinstance(size, int) else tuple(size)
+        if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
+            raise ValueError(f"the size of a memory bank must be (rows, dimension), or 0 for none, got {size}")
+        self.gather_distributed, self.feature_dim_first = gather_distributed, feature_dim_first
+        # Drawn by the default generator, as in the original: the same seed makes the same bank.
+        bank = nn.functional.normalize(torch.randn(self.size), dim=-1) if len(self.size) == 2 else torch.empty(0)
+        self.register_buffer("bank", bank, persistent=False)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=False)
+
+    def forward(
+        self, output: Tensor, labels: Tensor | None = None, update: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The bank as it is, before the rows of this batch are written.
+
+        Args:
+            output: ``(N, D)`` unit rows.
+            labels: not used.
+            update: whether the rows are written into the bank.
+
+        Returns:
+            ``output``, and a copy of the bank or ``None`` where there is none.
+
+        Raises:
+            NotImplementedError: ``gather_distributed`` in a group of several processes.
+        """
+        if self.size[0] == 0:
+            return output, None
+        bank = self.bank.detach().clone()
+        if update:
+            self._write(output)
+        return output, bank.T if self.feature_dim_first else bank
+
+    @torch.no_grad()
+    def _write(self, batch: Tensor) -> None:
+        if self.gather_distributed:
+            refuse_gathering("gather_distributed=True")
+        start = int(self.bank_ptr.item())
+        stop = start + batch.shape[0]
+        self.bank[start:stop] = batch[: self.size[0] - start]
+        self.bank_ptr.fill_(stop if stop < self.size[0] else 0)
+
+
+class NTXentLoss(nn.Module):
+    """SimCLR's loss of two views; with a memory bank MoCo's, each row of the first view against the bank.
+
+    Args:
+        temperature: > 0.
+        memory_bank_size: ``(rows, dimension)`` of a memory bank, or 0 for none.
+        gather_distributed: whether the rows of all processes are negatives; for one process only.
+
+    Raises:
+        ValueError: ``temperature <= 0``, or a size that is negative, or neither 0 nor a pair.
+
+    Source:
+        Chen et al., ICML 2020, Eq. 1; with a memory bank He et al., CVPR 2020, Eq. 1.
+    """
+
+    def __init__(
+        self, temperature: float = 0.5, memory_bank_size: int | Sequence[int] = 0, gather_distributed: bool = False
+    ) -> None:
+        super().__init__()
+        check_positive("temperature", temperature)
+        self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
+        self.temperature, self.gather_distributed = temperature, gather_distributed
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of two views of the same samples.
+
+        Args:
+            out0: ``(N, D)`` features of one view; they are normalised here.
+            out1: those of the other. They are written into the memory bank if ``out0`` requires grad.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            NotImplementedError: ``gather_distributed`` in a group of several processes.
+            TypeError: an input is no floating tensor, or the dtypes differ.
+            ValueError: wrong shapes.
+        """
+        if self.memory_bank.size[0] == 0:
+            if self.gather_distributed:
+                refuse_gathering("gather_distributed=True")
+            return losses.nt_xent(out0, out1, temperature=self.temperature)
+        unit0, unit1 = nn.functional.normalize(out0, dim=1), nn.functional.normalize(out1, dim=1)
+        # Rows that are not normalised again: what is in the bank counts as it is.
+        _, bank = self.memory_bank(unit1, update=unit0.requires_grad)
+        return losses.info_nce(
+            unit0, unit1, temperature=self.temperature, negatives=bank.T.to(unit0), in_batch=False, normalize=False
+        )
+
+
+class DCLLoss(nn.Module):
+    """Decoupled contrastive loss of two views: NT-Xent without the positive in the denominator.
+
+    Args:
+        temperature: > 0.
+        weight_fn: makes the weights of the positives, ``(N,)``, of the normalised anchors and of their normalised
+            partners. It is called once for either view as the anchors.
+        gather_distributed: whether the rows of all processes are negatives; for one process only.
+
+    Raises:
+        ValueError: ``temperature <= 0``.
+
+    Source:
+        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Eq. 6.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive("temperature", temperature)
+        self.temperature, self.weight_fn, self.gather_distributed = temperature, weight_fn, gather_distributed
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of two views of the same samples.
+
+        Args:
+            out0: ``(N, D)`` features of one view, N >= 2; they are normalised here.
+            out1: those of the other.
+
+        Returns:
+            A scalar, the mean over both views as anchors. It can be negative.
+
+        Raises:
+            NotImplementedError: ``gather_distributed`` in a group of several processes.
+            TypeError: an input is no floating tensor, or the dtypes differ.
+            ValueError: wrong shapes or fewer than two rows.
+        """
+        if self.gather_distributed:
+            refuse_gathering("gather_distributed=True")
+        weights = None
+        if self.weight_fn is not None:
+            unit0, unit1 = nn.functional.normalize(out0, dim=1), nn.functional.normalize(out1, dim=1)
+            made = self.weight_fn(unit0, unit1), self.weight_fn(unit1, unit0)
+            # A function may return one weight for all rows, as a tensor or as a number.
+            of0, of1 = (torch.as_tensor(w, device=out0.device).expand(out0.shape[0]) for w in made)
+            weights = of0, of1
+        return losses.dcl(out0, out1, temperature=self.temperature, weights=weights)
+
+
+class DCLWLoss(DCLLoss):
+    """Decoupled contrastive loss whose positives weigh less the more alike they are already.
+
+    Args:
+        temperature: > 0.
+        sigma: width of the weighting, > 0.
+        gather_distributed: whether the rows of all processes are negatives; for one process only.
+
+    Raises:
+        ValueError: ``temperature <= 0`` or ``sigma <= 0``.
+
+    Source:
+        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Section 3.2.
+    """
+
+    def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False) -> None:
+        super().__init__(temperature, gather_distributed=gather_distributed)
+        check_positive("sigma", sigma)
+        self.sigma = sigma
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """As `DCLLoss`."""
+        if self.gather_distributed:
+            refuse_gathering("gather_distributed=True")
+        return losses.dclw(out0, out1, temperature=self.temperature, sigma=self.sigma)
