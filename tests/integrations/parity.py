@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -66,29 +66,36 @@ def assert_parity(
     ours: Callable[..., Tensor],
     original: Callable[..., Tensor],
     *args: Tensor,
-    tolerance: float = 1e-6,
+    largest_logit: float = 10.0,
     also: Callable[..., Tensor] | None = None,
 ) -> None:
-    """Value and gradients: in float64 to 1e-10; in float32 to ``tolerance`` of what float64 makes of the same numbers.
+    """Value and gradients: to 1e-10 in float64; to 1e-6 in float32, or to twice what the original loses there itself.
 
-    Against the original in float32 its own rounding comes on top.
+    For logits beyond 10 it is four times their rounding, which is a relative error of the weights.
+
+    The truth for float32 is what float64 makes of the same rounded numbers.
 
     Args:
         ours: the replacement.
         original: what it replaces.
         *args: features in float64.
-        tolerance: relative to the largest entry.
+        largest_logit: how large logits may become.
         also: another way to write the original, for instance by the tests' own formula.
     """
     rounded = [arg.float() for arg in args]
-    truths: Sequence[Tensor] = value_and_grads(original, *(arg.double() for arg in rounded))
+    truths = value_and_grads(original, *(arg.double() for arg in rounded))
     for way in (ours, also or ours):
         for actual, truth in zip(value_and_grads(way, *(arg.double() for arg in rounded)), truths, strict=True):
             assert actual.dtype == torch.float64
             assert relative_error(actual, truth) <= 1e-10
+    tolerance = 1e-6 if largest_logit <= 10 else 2.4e-7 * largest_logit
     peers = value_and_grads(original, *rounded)
     for actual, peer, truth in zip(value_and_grads(ours, *rounded), peers, truths, strict=True):
         assert actual.dtype == torch.float32
-        error = relative_error(actual, truth)
-        assert error <= tolerance
-        assert relative_error(actual, peer) <= tolerance + relative_error(peer, truth)
+        assert relative_error(actual, truth) <= max(tolerance, 2 * relative_error(peer, truth))
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    """A process group that is not there."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)

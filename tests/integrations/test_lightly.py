@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close
-from parity import assert_parity, defaults, library, value_and_grads
+from parity import assert_parity, defaults, library, pretend, value_and_grads
 from torch import Tensor
 
 from hyperkern.integrations import lightly as ours
@@ -302,9 +302,3 @@ class TestErrors:
     def test_one_row(self, name: str) -> None:
         with pytest.raises(ValueError, match="x must have at least 2 rows"):
             getattr(ours, name)()(*features(1, 3))
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
-    """A process group that is not there."""
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
