@@ -67,7 +67,7 @@ class MultipleNegativesRankingLoss(nn.Module):
 
     Source:
         Henderson et al., "Efficient Natural Language Response Suggestion for Smart Reply", 2017, Section 4.4.
-        Directions: Li et al., "Towards General Text Embeddings with Multi-stage Contrastive Learning", 2023, Eq. 2.
+        Directions: Li et al., "Towards General Text Embeddings with Multi-stage Contrastive Learning", 2023.
         Hardness: Lan et al., "LLaVE", 2025, Eq. 5.
     """
 

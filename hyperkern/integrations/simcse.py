@@ -42,7 +42,7 @@ def simcse_loss(
         ValueError: wrong or different shapes, different devices, ``temp <= 0``, a weight that is not finite.
 
     Source:
-        Gao et al., "SimCSE: Simple Contrastive Learning of Sentence Embeddings", EMNLP 2021, Eqs. 4, 5 and 8.
+        Gao et al., "SimCSE: Simple Contrastive Learning of Sentence Embeddings", EMNLP 2021, Eqs. 4 and 5.
     """
     check_rows("z1", z1)
     if z1.dim() != 2:
