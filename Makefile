@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INTEGRATIONS ?= .venv-integrations
 ARGS ?=
 
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.cpp)
 
-.PHONY: help demo build test test-fast bench kernels-report lint format info clean
+.PHONY: help demo build test test-fast test-integrations bench kernels-report lint format info clean
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 # One stamp per extra: an install runs again only when the packaging files have changed.
 $(VENV)/.has-%: pyproject.toml setup.py
@@ -38,6 +39,18 @@ test: $(VENV)/.built  ## the whole test suite
 test-fast: $(VENV)/.built  ## the suite without the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
+# The libraries whose losses hyperkern/integrations replaces, apart from the project's own environment: they bring a
+# hundred packages, and need a release of PyTorch that all of them know. It is without CUDA where pip finds such a build.
+$(INTEGRATIONS)/.ready: pyproject.toml setup.py
+	@echo "setting up $(INTEGRATIONS): the first time this downloads PyTorch and the libraries, and takes some minutes"
+	@test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet torch==2.13.0
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --editable '.[integrations]'
+	@touch $@
+
+test-integrations: $(INTEGRATIONS)/.ready  ## the drop-in replacements against the libraries that they replace
+	HYPERKERN_REQUIRE_INTEGRATIONS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations $(ARGS)
+
 bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
@@ -60,5 +73,5 @@ format: $(VENV)/.has-lint  ## rewrite the sources in the project's format
 info: $(VENV)/.has-demo  ## what is installed, which backends are usable, and why not
 	$(BIN)/hyperkern info
 
-clean:  ## remove the environment and all build products
-	rm -rf $(VENV) build dist hyperkern/backends/cuda/*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+clean:  ## remove the environments and all build products
+	rm -rf $(VENV) $(INTEGRATIONS) build dist hyperkern/backends/cuda/*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
