@@ -42,7 +42,7 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
         ValueError: wrong shapes, ``temperature <= 0``, or a sample that occurs only once.
 
     Source:
-        Chen et al., ICML 2020, Eq. 1, for two views; Khosla et al., NeurIPS 2020, Eq. 3, for more.
+        Chen et al., ICML 2020, Eq. 1, for two views; Khosla et al., NeurIPS 2020, Eq. 3 less ``log |P(i)|``, for more.
     """
     check_rows("z", z)
     if z.dim() != 2:
