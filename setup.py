@@ -32,12 +32,15 @@ def find_toolkit() -> None:
 
 def cuda_extension():
     find_toolkit()
-    from torch.utils.cpp_extension import CUDAExtension
+    from torch.utils.cpp_extension import CUDAExtension, _get_cuda_arch_flags
 
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    flags = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, NAMESPACE]
-    if "9.0a" in architectures:
-        flags.append("-DHYPERKERN_BUILT_FOR_SM90A")
+    # wgmma and the TMA unit are features of 9.0a: plain 9.0, as in many images' settings, would leave them out.
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+    os.environ["TORCH_CUDA_ARCH_LIST"] = re.sub(r"(?<![\d.])9\.0(?![a\d])|Hopper", "9.0a", wanted)
+    # 800 for sm_80, 801 for its PTX, 902 for sm_90a.
+    built = re.findall(r"code=(sm|compute)_(\d+)(a?)", " ".join(_get_cuda_arch_flags()))
+    codes = "".join(f"_{number}{2 if only else int(kind == 'compute')}" for kind, number, only in built)
+    flags = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, NAMESPACE, f"-DHYPERKERN_ARCHITECTURES={codes}"]
     extension = CUDAExtension(
         "hyperkern.backends.cuda.kernels",
         sources("*.cpp", "*.cu", "instances/*.cu"),

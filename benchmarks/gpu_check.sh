@@ -55,10 +55,10 @@ for backend in "${backends[@]}"; do
   timeout "$budget" "$PYTHON" -m pytest -q -m gpu -k "$keyword" -p no:cacheprovider "${parallel[@]}" "${tests[@]}" ||
     status=1
   if [[ $sanitizer == yes ]]; then
-    echo "== $backend: memcheck and initcheck, small shapes"
-    for tool in memcheck initcheck; do
+    echo "== $backend: memcheck, initcheck and synccheck, small shapes"
+    for tool in memcheck initcheck synccheck; do
       timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
-        "$PYTHON" -m pytest -q -m gpu -k "($keyword) and offsets" -p no:cacheprovider tests/backends || status=1
+        "$PYTHON" -m pytest -q -m gpu -k "($keyword) and (offsets or wraps)" -p no:cacheprovider tests/backends || status=1
     done
   elif [[ $mode == full ]]; then
     echo "not run: compute-sanitizer is not here, or does not work on this machine"

@@ -23,6 +23,40 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// ---- architectures ------------------------------------------------------------------------------------------------
+
+#ifndef HYPERKERN_ARCHITECTURES  // the emulator is both
+#define HYPERKERN_ARCHITECTURES _801_902
+#endif
+
+#define HYPERKERN_TEXT_OF(name) #name
+#define HYPERKERN_TEXT(name) HYPERKERN_TEXT_OF(name)
+
+// What the library was built for: numbers after underscores, ten times that of an architecture, + 1 for its PTX, + 2
+// for its features.
+constexpr const char* kArchitectures = HYPERKERN_TEXT(HYPERKERN_ARCHITECTURES);
+
+// Whether one of them satisfies `serves(number of an architecture, what is added)`.
+template <class Predicate>
+constexpr bool any_architecture(const Predicate& serves) {
+  for (const char* at = kArchitectures; *at != 0;) {
+    int code = 0;
+    for (++at; *at != 0 && *at != '_'; ++at) code = 10 * code + (*at - '0');
+    if (serves(code / 10, code % 10)) return true;
+  }
+  return false;
+}
+
+// Whether there is code for a compute capability, 90 for 9.0.
+constexpr bool has_code_for(int capability) {
+  return any_architecture([=](int number, int kind) {
+    if (kind == 2) return number == capability;
+    return number <= capability && (kind == 1 || number / 10 == capability / 10);
+  });
+}
+
+constexpr bool kBuiltForSm90a = any_architecture([](int number, int kind) { return number == 90 && kind == 2; });
+
 // ---- device -------------------------------------------------------------------------------------------------------
 
 #ifdef HYPERKERN_EMULATED
@@ -57,7 +91,7 @@ inline Stream current_stream(const Tensor& x) {
 
 // Whether the kernels for sm_90a are compiled in and run on the device.
 inline bool has_wgmma(const Tensor& x) {
-#ifdef HYPERKERN_BUILT_FOR_SM90A
+  if (!kBuiltForSm90a) return false;
   constexpr int kMostDevices = 64;
   static int major[kMostDevices] = {};
   const int device = x.get_device_index();
@@ -68,9 +102,6 @@ inline bool has_wgmma(const Tensor& x) {
         "asking for the compute capability failed");
   }
   return major[device] == 9;
-#else
-  return false;
-#endif
 }
 
 #endif

@@ -7,11 +7,13 @@
 
 namespace hyperkern {
 
-// Tile sizes by the bytes of a padded row, so that rows and two tiles of columns fit in 99 KB.
-template <int kRowBytes>
+// Tile sizes by the bytes of a padded row, so that rows and two tiles of columns fit in 99 KB. Weights of float32 stay
+// in registers, twice as many where they are split: fewer columns.
+template <int kDim, int kBytes>
 struct ContractMma {
+  static constexpr int kRowBytes = kDim * kBytes;
   static constexpr int kWarps = kRowBytes <= 512 ? 8 : 4;
-  static constexpr int kCols = kRowBytes <= 256 ? 64 : (kRowBytes <= 512 ? 32 : 16);
+  static constexpr int kCols = kRowBytes <= 512 / kBytes ? 64 : (kRowBytes <= 512 ? 32 : 16);
   static constexpr int kRows = 16 * kWarps;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kStages = 2;
@@ -19,10 +21,10 @@ struct ContractMma {
 };
 
 template <class Operand, int kDim, Weight kWeight>
-HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim * Operand::kBytes>::kThreads, 1)
+HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThreads, 1)
     contract_mma_kernel(const ContractArgs args, const Matrix x, const Matrix y) {
   if constexpr (!kHasPortable<Operand>) return;
-  using T = ContractMma<kDim * Operand::kBytes>;
+  using T = ContractMma<kDim, Operand::kBytes>;
   constexpr int kPanels = kDim * Operand::kBytes / kPanelBytes;
   // The longest rows leave few registers for addresses.
   [[maybe_unused]] constexpr int kUnrolledPanels = kPanels > 4 ? 1 : kPanels;

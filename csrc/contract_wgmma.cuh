@@ -14,7 +14,7 @@ template <int kDim, Weight kWeight>
 struct ContractWgmma {
   static constexpr int kConsumers = kDim <= 64 ? 3 : 2;  // warpgroups
   static constexpr bool kTwo = kWeight == Weight::kTwo;
-  static constexpr int kCols = kDim <= 64    ? (kTwo ? 64 : 96)
+  static constexpr int kCols = kDim <= 64    ? (kTwo ? 64 : (kWeight == Weight::kFactor ? 80 : 96))
                                : kDim <= 128 ? (kTwo ? 96 : 128)
                                              : (kWeight == Weight::kExp ? 80 : 64);
   static constexpr int kRows = 64 * kConsumers;
@@ -112,8 +112,13 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   };
   const auto weigh_tile = [&](int tile) {
     const int first_col = tile * T::kCols;
-    weigh<kWeight, kLog2Units>(
-        s, sum, value, rows, factors, pairs, first_col, needs_mask(pairs, first_row, 64, first_col, T::kCols), lane);
+    // Two calls, so that the exponentials lie between the branch and the wait for the second product that follows: the
+    // compiler would move that wait up to where the branches of one call meet.
+    if (needs_mask(pairs, first_row, 64, first_col, T::kCols)) {
+      weigh<kWeight, kLog2Units>(s, sum, value, rows, factors, pairs, first_col, true, lane);
+    } else {
+      weigh<kWeight, kLog2Units>(s, sum, value, rows, factors, pairs, first_col, false, lane);
+    }
   };
 
   ptx::mbarrier_wait(x_full, 0);
@@ -123,7 +128,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     turns.take();
     ptx::wgmma_fence();
     first_product(at);
-    turns.pass(range.begin + 1 == range.end);
+    turns.pass();
     ptx::wgmma_wait_group<0>();
     ptx::pin(s[0]);
     weigh_tile(range.begin);
@@ -135,10 +140,11 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
       turns.take();
       ptx::pin(s[0]);
       ptx::pin(g[0]);
+      ptx::pin(packed);
       ptx::wgmma_fence();
       first_product(at);
       second_product(before);
-      turns.pass(tile + 1 == range.end);
+      turns.pass();
       ptx::wgmma_wait_group<1>();  // the first product
       ptx::pin(s[0]);
       weigh_tile(tile);
@@ -147,13 +153,13 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
       ring.release(before, lane);
       pack_weights<Operand>(packed, s[0]);
     }
+    ptx::pin(packed);
     ptx::wgmma_fence();
     second_product(at);
     ptx::wgmma_wait_group<0>();
     ptx::pin(g[0]);
-  } else if (warpgroup == 0) {
-    turns.take();  // nobody else does
   }
+  turns.end();
   store_results<kWeight>(args, rows, g, sum, value, lane);
 #endif
 }

@@ -27,6 +27,24 @@ HYPERKERN_DEVICE void load_panel(
   }
 }
 
+HYPERKERN_DEVICE void add_to(float (&d)[4], const float (&s)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) d[e] += s[e];
+}
+
+// d += a b. Tensor cores round their sums towards zero: over many steps that adds up to a bias, which float32 must not
+// have. There each step starts from zero, and the sum is taken outside.
+template <class Operand>
+HYPERKERN_DEVICE void accumulate(float (&d)[4], const typename Operand::Left& a, uint32_t b0, uint32_t b1) {
+  if constexpr (Operand::kRoundedSums) {
+    float step[4] = {};
+    Operand::multiply(step, a, b0, b1);
+    add_to(d, step);
+  } else {
+    Operand::multiply(d, a, b0, b1);
+  }
+}
+
 // s += x y^T over one panel: a warp's 16-row blocks of x from row `first` on, and all 8-row groups of y.
 template <class Operand, int kBlocks, int kGroups>
 HYPERKERN_DEVICE void multiply_rows(
@@ -49,8 +67,8 @@ HYPERKERN_DEVICE void multiply_rows(
       ptx::ldmatrix_x4(b, further_along(y_lane, step * kStepBytes) + group * 8 * kPanelBytes);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        Operand::multiply(s[block][group], a[block], b[0], b[1]);
-        Operand::multiply(s[block][group + 1], a[block], b[2], b[3]);
+        accumulate<Operand>(s[block][group], a[block], b[0], b[1]);
+        accumulate<Operand>(s[block][group + 1], a[block], b[2], b[3]);
       }
     }
   }
@@ -86,17 +104,26 @@ HYPERKERN_DEVICE void multiply_weights(
     const int row = fragment_col(lane, 0);
     const uint32_t first = y_tile + swizzled(kRows, row, lane / 4 * 4);
     const uint32_t second = y_tile + swizzled(kRows, row + 1, lane / 4 * 4);
+    typename Operand::Left a[kGroups];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      const auto a = Operand::left(
+      a[group] = Operand::left(
           ptx::as_bits(w[group][0]), ptx::as_bits(w[group][2]), ptx::as_bits(w[group][1]), ptx::as_bits(w[group][3]));
+    }
 #pragma unroll
-      for (int out = 0; out < kOutGroups; ++out) {
+    for (int out = 0; out < kOutGroups; ++out) {
+      // A sum that runs over all columns inside the tensor cores would be off by their rounding towards zero.
+      float tile[4] = {};
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
         const int offset = out * 32 / kPanelBytes * kTilePanelBytes + group * 8 * kPanelBytes;
         const uint32_t b0 = ptx::as_bits(ptx::ld_shared(further_along(first, out * 32 % kPanelBytes) + offset));
         const uint32_t b1 = ptx::as_bits(ptx::ld_shared(further_along(second, out * 32 % kPanelBytes) + offset));
-        Operand::multiply(g[out], a, b0, b1);
+        accumulate<Operand>(tile, a[group], b0, b1);
       }
+      add_to(g[out], tile);
+      // The compiler would fetch rows of y far ahead, into registers that there are not.
+      if (Operand::kRoundedSums && out % 4 == 3) ptx::syncwarp();
     }
   }
 }

@@ -1,4 +1,5 @@
-// The kinds of operands: how they lie in memory and how two of them are multiplied.
+// The kinds of operands: how they lie in memory and how two of them are multiplied. `kRoundedSums`: whether sums of
+// products are to be as accurate as rounding to nearest makes them, which tensor cores do not do.
 #pragma once
 
 #include "ptx.cuh"
@@ -25,6 +26,7 @@ struct LeftBits {
 // Both halves in one register: elements 2 t and 2 t + 1 of a row.
 struct Bf16 {
   static constexpr int kBytes = 2;
+  static constexpr bool kRoundedSums = false;
   static constexpr int kUnrolledSteps = 4;
   static constexpr bool kLog2Units = true;
   static HYPERKERN_DEVICE uint32_t pack(float low, float high) { return ptx::cvt_bf16x2(low, high); }
@@ -43,6 +45,7 @@ struct Bf16 {
 
 struct Fp16 {
   static constexpr int kBytes = 2;
+  static constexpr bool kRoundedSums = false;
   static constexpr int kUnrolledSteps = 4;
   static constexpr bool kLog2Units = true;
   static HYPERKERN_DEVICE uint32_t pack(float low, float high) { return ptx::cvt_f16x2(low, high); }
@@ -62,6 +65,7 @@ struct Fp16 {
 // float32 in memory, rounded to tf32 on the way to the product.
 struct Tf32 {
   static constexpr int kBytes = 4;
+  static constexpr bool kRoundedSums = false;
   static constexpr int kUnrolledSteps = 4;
   static constexpr bool kLog2Units = true;
   using Left = LeftBits;
@@ -80,6 +84,7 @@ struct Tf32 {
 // of the rests is left out. The small ones are added first.
 struct Fp32 {
   static constexpr int kBytes = 4;
+  static constexpr bool kRoundedSums = true;
   static constexpr int kUnrolledSteps = 1;  // three products a step: more in flight than there are registers
   static constexpr bool kLog2Units = false;
   struct Left {

@@ -6,6 +6,7 @@
 STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
 {
   library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int)");
+  library.def("runs_on(int capability) -> bool");
   library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int)");
   library.def(
       "sums(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, int exclude, "
@@ -47,6 +48,7 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library)
 
 STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CompositeExplicitAutograd, library)
 {
+  library.impl("runs_on", TORCH_BOX(&hyperkern::runs_on));
   library.impl("block", TORCH_BOX(&hyperkern::block));
 #ifdef HYPERKERN_EMULATED
   library.impl("emulate", TORCH_BOX(&hyperkern::emulate));

@@ -13,6 +13,9 @@ using OptionalTensor = std::optional<torch::stable::Tensor>;
 // Rows and columns of a tile, and the groups of warps with column sums of their own. `kernel`: 0 sums, 1 contract.
 std::tuple<int64_t, int64_t, int64_t> tile(const torch::stable::Tensor& x, int64_t kernel, int64_t dim, int64_t weight);
 
+// Whether the library was built for a compute capability, 90 for 9.0.
+bool runs_on(int64_t capability);
+
 // Threads and dynamic shared memory of a block, for operands of so many bytes: for reports. `kind` is a weight of
 // contract, a task of sums; `wgmma` names the kernels for sm_90a.
 std::tuple<int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma);

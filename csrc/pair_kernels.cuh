@@ -65,7 +65,7 @@ void launch_contract_case(const ContractArgs& args, const Matrix& x, const Matri
       return;
     }
   }
-  using T = ContractMma<kDim * Operand::kBytes>;
+  using T = ContractMma<kDim, Operand::kBytes>;
   launch(contract_mma_kernel<Operand, kDim, kWeight>, blocks, T::kThreads, T::kSharedBytes, stream, args, x, y);
 }
 

@@ -53,7 +53,7 @@ TileSize contract_tile(int operand_bytes, Weight weight, bool wgmma) {
       case Weight::kSoftplus: return contract_tile<ContractWgmma<kDim, Weight::kSoftplus>>();
     }
   }
-  return operand_bytes == 2 ? contract_tile<ContractMma<kDim * 2>>() : contract_tile<ContractMma<kDim * 4>>();
+  return operand_bytes == 2 ? contract_tile<ContractMma<kDim, 2>>() : contract_tile<ContractMma<kDim, 4>>();
 }
 
 }  // namespace detail

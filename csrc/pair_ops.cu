@@ -16,10 +16,11 @@ Matrix operand(const Tensor& x, const char* name) {
   const int64_t bytes = type == ScalarType::Float ? 4 : 2;
   const auto* data = static_cast<const unsigned char*>(x.const_data_ptr());
   HYPERKERN_REQUIRE(
-      x.stride(2) == 1 && x.size(2) * bytes % 16 == 0 && x.stride(1) * bytes % 16 == 0 &&
-          x.stride(0) * bytes % 16 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0,
-      name, " must have rows that are contiguous and start and end at multiples of 16 bytes; got shape ", shape_of(x),
-      " with strides (", x.stride(0), ", ", x.stride(1), ", ", x.stride(2), ")");
+      x.stride(2) == 1 && (x.size(0) == 1 || x.stride(0) > 0) && (x.size(1) == 1 || x.stride(1) > 0) &&
+          x.size(2) * bytes % 16 == 0 && x.stride(1) * bytes % 16 == 0 && x.stride(0) * bytes % 16 == 0 &&
+          reinterpret_cast<uintptr_t>(data) % 16 == 0,
+      name, " must have rows that are contiguous, not expanded, and start and end at multiples of 16 bytes; got shape ",
+      shape_of(x), " with strides (", x.stride(0), ", ", x.stride(1), ", ", x.stride(2), ")");
   // The TMA unit knows no stride of 0, and of a batch of one nobody reads it.
   const int64_t stride_b = x.size(0) == 1 ? x.size(1) * x.stride(1) : x.stride(0);
   return {data, stride_b * bytes, x.stride(1) * bytes};
@@ -33,7 +34,7 @@ void check_operands(const Tensor& x, const Tensor& y) {
   HYPERKERN_REQUIRE(
       y.dim() == 3 && y.size(0) == x.size(0) && y.size(2) == x.size(2), "y must have shape (", x.size(0), ", N, ",
       x.size(2), "), got ", shape_of(y));
-  HYPERKERN_REQUIRE(x.size(2) > 0, "D must not be 0");
+  HYPERKERN_REQUIRE(x.size(2) > 0 && y.size(1) > 0, "y must not be empty, got ", shape_of(y));
 }
 
 const float* terms(const OptionalTensor& terms, const char* name, const Tensor& as, int64_t count, int64_t length) {
@@ -143,6 +144,8 @@ std::tuple<int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int6
                             : contract_tile(bytes, to_int(dim, "D"), static_cast<Weight>(weight), takes_wgmma(x));
   return {size.rows, size.cols, size.groups};
 }
+
+bool runs_on(int64_t capability) { return has_code_for(to_int(capability, "capability")); }
 
 std::tuple<int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma) {
   HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);

@@ -213,6 +213,10 @@ HYPERKERN_DEVICE void weigh(
     float (&s)[kBlocks][kGroups][4], float (&row_sum)[kBlocks][2], float (&row_value)[kBlocks][2],
     const Rows<kBlocks>& rows, const RowFactors<kBlocks, kWeight>& factors, const Pairs& pairs, int first_col,
     bool mask, int lane) {
+  // In full float32 of a tile first: a sum of as many terms as there are columns would round more.
+  constexpr bool kOfTile = !kLog2Units && kWeight != Weight::kSoftplus;
+  float of_tile[kBlocks][2] = {};
+  float (&tile_sum)[kBlocks][2] = kOfTile ? of_tile : row_sum;
   if constexpr (kWeight == Weight::kTwo) {
     // Two exponents of one product: it is scaled and masked before the terms are added.
 #pragma unroll
@@ -248,7 +252,7 @@ HYPERKERN_DEVICE void weigh(
               const float of_col =
                   exp_of<kLog2Units>(l + factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y));
               const float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
-              row_sum[block][e / 2] += w;
+              tile_sum[block][e / 2] += w;
               s[block][group][e] = w;
             }
           }
@@ -285,10 +289,17 @@ HYPERKERN_DEVICE void weigh(
             w = exp_of<kLog2Units>(s[block][group][e]);
           }
           if constexpr (kWeight == Weight::kFactor) w *= factors.a[block][e / 2] + (e % 2 == 0 ? b.x : b.y);
-          row_sum[block][e / 2] += w;
+          tile_sum[block][e / 2] += w;
           s[block][group][e] = w;
         }
       }
+    }
+  }
+  if constexpr (kOfTile) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      row_sum[block][0] += of_tile[block][0];
+      row_sum[block][1] += of_tile[block][1];
     }
   }
 }

@@ -181,6 +181,12 @@ HYPERKERN_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// ---- global memory ------------------------------------------------------------------------------------------------
+
+HYPERKERN_DEVICE void red_add(float* to, float x) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
+}
+
 // ---- copies -------------------------------------------------------------------------------------------------------
 
 // 16 bytes; zeros where not `valid`.
@@ -232,13 +238,22 @@ HYPERKERN_DEVICE void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Keeps the compiler from moving uses of registers across the issue or the wait of what writes them.
+// Keeps the compiler from moving uses of registers across the issue or the wait of what reads or writes them.
 template <int kGroups>
 HYPERKERN_DEVICE void pin(float (&d)[kGroups][4]) {
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(d[group][e])::"memory");
+  }
+}
+
+template <int kGroups>
+HYPERKERN_DEVICE void pin(uint32_t (&a)[kGroups][4]) {
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[group][e])::"memory");
   }
 }
 

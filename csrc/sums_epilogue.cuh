@@ -100,7 +100,8 @@ struct SumsEpilogue {
   }
 
   // Adds the column sums of a tile to this block of threads' own partial sums: no other one writes them, and one thread
-  // always writes the same ones. `shared` holds kSumsColFloats, `barrier` is for these four warps.
+  // always writes the same ones, so that the order is fixed. It does not wait for what is there. `shared` holds
+  // kSumsColFloats, `barrier` is for these four warps.
   HYPERKERN_DEVICE void add_cols(
       const float (&s)[kBlocks][kSumsGroups][4], float* shared, float* col, int first_col, int warp, int barrier,
       int& turn) {
@@ -121,7 +122,7 @@ struct SumsEpilogue {
       float total = 0.0f;
 #pragma unroll
       for (int i = 0; i < kSumsWarps; ++i) total += buffer[i * kSumsCols + own];
-      col[first_col + own] += total;
+      ptx::red_add(col + first_col + own, total);
     }
   }
 

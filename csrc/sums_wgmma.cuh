@@ -123,13 +123,6 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   int col_turn = 0;
   // Long rows outlast the ring: there a warpgroup that waits for its turn would keep the buffers that the other needs.
   const Turns<kResident ? T::kConsumers : 1> turns(warpgroup);
-  int turns_left = 0;
-  if constexpr (kResident) {
-    for (TileCursor cursor(schedule, i_stripe, i_cut); cursor.valid(); cursor.advance()) ++turns_left;
-    // Nobody takes the first turn of a block of threads without tiles: it is taken back.
-    if (turns_left == 0 && warpgroup == 0) turns.take();
-  }
-
   RingPosition at;
   uint32_t x_parity = 0;
   for (int round = 0; round < schedule.rounds(); ++round) {
@@ -168,7 +161,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
         }
         at.advance(stages);
       }
-      if constexpr (kResident) turns.pass(--turns_left == 0);
+      turns.pass();
       ptx::wgmma_wait_group<0>();
 #pragma unroll
       for (int block = 0; block < T::kBlocks; ++block) ptx::pin(s[block]);
@@ -185,6 +178,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
     }
     epilogue.finish();
   }
+  turns.end();
 #endif
 }
 

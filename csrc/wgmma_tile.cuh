@@ -114,10 +114,13 @@ struct Turns {
     if constexpr (kWarpgroups > 1) ptx::bar_sync(kFirstBarrier + warpgroup, 2 * kWarpgroup);
   }
 
-  // The last turn of all goes to nobody.
-  HYPERKERN_DEVICE void pass(bool last) const {
-    if (kWarpgroups == 1 || (last && warpgroup == kWarpgroups - 1)) return;
-    ptx::bar_arrive(kFirstBarrier + (warpgroup + 1) % kWarpgroups, 2 * kWarpgroup);
+  HYPERKERN_DEVICE void pass() const {
+    if constexpr (kWarpgroups > 1) ptx::bar_arrive(kFirstBarrier + (warpgroup + 1) % kWarpgroups, 2 * kWarpgroup);
+  }
+
+  // Takes back the turn that is left in the end.
+  HYPERKERN_DEVICE void end() const {
+    if (warpgroup == 0) take();
   }
 };
 

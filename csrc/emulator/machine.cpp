@@ -1,5 +1,6 @@
 // The block of threads: fibers, their schedule, what passes between them, barriers.
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "state.h"
@@ -56,11 +57,15 @@ void run_block(int block, int threads, size_t shared_bytes) {
     makecontext(&fiber.start, enter, 0);
   }
   const int warps = threads / kLanes;
+  std::vector<int> order(warps);
+  std::iota(order.begin(), order.end(), 0);
   for (bool progress = true; progress;) {
     progress = false;
-    for (int i = 0; i < warps; ++i) {
-      // A warp runs as far as it can; which one comes first is open too.
-      const int warp = timing == Timing::kCopiesFirst ? i : warps - 1 - i;
+    // A warp runs as far as it can; which one comes first is open too.
+    if (timing == Timing::kProductsFirst) {
+      for (int i = warps - 1; i > 0; --i) std::swap(order[i], order[m.draw(i + 1)]);
+    }
+    for (const int warp : order) {
       for (bool again = true; again;) {
         again = false;
         for (int lane = 0; lane < kLanes; ++lane) {
@@ -72,9 +77,10 @@ void run_block(int block, int threads, size_t shared_bytes) {
       }
     }
     if (!progress && !m.copies.empty()) {
-      if (_setjmp(m.scheduler) == 0) perform(m.copies.front());
+      const auto copy = m.copies.begin() + static_cast<std::ptrdiff_t>(m.draw(m.copies.size()));
+      if (_setjmp(m.scheduler) == 0) perform(*copy);
       if (!m.error.empty()) throw std::runtime_error(m.error);
-      m.copies.pop_front();
+      m.copies.erase(copy);
       progress = true;
     }
   }

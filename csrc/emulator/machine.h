@@ -20,10 +20,11 @@ struct TensorMap {
 
 namespace emulator {
 
-// When asynchronous operations take effect; every other order lies between these two.
+// When asynchronous operations take effect.
 enum class Timing {
   kCopiesFirst,    // copies at once, products as late as their wait: finds buffers that are overwritten while in use
-  kProductsFirst,  // products at once, copies as late as possible: finds reads of what has not arrived
+  kProductsFirst,  // products at once, copies as late as possible and in any order, as are warps: finds reads of what
+                   // has not arrived
 };
 
 void set_timing(Timing timing);
@@ -57,6 +58,7 @@ enum class Half { kBf16, kF16 };
 // One thread's part of d (64 x n) (+)= a b with k = 16: `registers` holds its part of the left operand, else `a`
 // describes it. Descriptors as the hardware reads them; with registers the right operand is transposed.
 void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, uint64_t b, bool add);
+void wgmma_fence();
 void wgmma_commit_group();
 void wgmma_wait_group(int pending);
 

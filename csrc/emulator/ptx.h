@@ -131,6 +131,8 @@ inline void mbarrier_arrive(uint32_t barrier) { emulator::mbarrier_arrive(barrie
 inline void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) { emulator::mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint32_t barrier, uint32_t parity) { emulator::mbarrier_wait(barrier, parity); }
 
+inline void red_add(float* to, float x) { *to += x; }
+
 inline void cp_async(uint32_t to, const void* from, bool valid) { emulator::cp_async(to, from, valid); }
 inline void cp_async_commit_group() { emulator::cp_async_commit_group(); }
 
@@ -151,7 +153,7 @@ inline void setmaxnreg_inc() {}
 template <int>
 inline void setmaxnreg_dec() {}
 
-inline void wgmma_fence() {}
+inline void wgmma_fence() { emulator::wgmma_fence(); }
 inline void wgmma_commit_group() { emulator::wgmma_commit_group(); }
 
 template <int kPending>
@@ -159,8 +161,8 @@ inline void wgmma_wait_group() {
   emulator::wgmma_wait_group(kPending);
 }
 
-template <int kGroups>
-inline void pin(float (&)[kGroups][4]) {}
+template <class T, int kGroups>
+inline void pin(T (&)[kGroups][4]) {}
 
 template <int kGroups>
 inline void wgmma_m64k16_bf16(float (&d)[kGroups][4], uint64_t a, uint64_t b, bool add) {

@@ -87,6 +87,7 @@ struct SmallCopy {
 
 struct Thread {
   uint64_t issued = 0;              // wgmma instructions
+  bool fenced = false;              // since all of them were waited for
   std::vector<uint64_t> committed;  // of them, at the end of each group
   std::vector<SmallCopy> open;      // cp.async of the group that is not committed
   std::deque<std::vector<SmallCopy>> groups;
@@ -109,6 +110,13 @@ struct Machine {
   jmp_buf scheduler;
   std::string error;
   const std::function<void()>* body = nullptr;
+  uint32_t random = 1;
+
+  // The next of a fixed series of numbers below `count`.
+  size_t draw(size_t count) {
+    random = random * 1664525 + 1013904223;
+    return (random >> 8) % count;
+  }
 };
 
 extern Machine machine;

@@ -8,7 +8,19 @@
 namespace hyperkern::emulator {
 namespace {
 
+double product(uint32_t left, uint32_t right, Half type) {
+  return static_cast<double>(widen(static_cast<uint16_t>(left), type)) * widen(static_cast<uint16_t>(right), type);
+}
+
 Warpgroup& warpgroup() { return machine.warpgroups[machine.current / kGroupThreads]; }
+
+// Tensor cores round what they accumulate towards zero: see Fasi et al., "Numerical behavior of NVIDIA tensor cores",
+// PeerJ Computer Science, 2021. The products of one instruction are taken as exact.
+float toward_zero(double x) {
+  auto rounded = static_cast<float>(x);
+  if (std::fabs(static_cast<double>(rounded)) > std::fabs(x)) rounded = std::nextafter(rounded, 0.0f);
+  return rounded;
+}
 
 // Where a matrix descriptor puts an element: `line` counts along the 8-row groups' rows, `k` is the contracted index.
 float element(uint64_t descriptor, int line, int k, bool transposed, Half type) {
@@ -30,7 +42,7 @@ void perform(Product& product) {
   constexpr int kM = 64, kK = 16;
   const int n = product.n;
   static float a[kM][kK], b[kK][256];
-  static float sum[256];
+  static double sum[256];
   require(product.b >> 62 == 1 && (product.transposed || product.a >> 62 == 1), "only the 128-byte swizzle is known");
   for (int m = 0; m < kM; ++m) {
     for (int k = 0; k < kK; ++k) {
@@ -53,12 +65,12 @@ void perform(Product& product) {
   for (int m = 0; m < kM; ++m) {
     std::memset(sum, 0, sizeof sum);
     for (int k = 0; k < kK; ++k) {
-      for (int j = 0; j < n; ++j) sum[j] += a[m][k] * b[k][j];
+      for (int j = 0; j < n; ++j) sum[j] += static_cast<double>(a[m][k]) * b[k][j];
     }
     for (int j = 0; j < n; ++j) {
       const int lane = m % 8 * 4 + j % 8 / 2;
       float& d = product.parts[m / 16 * kLanes + lane].d[j / 8 * 4 + m % 16 / 8 * 2 + j % 2];
-      d = product.add ? d + sum[j] : sum[j];
+      d = toward_zero(product.add ? d + sum[j] : sum[j]);
     }
   }
 }
@@ -76,6 +88,7 @@ void perform_products(Warpgroup& group, uint64_t upto) {
 void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, uint64_t b, bool add) {
   Warpgroup& group = warpgroup();
   Thread& thread = machine.threads[machine.current];
+  require(thread.fenced, "wgmma without a fence behind what its registers held");
   const uint64_t index = thread.issued++ - group.first;
   if (index == group.products.size()) group.products.emplace_back();
   Product& product = group.products[index];
@@ -107,6 +120,8 @@ void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, ui
   }
 }
 
+void wgmma_fence() { machine.threads[machine.current].fenced = true; }
+
 void wgmma_commit_group() {
   Thread& thread = machine.threads[machine.current];
   thread.committed.push_back(thread.issued);
@@ -114,6 +129,7 @@ void wgmma_commit_group() {
 
 void wgmma_wait_group(int pending) {
   Thread& thread = machine.threads[machine.current];
+  if (pending == 0) thread.fenced = false;
   const int done = static_cast<int>(thread.committed.size()) - pending;
   if (done <= 0) return;
   Warpgroup& group = warpgroup();
@@ -132,7 +148,7 @@ void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, 
   // Lane 4 g + t: rows g and g + 8 of the left operand, column g of the right one.
   for (int e = 0; e < 4; ++e) {
     const int m = lane / 4, high = e / 2, col = lane % 4 * 2 + e % 2;
-    float sum = 0;
+    double sum = d[e];
     for (int half = 0; half < 2; ++half) {
       for (int t = 0; t < 4; ++t) {
         const uint32_t left = words[m * 4 + t].a[high + 2 * half], right = words[col * 4 + t].b[half];
@@ -141,14 +157,13 @@ void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, 
           float x, y;
           std::memcpy(&x, &l, 4);
           std::memcpy(&y, &r, 4);
-          sum += x * y;
+          sum += static_cast<double>(x) * y;
         } else {
-          sum += widen(static_cast<uint16_t>(left), *type) * widen(static_cast<uint16_t>(right), *type);
-          sum += widen(static_cast<uint16_t>(left >> 16), *type) * widen(static_cast<uint16_t>(right >> 16), *type);
+          sum += product(left, right, *type) + product(left >> 16, right >> 16, *type);
         }
       }
     }
-    d[e] += sum;
+    d[e] = toward_zero(sum);
   }
 }
 

@@ -1,6 +1,10 @@
 """The compiled operators: what they refuse, schemas and fakes, and how the library is found."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from torch import Tensor
 
 import hyperkern
 from hyperkern import backends
-from hyperkern.backends.cuda import library
+from hyperkern.backends.cuda import library, operands
 
 ROOT = Path(__file__).parents[2]
 EXTENSION = library.objection("cuda")
@@ -54,8 +58,14 @@ BAD_CONTRACT = [
         {"x": torch.randn(2, 5, 16).double(), "y": torch.randn(2, 7, 16).double()},
         "x must be bfloat16, float16 or float32",
     ),
-    ({"x": torch.randn(2, 16, 5).bfloat16().mT}, "x must have rows that are contiguous and start and end at multiples"),
-    ({"x": torch.randn(2, 5, 20).bfloat16()[..., 4:]}, "x must have rows that are contiguous and start and end"),
+    (
+        {"x": torch.randn(2, 16, 5).bfloat16().mT},
+        "x must have rows that are contiguous, not expanded, and start and end at multiples",
+    ),
+    (
+        {"x": torch.randn(2, 5, 20).bfloat16()[..., 4:]},
+        "x must have rows that are contiguous, not expanded, and start and end",
+    ),
     ({"grad": torch.empty(1, 2, 5, 8)}, r"grad must have shape \(1, 2, 5, 16\), got \(1, 2, 5, 8\)"),
     ({"grad": torch.empty(1, 2, 16, 5).mT}, "grad must be contiguous"),
     ({"sum": torch.empty(1, 2, 5).double()}, "sum must be Float, got Double"),
@@ -177,6 +187,35 @@ def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch,
     finally:
         monkeypatch.undo()
         library._loaded.cache_clear()
+
+
+@needs_cuda_kernels
+def test_expanded_rows_are_copied() -> None:
+    x = torch.randn(1, 5, 16, device=DEVICE, dtype=torch.bfloat16).expand(3, 5, 16)
+    assert min(operands.rows(x, torch.bfloat16).stride()) > 0
+    with pytest.raises(RuntimeError, match="not expanded"):
+        operators().sums(**(sums_arguments() | {"x": x[:2], "y": x[:2]}))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None or torch.version.cuda is None, reason="needs nvcc and PyTorch's CUDA")
+@pytest.mark.parametrize(
+    ("wanted", "built"),
+    [("9.0", "_902"), ("8.0;9.0+PTX", "_800_902_"), ("Hopper", "_902"), ("8.6 9.0a", "_860_902"), ("10.0", "_1000")],
+)
+def test_plain_hopper_is_built_with_its_features(wanted: str, built: str, tmp_path: Path) -> None:
+    """Many images preset TORCH_CUDA_ARCH_LIST without them, and would get kernels without wgmma."""
+    program = f"""
+import runpy, setuptools
+found = []
+setuptools.setup = lambda **options: found.extend(options["ext_modules"])
+runpy.run_path({str(ROOT / "setup.py")!r})
+print(next(flag for flag in found[0].extra_compile_args["nvcc"] if "ARCHITECTURES" in flag))
+"""
+    environment = os.environ | {"HYPERKERN_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": wanted}
+    environment.pop("HYPERKERN_BUILD_EMULATOR", None)
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert built in result.stdout + "_"
 
 
 @needs_cuda_kernels

@@ -26,7 +26,7 @@ constexpr int kRows = 64, kTiles = 5, kStages = 2;
 constexpr int kBytes = kRows * kPanelBytes;
 
 // What is left out of the kernel below.
-enum class Without { kNothing, kFullWait, kEmptyWait, kRelease, kProductWait };
+enum class Without { kNothing, kFullWait, kEmptyWait, kRelease, kProductWait, kRowsWait, kFence };
 
 // Sums x y_t^T over kTiles tiles of y, 64 x 64 each, with a ring of two buffers, as the kernels do.
 struct Kernel {
@@ -61,10 +61,11 @@ struct Kernel {
     }
     const int lane = ptx::thread() % kWarp, warp = ptx::thread() % kWarpgroup / kWarp;
     float s[8][4];
-    ptx::mbarrier_wait(x_full, 0);
+    if (without != Without::kRowsWait) ptx::mbarrier_wait(x_full, 0);
     RingPosition at;
     for (int tile = 0; tile < kTiles; ++tile) {
       if (without != Without::kFullWait) ring.wait(at);
+      if (without != Without::kFence) ptx::wgmma_fence();
       multiply_rows_async<Bf16>(s, x_tile / kPieceBytes, (buffers + at.stage * kBytes) / kPieceBytes, tile > 0);
       ptx::wgmma_commit_group();
       if (without != Without::kProductWait) ptx::wgmma_wait_group<0>();
@@ -127,6 +128,10 @@ int main() {
   }
   float error = run(Without::kFullWait, Timing::kProductsFirst, refusal);
   CHECK(!(error < 1e-3f), "without waiting for the copy: error %g %s", error, refusal.c_str());
+  error = run(Without::kRowsWait, Timing::kProductsFirst, refusal);
+  CHECK(!(error < 1e-3f), "without waiting for the rows: error %g %s", error, refusal.c_str());
+  run(Without::kFence, Timing::kCopiesFirst, refusal);
+  CHECK(refusal.find("wgmma without a fence") == 0, "without a fence: '%s'", refusal.c_str());
   error = run(Without::kEmptyWait, Timing::kCopiesFirst, refusal);
   CHECK(!(error < 1e-3f), "without waiting for an empty buffer: error %g %s", error, refusal.c_str());
   error = run(Without::kProductWait, Timing::kCopiesFirst, refusal);

@@ -92,6 +92,11 @@ def add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
 @functools.cache
 def _adds_in_float32(device: torch.device) -> bool:
     """Whether the library adds a half-precision product to float32, which PyTorch learned to ask for step by step."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first call with such long rows looks at what the matrix library can do, which a CUDA graph cannot "
+            "capture: make one call before the capture"
+        )
     ones = torch.ones((2, 16, 16), dtype=torch.bfloat16, device=device)
     for product, take in ((torch.addmm, ones[0]), (torch.baddbmm, ones)):
         out = torch.ones_like(take, dtype=torch.float32)

@@ -27,7 +27,7 @@ class Side(NamedTuple):
         """``(B, M, D)`` and ``(B, M)``."""
         return add_cuts(self.grad), add_cuts(self.sum)
 
-    def divided(self, scale: Tensor) -> "Side":
+    def divided(self, scale: Tensor | float) -> "Side":
         """The sums without a scale that was on all weights."""
         return Side(*(part / scale for part in self))
 

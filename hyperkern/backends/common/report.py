@@ -26,6 +26,7 @@ class Instruction(NamedTuple):
 
     address: int
     opcode: str
+    operands: str
     falls_through: bool
     target: int | None
 
@@ -84,21 +85,17 @@ def instructions(path: str | Path) -> Iterator[tuple[Key, list[Instruction]]]:
 def _instruction(address: str, predicate: str | None, opcode: str, operands: str) -> Instruction:
     ends = opcode.startswith(("EXIT", "RET")) or (opcode == "BRA" and operands.startswith("0x"))
     target = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode.startswith(("BRA", "CALL")) else None
+    falls_through = predicate is not None or not ends
     return Instruction(
-        int(address, 16), opcode, predicate is not None or not ends, int(target[1], 16) if target else None
+        int(address, 16), opcode, operands.strip(), falls_through, int(target[1], 16) if target else None
     )
 
 
 def in_loops_with(code: list[Instruction], opcodes: tuple[str, ...]) -> set[int]:
     """The places of the instructions that share a loop with one of ``opcodes`` (how their names start)."""
-    place = {instruction.address: i for i, instruction in enumerate(code)}
-    after: list[list[int]] = [[] for _ in code]
+    after = _successors(code)
     before: list[list[int]] = [[] for _ in code]
-    for i, instruction in enumerate(code):
-        following = [i + 1] if instruction.falls_through and i + 1 < len(code) else []
-        if instruction.target in place:
-            following.append(place[instruction.target])
-        after[i] = following
+    for i, following in enumerate(after):
         for j in following:
             before[j].append(i)
     found: set[int] = set()
@@ -106,6 +103,24 @@ def in_loops_with(code: list[Instruction], opcodes: tuple[str, ...]) -> set[int]
         if instruction.opcode.startswith(opcodes) and i not in found:
             found |= _reached(i, after) & _reached(i, before)
     return found
+
+
+def between(code: list[Instruction], starts: set[int], ends: set[int]) -> set[int]:
+    """The places that can be reached from one of ``starts`` without passing one of ``ends``."""
+    after = [[] if i in ends else following for i, following in enumerate(_successors(code))]
+    return set().union(*(_reached(start, after) for start in starts))
+
+
+def _successors(code: list[Instruction]) -> list[list[int]]:
+    """For each instruction the places of those that come after it."""
+    place = {instruction.address: i for i, instruction in enumerate(code)}
+    after: list[list[int]] = []
+    for i, instruction in enumerate(code):
+        following = [i + 1] if instruction.falls_through and i + 1 < len(code) else []
+        if instruction.target in place:
+            following.append(place[instruction.target])
+        after.append(following)
+    return after
 
 
 def _reached(start: int, edges: list[list[int]]) -> set[int]:

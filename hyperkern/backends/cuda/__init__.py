@@ -7,7 +7,7 @@ adds partial results (``primitives.py``, ``rows.py``, ``step.py``).
 import torch
 
 from .. import Problem
-from .library import objection
+from .library import objection, ops
 from .primitives import pairwise
 from .rows import finish, prepare
 from .step import align_uniform, align_uniform_grad
@@ -44,9 +44,12 @@ def unsupported(problem: Problem) -> list[str]:
         reasons += ["needs a GPU; on a CPU only its emulator runs it, for tests", *_extension_objections()]
     elif problem.device.type == "cuda" and objection("cuda") is not None:
         reasons += _extension_objections()
-    elif problem.device.type == "cuda" and torch.cuda.get_device_capability(problem.device) < (8, 0):
-        capability = "{}.{}".format(*torch.cuda.get_device_capability(problem.device))
-        reasons.append(f"needs compute capability 8.0 or more, {problem.device} has {capability}")
+    elif problem.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(problem.device)
+        if major < 8:
+            reasons.append(f"needs compute capability 8.0 or more, {problem.device} has {major}.{minor}")
+        elif not ops(problem.device).runs_on(10 * major + minor):
+            reasons.append(f"was not built for compute capability {major}.{minor} (TORCH_CUDA_ARCH_LIST)")
     return reasons
 
 

@@ -5,6 +5,7 @@ instructions emulated: for tests, like Triton's interpreter.
 """
 
 import functools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ _LIBRARIES = {
     "cuda": (_FOLDER / "kernels.so", _NAMESPACE, "HYPERKERN_BUILD_CUDA=1"),
     "cpu": (_FOLDER / "emulator.so", f"{_NAMESPACE}_emulated", "HYPERKERN_BUILD_EMULATOR=1"),
 }
+
+# Of two threads that load a library at once only one may register.
+_registering = threading.Lock()
+_registered: set[str] = set()
 
 
 def ops(device: torch.device) -> Any:
@@ -53,10 +58,13 @@ def _loaded(device_type: str) -> Any:
     except OSError as error:
         return f"cannot be loaded by PyTorch {torch.__version__} ({error.__cause__ or error})"
     found = getattr(torch.ops, namespace)
-    if missing := [name for name in _FILLING if not hasattr(found, name)]:
+    if missing := [name for name in (*_FILLING, "runs_on") if not hasattr(found, name)]:
         return f"was built from other sources, without {', '.join(missing)}: build it again (`make build`)"
-    for name in _FILLING:
-        torch.library.register_fake(f"{namespace}::{name}", _returns_nothing)
+    with _registering:
+        if namespace not in _registered:
+            for name in _FILLING:
+                torch.library.register_fake(f"{namespace}::{name}", _returns_nothing)
+            _registered.add(namespace)
     return found
 
 

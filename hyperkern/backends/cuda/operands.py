@@ -89,12 +89,12 @@ def as_operands(
 
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in a dtype, with rows that start and end at multiples of 16 bytes."""
+    """``x`` in a dtype, with rows of their own (not expanded) that start and end at multiples of 16 bytes."""
     x = x.to(dtype)
     per_piece = _ALIGNMENT // x.element_size()
     if x.shape[2] % per_piece:
         return F.pad(x, (0, -x.shape[2] % per_piece))
-    aligned = x.stride(2) == 1 and x.stride(1) % per_piece == 0 and x.stride(0) % per_piece == 0
+    aligned = x.stride(2) == 1 and all(stride > 0 and stride % per_piece == 0 for stride in x.stride()[:2])
     return x if aligned and x.data_ptr() % _ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -129,7 +129,7 @@ def emulate(capability: int, *, products_first: bool = False) -> None:
     Args:
         capability: 80, the kernels for compute capability 8.0 and newer, or 90, those for sm_90a.
         products_first: whether asynchronous products take effect at once and copies as late as possible, or the
-            other way round. Every order that hardware takes lies between the two.
+            other way round, with copies and warps in any order.
     """
     global _emulated
     ops(torch.device("cpu")).emulate(capability, products_first)

@@ -13,8 +13,8 @@ from ..common.precision import FLOAT16_RANGE, scaled_to_float16
 from .library import ops
 from .operands import CONTRACT_DIM, Operands, Task, Weight, as_operands, col_terms, multiprocessors, row_terms, tile
 
-# Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
-# GPU.
+# Partial column sums are kept for at most so many stripes of row blocks; cutting the columns fills the GPU. With a
+# triangle they take up to 2 cuts x 2 groups of warps x 64 numbers a column, as much as a row of 256 elements.
 _STRIPES = 64
 
 _SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
@@ -58,8 +58,9 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     size = tile(o, "sums", Weight.EXP)
     blocks = -(-m // size.rows)
     has_cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
-    stripes = min(blocks, _STRIPES) if has_cols else blocks
-    cuts = cut(batch * stripes, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
+    tiles, at_once = -(-n // size.cols), multiprocessors(o.x.device)
+    stripes = stripes_of(batch, blocks, tiles, at_once, triangle=o.symmetric, has_cols=has_cols)
+    cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
     row = nothing.new_empty((cuts, batch, m))
     # With a triangle the ranges differ from row block to row block: there each has partial sums of its own.
     parts = (stripes * cuts if o.symmetric else stripes) * size.groups
@@ -68,6 +69,16 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     if col is None:
         return add_cuts(row), nothing
     return (add_cuts(row) + col.sum(0), nothing) if o.symmetric else (add_cuts(row), col.sum(0))
+
+
+def stripes_of(batch: int, blocks: int, tiles: int, multiprocessors: int, *, triangle: bool, has_cols: bool) -> int:
+    """Among how many blocks of threads, beside ranges of columns, row blocks are shared out.
+
+    With a triangle the first row block has all tiles and the last one a few: a long one and a short one together make
+    all blocks of threads end at the same time. A problem of few tiles has one for each.
+    """
+    stripes = -(-blocks // 2) if triangle and batch * blocks * tiles > multiprocessors else blocks
+    return min(stripes, _STRIPES) if has_cols else stripes
 
 
 def _row_lse(o: Operands) -> Tensor:
@@ -253,7 +264,7 @@ def _contract_by_panels(
     )
     if scale is None and weighing.out_scale == 1.0:
         return sides
-    divisor = torch.tensor(1 / weighing.out_scale, device=o.x.device) if scale is None else scale / weighing.out_scale
+    divisor = 1 / weighing.out_scale if scale is None else scale / weighing.out_scale
     of_x, of_y = (None if side is None else side.divided(divisor) for side in sides)
     return of_x, of_y
 

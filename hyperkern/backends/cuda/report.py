@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..common.report import in_loops_with, instructions, print_table, usage
+from ..common.report import Instruction, between, in_loops_with, instructions, print_table, usage
 
 LIBRARY = Path(__file__).parent / "kernels.so"
 # The enums of csrc/, in their order.
@@ -29,7 +29,9 @@ _LOCAL = ("LDL", "STL")
 class Row(NamedTuple):
     """One kernel for one architecture. ``loop`` counts what is in a loop with a matrix instruction.
 
-    Local memory is where spilled registers go. The row-wise kernels do not say their threads and shared memory: 0.
+    Local memory is where spilled registers go. ``late`` counts the exponentials in the loop of a contract kernel with
+    wgmma that wait for the second product, and should run while it does. The row-wise kernels do not say their threads
+    and shared memory: 0.
     """
 
     architecture: str
@@ -46,6 +48,7 @@ class Row(NamedTuple):
     local: int
     loop: int
     loop_local: int
+    late: int
 
 
 class _Name(NamedTuple):
@@ -108,6 +111,18 @@ def _block(name: _Name) -> tuple[int, int]:
     return threads[0], max(shared)
 
 
+def _late(code: list[Instruction], loop: set[int]) -> int:
+    """The exponentials in a loop that no path reaches between the wait for one product and that for both."""
+    waits = {
+        pending: {i for i in loop if code[i].opcode.startswith("WARPGROUP.DEPBAR") and pending in code[i].operands}
+        for pending in ("0x1", "0x0")
+    }
+    if not waits["0x1"]:
+        return 0
+    early = between(code, waits["0x1"], waits["0x0"])
+    return sum(code[i].opcode.startswith("MUFU.EX2") for i in loop - early)
+
+
 def rows(path: Path, architectures: list[str] | None = None) -> Iterator[Row]:
     """A row for every kernel of the library that is ever launched."""
     torch.ops.load_library(path)
@@ -134,6 +149,7 @@ def rows(path: Path, architectures: list[str] | None = None) -> Iterator[Row]:
             len(local),
             len(loop),
             len(loop & local),
+            _late(code, loop) if name.kernel == "contract_wgmma" else 0,
         )
 
 
