@@ -50,7 +50,10 @@ def load_rows(p_rows, o_rows, o_d, rows, stride, DIM: tl.constexpr, EVEN_D: tl.c
 
 @triton.jit
 def dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
-    """``b_sum + b_left b_right`` with float32 sums."""
+    """``b_sum + b_left b_right`` with float32 sums.
+
+    Of three tf32 products Triton adds ``b_sum`` outside of the tensor cores, which would round it towards zero.
+    """
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
     return tl.dot(b_left, b_right, b_sum, input_precision=PRECISION)
