@@ -8,7 +8,7 @@ ARGS ?=
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.cpp)
 
-.PHONY: help demo build test test-fast test-integrations bench kernels-report lint format info clean
+.PHONY: help demo build test test-fast test-integrations bench bench-integrations kernels-report lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -53,6 +53,9 @@ test-integrations: $(INTEGRATIONS)/.ready  ## the drop-in replacements against t
 
 bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+bench-integrations: $(INTEGRATIONS)/.ready  ## time and memory of the drop-ins beside the libraries' losses
+	$(INTEGRATIONS)/bin/python -m benchmarks.contrastive $(ARGS)
 
 kernels-report: $(VENV)/.built  ## registers, spills and shared memory of every kernel, Triton's and those in CUDA C++
 	$(BIN)/python -m hyperkern.backends.triton.report $(ARGS)

@@ -237,7 +237,7 @@ class DCLWLoss(DCLLoss):
         ValueError: ``temperature <= 0`` or ``sigma <= 0``.
 
     Source:
-        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Section 3.2.
+        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022.
     """
 
     def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False) -> None:

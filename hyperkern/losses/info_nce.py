@@ -76,7 +76,7 @@ def info_nce(
     Source:
         van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, Eq. 4. With
         ``in_batch=False`` He et al., "Momentum Contrast", CVPR 2020, Eq. 1. Log-weights: Yi et al.,
-        "Sampling-Bias-Corrected Neural Modeling", RecSys 2019, Eqs. 3 to 5.
+        "Sampling-Bias-Corrected Neural Modeling", RecSys 2019, Section 3.
     """
     check_rows("x", x)
     check_columns("y", y, x, same_rows=True)

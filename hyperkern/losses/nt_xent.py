@@ -14,6 +14,7 @@ from ._inputs import (
     check_positive,
     check_rows,
     check_scale,
+    check_vector,
     is_empty_queue,
     reduce_rows,
 )
@@ -106,8 +107,8 @@ def dcl(
 
     Raises:
         TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
-        ValueError: a wrong or empty shape, fewer than two rows, different devices, ``temperature <= 0``, an unknown
-            ``reduction``, an unknown or unusable ``backend``.
+        ValueError: a wrong or empty shape, fewer than two rows, ``weights`` that are no pair, different devices,
+            ``temperature <= 0``, an unknown ``reduction``, an unknown or unusable ``backend``.
 
     Source:
         Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Eq. 6.
@@ -118,6 +119,12 @@ def dcl(
     others, positives = _candidates((x, y), temperature, None, normalize, reduction, backend)
     logits = torch.cat([of_view[0] for of_view in positives], -1)
     if weights is not None:
+        if not isinstance(weights, tuple) or len(weights) != 2:
+            raise ValueError(
+                f"weights must be two tensors, for the anchors in x and in y, got {type(weights).__name__}"
+            )
+        for i, (of_view, view) in enumerate(zip(weights, (x, y), strict=True)):
+            check_vector(f"weights[{i}]", of_view, "xy"[i], view)
         logits = logits * torch.cat([w.to(logits.dtype) for w in weights], -1)
     return reduce_rows(torch.cat(others, -1) - logits, reduction)
 
@@ -154,7 +161,7 @@ def dclw(
         ValueError: as `dcl`, and ``sigma <= 0``.
 
     Source:
-        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Section 3.2.
+        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022.
     """
     check_rows("x", x)
     check_columns("y", y, x, same_rows=True)
