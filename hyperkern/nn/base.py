@@ -52,12 +52,12 @@ class TemperatureLoss(ScaledLoss):
     def __init__(
         self,
         *,
-        temperature: float,
-        learnable: bool,
-        max_logit_scale: float,
-        normalize: bool,
-        reduction: str,
-        backend: str | None,
+        temperature: float = 0.1,
+        learnable: bool = False,
+        max_logit_scale: float = 100.0,
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str | None = None,
     ) -> None:
         check_positive("temperature", temperature)
         check_choice("reduction", reduction, REDUCTIONS)

@@ -138,25 +138,6 @@ class DCLLoss(TemperatureLoss):
             ``reduction`` or ``backend``.
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.1,
-        learnable: bool = False,
-        max_logit_scale: float = 100.0,
-        normalize: bool = True,
-        reduction: str = "mean",
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            max_logit_scale=max_logit_scale,
-            normalize=normalize,
-            reduction=reduction,
-            backend=backend,
-        )
-
     def forward(self, x: Tensor, y: Tensor, *, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The loss of the partners ``(x_i, y_i)``, both ``(N, D)``, and the weights ``(N,)`` of either's positives."""
         return losses.dcl(x, y, weights=weights, **self.options())
@@ -227,25 +208,6 @@ class SupConLoss(TemperatureLoss):
         ValueError: ``temperature <= 0``, ``max_logit_scale <= 0``, a learnable scale above its bound, an unknown
             ``reduction`` or ``backend``.
     """
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.1,
-        learnable: bool = False,
-        max_logit_scale: float = 100.0,
-        normalize: bool = True,
-        reduction: str = "mean",
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            max_logit_scale=max_logit_scale,
-            normalize=normalize,
-            reduction=reduction,
-            backend=backend,
-        )
 
     def forward(self, x: Tensor, labels: Tensor, y: Tensor | None = None, y_labels: Tensor | None = None) -> Tensor:
         """The loss of the features ``x`` ``(N, D)`` with classes ``labels`` ``(N,)``; see `hyperkern.sup_con`."""
