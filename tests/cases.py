@@ -144,6 +144,7 @@ ARGUMENTS = {
     "hard": "hard_negatives",
     "scale": "logit_scale",
     "bias": "logit_bias",
+    "warm": "temperature",
     "u": "y_log_weights",
     "v": "negative_log_weights",
 }
@@ -250,8 +251,7 @@ CASES = [
     _contrastive("dcl-learnable", "x y temperature", 2, reduction="sum"),
     _contrastive("dclw-default", "x y", 2),
     _contrastive("sup_con-default", "x", labels=same_sample),
-    # Of few rows some are told apart by chance, and the loss is the rounding of two equal numbers.
-    _contrastive("sup_con-learnable", "x temperature", 9, labels=same_sample, reduction="sum"),
+    _contrastive("sup_con-learnable", "x warm", labels=same_sample),
     _contrastive(
         "sup_con-one_class-none", "x", labels=lambda x, *_: torch.zeros_like(same_sample(x)), reduction="none"
     ),
@@ -301,7 +301,7 @@ def tensors(
             return torch.rand(*lead, m if role[0] == "x" else n, generator=draw, dtype=torch.float64) + 0.1
         if role in ("u", "v"):
             return torch.randn(*lead, m if role == "u" else n, generator=draw, dtype=torch.float64)
-        return torch.tensor({"temperature": 0.13, "scale": 7.3, "bias": -3.1}[role], dtype=torch.float64)
+        return torch.tensor({"temperature": 0.13, "warm": 0.6, "scale": 7.3, "bias": -3.1}[role], dtype=torch.float64)
 
     return [make(role).to(device=device, dtype=dtype) for role in case.roles]
 
