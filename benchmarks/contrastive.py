@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -201,26 +202,39 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--large", type=int, nargs=2, default=(32768, 256), metavar=("N", "D"), help="for the memory")
+    parser.add_argument("--part", choices=("pairs", "peaks"), help="one of the two tables; by default both")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak is not None:
         name, which, rows, dim = args.peak
         measure_peak(name, which, int(rows), int(dim))
         return
-    print("| loss | N | original | hyperkern | times faster | times smaller |\n|---|---:|---:|---:|---:|---:|")
-    pairs = compare(args.rows, args.dim, args.rounds)
-    rows, dim = args.large
-    print(f"\n| loss + gradient, N = {rows}, D = {dim} | peak MiB |\n|---|---:|")
-    large = []
-    for name in OWN:
-        large.append({"loss": name, "n": rows, "d": dim, "peak_mib": peak(name, "hyperkern", rows, dim) / MEBIBYTE})
-        print(f"| {name} | {large[-1]['peak_mib']:.0f} |", flush=True)
+    result: dict[str, Any] = {}
+    if args.part != "peaks":
+        print("| loss | N | original | hyperkern | times faster | times smaller |\n|---|---:|---:|---:|---:|---:|")
+        result["pairs"] = compare(args.rows, args.dim, args.rounds)
+    if args.part != "pairs":
+        result["peaks"] = peaks(*args.large)
     if args.json:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        result = {"torch": torch.__version__, "hyperkern": hk.__version__, **machine, "pairs": pairs, "peak": large}
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+        save(Path(args.json), result)
+
+
+def peaks(rows: int, dim: int) -> list[dict[str, Any]]:
+    """The peak memory of every loss of the package."""
+    print(f"\n| loss + gradient, N = {rows}, D = {dim} | peak MiB |\n|---|---:|")
+    found = []
+    for name in OWN:
+        found.append({"loss": name, "n": rows, "d": dim, "peak_mib": peak(name, "hyperkern", rows, dim) / MEBIBYTE})
+        print(f"| {name} | {found[-1]['peak_mib']:.0f} |", flush=True)
+    return found
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Writes results beside those of the other part, if they are there."""
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    versions = {"torch": torch.__version__, "hyperkern": hk.__version__}
+    path.write_text(json.dumps(saved | versions | machine | result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
