@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import metrics
 from .backends import backend_info
+from .distributed import Group
 from .losses import (
     AlignUniform,
     align_uniform,
@@ -45,6 +46,7 @@ __all__ = [
     "DCLLoss",
     "DCLWLoss",
     "FeatureQueue",
+    "Group",
     "InfoNCELoss",
     "NTXentLoss",
     "SigLIPLoss",

@@ -1,38 +1,16 @@
 """A queue of features: negatives from earlier batches, for losses whose batch alone has too few."""
 
 import copy
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .distributed import gather_rows, outside_of_graphs
 from .losses._inputs import check_vector
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _outside_of_graphs(method: Method) -> Method:
-    """`torch.compiler.disable`, put on when it is first needed: importing the compiler takes longer than this package.
-
-    What a method does to the integers of a module is compiled anew for every value of them.
-    """
-    disabled: Callable[..., Any] | None = None
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal disabled
-        if disabled is None:
-            if not torch.compiler.is_compiling():
-                return method(*args, **kwargs)
-            disabled = torch.compiler.disable(method)
-        return disabled(*args, **kwargs)
-
-    return call  # type: ignore[return-value]
 
 
 class FeatureQueue(nn.Module):
@@ -135,7 +113,7 @@ class FeatureQueue(nn.Module):
         """Forget all rows."""
         self._next, self._fill = 0, 0
 
-    @_outside_of_graphs
+    @outside_of_graphs
     @torch.no_grad()
     def enqueue(self, features: Tensor, ids: Tensor | None = None) -> None:
         """Add rows, in place of the oldest ones once it is full; the same as to add them one by one.
@@ -217,18 +195,13 @@ class FeatureQueue(nn.Module):
         ranks = dist.get_world_size(self.group)
         if ranks < 2:
             return rows, ids
-        # A collective takes equal shapes only: how many rows there are goes first, and the shorter ones are padded.
-        counts: list[int] = torch.cat(self._of_all_ranks(rows.new_tensor([rows.shape[0]], dtype=torch.int64))).tolist()
+        # How many rows there are goes first.
+        own = rows.new_tensor([rows.shape[0]], dtype=torch.int64)
+        everywhere = [torch.empty_like(own) for _ in range(ranks)]
+        dist.all_gather(everywhere, own, group=self.group)
+        counts: list[int] = torch.cat(everywhere).tolist()
 
-        def of_all(own: Tensor) -> Tensor:
-            padded = own.new_zeros(max(counts), *own.shape[1:])
-            padded[: own.shape[0]] = own
-            parts = self._of_all_ranks(padded)
-            return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        def of_all(tensor: Tensor) -> Tensor:
+            return torch.cat(gather_rows(tensor.unsqueeze(0), counts, self.group)(), 1).squeeze(0)
 
         return of_all(rows), None if ids is None else of_all(ids)
-
-    def _of_all_ranks(self, own: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(parts, own, group=self.group)
-        return parts

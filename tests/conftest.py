@@ -20,6 +20,8 @@ with contextlib.suppress(PackageNotFoundError):
 # What deterministic algorithms ask of the matrix library, read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+from ranks import Ranks
+
 from hyperkern import backends
 from hyperkern.spec import PairSpec
 
@@ -107,6 +109,17 @@ def _fixed_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """``ranks(4).run(function, *args)``: what ``function(rank, *args)`` gives in each of four processes, one group.
+
+    They are kept for all tests: starting them takes longer than what they are asked.
+    """
+    started = Ranks()
+    yield started
+    started.close()
 
 
 @pytest.fixture

@@ -4,12 +4,27 @@ Each derivative is a `torch.autograd.Function` of its own whose backward is plai
 `hyperkern.second_order`), so a gradient penalty works and nothing is silently dropped. Inside the functions every
 operand has a leading batch dimension, which also serves `torch.func.vmap`.
 
+`remote_row_lse`, `remote_energy` and the sums over ranks are what a loss over a shared batch has besides.
+
 `align_uniform` is a whole loss in few launches, for backends that have one; elsewhere a loss is a composition.
 """
 
 from .classes import class_index, class_sums
 from .pairs import energy, row_lse
+from .remote import logsumexp_over_ranks, remote_energy, remote_row_lse, share, sum_over_ranks
 from .rows import prepare
 from .step import align_uniform
 
-__all__ = ["align_uniform", "class_index", "class_sums", "energy", "prepare", "row_lse"]
+__all__ = [
+    "align_uniform",
+    "class_index",
+    "class_sums",
+    "energy",
+    "logsumexp_over_ranks",
+    "prepare",
+    "remote_energy",
+    "remote_row_lse",
+    "row_lse",
+    "share",
+    "sum_over_ranks",
+]

@@ -32,14 +32,7 @@ class _ClassSums(Function):
 
     @staticmethod
     def forward(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
-        batch, _, dim = x.shape
-        # Of all batch elements at once: each has classes of its own.
-        offset = classes * torch.arange(batch, device=x.device).unsqueeze(1)
-        zeros = x.new_zeros(batch * classes, dim)
-        index, rows = (index + offset).flatten(), x.reshape(-1, dim)
-        # In the order of the rows: index_add does that on a CPU, index_put, which sorts, on a GPU.
-        sums = zeros.index_put((index,), rows, accumulate=True) if x.is_cuda else zeros.index_add(0, index, rows)
-        return sums.index_select(0, (of + offset).flatten()).view(batch, -1, dim)
+        return class_sums_of(x, index, of, classes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -54,6 +47,18 @@ class _ClassSums(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_batch(_ClassSums, info, in_dims, args)
+
+
+def class_sums_of(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
+    """`class_sums` without a derivative, of ``(B, N, D)`` rows."""
+    batch, _, dim = x.shape
+    # Of all batch elements at once: each has classes of its own.
+    offset = classes * torch.arange(batch, device=x.device).unsqueeze(1)
+    zeros = x.new_zeros(batch * classes, dim)
+    index, rows = (index + offset).flatten(), x.reshape(-1, dim)
+    # In the order of the rows: index_add does that on a CPU, index_put, which sorts, on a GPU.
+    sums = zeros.index_put((index,), rows, accumulate=True) if x.is_cuda else zeros.index_add(0, index, rows)
+    return sums.index_select(0, (of + offset).flatten()).view(batch, of.shape[1], dim)
 
 
 def class_index(*labels: Tensor) -> list[Tensor]:

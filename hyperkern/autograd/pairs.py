@@ -36,7 +36,7 @@ def row_lse(
         The row side, ``(N,)`` or ``(B, N)``, and the column side likewise (zero-sized if not wanted). A row
         without any pair is ``-inf`` and has gradient 0.
     """
-    operands = batched(x), None if y is None else batched(y), *_batched_terms(terms, x)
+    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
     row, col = _RowLSE.apply(*operands, spec, need_cols and y is not None, backend)
     if need_cols and y is None:
         col = row
@@ -70,8 +70,8 @@ def energy(
     """
     if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
         raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
-    operands = batched(x), None if y is None else batched(y), *_batched_terms(terms, x)
-    total = _Energy.apply(*operands, spec, potential, *_sides_requiring_grad(operands), backend)[0]
+    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
+    total = _Energy.apply(*operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
 
 
@@ -111,7 +111,7 @@ class _RowLSE(Function):
         col_side = (col, grad_col) if ctx.need_cols else (None, None)
         weights = row, col_side[0], grad_row, col_side[1]
         grads = _PairGrad.apply(*operands, ctx.spec, *weights, *_needed_sides(ctx.needs_input_grad), ctx.backend)
-        return *_operand_grads(grads, ctx.needs_input_grad), None, None, None
+        return *operand_grads(grads, ctx.needs_input_grad), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -199,7 +199,7 @@ class _Energy(Function):
             _, grad_x, sum_x, grad_y, sum_y = _Energy.apply(*problem)
         contractions = grad_x, sum_x, grad_y, sum_y
         grads = _EnergyGrad.apply(*operands, *contractions, ctx.spec, ctx.potential, grad_total)
-        return *_operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
+        return *operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -259,19 +259,20 @@ def _needed_sides(needs: Sequence[bool]) -> tuple[bool, bool]:
     return needs[0] or needs[2], needs[1] or needs[3]
 
 
-def _sides_requiring_grad(operands: Sequence[Tensor | None]) -> tuple[bool, bool]:
+def sides_requiring_grad(operands: Sequence[Tensor | None]) -> tuple[bool, bool]:
     """Whether a gradient of the row side and of the column side can be asked for later."""
     return _needed_sides([torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands[:4]])
 
 
-def _operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """``(dx, du, dy, dv)`` in the order of the six operands, ``x, y, u, v, row_ids, col_ids``."""
     dx, du, dy, dv = grads
     kept = (grad if need else None for grad, need in zip((dx, dy, du, dv), needs, strict=False))
     return *kept, None, None
 
 
-def _batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:
+def batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:
+    """The terms of the rows ``x``, with the leading batch dimension."""
     if terms is None:
         return [None] * len(PairTerms._fields)
     return [term if term is None or x.dim() == 3 else term.unsqueeze(0) for term in terms]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..losses._inputs import check_positive, check_rows, check_vector, reduce_rows
+from ..losses._inputs import check_positive, check_rows, check_vector
 from ..losses._logits import nll_from_excess
 from ._distributed import refuse_gathering
 from ._positives import block_logits, classes_of
@@ -59,4 +59,4 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
         itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=z.device)
         positives = logits.masked_fill(itself, -torch.inf).logsumexp(-1)
         terms.append(nll_from_excess(negatives[block.rows] - positives).flatten())
-    return reduce_rows(torch.cat(terms), "mean")
+    return torch.cat(terms).mean()

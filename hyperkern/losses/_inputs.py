@@ -6,6 +6,9 @@ import numbers
 import torch
 from torch import Tensor
 
+from .. import autograd
+from ..distributed import Ranks
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -51,9 +54,16 @@ def check_hard_negatives(name: str, hard: Tensor, x: Tensor) -> None:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {hard.dtype}: convert it by .to(x.dtype)")
     if hard.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {hard.device}")
-    if hard.dim() != x.dim() + 1 or 0 in hard.shape or (*hard.shape[:-2], hard.shape[-1]) != tuple(x.shape):
+    if hard.dim() != x.dim() + 1 or 0 in hard.shape[-2:] or (*hard.shape[:-2], hard.shape[-1]) != tuple(x.shape):
         expected = f"({', '.join([*map(str, x.shape[:-1]), 'H', str(x.shape[-1])])})"
         raise ValueError(f"{name} must have shape {expected} to go with x {tuple(x.shape)}, got {tuple(hard.shape)}")
+
+
+def check_pairs(name: str, x: Tensor, ranks: Ranks) -> None:
+    """Raises unless the batch has two rows to make a pair of."""
+    if ranks.total < 2:
+        where = "" if ranks.alone else f" on {len(ranks.counts)} ranks together"
+        raise ValueError(f"{name} must have at least 2 rows{where} to form a pair, got shape {tuple(x.shape)}")
 
 
 def is_empty_queue(rows: Tensor | None) -> bool:
@@ -137,11 +147,17 @@ def accurate_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.device.type != "mps" else x.dtype
 
 
-def reduce_rows(values: Tensor, reduction: str) -> Tensor:
-    """Reduces one value per row: ``(N,)`` to a scalar, ``(B, N)`` to ``(B,)``."""
+def reduce_rows(values: Tensor, reduction: str, ranks: Ranks, per_row: int = 1) -> Tensor:
+    """Reduces one value per anchor: ``(N,)`` to a scalar, ``(B, N)`` to ``(B,)``, over all ranks.
+
+    ``per_row`` is the number of anchors for each row of the batch.
+    """
     if reduction == "none":
         return values
-    return values.mean(-1) if reduction == "mean" else values.sum(-1)
+    if ranks.alone:
+        return values.mean(-1) if reduction == "mean" else values.sum(-1)
+    total = autograd.sum_over_ranks(values.sum(-1), ranks)
+    return total / (per_row * ranks.total) if reduction == "mean" else total
 
 
 REDUCTIONS = ("mean", "sum", "none")

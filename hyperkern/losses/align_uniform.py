@@ -5,8 +5,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import autograd
+from ..distributed import GroupLike, checks
 from ..spec import AlignUniformOptions, is_bounded, product_precision
-from ._inputs import check_columns, check_number, check_positive, check_rows
+from ._inputs import check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
 from .alignment import alignment_of_rows
 from .uniformity import uniformity_of_rows
 
@@ -34,6 +35,7 @@ def align_uniform(
     align_weight: float = 1.0,
     uniform_weight: float = 1.0,
     normalize: bool = True,
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> AlignUniform:
     r"""Alignment and uniformity of positive pairs ``(x_i, y_i)``, and their weighted sum.
@@ -50,6 +52,8 @@ def align_uniform(
         align_weight: weight of the alignment.
         uniform_weight: weight of the uniformity.
         normalize: whether rows are scaled to unit length first.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and ``y`` are those of this one.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -63,27 +67,31 @@ def align_uniform(
     Source:
         Wang & Isola, ICML 2020, Section 4.1 and Figure 6.
     """
-    check_rows("x", x)
-    check_columns("y", y, x, same_rows=True)
-    check_positive("alpha", alpha)
-    check_positive("t", t)
-    check_number("align_weight", align_weight)
-    check_number("uniform_weight", uniform_weight)
-    if x.shape[-2] < 2:
-        raise ValueError(f"x must have at least 2 rows to form a pair, got shape {tuple(x.shape)}")
+    numbers = {"alpha": alpha, "t": t, "align_weight": align_weight, "uniform_weight": uniform_weight}
+    with checks(group, "align_uniform", normalize=normalize, **numbers) as agreed:
+        check_rows("x", x, may_be_empty=agreed.may_be_empty)
+        check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
+        check_positive("alpha", alpha)
+        check_positive("t", t)
+        check_number("align_weight", align_weight)
+        check_number("uniform_weight", uniform_weight)
+        agreed.shard(x=x, y=y)
+    ranks = agreed.ranks
+    check_pairs("x", x, ranks)
     precision = product_precision(x) if normalize else "float32"
 
     def composed(x: Tensor, y: Tensor) -> AlignUniform:
         x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-        align = alignment_of_rows(x, y, alpha).mean(-1)
+        align = reduce_rows(alignment_of_rows(x, y, alpha), "mean", ranks)
         of_x, of_y = (
-            uniformity_of_rows(side, t=t, is_unit=normalize, precision=precision, backend=backend) for side in (x, y)
+            uniformity_of_rows(side, t=t, is_unit=normalize, precision=precision, ranks=ranks, backend=backend)
+            for side in (x, y)
         )
         uniform = (of_x + of_y) / 2
         return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)
 
-    if normalize and is_bounded(2 * t, x.shape[-2] ** 2, x.dtype):
-        options = AlignUniformOptions(*map(float, (alpha, t, align_weight, uniform_weight)))
+    if ranks.alone and normalize and is_bounded(2 * t, x.shape[-2] ** 2, x.dtype):
+        options = AlignUniformOptions(*map(float, numbers.values()))
         in_few_launches = autograd.align_uniform(x, y, options, precision, backend=backend, composed=composed)
         if in_few_launches is not None:
             return AlignUniform(*in_few_launches)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
+from ..distributed import Ranks
 from ._inputs import REDUCTIONS, check_choice, check_columns, check_positive, check_rows, reduce_rows
 
 
@@ -47,7 +48,7 @@ def alignment(
     check_positive("alpha", alpha)
     check_choice("reduction", reduction, REDUCTIONS)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    return reduce_rows(alignment_of_rows(x, y, alpha), reduction)
+    return reduce_rows(alignment_of_rows(x, y, alpha), reduction, Ranks((x.shape[-2],)))
 
 
 def alignment_of_rows(x: Tensor, y: Tensor, alpha: float) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import autograd
+from ..distributed import GroupLike, checks
 from ..spec import PairSpec, PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
@@ -14,7 +15,7 @@ from ._inputs import (
     check_vector,
     reduce_rows,
 )
-from ._logits import nll_from_excess, positive_logits, scaled
+from ._logits import merged, nll_from_excess, positive_logits, scaled
 
 
 def clip_loss(
@@ -25,6 +26,7 @@ def clip_loss(
     ids: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""The two-way contrastive loss, of CLIP and of Wang & Isola's paper.
@@ -43,6 +45,8 @@ def clip_loss(
             (repeated captions, for instance).
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the N pairs, or ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and ``y`` are those of this one.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -58,22 +62,32 @@ def clip_loss(
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, Figure 3;
         Wang & Isola, ICML 2020, Eq. 1, with the negatives of the other view.
     """
-    check_rows("x", x)
-    check_columns("y", y, x, same_rows=True)
-    check_scale("logit_scale", logit_scale, x)
-    check_choice("reduction", reduction, REDUCTIONS)
-    if ids is not None:
-        check_vector("ids", ids, "x", x, integer=True)
+    options = {"logit_scale": logit_scale, "normalize": normalize, "reduction": reduction}
+    with checks(group, "clip_loss", **options) as agreed:
+        check_rows("x", x, may_be_empty=agreed.may_be_empty)
+        check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
+        check_scale("logit_scale", logit_scale, x)
+        check_choice("reduction", reduction, REDUCTIONS)
+        if ids is not None:
+            check_vector("ids", ids, "x", x, integer=True)
+        agreed.shard(x=x, y=y, ids=ids)
+    ranks = agreed.ranks
     precision = product_precision(x)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    x, spec = scaled(x, logit_scale, y.shape[-2], unit=normalize, precision=precision)
+    x, spec = scaled(x, logit_scale, ranks.total, unit=normalize, precision=precision)
+    remote = autograd.share(ranks, y, ids=ids)
     # A partner has the same id.
     without_partner = spec._replace(exclude="self" if ids is None else "same_id")
     terms = PairTerms(row_ids=ids, col_ids=ids)
     other_cols, other_rows = autograd.row_lse(x, y, spec=without_partner, terms=terms, need_cols=True, backend=backend)
+    if remote is not None:
+        there = autograd.remote_row_lse(
+            x, y, remote, spec=without_partner, terms=terms, need_cols=True, backend=backend
+        )
+        other_cols, other_rows = merged(other_cols, there.row_lse), merged(other_rows, there.col_lse)
     positives = positive_logits(x, y, spec)
     by_row, by_col = nll_from_excess(other_cols - positives), nll_from_excess(other_rows - positives)
-    return reduce_rows((by_row + by_col) / 2, reduction)
+    return reduce_rows((by_row + by_col) / 2, reduction, ranks)
 
 
 def siglip(
@@ -84,6 +98,7 @@ def siglip(
     logit_bias: float | Tensor,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""The sigmoid loss of SigLIP: every pair is a decision of its own, partners or not.
@@ -102,6 +117,8 @@ def siglip(
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, the sum over all pairs divided by N as in the paper, or ``"sum"``. The pairs of a row
             are not kept apart: there is no ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and ``y`` are those of this one.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -115,18 +132,28 @@ def siglip(
     Source:
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, Section 3.2.
     """
-    check_rows("x", x)
-    check_columns("y", y, x, same_rows=True)
-    check_scale("logit_scale", logit_scale, x)
-    check_scalar("logit_bias", logit_bias, x)
-    check_choice("reduction", reduction, ("mean", "sum"))
+    options = {"logit_scale": logit_scale, "logit_bias": logit_bias, "normalize": normalize, "reduction": reduction}
+    with checks(group, "siglip", **options) as agreed:
+        check_rows("x", x, may_be_empty=agreed.may_be_empty)
+        check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
+        check_scale("logit_scale", logit_scale, x)
+        check_scalar("logit_bias", logit_bias, x)
+        check_choice("reduction", reduction, ("mean", "sum"))
+        agreed.shard(x=x, y=y)
+    ranks = agreed.ranks
     precision = product_precision(x)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    x, spec = scaled(x, logit_scale, y.shape[-2], unit=normalize, precision=precision)
+    x, spec = scaled(x, logit_scale, ranks.total, unit=normalize, precision=precision)
+    remote = autograd.share(ranks, y)
     spec = PairSpec(spec.scale, exclude="self", precision=precision)
     bias = logit_bias.to(x.dtype) if isinstance(logit_bias, Tensor) else x.new_full((), logit_bias)
     u = bias.reshape(()).expand(x.shape[:-1])
-    others = autograd.energy(x, y, spec=spec, terms=PairTerms(u=u), potential="softplus", backend=backend)
+    terms = PairTerms(u=u)
+    others = autograd.energy(x, y, spec=spec, terms=terms, potential="softplus", backend=backend)
+    if remote is not None:
+        others = others + autograd.remote_energy(
+            x, y, remote, spec=spec, terms=terms, potential="softplus", backend=backend
+        )
     partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
-    total = others + partners.sum(-1)
-    return total / x.shape[-2] if reduction == "mean" else total
+    total = autograd.sum_over_ranks(others + partners.sum(-1), ranks)
+    return total / ranks.total if reduction == "mean" else total

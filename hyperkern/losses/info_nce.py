@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import autograd
+from ..distributed import GroupLike, checks
 from ..spec import PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
@@ -32,6 +33,7 @@ def info_nce(
     negative_log_weights: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""InfoNCE, one way: each row of ``x`` picks its partner in ``y`` among all rows of ``y`` and the negatives.
@@ -60,6 +62,9 @@ def info_nce(
         negative_log_weights: ``w``, ``(K,)`` or ``(B, K)``, likewise for ``negatives``.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the N queries, or ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x``, ``y``, and what comes for each of their
+            rows are those of this one, ``negatives`` are the same on all of them.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -78,38 +83,47 @@ def info_nce(
         ``in_batch=False`` He et al., "Momentum Contrast", CVPR 2020, Eq. 1. Log-weights: Yi et al.,
         "Sampling-Bias-Corrected Neural Modeling", RecSys 2019, Section 3.
     """
-    check_rows("x", x)
-    check_columns("y", y, x, same_rows=True)
-    check_scale("temperature", temperature, x)
-    check_choice("reduction", reduction, REDUCTIONS)
-    if ids is not None:
-        check_vector("ids", ids, "x", x, integer=True)
-    if y_log_weights is not None:
-        check_vector("y_log_weights", y_log_weights, "y", y)
-    if hard_negatives is not None:
-        check_hard_negatives("hard_negatives", hard_negatives, x)
-    _check_negatives(x, negatives, ids, negative_ids, negative_log_weights)
-    if not in_batch and negatives is None and hard_negatives is None:
-        raise ValueError("in_batch=False leaves no candidates: give negatives or hard_negatives")
+    options = {"temperature": temperature, "in_batch": in_batch, "normalize": normalize, "reduction": reduction}
+    with checks(group, "info_nce", **options) as agreed:
+        check_rows("x", x, may_be_empty=agreed.may_be_empty)
+        check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
+        check_scale("temperature", temperature, x)
+        check_choice("reduction", reduction, REDUCTIONS)
+        if ids is not None:
+            check_vector("ids", ids, "x", x, integer=True)
+        if y_log_weights is not None:
+            check_vector("y_log_weights", y_log_weights, "y", y)
+        if hard_negatives is not None:
+            check_hard_negatives("hard_negatives", hard_negatives, x)
+        _check_negatives(x, negatives, ids, negative_ids, negative_log_weights)
+        if not in_batch and negatives is None and hard_negatives is None:
+            raise ValueError("in_batch=False leaves no candidates: give negatives or hard_negatives")
+        agreed.shard(x=x, y=y, hard_negatives=hard_negatives, ids=ids, y_log_weights=y_log_weights)
+        agreed.same(negatives=negatives, negative_ids=negative_ids, negative_log_weights=negative_log_weights)
+    ranks = agreed.ranks
     if is_empty_queue(negatives):
         negatives = negative_ids = negative_log_weights = None
 
     precision = product_precision(x)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
     # Of each log-sum-exp, which are bounded on their own: they are merged as logarithms.
-    candidates = max(y.shape[-2], 0 if negatives is None else negatives.shape[-2])
+    candidates = max(ranks.total, 0 if negatives is None else negatives.shape[-2])
     weighted = y_log_weights is not None or negative_log_weights is not None
     x, spec = scaled(x, inverse(temperature, x), candidates, unit=normalize, precision=precision, weighted=weighted)
-    positives = positive_logits(x, y, spec)
-    others = []
     if y_log_weights is not None:
         y_log_weights = y_log_weights.to(x.dtype)
+    remote = autograd.share(ranks, y, v=y_log_weights, ids=ids) if in_batch else None
+    positives = positive_logits(x, y, spec)
+    if y_log_weights is not None:
         positives = positives + y_log_weights
+    others = []
     if in_batch:
         terms = PairTerms(v=y_log_weights, row_ids=ids, col_ids=ids)
         # The positive has the id of its query.
         without = spec._replace(exclude="self" if ids is None else "same_id")
         others.append(queue_lse(x, y, without, terms, backend))
+        if remote is not None:
+            others.append(autograd.remote_row_lse(x, y, remote, spec=without, terms=terms, backend=backend).row_lse)
     if negatives is not None:
         n = autograd.prepare(negatives, normalize=normalize, backend=backend)
         weights = None if negative_log_weights is None else negative_log_weights.to(x.dtype)
@@ -122,8 +136,8 @@ def info_nce(
         others.append(positive_logits(x.unsqueeze(-2), rows, spec).logsumexp(-1))
     if not others:
         # An empty queue and no other candidate: loss 0, connected to the input.
-        return reduce_rows(0 * positives, reduction)
-    return reduce_rows(nll_from_excess(merged(*others) - positives), reduction)
+        return reduce_rows(0 * positives, reduction, ranks)
+    return reduce_rows(nll_from_excess(merged(*others) - positives), reduction, ranks)
 
 
 def _check_negatives(

@@ -1,11 +1,13 @@
 """Losses of several views of the same samples: NT-Xent of SimCLR and its decoupled forms."""
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import autograd
+from ..distributed import GroupLike, Ranks, checks
 from ..spec import PairSpec, product_precision
 from ._inputs import (
     REDUCTIONS,
@@ -29,6 +31,7 @@ def nt_xent(
     negatives: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""NT-Xent: each row picks its counterpart in another view among the other samples of all views.
@@ -52,6 +55,9 @@ def nt_xent(
             ``x``. An empty queue, K = 0, counts as none.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the V N anchors, or ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; the views are those of this one, ``negatives`` are
+            the same on all of them.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -67,12 +73,15 @@ def nt_xent(
     Source:
         Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Eq. 1.
     """
-    others, positives = _candidates((x, y, *views), temperature, negatives, normalize, reduction, backend)
+    sides, checked = (x, y, *views), _Checked(temperature, normalize, reduction)
+    with checks(group, "nt_xent", **checked._asdict()) as agreed:
+        _check_views(sides, checked, agreed, negatives)
+    others, positives = _candidates(sides, checked, agreed.ranks, negatives, backend)
     losses = [
         torch.stack([nll_from_excess(rest - logits) for logits in of_view]).mean(0)
         for rest, of_view in zip(others, positives, strict=True)
     ]
-    return reduce_rows(torch.cat(losses, -1), reduction)
+    return reduce_rows(torch.cat(losses, -1), reduction, agreed.ranks, len(sides))
 
 
 def dcl(
@@ -83,6 +92,7 @@ def dcl(
     weights: tuple[Tensor, Tensor] | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Decoupled contrastive loss: NT-Xent without the positive in the denominator.
@@ -99,6 +109,9 @@ def dcl(
             `dclw`.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the 2N anchors, or ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and ``y`` are those of this one, the
+            weights those of its rows.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -113,20 +126,13 @@ def dcl(
     Source:
         Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Eq. 6.
     """
-    check_rows("x", x)
-    if x.shape[-2] < 2:
-        raise ValueError(f"x must have at least 2 rows: one alone has no negatives, got shape {tuple(x.shape)}")
-    others, positives = _candidates((x, y), temperature, None, normalize, reduction, backend)
-    logits = torch.cat([of_view[0] for of_view in positives], -1)
-    if weights is not None:
-        if not isinstance(weights, tuple) or len(weights) != 2:
-            raise ValueError(
-                f"weights must be two tensors, for the anchors in x and in y, got {type(weights).__name__}"
-            )
-        for i, (of_view, view) in enumerate(zip(weights, (x, y), strict=True)):
-            check_vector(f"weights[{i}]", of_view, "xy"[i], view)
-        logits = logits * torch.cat([w.to(logits.dtype) for w in weights], -1)
-    return reduce_rows(torch.cat(others, -1) - logits, reduction)
+    checked = _Checked(temperature, normalize, reduction)
+    with checks(group, "dcl", **checked._asdict()) as agreed:
+        _check_views((x, y), checked, agreed, None)
+        if weights is not None:
+            _check_weights(weights, x, y)
+            agreed.shard(x_weights=weights[0], y_weights=weights[1])
+    return _decoupled(x, y, checked, agreed.ranks, weights, backend)
 
 
 def dclw(
@@ -137,6 +143,7 @@ def dclw(
     sigma: float = 0.5,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Decoupled contrastive loss whose positives weigh less the more alike they are already.
@@ -151,6 +158,8 @@ def dclw(
         sigma: width of the weighting, > 0.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the 2N anchors, or ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and ``y`` are those of this one.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -163,49 +172,81 @@ def dclw(
     Source:
         Yeh et al., "Decoupled Contrastive Learning", ECCV 2022.
     """
-    check_rows("x", x)
-    check_columns("y", y, x, same_rows=True)
-    check_positive("sigma", sigma)
+    checked = _Checked(temperature, normalize, reduction)
+    with checks(group, "dclw", sigma=sigma, **checked._asdict()) as agreed:
+        check_positive("sigma", sigma)
+        _check_views((x, y), checked, agreed, None)
+    ranks = agreed.ranks
     with torch.no_grad():
         a, b = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-        weights = 2 - x.shape[-2] * positive_logits(a, b, PairSpec(1 / sigma)).softmax(-1)
-    return dcl(
-        x,
-        y,
-        temperature=temperature,
-        weights=(weights, weights),
-        normalize=normalize,
-        reduction=reduction,
-        backend=backend,
-    )
+        logits = positive_logits(a, b, PairSpec(1 / sigma))
+        softmax = (logits - autograd.logsumexp_over_ranks(logits.logsumexp(-1), ranks).unsqueeze(-1)).exp()
+        weights = 2 - ranks.total * softmax
+    return _decoupled(x, y, checked, ranks, (weights, weights), backend)
+
+
+class _Checked(NamedTuple):
+    """The options that all losses of this file have."""
+
+    temperature: float | Tensor
+    normalize: bool
+    reduction: str
+
+
+def _check_views(views: tuple[Tensor, ...], options: _Checked, agreed: checks, negatives: Tensor | None) -> None:
+    first, may_be_empty = views[0], agreed.may_be_empty
+    names = ["x", "y", *(f"views[{i}]" for i in range(len(views) - 2))]
+    check_rows("x", first, may_be_empty=may_be_empty)
+    for name, view in zip(names[1:], views[1:], strict=True):
+        check_columns(name, view, first, same_rows=True, may_be_empty=may_be_empty)
+    check_scale("temperature", options.temperature, first)
+    check_choice("reduction", options.reduction, REDUCTIONS)
+    if negatives is not None:
+        check_columns("negatives", negatives, first, may_be_empty=True)
+    agreed.shard(**dict(zip(names, views, strict=True)))
+    agreed.same(negatives=negatives)
+
+
+def _check_weights(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> None:
+    if not isinstance(weights, tuple) or len(weights) != 2:
+        raise ValueError(f"weights must be two tensors, for the anchors in x and in y, got {type(weights).__name__}")
+    for i, (of_view, view) in enumerate(zip(weights, (x, y), strict=True)):
+        check_vector(f"weights[{i}]", of_view, "xy"[i], view)
+
+
+def _decoupled(
+    x: Tensor,
+    y: Tensor,
+    options: _Checked,
+    ranks: Ranks,
+    weights: tuple[Tensor, Tensor] | None,
+    backend: str | None,
+) -> Tensor:
+    if ranks.total < 2:
+        raise ValueError(f"x must have at least 2 rows: one alone has no negatives, got shape {tuple(x.shape)}")
+    others, positives = _candidates((x, y), options, ranks, None, backend)
+    logits = torch.cat([of_view[0] for of_view in positives], -1)
+    if weights is not None:
+        logits = logits * torch.cat([w.to(logits.dtype) for w in weights], -1)
+    return reduce_rows(torch.cat(others, -1) - logits, options.reduction, ranks, 2)
 
 
 def _candidates(
-    views: tuple[Tensor, ...],
-    temperature: float | Tensor,
-    negatives: Tensor | None,
-    normalize: bool,
-    reduction: str,
-    backend: str | None,
+    views: tuple[Tensor, ...], options: _Checked, ranks: Ranks, negatives: Tensor | None, backend: str | None
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """For each view the log-sum-exp over the other samples of all views, and the logits of its V - 1 positives."""
-    first = views[0]
-    check_rows("x", first)
-    for name, view in zip(["y", *(f"views[{i}]" for i in range(len(views) - 2))], views[1:], strict=True):
-        check_columns(name, view, first, same_rows=True)
-    check_scale("temperature", temperature, first)
-    check_choice("reduction", reduction, REDUCTIONS)
-    if negatives is not None:
-        check_columns("negatives", negatives, first, may_be_empty=True)
     sides = list(views) if negatives is None or is_empty_queue(negatives) else [*views, negatives]
     rows, spec = scaled_views(
-        [autograd.prepare(side, normalize=normalize, backend=backend) for side in sides],
-        temperature,
-        max(side.shape[-2] for side in sides),
-        unit=normalize,
-        precision=product_precision(first),
+        [autograd.prepare(side, normalize=options.normalize, backend=backend) for side in sides],
+        options.temperature,
+        max(len(views) * ranks.total, sides[-1].shape[-2]),
+        unit=options.normalize,
+        precision=product_precision(views[0]),
     )
     rows, queue = rows[: len(views)], rows[len(views) :]
+    # On other ranks there are other samples only: all views against all in one problem.
+    together = None if ranks.alone else torch.cat(rows, -2)
+    remote = None if together is None else autograd.share(ranks.of_views(len(rows)), together)
     # A view against itself and against another one: what both diagonals leave out shows the same sample.
     other_samples = spec._replace(exclude="self")
     parts = [[autograd.row_lse(row, None, spec=other_samples, backend=backend)[0]] for row in rows]
@@ -216,6 +257,11 @@ def _candidates(
         for at, part in ((i, by_row), (j, by_col)):
             parts[at].append(part)
             positives[at].append(logits)
+    if together is not None and remote is not None:
+        there = autograd.remote_row_lse(together, None, remote, spec=spec, backend=backend).row_lse
+        of_views = there.unflatten(-1, (len(rows), views[0].shape[-2])).unbind(-2)
+        for merging, part in zip(parts, of_views, strict=True):
+            merging.append(part)
     for merging, row in zip(parts, rows, strict=True):
         merging += [queue_lse(row, n, spec, None, backend) for n in queue]
     return [merged(*of_view) for of_view in parts], positives

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import autograd
+from ..distributed import GroupLike, checks
 from ..spec import product_precision
 from ._inputs import REDUCTIONS, check_choice, check_columns, check_rows, check_scale, check_vector
-from ._logits import inverse, scaled, scaled_views
+from ._logits import inverse, merged, scaled, scaled_views
 
 
 def sup_con(
@@ -18,6 +19,7 @@ def sup_con(
     temperature: float | Tensor = 0.1,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss: each row picks the rows of its class among all others.
@@ -40,6 +42,9 @@ def sup_con(
             and pass ``log_temperature.exp()``.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` over the rows that have a positive, ``"sum"``, or ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and ``labels`` are those of this one, ``y`` and
+            ``y_labels`` the same on all of them.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -56,20 +61,26 @@ def sup_con(
     Source:
         Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, Eq. 2.
     """
-    check_rows("x", x)
-    check_vector("labels", labels, "x", x, integer=True)
-    if (y is None) != (y_labels is None):
-        given, missing = ("y_labels", "y") if y is None else ("y", "y_labels")
-        raise ValueError(f"{given} is given, {missing} is None: candidates need both")
-    if y is not None and y_labels is not None:
-        check_columns("y", y, x)
-        check_vector("y_labels", y_labels, "y", y, integer=True)
-    check_scale("temperature", temperature, x)
-    check_choice("reduction", reduction, REDUCTIONS)
+    with checks(group, "sup_con", temperature=temperature, normalize=normalize, reduction=reduction) as agreed:
+        check_rows("x", x, may_be_empty=agreed.may_be_empty)
+        check_vector("labels", labels, "x", x, integer=True)
+        if (y is None) != (y_labels is None):
+            given, missing = ("y_labels", "y") if y is None else ("y", "y_labels")
+            raise ValueError(f"{given} is given, {missing} is None: candidates need both")
+        if y is not None and y_labels is not None:
+            check_columns("y", y, x)
+            check_vector("y_labels", y_labels, "y", y, integer=True)
+        check_scale("temperature", temperature, x)
+        check_choice("reduction", reduction, REDUCTIONS)
+        agreed.shard(x=x, labels=labels)
+        agreed.same(y=y, y_labels=y_labels)
+    ranks = agreed.ranks
     precision = product_precision(x)
     x = autograd.prepare(x, normalize=normalize, backend=backend)
+    remote = None
     if y is None or y_labels is None:
-        (x,), spec = scaled_views([x], temperature, x.shape[-2], unit=normalize, precision=precision)
+        (x,), spec = scaled_views([x], temperature, ranks.total, unit=normalize, precision=precision)
+        remote = autograd.share(ranks, x, labels=labels)
         candidates, (index,) = x, autograd.class_index(labels)
         candidate_index, own = index, 1
         row_lse, _ = autograd.row_lse(x, None, spec=spec._replace(exclude="self"), backend=backend)
@@ -86,11 +97,15 @@ def sup_con(
     count = autograd.class_sums(ones, candidate_index, index, classes).squeeze(-1) - own
     if own:
         sums = sums - x
+    positives = (x * sums).sum(-1)
+    if remote is not None:
+        there = autograd.remote_row_lse(x, None, remote, spec=spec, labels=labels, backend=backend)
+        row_lse, positives, count = merged(row_lse, there.row_lse), positives + there.positives, count + there.number
     has_positive = count > 0
-    mean_positive = spec.scale * (x * sums).sum(-1) / count.clamp_min(1)
+    mean_positive = spec.scale * positives / count.clamp_min(1)
     # Of a single row the log-sum-exp is -inf.
     losses = torch.where(has_positive, row_lse.masked_fill(~has_positive, 0) - mean_positive, 0)
     if reduction == "none":
         return losses
-    total = losses.sum(-1)
-    return total if reduction == "sum" else total / has_positive.sum(-1).clamp_min(1)
+    total = autograd.sum_over_ranks(losses.sum(-1), ranks)
+    return total if reduction == "sum" else total / ranks.sum(has_positive.sum(-1)).clamp_min(1)

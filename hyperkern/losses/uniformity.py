@@ -7,8 +7,18 @@ import torch
 from torch import Tensor
 
 from .. import autograd
+from ..distributed import GroupLike, Ranks, Remote, checks
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
-from ._inputs import accurate_dtype, check_columns, check_max_norm, check_positive, check_rows, check_vector
+from ._inputs import (
+    accurate_dtype,
+    check_columns,
+    check_max_norm,
+    check_pairs,
+    check_positive,
+    check_rows,
+    check_vector,
+)
+from ._logits import merged
 
 
 def uniformity(
@@ -21,6 +31,7 @@ def uniformity(
     max_norm: float | None = None,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Uniformity loss, of one set of features or of features against a queue.
@@ -51,6 +62,9 @@ def uniformity(
         x_weights: ``(M,)`` or ``(B, M)`` weights >= 0 of the rows of ``x``; a common factor changes nothing.
             Differentiable where positive. The result is nan if one is negative or no pair has a weight.
         y_weights: ``(N,)`` or ``(B, N)`` weights of the queue, likewise.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and its weights are those of this one, the
+            queue and its weights the same on all of them.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -66,27 +80,31 @@ def uniformity(
     Source:
         Wang & Isola, ICML 2020, Section 4.1.2; Eqs. 17 and 18 for the queue.
     """
-    check_rows("x", x)
-    check_positive("t", t)
-    check_max_norm(max_norm, normalize)
-    if x_weights is not None:
-        check_vector("x_weights", x_weights, "x", x)
-    if y is None:
-        if x.shape[-2] < 2:
-            raise ValueError(f"x must have at least 2 rows to form a pair, got shape {tuple(x.shape)}")
-        if intra:
+    options = {"t": t, "intra": intra, "normalize": normalize, "max_norm": max_norm}
+    with checks(group, "uniformity", **options) as agreed:
+        check_rows("x", x, may_be_empty=agreed.may_be_empty)
+        check_positive("t", t)
+        check_max_norm(max_norm, normalize)
+        if x_weights is not None:
+            check_vector("x_weights", x_weights, "x", x)
+        if y is not None:
+            check_columns("y", y, x)
+            if y_weights is not None:
+                check_vector("y_weights", y_weights, "y", y)
+        elif intra:
             raise ValueError("intra=True counts the pairs of x beside those with y, but y is None")
-        if y_weights is not None:
+        elif y_weights is not None:
             raise ValueError("y_weights needs y, but y is None; the rows of x are weighted by x_weights")
-    else:
-        check_columns("y", y, x)
-        if y_weights is not None:
-            check_vector("y_weights", y_weights, "y", y)
+        agreed.shard(x=x, x_weights=x_weights)
+        agreed.same(y=y, y_weights=y_weights)
+    ranks = agreed.ranks
+    if y is None:
+        check_pairs("x", x, ranks)
 
     x_rows = autograd.prepare(x, normalize=normalize, backend=backend)
     y_rows = None if y is None else autograd.prepare(y, normalize=normalize, backend=backend)
     if x_weights is not None or y_weights is not None:
-        x_weights, y_weights = _relative(x_weights, y_weights, x_rows, y_rows, intra)
+        x_weights, y_weights = _relative(x_weights, y_weights, x_rows, y_rows, intra, ranks)
     return uniformity_of_rows(
         x_rows,
         y_rows,
@@ -98,6 +116,7 @@ def uniformity(
         precision=product_precision(x) if normalize or (max_norm is not None and x.itemsize == 2) else "float32",
         x_weights=x_weights,
         y_weights=y_weights,
+        ranks=ranks,
         backend=backend,
     )
 
@@ -108,6 +127,7 @@ class _Sum(NamedTuple):
     columns: Tensor | None  # None for x itself
     terms: PairTerms
     factor: float
+    remote: Remote | None = None  # the rows of x on other ranks
 
     def spec(self, t: float, precision: str, *, bounded: bool) -> PairSpec:
         exclude = "self" if self.columns is None else "none"
@@ -125,6 +145,7 @@ def uniformity_of_rows(
     precision: str,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
+    ranks: Ranks,
     backend: str | None = None,
 ) -> Tensor:
     """`uniformity` of rows that are already prepared.
@@ -135,51 +156,61 @@ def uniformity_of_rows(
     dtype = x.dtype
     bound: float | None = 2 * t  # of the exponent's absolute value; None where it is not known
     if not is_unit:
-        x, y, bound = _euclidean_rows(x, y, t, is_short)
-    m, n = x.shape[-2], 0 if y is None else y.shape[-2]
+        x, y, bound = _euclidean_rows(x, y, t, is_short, ranks)
+    m, n = ranks.total, 0 if y is None else y.shape[-2]
     distinct = y is None or (intra and m > 1)
     pairs = m * n + (m * (m - 1) // 2 if distinct else 0)
 
     u = _log_weights(x, t, is_unit, x_weights)
+    remote = autograd.share(ranks, x, v=u) if distinct else None
     sums = []
     if y is not None:
         sums.append(_Sum(y, PairTerms(u, _log_weights(y, t, is_unit, y_weights)), 1.0))
     if distinct:
-        sums.append(_Sum(None, PairTerms(u), 0.5))  # every pair is met in both orders
+        sums.append(_Sum(None, PairTerms(u), 0.5, remote))  # every pair is met in both orders
 
     if x_weights is None and bound is not None and is_bounded(bound, m * max(m, n), x.dtype):
-        log_mean = _bounded_log_mean(x, sums, t, pairs, precision, backend)
+        log_mean = _bounded_log_mean(x, sums, t, pairs, precision, ranks, backend)
     else:
         accurate = accurate_dtype(x)
         if x_weights is None:
             count = torch.full((), pairs, dtype=accurate, device=x.device)
         else:
-            count = _pair_weight(
-                x_weights.to(accurate), None if y_weights is None else y_weights.to(accurate), distinct
-            )
-        log_mean = _log_mean(x, sums, t, count, precision, backend)
+            of_y = None if y_weights is None else y_weights.to(accurate)
+            count = _pair_weight(x_weights.to(accurate), of_y, distinct, ranks)
+        log_mean = _log_mean(x, sums, t, count, precision, ranks, backend)
     # On unit rows the logits are the exponents plus 2t.
     return (log_mean - 2 * t if is_unit else log_mean).to(dtype)
 
 
-def _bounded_log_mean(x: Tensor, sums: list[_Sum], t: float, pairs: int, precision: str, backend: str | None) -> Tensor:
+def _bounded_log_mean(
+    x: Tensor, sums: list[_Sum], t: float, pairs: int, precision: str, ranks: Ranks, backend: str | None
+) -> Tensor:
     """The logarithm of the mean, from the plain sum: loss and gradient in one pass."""
     total = x.new_zeros(())
     for part in sums:
         spec = part.spec(t, precision, bounded=True)
         total = total + part.factor * autograd.energy(x, part.columns, spec=spec, terms=part.terms, backend=backend)
+        if part.remote is not None:
+            there = autograd.remote_energy(x, None, part.remote, spec=spec, terms=part.terms, backend=backend)
+            total = total + part.factor * there
     # Divided before the logarithm: the loss is small, the logarithms of total and count are not.
-    return (total / pairs).log()
+    return (autograd.sum_over_ranks(total, ranks) / pairs).log()
 
 
-def _log_mean(x: Tensor, sums: list[_Sum], t: float, count: Tensor, precision: str, backend: str | None) -> Tensor:
+def _log_mean(
+    x: Tensor, sums: list[_Sum], t: float, count: Tensor, precision: str, ranks: Ranks, backend: str | None
+) -> Tensor:
     """The same from log-sum-exps, for logits of any size; what is left of them is reduced in the dtype of ``count``."""
     logs = []
     for part in sums:
         spec = part.spec(t, precision, bounded=False)
         row_lse, _ = autograd.row_lse(x, part.columns, spec=spec, terms=part.terms, backend=backend)
+        if part.remote is not None:
+            there = autograd.remote_row_lse(x, None, part.remote, spec=spec, terms=part.terms, backend=backend)
+            row_lse = merged(row_lse, there.row_lse)
         logs.append(row_lse.to(count.dtype).logsumexp(-1) + math.log(part.factor))
-    return torch.stack(logs).logsumexp(0) - count.log()
+    return autograd.logsumexp_over_ranks(torch.stack(logs).logsumexp(0), ranks) - count.log()
 
 
 # On the sphere no row is farther from any point of the ball than 2; and a little for rounding.
@@ -187,31 +218,31 @@ _MAX_SQUARED_LENGTH = 4.001
 
 
 def _euclidean_rows(
-    x: Tensor, y: Tensor | None, t: float, is_short: bool
+    x: Tensor, y: Tensor | None, t: float, is_short: bool, ranks: Ranks
 ) -> tuple[Tensor, Tensor | None, float | None]:
     """The rows, made fit for ``-t |x|^2 - t |y|^2 + 2t <x, y>``, and a bound of that exponent if one is known.
 
     The three terms cancel for rows that are long beside their distance. So the rows are centred, and taken to float64
     unless they are seen, or promised by the caller, to be as short as normalised ones, where float32 loses nothing.
     """
-    centred = _centred(x, y)
-    longest = _longest(*centred)
+    centred = _centred(x, y, ranks)
+    longest = _longest(*centred, ranks)
     if longest is not None and longest <= _MAX_SQUARED_LENGTH:
         return *centred, 4 * t * longest  # |x - y|^2 <= (2 max |x|)^2
     if is_short and longest is None:
         # Not centred: what half precision rounded must stay as it is, or the three terms no longer fit together.
         return x, y, None
     accurate = accurate_dtype(x)
-    return *_centred(x.to(accurate), None if y is None else y.to(accurate)), None
+    return *_centred(x.to(accurate), None if y is None else y.to(accurate), ranks), None
 
 
-def _centred(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _centred(x: Tensor, y: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor | None]:
     """The rows with the mean of ``x`` at the origin: distances do not see it, and the rows are shorter."""
-    center = x.detach().mean(-2, keepdim=True)
+    center = x.detach().mean(-2, keepdim=True) if ranks.alone else ranks.sum(x.sum(-2, keepdim=True)) / ranks.total
     return x - center, None if y is None else y - center
 
 
-def _longest(x: Tensor, y: Tensor | None) -> float | None:
+def _longest(x: Tensor, y: Tensor | None, ranks: Ranks) -> float | None:
     """The largest squared length of a row. Where it is small, as from a caller who normalises, float32 loses nothing.
 
     Looked up where that is free, on a CPU outside of the compiler and of function transforms; elsewhere ``None``.
@@ -219,13 +250,14 @@ def _longest(x: Tensor, y: Tensor | None) -> float | None:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     try:
-        return max(rows.detach().square().sum(-1).amax().item() for rows in (x, y) if rows is not None)
+        squared = [rows.detach().square().sum(-1).flatten() for rows in (x, y) if rows is not None]
+        return ranks.max(torch.cat([*squared, x.new_zeros(1)]).amax()).item()
     except RuntimeError:  # torch.func.vmap does not show values
         return None
 
 
 def _relative(
-    x_weights: Tensor | None, y_weights: Tensor | None, x: Tensor, y: Tensor | None, intra: bool
+    x_weights: Tensor | None, y_weights: Tensor | None, x: Tensor, y: Tensor | None, intra: bool, ranks: Ranks
 ) -> tuple[Tensor, Tensor | None]:
     """The weights of both sides over the largest of each, so that no product of two over- or underflows.
 
@@ -233,7 +265,8 @@ def _relative(
     both sides share one factor.
     """
     x_weights = torch.ones_like(x[..., 0]) if x_weights is None else x_weights.to(x.dtype)
-    x_top = x_weights.detach().amax(-1, keepdim=True)
+    # A rank without rows has no largest weight; no weight is below 0.
+    x_top = ranks.max(torch.cat([x_weights.detach(), x.new_zeros(*x.shape[:-2], 1)], -1).amax(-1, keepdim=True))
     if y is None:
         return x_weights / x_top, None
     y_weights = torch.ones_like(y[..., 0]) if y_weights is None else y_weights.to(y.dtype)
@@ -253,10 +286,18 @@ def _log_weights(x: Tensor, t: float, is_unit: bool, weights: Tensor | None) -> 
     return u if weights is None else u + weights.log()
 
 
-def _pair_weight(x_weights: Tensor, y_weights: Tensor | None, distinct: bool) -> Tensor:
+def _pair_weight(x_weights: Tensor, y_weights: Tensor | None, distinct: bool, ranks: Ranks) -> Tensor:
     """The sum of ``w_i w_j`` over the pairs that count."""
-    total = torch.zeros_like(x_weights[..., 0])
+    of_x = x_weights.sum(-1)
+    total = torch.zeros_like(of_x)
     if distinct:
         # All terms are positive; (sum w)^2 - sum w^2 would cancel when one weight dominates.
         total = (x_weights[..., 1:] * x_weights.cumsum(-1)[..., :-1]).sum(-1)
-    return total if y_weights is None else total + x_weights.sum(-1) * y_weights.sum(-1)
+        if not ranks.alone:
+            elsewhere = sum((w for r, w in enumerate(ranks.all(of_x)) if r != ranks.rank), torch.zeros_like(total))
+            across = of_x * elsewhere.detach()
+            # Half of it, since the other rank counts these pairs as well; and with it the whole gradient.
+            total = total + across - across.detach() / 2
+    if y_weights is not None:
+        total = total + of_x * y_weights.sum(-1)
+    return autograd.sum_over_ranks(total, ranks)

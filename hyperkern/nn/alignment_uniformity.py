@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import losses
+from ..distributed import GroupLike
 from ..losses._inputs import REDUCTIONS, check_choice, check_max_norm, check_number, check_positive
 from .base import Loss
 
@@ -48,6 +49,7 @@ class UniformityLoss(Loss):
         intra: with a queue, whether the distinct pairs of ``x`` count too.
         normalize: whether rows are scaled to unit length first.
         max_norm: with ``normalize=False``, what no row is longer than.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -61,9 +63,10 @@ class UniformityLoss(Loss):
         intra: bool = False,
         normalize: bool = True,
         max_norm: float | None = None,
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
-        super().__init__(backend)
+        super().__init__(backend, group)
         check_positive("t", t)
         check_max_norm(max_norm, normalize)
         self.t, self.intra, self.normalize, self.max_norm = t, intra, normalize, max_norm
@@ -86,6 +89,7 @@ class UniformityLoss(Loss):
             max_norm=self.max_norm,
             x_weights=x_weights,
             y_weights=y_weights,
+            group=self.group,
             backend=self.backend,
         )
 
@@ -99,6 +103,7 @@ class AlignUniformLoss(Loss):
         align_weight: weight of the alignment.
         uniform_weight: weight of the uniformity.
         normalize: whether rows are scaled to unit length first.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -113,9 +118,10 @@ class AlignUniformLoss(Loss):
         align_weight: float = 1.0,
         uniform_weight: float = 1.0,
         normalize: bool = True,
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
-        super().__init__(backend)
+        super().__init__(backend, group)
         check_positive("alpha", alpha)
         check_positive("t", t)
         check_number("align_weight", align_weight)
@@ -133,5 +139,6 @@ class AlignUniformLoss(Loss):
             align_weight=self.align_weight,
             uniform_weight=self.uniform_weight,
             normalize=self.normalize,
+            group=self.group,
             backend=self.backend,
         ).loss

@@ -8,28 +8,39 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import forced
+from ..distributed import GroupLike, as_group
 from ..losses._inputs import REDUCTIONS, check_choice, check_positive
 
 
 class Loss(nn.Module):
     """A module that keeps the options of its constructor as attributes of the same names, and shows them."""
 
-    def __init__(self, backend: str | None) -> None:
+    def __init__(self, backend: str | None, group: GroupLike = None) -> None:
         super().__init__()
         forced(backend)  # a wrong name is refused here, not in the first step
-        self.backend = backend
+        self.backend, self.group = backend, as_group(group)
 
     def extra_repr(self) -> str:
         """The options as they were given."""
         names = inspect.signature(type(self)).parameters
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        shown = {name: getattr(self, name) for name in names}
+        if shown.get("group", self) is None:
+            del shown["group"]
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 class ScaledLoss(Loss):
     """A loss with a logit scale that can be learned, as CLIP does: by its logarithm, and bounded."""
 
-    def __init__(self, logit_scale: float, learnable: bool, max_logit_scale: float, backend: str | None) -> None:
-        super().__init__(backend)
+    def __init__(
+        self,
+        logit_scale: float,
+        learnable: bool,
+        max_logit_scale: float,
+        backend: str | None,
+        group: GroupLike = None,
+    ) -> None:
+        super().__init__(backend, group)
         check_positive("max_logit_scale", max_logit_scale)
         if learnable and logit_scale > max_logit_scale:
             raise ValueError(f"logit_scale must not exceed max_logit_scale={max_logit_scale}, got {logit_scale}")
@@ -57,11 +68,12 @@ class TemperatureLoss(ScaledLoss):
         max_logit_scale: float = 100.0,
         normalize: bool = True,
         reduction: str = "mean",
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
         check_positive("temperature", temperature)
         check_choice("reduction", reduction, REDUCTIONS)
-        super().__init__(1 / temperature, learnable, max_logit_scale, backend)
+        super().__init__(1 / temperature, learnable, max_logit_scale, backend, group)
         self.temperature, self.normalize, self.reduction = temperature, normalize, reduction
 
     def options(self) -> dict[str, Any]:
@@ -71,5 +83,6 @@ class TemperatureLoss(ScaledLoss):
             "temperature": self.temperature if scale is None else 1 / scale,
             "normalize": self.normalize,
             "reduction": self.reduction,
+            "group": self.group,
             "backend": self.backend,
         }

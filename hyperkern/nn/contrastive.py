@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
+from ..distributed import GroupLike
 from ..losses._inputs import REDUCTIONS, check_choice, check_number, check_positive
 from .base import ScaledLoss, TemperatureLoss
 
@@ -21,6 +22,7 @@ class InfoNCELoss(TemperatureLoss):
         in_batch: whether the other rows of ``y`` are candidates; ``False`` for MoCo's loss against a queue.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -37,6 +39,7 @@ class InfoNCELoss(TemperatureLoss):
         in_batch: bool = True,
         normalize: bool = True,
         reduction: str = "mean",
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -45,6 +48,7 @@ class InfoNCELoss(TemperatureLoss):
             max_logit_scale=max_logit_scale,
             normalize=normalize,
             reduction=reduction,
+            group=group,
             backend=backend,
         )
         self.in_batch = in_batch
@@ -88,6 +92,7 @@ class NTXentLoss(TemperatureLoss):
             at each call.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -103,6 +108,7 @@ class NTXentLoss(TemperatureLoss):
         max_logit_scale: float = 100.0,
         normalize: bool = True,
         reduction: str = "mean",
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -111,6 +117,7 @@ class NTXentLoss(TemperatureLoss):
             max_logit_scale=max_logit_scale,
             normalize=normalize,
             reduction=reduction,
+            group=group,
             backend=backend,
         )
 
@@ -131,6 +138,7 @@ class DCLLoss(TemperatureLoss):
             at each call.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -156,6 +164,7 @@ class DCLWLoss(TemperatureLoss):
         sigma: width of the weighting, > 0.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -172,6 +181,7 @@ class DCLWLoss(TemperatureLoss):
         sigma: float = 0.5,
         normalize: bool = True,
         reduction: str = "mean",
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -180,6 +190,7 @@ class DCLWLoss(TemperatureLoss):
             max_logit_scale=max_logit_scale,
             normalize=normalize,
             reduction=reduction,
+            group=group,
             backend=backend,
         )
         check_positive("sigma", sigma)
@@ -202,6 +213,7 @@ class SupConLoss(TemperatureLoss):
             at each call.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -224,6 +236,7 @@ class CLIPLoss(ScaledLoss):
         max_logit_scale: upper bound of a learned scale; CLIP's is 100. The parameter is clamped in place at each call.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -239,11 +252,12 @@ class CLIPLoss(ScaledLoss):
         max_logit_scale: float = 100.0,
         normalize: bool = True,
         reduction: str = "mean",
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
         check_positive("logit_scale", logit_scale)
         check_choice("reduction", reduction, REDUCTIONS)
-        super().__init__(logit_scale, learnable, max_logit_scale, backend)
+        super().__init__(logit_scale, learnable, max_logit_scale, backend, group)
         self.logit_scale, self.normalize, self.reduction = logit_scale, normalize, reduction
 
     def forward(self, x: Tensor, y: Tensor, *, ids: Tensor | None = None) -> Tensor:
@@ -256,6 +270,7 @@ class CLIPLoss(ScaledLoss):
             ids=ids,
             normalize=self.normalize,
             reduction=self.reduction,
+            group=self.group,
             backend=self.backend,
         )
 
@@ -271,6 +286,7 @@ class SigLIPLoss(ScaledLoss):
         max_logit_scale: upper bound of a learned scale. The parameter is clamped in place at each call.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -287,12 +303,13 @@ class SigLIPLoss(ScaledLoss):
         max_logit_scale: float = 100.0,
         normalize: bool = True,
         reduction: str = "mean",
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
         check_positive("logit_scale", logit_scale)
         check_number("logit_bias", logit_bias)
         check_choice("reduction", reduction, ("mean", "sum"))
-        super().__init__(logit_scale, learnable, max_logit_scale, backend)
+        super().__init__(logit_scale, learnable, max_logit_scale, backend, group)
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.normalize, self.reduction = normalize, reduction
         self.learned_bias = nn.Parameter(torch.tensor(float(logit_bias))) if learnable else None
@@ -307,5 +324,6 @@ class SigLIPLoss(ScaledLoss):
             logit_bias=self.logit_bias if self.learned_bias is None else self.learned_bias,
             normalize=self.normalize,
             reduction=self.reduction,
+            group=self.group,
             backend=self.backend,
         )

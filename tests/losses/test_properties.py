@@ -103,7 +103,7 @@ class TestMaxNorm:
         if options and hk.backends.objections("triton", self.problem(), forced=True):
             pytest.skip("no Triton")
         module = __import__("hyperkern.losses.uniformity", fromlist=["_longest"])
-        monkeypatch.setattr(module, "_longest", lambda x, y: None)  # as on a GPU
+        monkeypatch.setattr(module, "_longest", lambda *_: None)  # as on a GPU
         monkeypatch.setattr(module, "accurate_dtype", lambda x: x.dtype)  # nothing is computed in float64
         x = torch.nn.functional.normalize(torch.randn(90, 20), dim=-1).to(dtype)
         value, grad = self.value_and_grad(lambda a: hk.uniformity(a, normalize=False, max_norm=1, **options), x)

@@ -1,0 +1,310 @@
+"""The pairs of this rank's rows with the rows of other ranks, and sums over ranks.
+
+A loss over a shared batch is the composition it always is, of the rank's own rows, and one part more: the rows
+elsewhere. Gradients are those of the sum of what all ranks compute, with respect to the rank's own rows. None is ever
+sent: a rank that has seen the columns of all others, and one number or two for each of them, has the complete
+gradient of its rows.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import ops
+from ..distributed import Ranks, Remote, outside_of_graphs
+from ..spec import PairSpec, PairTerms
+from .classes import class_index, class_sums_of
+from .functions import batched
+from .pairs import batched_terms, operand_grads, sides_requiring_grad
+
+
+class RemoteLSE(NamedTuple):
+    """What rows have on other ranks, ``(N,)`` or ``(B, N)`` each.
+
+    Attributes:
+        row_lse: log-sum-exp over the columns there; -inf, with gradient 0, if there are none.
+        col_lse: that of the columns here over the rows there; without elements if not wanted.
+        positives: with labels, the sum of ``<x_i, x_p>`` over the rows there of the same label; else without elements.
+        number: how many these are, not differentiable.
+    """
+
+    row_lse: Tensor
+    col_lse: Tensor
+    positives: Tensor
+    number: Tensor
+
+
+def share(
+    ranks: Ranks, y: Tensor, *, v: Tensor | None = None, ids: Tensor | None = None, labels: Tensor | None = None
+) -> Remote | None:
+    """Starts to send this rank's columns to the others: best before its own pairs are computed.
+
+    Args:
+        ranks: who shares the batch.
+        y: ``(N, D)`` or ``(B, N, D)`` prepared rows.
+        v: ``(N,)`` or ``(B, N)`` log-weights.
+        ids: integers, for ``exclude="same_id"``.
+        labels: integers, for the positives of `remote_row_lse`.
+
+    Returns:
+        What the other ranks have; ``None`` where there are no others.
+    """
+    return None if ranks.alone else _shared(ranks, y, v, ids, labels)
+
+
+@outside_of_graphs
+def _shared(ranks: Ranks, y: Tensor, v: Tensor | None, ids: Tensor | None, labels: Tensor | None) -> Remote:
+    vectors = (None if t is None else t.expand(y.shape[:-1]) for t in (v, ids, labels))
+    return ranks.share(batched(y), *(t if t is None or y.dim() == 3 else t.unsqueeze(0) for t in vectors))
+
+
+@outside_of_graphs
+def remote_row_lse(
+    x: Tensor,
+    y: Tensor | None,
+    remote: Remote,
+    *,
+    spec: PairSpec,
+    terms: PairTerms | None = None,
+    labels: Tensor | None = None,
+    need_cols: bool = False,
+    backend: str | None = None,
+) -> RemoteLSE:
+    """`row_lse` over the columns of all other ranks.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` rows of this rank.
+        y: columns of this rank, which the others see; ``None`` for ``y = x``.
+        remote: those of the others, from `share`.
+        spec: the problem; ``"self"`` leaves out nothing here.
+        terms: log-weights and ids of this rank.
+        labels: ``(N,)`` or ``(B, N)`` integers, for the positives; with ``y = None`` only.
+        need_cols: whether the column side is wanted.
+        backend: name of a backend to force.
+    """
+    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
+    labels = labels if labels is None or x.dim() == 3 else labels.unsqueeze(0)
+    found = _RemoteRowLSE.apply(*operands, labels, remote, _across(spec), need_cols, backend)
+    return RemoteLSE(*(found if x.dim() == 3 else (t.squeeze(0) for t in found)))
+
+
+@outside_of_graphs
+def remote_energy(
+    x: Tensor,
+    y: Tensor | None,
+    remote: Remote,
+    *,
+    spec: PairSpec,
+    potential: str = "exp",
+    terms: PairTerms | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``sum_ij phi(l_ij)`` over the rows of this rank and the columns of all other ranks.
+
+    It belongs into a `sum_over_ranks`: its gradient is that of the sum, in which a row here is a column elsewhere.
+
+    Args:
+        x: ``(N, D)`` or ``(B, N, D)`` rows of this rank.
+        y: columns of this rank, which the others see; ``None`` for ``y = x``.
+        remote: those of the others, from `share`.
+        spec: the problem; ``"self"`` leaves out nothing here.
+        potential: ``"exp"`` or ``"softplus"``.
+        terms: log-weights and ids of this rank.
+        backend: name of a backend to force.
+
+    Returns:
+        A scalar, or ``(B,)``.
+    """
+    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
+    needs = sides_requiring_grad(operands)
+    total: Tensor = _RemoteEnergy.apply(*operands, remote, _across(spec), potential, *needs, backend)
+    return total if x.dim() == 3 else total.squeeze(0)
+
+
+def sum_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of ``value`` over all ranks, the same bits on each, as the loss of the whole batch.
+
+    Every rank differentiates the same loss, with respect to its own rows: the gradient is passed on as it comes, times
+    ``ranks.grad_factor``.
+    """
+    return value if ranks.alone else _summed(value, ranks)
+
+
+@outside_of_graphs
+def _summed(value: Tensor, ranks: Ranks) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(value, ranks)
+    return total
+
+
+def logsumexp_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
+    """The log-sum-exp of ``value`` over all ranks, likewise."""
+    if ranks.alone:
+        return value
+    top = ranks.max(value)
+    return sum_over_ranks((value - top).exp(), ranks).log() + top
+
+
+class _SumOverRanks(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, ranks: Ranks) -> Tensor:
+        ctx.factor = ranks.grad_factor
+        return ranks.sum(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * grad, None
+
+
+class _RemoteRowLSE(Function):
+    """``operands, labels -> row_lse, col_lse, positives, number``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor | None,
+        u: Tensor | None,
+        v: Tensor | None,
+        row_ids: Tensor | None,
+        col_ids: Tensor | None,
+        labels: Tensor | None,
+        remote: Remote,
+        spec: PairSpec,
+        need_cols: bool,
+        backend: str | None,
+    ) -> tuple[Tensor, ...]:
+        row = x.new_full(x.shape[:2], -torch.inf)
+        labelled = x if labels is not None else x[:, :0]
+        sums, number = torch.zeros_like(labelled), torch.zeros_like(labelled[..., :1])
+        of_cols: dict[int, Tensor] = {}
+        for owners, (y_there, v_there, ids_there, labels_there) in remote.blocks():
+            operands = x, y_there, u, v_there, row_ids, ids_there
+            part, col_part = ops.row_lse(*operands, *spec, need_cols, backend)
+            torch.logaddexp(row, part, out=row)
+            if need_cols:
+                lengths = [remote.ranks.counts[owner] for owner in owners]
+                of_cols.update(zip(owners, col_part.split(lengths, 1), strict=True))
+            if labels is not None:
+                sums += _sums_by_label(y_there, labels_there, labels)
+                number += _sums_by_label(torch.ones_like(y_there[..., :1]), labels_there, labels)
+        col = x.new_full((x.shape[0], 0) if y is None or not need_cols else y.shape[:2], -torch.inf)
+        if need_cols:
+            for part in remote.ranks.to_owners(of_cols, like=col):
+                torch.logaddexp(col, part, out=col)
+        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, labels, row, col, sums)
+        ctx.remote, ctx.spec, ctx.need_cols, ctx.backend = remote, spec, need_cols, backend
+        number = number.squeeze(2)
+        ctx.mark_non_differentiable(number)
+        return row, col, (labelled * sums).sum(2), number
+
+    @staticmethod
+    def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor, grad_positives: Tensor, _: Tensor) -> tuple:
+        _refuse_second_order()
+        x, y, u, v, row_ids, col_ids, labels, row, col, sums = ctx.saved_tensors
+        needs, spec = ctx.needs_input_grad, ctx.spec
+        need_x, need_y = needs[0] or needs[2], needs[1] or needs[3]
+        (dx, du), (dy, dv) = _zeros(x, need_x), _zeros(x if y is None else y, need_y)
+        col_side = (col, grad_col) if ctx.need_cols else (None, None)
+        if need_x:
+            of_positives = dx[:, :0] if labels is None else grad_positives.unsqueeze(2) * sums
+            # How the columns there weigh our rows: as columns, or with y = x as the rows that they are as well.
+            weights = (row, grad_row) if y is None else col_side
+            for _, (y_there, v_there, ids_there, labels_there, *more) in ctx.remote.blocks(
+                *weights, None if labels is None else grad_positives
+            ):
+                lse_there, grad_there, positives_there = more
+                operands = x, y_there, u, v_there, row_ids, ids_there
+                pairs = row, lse_there, grad_row, grad_there
+                part, part_sum, _, _ = ops.pair_grad(*operands, *spec, *pairs, True, False, ctx.backend)
+                dx += part
+                du += part_sum
+                if labels is not None:
+                    of_positives += _sums_by_label(positives_there.unsqueeze(2) * y_there, labels_there, labels)
+            dx.mul_(spec.scale)
+            if labels is not None:
+                dx += of_positives
+        if need_y:
+            # The rows there, with what they make of our columns.
+            rows = ctx.remote.ranks.share(x, u, row_ids, row, grad_row)
+            for _, (x_there, u_there, ids_there, lse_there, grad_there) in rows.blocks():
+                operands = x_there, y, u_there, v, ids_there, col_ids
+                pairs = lse_there, col_side[0], grad_there, col_side[1]
+                _, _, part, part_sum = ops.pair_grad(*operands, *spec, *pairs, False, True, ctx.backend)
+                dy += part
+                dv += part_sum
+            dy.mul_(spec.scale)
+        return *operand_grads((dx, du, dy, dv), needs), *(None,) * 5
+
+
+class _RemoteEnergy(Function):
+    """``operands -> total``; the gradient is computed with it, and kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor | None,
+        u: Tensor | None,
+        v: Tensor | None,
+        row_ids: Tensor | None,
+        col_ids: Tensor | None,
+        remote: Remote,
+        spec: PairSpec,
+        potential: str,
+        need_x: bool,
+        need_y: bool,
+        backend: str | None,
+    ) -> Tensor:
+        total = x.new_zeros(x.shape[0])
+        (dx, du), (dy, dv) = _zeros(x, need_x), _zeros(x if y is None else y, need_y)
+        for _, (y_there, v_there, ids_there, _) in remote.blocks():
+            operands = x, y_there, u, v_there, row_ids, ids_there
+            part, part_x, part_u, _, _ = ops.energy(*operands, *spec, potential, need_x, False, backend)
+            total += part
+            dx += part_x
+            du += part_u
+        if need_y:
+            for _, (x_there, u_there, ids_there) in remote.ranks.share(x, u, row_ids).blocks():
+                mirrored = x_there, y, u_there, v, ids_there, col_ids
+                _, _, _, part_y, part_v = ops.energy(*mirrored, *spec, potential, False, True, backend)
+                dy += part_y
+                dv += part_v
+        ctx.save_for_backward(dx.mul_(spec.scale), du, dy.mul_(spec.scale), dv)
+        ctx.symmetric = y is None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_order()
+        # With y = x every pair is in the sum over ranks twice, once on either rank.
+        per_row = (2 * grad_total if ctx.symmetric else grad_total).unsqueeze(1)
+        dx, du, dy, dv = ctx.saved_tensors
+        grads = dx * per_row.unsqueeze(2), du * per_row, dy * per_row.unsqueeze(2), dv * per_row
+        return *operand_grads(grads, ctx.needs_input_grad), *(None,) * 6
+
+
+def _zeros(x: Tensor, needed: bool) -> tuple[Tensor, Tensor]:
+    """The gradient of rows and of their log-weights to add to; without rows if not needed."""
+    rows = x.shape[1] if needed else 0
+    return x.new_zeros(x.shape[0], rows, x.shape[2]), x.new_zeros(x.shape[0], rows)
+
+
+def _sums_by_label(rows: Tensor, row_labels: Tensor | None, labels: Tensor) -> Tensor:
+    """For each of the labels the sum of the rows that have it."""
+    assert row_labels is not None
+    index, of = class_index(row_labels, labels)
+    return class_sums_of(rows, index, of, row_labels.shape[1] + labels.shape[1])
+
+
+def _across(spec: PairSpec) -> PairSpec:
+    """No row is its own column on another rank."""
+    return spec._replace(exclude="none") if spec.exclude == "self" else spec
+
+
+def _refuse_second_order() -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "the gradient of a loss across ranks cannot be differentiated again: create_graph=True needs group=None"
+        )

@@ -1,0 +1,13 @@
+"""A batch spread over several processes: who holds which rows, what travels, what is agreed before anything does.
+
+Collectives and offsets, no mathematics. `checks` makes every rank raise where one would; `Ranks` are the processes that
+share a batch; `Remote` is what the other ones hold.
+"""
+
+from .checks import checks
+from .graphs import outside_of_graphs
+from .group import Group, GroupLike, as_group
+from .ranks import Ranks
+from .remote import Block, Remote, gather_rows
+
+__all__ = ["Block", "Group", "GroupLike", "Ranks", "Remote", "as_group", "checks", "gather_rows", "outside_of_graphs"]

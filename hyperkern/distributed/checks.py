@@ -1,0 +1,132 @@
+"""One rank's bad argument raises on all ranks, before anything that would leave them waiting for it."""
+
+import hashlib
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .graphs import outside_of_graphs
+from .group import Group, GroupLike, resolve
+from .ranks import Ranks
+
+
+class checks:
+    """The checks of a loss: what they raise on one rank is raised on every rank of the group.
+
+    ::
+
+        with checks(group, "info_nce", temperature=temperature) as agreed:
+            check_rows("x", x, may_be_empty=agreed.may_be_empty)
+            agreed.shard(x=x, y=y)
+        ranks = agreed.ranks
+
+    On leaving, the ranks exchange three integers: whether the checks passed, the number of rows, and a digest of all
+    that has to be the same everywhere: the loss, its options, dtypes, shapes but for the rows, what requires grad.
+
+    Args:
+        group: as the user gave it; without one the checks are ordinary ones.
+        loss: its name.
+        **options: its options.
+
+    Raises:
+        TypeError: a ``group`` that is none.
+        ValueError: `torch.distributed` is not initialised, this process is not in the group, another rank's checks
+            failed, the ranks disagree, or none of them has a row.
+    """
+
+    ranks: Ranks
+
+    def __init__(self, group: GroupLike, loss: str, **options: Any) -> None:
+        resolved = resolve(group)
+        # A group of one is no group: nothing is exchanged, nothing may be empty.
+        self._shared = None if resolved is None or resolved[0].size() == 1 else resolved
+        self._loss, self._options = loss, options
+        self._shards: dict[str, Tensor] = {}
+        self._same: dict[str, Tensor] = {}
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a rank may have no rows."""
+        return self._shared is not None
+
+    def shard(self, **tensors: Tensor | None) -> None:
+        """What this rank has of the batch, ``(rows, ...)`` or ``(B, rows, ...)``; features ``(..., rows, D)`` first."""
+        self._shards.update({name: t for name, t in tensors.items() if t is not None})
+
+    def same(self, **tensors: Tensor | None) -> None:
+        """Tensors of which every rank has the same, or none has one."""
+        self._same.update({name: t for name, t in tensors.items() if t is not None})
+
+    def __enter__(self) -> "checks":
+        """Itself: the checks say by `shard` and `same` what they were of."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Agrees with the other ranks, and knows them from then on."""
+        if self._shared is not None:
+            self.ranks = self._agree(*self._shared, error)
+        elif error is None:
+            self.ranks = Ranks((next(iter(self._shards.values())).shape[-2],))
+
+    @outside_of_graphs
+    def _agree(self, handle: dist.ProcessGroup, options: Group, error: BaseException | None) -> Ranks:
+        rows = 0 if error is not None else next(iter(self._shards.values())).shape[-2]
+        signature = "" if error is not None else self._signature(options)
+        digest = int.from_bytes(hashlib.blake2b(signature.encode(), digest_size=8).digest(), "big", signed=True)
+        own = torch.tensor([error is None, rows, digest], device=self._device(handle))
+        parts = [torch.empty_like(own) for _ in range(handle.size())]
+        dist.all_gather(parts, own, group=handle)
+        passed, counts, digests = torch.stack(parts).T.tolist()
+        if not all(passed) or len(set(digests)) > 1:
+            self._raise(handle, signature, error)
+        if not any(counts):
+            raise ValueError(f"x must not be empty: none of the {len(counts)} ranks of the group has a row")
+        return Ranks(counts, handle, options)
+
+    def _raise(self, handle: dist.ProcessGroup, signature: str, error: BaseException | None) -> None:
+        """Raises what is wrong, where; the error of this rank itself is on its way already."""
+        said = None if error is None else f"{type(error).__name__}: {error}"
+        everywhere: list[Any] = [None] * handle.size()
+        dist.all_gather_object(everywhere, (said, signature), group=handle)
+        if error is not None:
+            return
+        for rank, (refusal, _) in enumerate(everywhere):
+            if refusal is not None:
+                raise ValueError(f"{self._loss} was refused on rank {rank} of the group: {refusal}")
+        signatures = [theirs for _, theirs in everywhere]
+        other = next(rank for rank, theirs in enumerate(signatures) if theirs != signatures[0])
+        raise ValueError(
+            f"the ranks of the group must call the same loss with the same options; rank 0 calls {signatures[0]}, "
+            f"rank {other} {signatures[other]}"
+        )
+
+    def _signature(self, options: Group) -> str:
+        """All that must be equal on every rank, for people to read."""
+        axis = next(iter(self._shards.values())).dim() - 2  # of the rows, behind the batch if there is one
+        parts = [
+            f"{name}: {_described(t, (*t.shape[:axis], '*', *t.shape[axis + 1 :]))}" for name, t in self._shards.items()
+        ]
+        parts += [f"{name}: {_described(t, t.shape)}" for name, t in self._same.items()]
+        parts += [
+            f"{name}={_described(value, value.shape) if isinstance(value, Tensor) else repr(value)}"
+            for name, value in self._options.items()
+        ]
+        parts.append(f"Group(grad_scale={options.grad_scale!r}, transport={options.transport!r})")
+        return f"{self._loss}({', '.join(parts)})"
+
+    def _device(self, handle: dist.ProcessGroup) -> torch.device:
+        """Where three integers cost least: on the CPU, if the group has a backend for it."""
+        if "cpu:" in dist.get_backend_config(handle):
+            return torch.device("cpu")
+        on_device = next((t.device for t in self._shards.values() if t.device.type != "cpu"), None)
+        return on_device or torch.device("cuda", torch.cuda.current_device())
+
+
+def _described(tensor: Tensor, shape: tuple) -> str:
+    grad = ", requires grad" if tensor.requires_grad and torch.is_grad_enabled() else ""
+    return f"{tensor.dtype} ({', '.join(map(str, shape))}) on {tensor.device.type}{grad}".replace("torch.", "")

@@ -1,0 +1,112 @@
+"""The processes that share a batch."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .graphs import outside_of_graphs
+from .group import Group
+from .remote import Remote
+
+# Above it "auto" sends rows around a ring: what a rank may keep of other ranks' rows without much thought.
+GATHER_BYTES = 512 << 20
+
+
+class Ranks:
+    """Who holds which rows of the batch.
+
+    Attributes:
+        rank: index of this process in the group.
+        counts: rows of each rank.
+        grad_factor: what gradients are multiplied by, see `Group`.
+    """
+
+    def __init__(
+        self, counts: Sequence[int], handle: dist.ProcessGroup | None = None, options: Group | None = None
+    ) -> None:
+        self.counts, self.handle, self.options = counts, handle, options
+        self.rank = 0 if handle is None else handle.rank()
+        self.grad_factor = len(counts) if options is not None and options.grad_scale == "ddp" else 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process has the whole batch."""
+        return len(self.counts) == 1
+
+    @property
+    def total(self) -> int:
+        """Rows of the batch."""
+        return self.counts[0] if self.alone else sum(self.counts)
+
+    @property
+    def offset(self) -> int:
+        """Index in the batch of the first row of this rank."""
+        return 0 if self.alone else sum(self.counts[: self.rank])
+
+    @property
+    def others(self) -> list[int]:
+        """All ranks but this one that have rows."""
+        return [r for r, count in enumerate(self.counts) if r != self.rank and count]
+
+    def of_views(self, views: int) -> "Ranks":
+        """The same ranks with the rows of several views each, one view after the other."""
+        return Ranks([views * count for count in self.counts], self.handle, self.options)
+
+    def keeps(self, row_bytes: int) -> bool:
+        """Whether all rows are to be gathered and kept, rather than sent around."""
+        assert self.options is not None
+        if self.options.transport == "auto":
+            return self.total * row_bytes <= GATHER_BYTES
+        return self.options.transport == "gather"
+
+    def all(self, value: Tensor) -> list[Tensor]:
+        """``value``, of the same shape everywhere, of every rank."""
+        return [value] if self.alone else self._gathered(value.detach().contiguous())
+
+    @outside_of_graphs
+    def _gathered(self, value: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(value) for _ in self.counts]
+        dist.all_gather(parts, value, group=self.handle)
+        return parts
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks, added in their order: the same bits on each of them."""
+        total, *rest = self.all(value)
+        for part in rest:
+            total = total + part
+        return total
+
+    def max(self, value: Tensor) -> Tensor:
+        """The largest of all ranks; nan if one has it."""
+        largest, *rest = self.all(value)
+        for part in rest:
+            largest = torch.maximum(largest, part)
+        return largest
+
+    def share(self, *tensors: Tensor | None) -> Remote:
+        """Starts the exchange of tensors ``(B, rows, ...)``; those of the other ranks come out of the result."""
+        return Remote(self, tensors)
+
+    def to_owners(self, parts: dict[int, Tensor], like: Tensor) -> list[Tensor]:
+        """Sends each rank what this one has for its rows.
+
+        Args:
+            parts: for other ranks ``(B, rows of that rank)``; what is missing goes as -inf.
+            like: ``(B, rows of this rank)``.
+
+        Returns:
+            What the other ranks have for the rows of this one, ``(B, rows)`` each, in their order.
+        """
+        batch, own = like.shape
+        sent = [
+            parts[r].reshape(-1) if r in parts else like.new_full((batch * (r != self.rank) * count,), -torch.inf)
+            for r, count in enumerate(self.counts)
+        ]
+        arriving = [batch * own * (r != self.rank) for r in range(len(self.counts))]
+        received = like.new_empty(sum(arriving))
+        leaving = [part.numel() for part in sent]
+        dist.all_to_all_single(received, torch.cat(sent), arriving, leaving, group=self.handle)
+        parts_here = received.view(-1, batch, own) if received.numel() else received.new_empty(0, batch, own)
+        return list(parts_here.unbind())

@@ -1,0 +1,142 @@
+"""The rows of the other ranks: all at once, or one shard after the other."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
+
+Tensors = tuple[Tensor | None, ...]
+# Waits for a transfer and gives what has arrived.
+Arrival = Callable[[], Tensors]
+
+
+class Block(NamedTuple):
+    """Rows of other ranks.
+
+    Attributes:
+        owners: whose they are, in the order of the rows.
+        tensors: in the order in which they were shared, ``(B, rows, ...)``; ``None`` for what was ``None``.
+    """
+
+    owners: list[int]
+    tensors: Tensors
+
+
+class Remote:
+    """What the other ranks hold of tensors that all ranks share; on its way from the moment this is made.
+
+    Every rank goes through `blocks` the same number of times, and to the end.
+
+    Args:
+        ranks: who shares.
+        tensors: ``(B, rows, ...)`` of this rank, the same but for the rows on every rank.
+    """
+
+    def __init__(self, ranks: "Ranks", tensors: Sequence[Tensor | None]) -> None:
+        self.ranks, self._own = ranks, _detached(tensors)
+        self._keeps = ranks.keeps(sum(map(_row_bytes, self._own)))
+        self._kept: Tensors | None = None
+        # The first transfer runs while the caller is busy with its own rows.
+        self._started: Arrival | None = self._gather(self._own) if self._keeps else self._hop(1, self._own)
+
+    def blocks(self, *vectors: Tensor | None) -> Iterator[Block]:
+        """Visits the rows of all other ranks, with ``vectors``, ``(B, rows)`` of this rank, shared as well."""
+        more = _detached(vectors)
+        started, self._started = self._started, None
+        return self._gathered(more, started) if self._keeps else self._around(more, started)
+
+    def _gathered(self, more: Tensors, started: Arrival | None) -> Iterator[Block]:
+        if self._kept is None:
+            assert started is not None
+            self._kept = started()
+        arrived = self._gather(more)()
+        if self.ranks.others:
+            yield Block(self.ranks.others, self._kept + arrived)
+
+    def _around(self, more: Tensors, started: Arrival | None) -> Iterator[Block]:
+        if more and started is not None:
+            started()  # left without its vectors
+            started = None
+        arrival = started or self._hop(1, self._own + more)
+        size = len(self.ranks.counts)
+        for distance in range(1, size):
+            current = arrival()
+            if distance + 1 < size:
+                arrival = self._hop(distance + 1, current)  # under the computation with the current shard
+            owner = self._owner(distance)
+            if self.ranks.counts[owner]:
+                yield Block([owner], current)
+
+    def _owner(self, distance: int) -> int:
+        """Whose shard is here after so many hops."""
+        return (self.ranks.rank + distance) % len(self.ranks.counts)
+
+    def _hop(self, distance: int, payload: Tensors) -> Arrival:
+        """Passes the shard at hand to the rank below and takes that of the rank above, ``distance`` from its owner."""
+        ranks = self.ranks
+        arriving = tuple(
+            None if t is None else t.new_empty(t.shape[0], ranks.counts[self._owner(distance)], *t.shape[2:])
+            for t in payload
+        )
+        below, above = (ranks.rank - 1) % len(ranks.counts), (ranks.rank + 1) % len(ranks.counts)
+        transfers = [
+            dist.P2POp(operation, tensor, group=ranks.handle, group_peer=peer, tag=tag)
+            for operation, peer, tensors in ((dist.isend, below, payload), (dist.irecv, above, arriving))
+            for tag, tensor in enumerate(tensors)
+            if tensor is not None and tensor.numel()
+        ]
+        works = dist.batch_isend_irecv(transfers) if transfers else []
+
+        def arrived() -> Tensors:
+            for work in works:
+                work.wait()
+            return arriving
+
+        return arrived
+
+    def _gather(self, payload: Tensors) -> Arrival:
+        """The rows of all other ranks, one rank after the other."""
+        ranks = self.ranks
+        transfers = [None if t is None else gather_rows(t, ranks.counts, ranks.handle) for t in payload]
+
+        def arrived() -> Tensors:
+            shards = [None if transfer is None else transfer() for transfer in transfers]
+            if not ranks.others:
+                return (None,) * len(shards)
+            return tuple(None if s is None else torch.cat([s[r] for r in ranks.others], 1) for s in shards)
+
+        return arrived
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int], handle: dist.ProcessGroup | None) -> Callable[[], list[Tensor]]:
+    """Starts to gather ``(B, rows, ...)`` of every rank, of which each has its number of rows.
+
+    Returns:
+        A function that waits for them.
+    """
+    most = max(counts)
+    if rows.shape[1] < most:  # a collective takes equal shapes only
+        padding = rows.new_zeros(rows.shape[0], most - rows.shape[1], *rows.shape[2:])
+        rows = torch.cat([rows, padding], 1)
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in counts]
+    work = dist.all_gather(parts, rows.contiguous(), group=handle, async_op=True)
+
+    def arrived() -> list[Tensor]:
+        work.wait()
+        return [part[:, :count] for part, count in zip(parts, counts, strict=True)]
+
+    return arrived
+
+
+def _detached(tensors: Sequence[Tensor | None]) -> Tensors:
+    return tuple(None if t is None else t.detach().contiguous() for t in tensors)
+
+
+def _row_bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.itemsize * math.prod(tensor.shape[:1] + tensor.shape[2:])

@@ -1,0 +1,266 @@
+"""Every loss over ranks is the loss of one process that has all rows, and so are the gradients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cases
+import pytest
+import torch
+import torch.distributed as dist
+from cases import BY_NAME, CASES, Case
+from conftest import needs_cuda_kernels, needs_triton
+from ranks import Ranks
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+import hyperkern as hk
+
+ROWS, QUEUE, DIM = 13, 6, 5
+# How the rows are spread, by the number of ranks: even, uneven, with ranks that have none.
+SPREADS = {1: [(13,)], 2: [(7, 6), (12, 1), (0, 13)], 3: [(5, 4, 4), (1, 0, 12)], 4: [(4, 3, 3, 3), (0, 12, 0, 1)]}
+SHARDED = ("x", "y", "third", "hard", "x_weights", "u")
+SHARED_LOSSES = [case for case in CASES if not case.name.startswith(("alignment", "logsumexp"))]
+
+
+Run = tuple[list[Tensor], list[Tensor]]  # outputs, and gradients of the arguments
+
+
+def own_rows(tensor: Tensor, counts: Sequence[int], rank: int, axis: int = 0) -> Tensor:
+    return tensor.narrow(axis, sum(counts[:rank]), counts[rank])
+
+
+def own_anchors(tensor: Tensor, counts: Sequence[int], rank: int, axis: int) -> Tensor:
+    """The part of a rank, of anchors that are the rows of one view after the other."""
+    return own_rows(tensor.unflatten(axis, (-1, sum(counts))), counts, rank, axis + 1).flatten(axis, axis + 1)
+
+
+def cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(out.shape, generator=draw, dtype=torch.float64).to(out.dtype) for out in outputs]
+
+
+def tensors_of(case: Case, dtype: torch.dtype = torch.float64, batch: int | None = None) -> list[Tensor]:
+    return cases.tensors(case, ROWS, QUEUE, DIM, batch, dtype=dtype)
+
+
+def one_process(case: Case, tensors: list[Tensor], **options: Any) -> Run:
+    cases.first_row = 0
+    args = [t.detach().requires_grad_() for t in tensors]
+    outputs = case.ours(*args, **options)
+    grads = torch.autograd.grad(outputs, args, cotangents(outputs))
+    return [out.detach() for out in outputs], list(grads)
+
+
+def one_rank(
+    case: Case,
+    tensors: list[Tensor],
+    given: list[Tensor],
+    counts: Sequence[int],
+    rank: int,
+    group: Any,
+    axis: int = 0,
+    **options: Any,
+) -> Run:
+    """Of a rank: its outputs, and the gradients, for the cotangents ``given``, of what it was given."""
+    cases.first_row = sum(counts[:rank])
+    args = [
+        (own_rows(t, counts, rank, axis) if role in SHARDED else t).detach().requires_grad_()
+        for role, t in zip(case.roles, tensors, strict=True)
+    ]
+    outputs = case.ours(*args, group=group, **options)
+    # All ranks share the loss and its cotangent; of losses of anchors, each has its own.
+    given = [
+        own_anchors(c, counts, rank, axis) if out.dim() > axis else c for out, c in zip(outputs, given, strict=True)
+    ]
+    grads = torch.autograd.grad(outputs, args, given)
+    return [out.detach() for out in outputs], list(grads)
+
+
+def on_all_spreads(
+    rank: int, name: str, spreads: list[tuple[int, ...]], dtype: torch.dtype, **options: Any
+) -> list[Run]:
+    case = BY_NAME[name]
+    tensors = tensors_of(case, dtype)
+    given = cotangents(one_process(case, tensors)[0])
+    return [
+        one_rank(case, tensors, given, counts, rank, hk.Group(transport=transport), **options)
+        for counts in spreads
+        for transport in ("gather", "ring")
+    ]
+
+
+def check(case: Case, expected: Run, runs: list[Run], counts: Sequence[int], tolerance: float, axis: int = 0) -> None:
+    """The runs of all ranks against that of one process."""
+    per_anchor = any(out.dim() > axis for out in expected[0])
+    factor = 1 if per_anchor else len(counts)  # of grad_scale="ddp"
+    for rank, (outputs, grads) in enumerate(runs):
+        for out, truth in zip(outputs, expected[0], strict=True):
+            truth = own_anchors(truth, counts, rank, axis) if per_anchor else truth
+            torch.testing.assert_close(out, truth, rtol=tolerance, atol=tolerance)
+        if not per_anchor:  # bit for bit
+            assert all(map(torch.equal, outputs, runs[0][0]))
+        for role, grad, truth in zip(case.roles, grads, expected[1], strict=True):
+            if role in SHARDED:
+                truth = own_rows(truth, counts, rank, axis)
+                torch.testing.assert_close(grad, factor * truth, rtol=tolerance, atol=tolerance)
+    for i, role in enumerate(case.roles):
+        if role not in SHARDED:  # each rank has the part that its rows make
+            total = sum(grads[i] for _, grads in runs)
+            torch.testing.assert_close(total, factor * expected[1][i], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", SPREADS)
+@pytest.mark.parametrize("name", cases.names(SHARED_LOSSES))
+def test_every_loss(ranks: Ranks, name: str, size: int) -> None:
+    case = BY_NAME[name]
+    expected = one_process(case, tensors_of(case))
+    by_rank = ranks(size).run(on_all_spreads, name, SPREADS[size], torch.float64)
+    for at, runs in enumerate(zip(*by_rank, strict=True)):
+        check(case, expected, list(runs), SPREADS[size][at // 2], 1e-12)
+
+
+def with_a_batch_dimension(rank: int, name: str, counts: tuple[int, ...], batch: int) -> Run:
+    case = BY_NAME[name]
+    tensors = tensors_of(case, batch=batch)
+    given = cotangents(one_process(case, tensors)[0])
+    return one_rank(case, tensors, given, counts, rank, hk.Group(transport="ring"), axis=1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("uniformity-weights", "align_uniform-options", "info_nce-everything", "clip_loss-ids"),
+        *("nt_xent-views-none", "sup_con-default", "siglip-default"),
+    ],
+)
+def test_several_problems_at_once(ranks: Ranks, name: str) -> None:
+    case, counts = BY_NAME[name], (5, 0, 8)
+    expected = one_process(case, tensors_of(case, batch=2))
+    runs = ranks(3).run(with_a_batch_dimension, name, counts, 2)
+    check(case, expected, runs, counts, 1e-12, axis=1)
+
+
+@pytest.mark.parametrize("name", ["uniformity-default", "clip_loss-10", "nt_xent-default", "siglip-default"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("triton", marks=needs_triton), pytest.param("cuda", marks=needs_cuda_kernels)]
+)
+def test_kernels(ranks: Ranks, name: str, backend: str) -> None:
+    case, spreads = BY_NAME[name], [(7, 6), (13, 0)]
+    expected = one_process(case, tensors_of(case))
+    for at, runs in enumerate(zip(*ranks(2).run(kernels_on_all_spreads, name, spreads, backend), strict=True)):
+        check(case, expected, list(runs), spreads[at // 2], 2e-5)
+
+
+def kernels_on_all_spreads(rank: int, name: str, spreads: list[tuple[int, ...]], backend: str) -> list[Run]:
+    runs = on_all_spreads(rank, name, spreads, torch.float32, backend=backend)
+    return [([t.double() for t in outputs], [t.double() for t in grads]) for outputs, grads in runs]
+
+
+def in_both_scales(rank: int, counts: tuple[int, ...]) -> list[Tensor]:
+    grads = []
+    for scale in ("ddp", "sum"):
+        x = own_rows(torch.arange(ROWS * 4.0).sin().view(ROWS, 4), counts, rank).requires_grad_()
+        hk.nt_xent(x, x.cos(), group=hk.Group(grad_scale=scale)).backward()
+        grads.append(x.grad)
+    return grads
+
+
+def test_the_scale_of_gradients(ranks: Ranks) -> None:
+    for ddp, plain in ranks(3).run(in_both_scales, (5, 4, 4)):
+        torch.testing.assert_close(ddp, 3 * plain)
+
+
+def in_groups(rank: int) -> list[tuple[float, Tensor]]:
+    """The loss of the ranks 0 and 2, and that of 1 and 3, by a process group and by a mesh."""
+    mine, _ = dist.new_subgroups_by_enumeration([[0, 2], [1, 3]])
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
+    with pytest.raises(ValueError, match=r"^group must be a mesh of one dimension, group=mesh\[...\], got .*rows"):
+        hk.uniformity(torch.randn(3, 2), group=mesh)
+    # The mesh has ranks 0 and 1 in its first row: 0 and 2 are a column of it.
+    found = []
+    for group in (mine, mesh["rows"], hk.Group(mesh["rows"], transport="ring")):
+        x = torch.randn(3 + rank, 2, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+        loss = hk.align_uniform(x, x.tanh(), group=group).loss
+        loss.backward()
+        found.append((loss.item(), x.grad))
+    return found
+
+
+def test_groups_within_the_world(ranks: Ranks) -> None:
+    by_rank = ranks(4).run(in_groups)
+    for members in ((0, 2), (1, 3)):
+        rows = [torch.randn(3 + r, 2, generator=torch.Generator().manual_seed(r)).requires_grad_() for r in members]
+        x = torch.cat(rows)
+        loss = hk.align_uniform(x, x.tanh()).loss
+        grads = torch.autograd.grad(loss, rows)
+        for rank, grad in zip(members, grads, strict=True):
+            for value, found in by_rank[rank]:
+                assert value == pytest.approx(loss.item(), rel=1e-6)
+                torch.testing.assert_close(found, 2 * grad, rtol=1e-5, atol=1e-6)
+
+
+def some_sides_frozen(rank: int) -> list[Tensor | None]:
+    found = []
+    for frozen in ("x", "y"):
+        x, y = (torch.randn(4, 3, dtype=torch.float64) + rank for _ in range(2))
+        for name, t in (("x", x), ("y", y)):
+            t.requires_grad_(name != frozen)
+        hk.clip_loss(x, y, logit_scale=3.0, group=hk.Group(transport="ring")).backward()
+        found += [x, y, x.grad, y.grad]
+    return [t if t is None else t.detach() for t in found]
+
+
+def test_a_frozen_side(ranks: Ranks) -> None:
+    by_rank = ranks(2).run(some_sides_frozen)
+    for at in (0, 4):
+        x, y = (torch.cat([found[at + side] for found in by_rank]).requires_grad_() for side in (0, 1))
+        hk.clip_loss(x, y, logit_scale=3.0).backward()
+        for side, truth in ((2, x.grad), (3, y.grad)):
+            if (side == 2) == (at == 0):
+                assert all(found[at + side] is None for found in by_rank)
+            else:
+                torch.testing.assert_close(torch.cat([found[at + side] for found in by_rank]), 2 * truth)
+
+
+def second_order(rank: int) -> None:
+    for loss in (hk.uniformity, lambda x, **k: hk.clip_loss(x, x.sin(), logit_scale=3.0, **k)):
+        x = torch.randn(4, 3).requires_grad_()
+        with pytest.raises(NotImplementedError, match=r"^the gradient of a loss across ranks cannot be differentiated"):
+            torch.autograd.grad(loss(x, group=hk.Group()), x, create_graph=True)
+
+
+def test_second_derivatives_are_refused(ranks: Ranks) -> None:
+    ranks(2).run(second_order)
+
+
+def in_a_compiled_step(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def step(x: Tensor) -> Tensor:
+        return hk.clip_loss(x.sin(), x.cos(), logit_scale=3.0, group=hk.Group()) + 1
+
+    found = []
+    for run in (step, torch.compile(step, backend="aot_eager")):
+        x = torch.arange(12.0).add(rank).view(4, 3).requires_grad_()
+        loss = run(x)
+        loss.backward()
+        found += [loss.detach(), x.grad]
+    torch.compiler.reset()
+    return tuple(found)
+
+
+def test_compiled(ranks: Ranks) -> None:
+    for loss, grad, compiled, compiled_grad in ranks(2).run(in_a_compiled_step):
+        torch.testing.assert_close((compiled, compiled_grad), (loss, grad))
+
+
+def with_autocast(rank: int) -> tuple[torch.dtype, torch.dtype, float]:
+    x = torch.randn(6, 4, dtype=torch.bfloat16).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = hk.nt_xent(x, x.sin(), group=hk.Group())
+    loss.backward()
+    return loss.dtype, x.grad.dtype, loss.item()
+
+
+def test_autocast(ranks: Ranks) -> None:
+    first, second = ranks(2).run(with_autocast)
+    assert first == second
+    assert first[:2] == (torch.float32, torch.bfloat16)

@@ -1,0 +1,352 @@
+"""What a user may rely on: errors everywhere at once, traffic, training under DDP."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Ranks
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import hyperkern as hk
+
+DIM = 7
+LABELS = torch.tensor([0, 1, 0, 2])
+
+# Errors
+
+
+def what_is_raised(rank: int, call: Callable[[int], Any]) -> tuple[str, float]:
+    started = time.monotonic()
+    try:
+        call(rank)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - started
+    return "nothing", time.monotonic() - started
+
+
+def x_of(rank: int, rows: int = 4, dim: int = DIM) -> Tensor:
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(rank))
+
+
+def negative_t_on_one(rank: int) -> None:
+    hk.uniformity(x_of(rank), t=-1.0 if rank == 1 else 2.0, group=hk.Group())
+
+
+def integers_on_one(rank: int) -> None:
+    hk.clip_loss(x_of(rank).long() if rank == 2 else x_of(rank), x_of(rank), logit_scale=1.0, group=hk.Group())
+
+
+def different_dims(rank: int) -> None:
+    x = x_of(rank, dim=DIM + (rank == 1))
+    hk.nt_xent(x, x, group=hk.Group())
+
+
+def different_options(rank: int) -> None:
+    hk.align_uniform(x_of(rank), x_of(rank), t=2.0 + (rank == 2), group=hk.Group())
+
+
+def different_losses(rank: int) -> None:
+    loss = hk.dcl if rank == 0 else hk.nt_xent
+    loss(x_of(rank), x_of(rank), group=hk.Group())
+
+
+def different_queues(rank: int) -> None:
+    hk.info_nce(x_of(rank), x_of(rank), negatives=x_of(rank, rows=5 + (rank == 1)), group=hk.Group())
+
+
+def frozen_on_one(rank: int) -> None:
+    hk.sup_con(x_of(rank).requires_grad_(rank > 0), LABELS, group=hk.Group())
+
+
+def no_rows(rank: int) -> None:
+    hk.siglip(x_of(rank, 0), x_of(rank, 0), logit_scale=1.0, logit_bias=0.0, group=hk.Group())
+
+
+def one_row(rank: int) -> None:
+    hk.uniformity(x_of(rank, int(rank == 1)), group=hk.Group())
+
+
+ELSEWHERE = "ValueError: {} was refused on rank {} of the group: {}"
+DISAGREE = "ValueError: the ranks of the group must call the same loss with the same options; rank 0 calls "
+
+
+@pytest.mark.parametrize(
+    ("call", "where", "own", "everywhere"),
+    [
+        (negative_t_on_one, 1, "ValueError: t must be a finite number > 0, got -1.0", "uniformity"),
+        (integers_on_one, 2, "TypeError: x must be float64, float32, bfloat16 or float16 features", "clip_loss"),
+        (different_dims, None, f"float32 (*, {DIM})", f"rank 1 nt_xent(x: float32 (*, {DIM + 1})"),
+        (different_options, None, "t=2.0", "t=3.0"),
+        (different_losses, None, "rank 0 calls dcl(", "rank 1 nt_xent("),
+        (different_queues, None, f"negatives: float32 (5, {DIM})", f"negatives: float32 (6, {DIM})"),
+        (frozen_on_one, None, f"x: float32 (*, {DIM}) on cpu,", "on cpu, requires grad"),
+    ],
+)
+def test_one_bad_rank_raises_on_all(ranks: Ranks, call: Callable, where: int | None, own: str, everywhere: str) -> None:
+    group = ranks(3)
+    for rank, (said, seconds) in enumerate(group.run(what_is_raised, call)):
+        assert seconds < 30
+        if where is None:
+            assert said.startswith(DISAGREE)
+            assert own in said
+            assert everywhere in said
+        elif rank == where:
+            assert said.startswith(own)
+        else:
+            assert said.startswith(ELSEWHERE.format(everywhere, where, own))
+    # Nothing is left behind: the next loss is right.
+    assert len({value for value, _ in group.run(loss_and_grad)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (no_rows, "ValueError: x must not be empty: none of the 3 ranks of the group has a row"),
+        (one_row, "ValueError: x must have at least 2 rows on 3 ranks together to form a pair"),
+    ],
+)
+def test_too_few_rows_in_the_whole_batch(ranks: Ranks, call: Callable, message: str) -> None:
+    assert all(said.startswith(message) for said, _ in ranks(3).run(what_is_raised, call))
+
+
+def loss_and_grad(rank: int, bad: int | None = None) -> tuple[float, Tensor]:
+    x = x_of(rank)
+    if rank == bad:
+        x[1, 2] = math.nan
+    x.requires_grad_()
+    loss = hk.uniformity(x, group=hk.Group()) + hk.clip_loss(x, x.sin(), logit_scale=2.0, group=hk.Group())
+    loss.backward()
+    return loss.item(), x.grad
+
+
+def test_nan_on_one_rank_is_nan_on_all(ranks: Ranks) -> None:
+    for value, grad in ranks(3).run(loss_and_grad, 1):
+        assert math.isnan(value)
+        assert grad.isnan().all()
+
+
+def wrong_groups(rank: int) -> None:
+    x = x_of(rank)
+    with pytest.raises(TypeError, match=r"^group must be a hyperkern.Group, a .*ProcessGroup or a DeviceMesh, got str"):
+        hk.uniformity(x, group="gloo")
+    with pytest.raises(ValueError, match=r"^grad_scale must be one of 'ddp', 'sum', got 'mean'"):
+        hk.Group(grad_scale="mean")
+    with pytest.raises(ValueError, match=r"^transport must be one of 'auto', 'gather', 'ring', got 'tree'"):
+        hk.Group(transport="tree")
+    only_first = dist.new_group([0])
+    if rank:
+        with pytest.raises(ValueError, match=r"^group must be a group that this process belongs to"):
+            hk.uniformity(x, group=only_first)
+    else:
+        assert hk.uniformity(x, group=only_first) == hk.uniformity(x)
+        with pytest.raises(ValueError, match=r"^x must not be empty"):  # a group of one is no group
+            hk.uniformity(x[:0], group=only_first)
+
+
+def test_wrong_groups(ranks: Ranks) -> None:
+    ranks(2).run(wrong_groups)
+
+
+def test_without_torch_distributed() -> None:
+    with pytest.raises(ValueError, match=r"^group needs torch.distributed: call torch.distributed.init_process_group"):
+        hk.uniformity(x_of(0), group=hk.Group())
+
+
+# Traffic
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """What this rank receives from others meanwhile: numbers in rows of features, and all other numbers."""
+    found = {"features": 0, "rest": 0}
+
+    def count(tensor: Tensor, times: int = 1) -> None:
+        found["features" if tensor.dim() == 3 and tensor.shape[-1] == DIM else "rest"] += times * tensor.numel()
+
+    real = {name: getattr(dist, name) for name in ("all_gather", "batch_isend_irecv", "all_to_all_single")}
+
+    def all_gather(parts: list[Tensor], own: Tensor, **k: Any) -> Any:
+        count(own, len(parts) - 1)
+        return real["all_gather"](parts, own, **k)
+
+    def batch_isend_irecv(operations: list[dist.P2POp]) -> Any:
+        for operation in operations:
+            if operation.op is dist.irecv:
+                count(operation.tensor)
+        return real["batch_isend_irecv"](operations)
+
+    def all_to_all_single(received: Tensor, *args: Any, **k: Any) -> Any:
+        count(received)
+        return real["all_to_all_single"](received, *args, **k)
+
+    def refused(*args: Any, **k: Any) -> None:
+        raise AssertionError("a collective that nobody counts")
+
+    others = ("all_reduce", "broadcast", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather_object")
+    replaced = {
+        "all_gather": all_gather,
+        "batch_isend_irecv": batch_isend_irecv,
+        "all_to_all_single": all_to_all_single,
+    }
+    replaced |= dict.fromkeys(others, refused)
+    saved = {name: getattr(dist, name) for name in replaced}
+    try:
+        for name, function in replaced.items():
+            setattr(dist, name, function)
+        yield found
+    finally:
+        for name, function in saved.items():
+            setattr(dist, name, function)
+
+
+# Rows that a rank receives for each row that the others have, forward and backward, gathered and around the ring.
+TRAFFIC = {
+    "uniformity": (lambda x, y, **k: hk.uniformity(x, **k), (1, 0), (1, 0)),
+    "uniformity, t=400": (lambda x, y, **k: hk.uniformity(x, t=400.0, **k), (1, 0), (1, 1)),
+    "uniformity, queue": (lambda x, y, **k: hk.uniformity(x, x_of(9), **k), (0, 0), (0, 0)),
+    "align_uniform": (lambda x, y, **k: hk.align_uniform(x, y, **k).loss, (2, 0), (2, 0)),
+    "siglip": (functools.partial(hk.siglip, logit_scale=2.0, logit_bias=-1.0), (2, 0), (2, 0)),
+    "clip_loss": (functools.partial(hk.clip_loss, logit_scale=2.0), (1, 1), (1, 2)),
+    "info_nce": (hk.info_nce, (1, 1), (1, 2)),
+    "info_nce, keys without gradient": (lambda x, y, **k: hk.info_nce(x, y.detach(), **k), (1, 0), (1, 1)),
+    "nt_xent": (hk.nt_xent, (2, 0), (2, 2)),
+    "dclw": (hk.dclw, (2, 0), (2, 2)),
+    "sup_con": (lambda x, y, **k: hk.sup_con(x, LABELS, **k), (1, 0), (1, 1)),
+}
+
+
+def received(rank: int, name: str, transport: str) -> list[dict[str, int]]:
+    x, y = x_of(rank).requires_grad_(), x_of(rank).sin().requires_grad_()
+    with counted() as forward:
+        loss = TRAFFIC[name][0](x, y, group=hk.Group(transport=transport))
+    with counted() as backward:
+        loss.backward()
+    return [forward, backward]
+
+
+@pytest.mark.parametrize("transport", ["gather", "ring"])
+@pytest.mark.parametrize("name", TRAFFIC)
+def test_traffic(ranks: Ranks, name: str, transport: str) -> None:
+    size, rows = 4, 4
+    _, gathered, around = TRAFFIC[name]
+    for counts in ranks(size).run(received, name, transport):
+        for found, times in zip(counts, gathered if transport == "gather" else around, strict=True):
+            assert found["features"] == times * (size - 1) * rows * DIM
+            # Some numbers for each row of the batch, and for each rank.
+            assert found["rest"] <= 6 * size * rows + 8 * size
+
+
+def chosen(rank: int) -> list[bool]:
+    from hyperkern.distributed import Ranks as Shares
+
+    handle = dist.group.WORLD
+    return [Shares([rows] * 2, handle, hk.Group()).keeps(512) for rows in (1 << 19, (1 << 19) + 1)]
+
+
+def test_the_transport_is_chosen_by_size(ranks: Ranks) -> None:
+    assert ranks(2).run(chosen) == [[True, False]] * 2
+
+
+# Training
+
+
+class Model(nn.Module):
+    """An encoder and a loss with a parameter, as one module."""
+
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(9, 16), nn.Tanh(), nn.Linear(16, DIM))
+        self.log_scale = nn.Parameter(torch.tensor(1.5))
+        self.loss = loss
+
+    def forward(self, views: Tensor) -> Tensor:
+        x, y = self.encoder(views).unbind(1)
+        return self.loss(x, y, self.log_scale.exp())
+
+
+LOSSES = {
+    "align_uniform": lambda x, y, s, **k: hk.align_uniform(x, y, **k).loss * s,
+    "clip_loss": lambda x, y, s, **k: hk.clip_loss(x, y, logit_scale=s, **k),
+    "nt_xent": lambda x, y, s, **k: hk.nt_xent(x, y, temperature=1 / s, **k),
+    "siglip": lambda x, y, s, **k: hk.siglip(x, y, logit_scale=s, logit_bias=-s, **k),
+    "sup_con": lambda x, y, s, **k: hk.sup_con(x, (x[:, 0] > 0).long(), temperature=1 / s, **k) + 0 * y.sum(),
+}
+STEPS, LEARNING_RATE = 3, 0.3
+
+
+def batch(step: int) -> Tensor:
+    return torch.randn(13, 2, 9, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+
+
+def train(model: nn.Module, own: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The gradient of the first step, and the parameters after three, all in one vector."""
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
+    grads = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        model(batch(step)[own].to(dtype)).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        optimizer.step()
+    return grads[0], torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def train_on_a_rank(
+    rank: int, name: str, counts: tuple[int, ...], transport: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    model = Model(functools.partial(LOSSES[name], group=hk.Group(transport=transport))).to(dtype)
+    start = sum(counts[:rank])
+    return train(DistributedDataParallel(model), slice(start, start + counts[rank]), dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize("transport", ["gather", "ring"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_ddp_trains_like_one_process(
+    ranks: Ranks, name: str, transport: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    expected = train(Model(LOSSES[name]).to(dtype), slice(None), dtype)
+    for found in ranks(3).run(train_on_a_rank, name, (5, 2, 6), transport, dtype):
+        for actual, truth in zip(found, expected, strict=True):
+            assert (actual - truth).norm() <= tolerance * truth.norm()
+
+
+def grads_added_by_hand(rank: int) -> list[Tensor]:
+    model = Model(functools.partial(LOSSES["clip_loss"], group=hk.Group(grad_scale="sum"))).double()
+    model(batch(0)[[slice(0, 5), slice(5, 13)][rank]]).backward()
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+    return [p.grad for p in model.parameters()]
+
+
+def test_gradients_that_are_added(ranks: Ranks) -> None:
+    model = Model(LOSSES["clip_loss"]).double()
+    model(batch(0)).backward()
+    for found in ranks(2).run(grads_added_by_hand):
+        for actual, parameter in zip(found, model.parameters(), strict=True):
+            torch.testing.assert_close(actual, parameter.grad, rtol=1e-12, atol=1e-12)
+
+
+def in_modules(rank: int) -> list[float]:
+    x, y, queue = x_of(rank), x_of(rank + 7), x_of(9, 5)
+    losses = [
+        (hk.UniformityLoss(intra=True, group=hk.Group()), (x, queue), hk.uniformity, {"intra": True}),
+        (hk.NTXentLoss(group=dist.group.WORLD), (x, y), hk.nt_xent, {}),
+        (hk.SupConLoss(group=hk.Group()), (x, LABELS), hk.sup_con, {}),
+        (hk.CLIPLoss(group=hk.Group()), (x, y), hk.clip_loss, {"logit_scale": 1 / 0.07}),
+    ]
+    for module, args, function, options in losses:
+        assert module(*args) == function(*args, **options, group=hk.Group())
+    return [module(*args).item() for module, args, *_ in losses]
+
+
+def test_modules(ranks: Ranks) -> None:
+    first, second = ranks(2).run(in_modules)
+    assert first == second
