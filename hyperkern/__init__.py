@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import metrics
 from .backends import backend_info
+from .evaluation import Evaluation, evaluate
 from .losses import (
     AlignUniform,
     align_uniform,
@@ -44,6 +45,7 @@ __all__ = [
     "CLIPLoss",
     "DCLLoss",
     "DCLWLoss",
+    "Evaluation",
     "FeatureQueue",
     "InfoNCELoss",
     "NTXentLoss",
@@ -56,6 +58,7 @@ __all__ = [
     "clip_loss",
     "dcl",
     "dclw",
+    "evaluate",
     "info_nce",
     "metrics",
     "nt_xent",
