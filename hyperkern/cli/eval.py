@@ -85,7 +85,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     _check_outputs(args)
     sources = [open_features(args.file, key=args.key)]
     if args.positives is not None:
-        key = args.key if args.positives_key is None else args.positives_key
+        # An array in a .npy file has no name.
+        shared = None if args.positives.suffix == ".npy" else args.key
+        key = shared if args.positives_key is None else args.positives_key
         sources.append(open_features(args.positives, key=key))
     elif args.positives_key is not None:
         raise _OptionError("argument --positives-key: needs POSITIVES_FILE")

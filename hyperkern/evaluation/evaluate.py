@@ -80,7 +80,7 @@ def evaluate(
 
     Returns:
         `Evaluation`. A row with nan or inf makes the values of its side nan; it is counted in ``bad_rows``. Memory is
-        that of a few blocks, ``block_rows * D``, and for an estimate 50 bytes for each row.
+        that of a few blocks, ``block_rows * D``, and for an estimate some 200 bytes for each row.
 
     Raises:
         TypeError: an input is neither tensor nor array nor source, or of a dtype that is not supported; a number that

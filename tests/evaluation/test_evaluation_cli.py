@@ -53,6 +53,14 @@ def test_prints_a_table_and_writes_all_figures(files, tmp_path: Path, capsys: py
     assert "\x1b" not in captured.out + captured.err
 
 
+def test_keys_of_both_files(files, capsys: pytest.CaptureFixture[str]) -> None:
+    array, tensors = files
+    for arguments in ([tensors, tensors, "--key", "y"], [tensors, array, "--key", "y"]):
+        assert main(["eval", *arguments]) == 0
+    assert main(["eval", tensors, tensors, "--key", "y", "--positives-key", "short"]) == 2
+    assert "got (10, 16)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("option", "columns"), [(["--estimate", "100"], 100), (["--estimate"], None)])
 def test_estimate(files, option, columns, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
