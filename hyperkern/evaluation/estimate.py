@@ -98,23 +98,25 @@ def _column_moments(rows: Rows, moments: Moments, tick: Tick) -> tuple[Tensor, T
     The last of the four features is ``x' M^2 x``. All are float64 on the CPU.
     """
     _, first, second = moments
-    g_of, table_of = [], []
+    # Filled in place: small pieces kept among the large ones of a block would keep all of their memory in use.
+    g = torch.empty(rows.source.rows, dtype=torch.float64)
+    table = torch.empty(rows.source.rows, 4, dtype=torch.float64)
     for block in rows.blocks():
         x = accurate(block.x)
-        g = torch.ones_like(x[:, 0]) if block.u is None else accurate(block.u).exp()
+        own = torch.ones_like(x[:, 0]) if block.u is None else accurate(block.u).exp()
         squared = x.square().sum(1)
         image = x @ second
         # Without the pair of a row with itself.
-        linear, quadratic = x @ first - g * squared, (image * x).sum(1) - g * squared.square()
-        g_of.append(g.cpu())
-        table_of.append(torch.stack((linear, quadratic, image.square().sum(1)), 1).cpu())
+        linear, quadratic = x @ first - own * squared, (image * x).sum(1) - own * squared.square()
+        here = slice(block.start, block.start + len(x))
+        g[here] = own
+        table[here, 1:] = torch.stack((linear, quadratic, image.square().sum(1)), 1)
         tick()
-    g = torch.cat(g_of)
-    others = moments.weight - g
+    table[:, 0] = moments.weight - g
     # Where one weight dominates, the difference would cancel.
     top = int(g.argmax())
-    others[top] = g[:top].sum() + g[top + 1 :].sum()
-    return g, torch.cat([others.unsqueeze(1), torch.cat(table_of)], 1)
+    table[top, 0] = g[:top].sum() + g[top + 1 :].sum()
+    return g, table
 
 
 def columns_design(weights: Tensor, table: Tensor) -> Design:

@@ -52,8 +52,9 @@ class _Tally:
         self.rows = rows
         self.smallest, self.largest, self.norm_sums = math.inf, 0.0, [0.0]
         self.zero = self.bad = 0
-        self.center: Tensor | float = 0.0
-        self.weight, self.first, self.second = 0.0, 0.0, 0.0  # type: float, Tensor | float, Tensor | float
+        self.center = accurate(torch.zeros(rows.source.dim, device=rows.device))
+        self.weight = 0.0
+        self.first, self.second = torch.zeros_like(self.center), self.center.new_zeros(0, 0)
 
     def add(self, start: int, raw: Tensor, *, with_moments: bool) -> Tensor:
         """Adds a block; returns its prepared rows."""
@@ -67,27 +68,24 @@ class _Tally:
             self.largest = max(self.largest, norms.max().item())
             self.norm_sums.append(norms.sum().item())
             self.zero += int((norms == 0).sum())
-        self.center = self.center + wide.sum(0) / self.rows.source.rows
+        self.center += wide.sum(0) / self.rows.source.rows
         block = self.rows.prepared(start, raw)
         if with_moments:
             x = accurate(block.x)
             g = torch.ones_like(x[:, 0]) if block.u is None else accurate(block.u).exp()
             weighted = x * g.unsqueeze(1)
             self.weight += g.sum().item()
-            self.first = self.first + weighted.sum(0)
-            self.second = self.second + weighted.mT @ x
+            self.first += weighted.sum(0)
+            if not len(self.second):
+                self.second = x.new_zeros(x.shape[1], x.shape[1])
+            self.second.addmm_(weighted.mT, x)
         return block.x
 
     def result(self, *, with_moments: bool) -> Scan:
         count = self.rows.source.rows - self.bad
         mean = math.fsum(self.norm_sums) / count if count else math.nan
         norms = (self.smallest, mean, self.largest) if count else (math.nan,) * 3
-        assert isinstance(self.center, Tensor)
-        moments = None
-        if with_moments:
-            assert isinstance(self.first, Tensor)
-            assert isinstance(self.second, Tensor)
-            moments = Moments(self.weight, self.first, self.second)
+        moments = Moments(self.weight, self.first, self.second) if with_moments else None
         return Scan(norms, self.zero, self.bad, self.center, moments)
 
 
