@@ -32,7 +32,8 @@ def views(n: int, d: int, dtype: torch.dtype = torch.float64, zeros: int = 0) ->
 def test_equals_the_losses(dtype: torch.dtype, normalize: bool, weighted: bool, t: float) -> None:
     x, y = views(203, 17, dtype, zeros=3)
     weights = torch.rand(203, dtype=torch.float64) if weighted else None
-    result = hk.evaluate(x, y, t=t, alpha=1.5, normalize=normalize, weights=weights, block_rows=37)
+    options = {"t": t, "alpha": 1.5, "normalize": normalize, "weights": weights}
+    result = hk.evaluate(x, y, block_rows=37, device="cpu", **options)
     of_loss = None if weights is None else weights.to(torch.float64 if dtype == torch.float64 else torch.float32)
     tolerance = TOLERANCE[dtype]
     for side, rows in zip(result.sides, (x, y), strict=True):

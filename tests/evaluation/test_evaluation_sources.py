@@ -26,7 +26,8 @@ def check(source, expected: torch.Tensor) -> None:
     assert torch.equal(source.read(30, 37), expected[30:])
     index = torch.tensor([0, 3, 36])
     assert torch.equal(source.take(index), expected[index])
-    assert hk.evaluate(source, block_rows=10).uniformity == pytest.approx(hk.uniformity(expected).item(), rel=1e-6)
+    result = hk.evaluate(source, block_rows=10, device="cpu")
+    assert result.uniformity == pytest.approx(hk.uniformity(expected).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
