@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from . import metrics
 from .backends import backend_info
 from .distributed import Group
+from .evaluation import Evaluation, evaluate
 from .losses import (
     AlignUniform,
     align_uniform,
@@ -45,6 +46,7 @@ __all__ = [
     "CLIPLoss",
     "DCLLoss",
     "DCLWLoss",
+    "Evaluation",
     "FeatureQueue",
     "Group",
     "InfoNCELoss",
@@ -58,6 +60,7 @@ __all__ = [
     "clip_loss",
     "dcl",
     "dclw",
+    "evaluate",
     "info_nce",
     "metrics",
     "nt_xent",

@@ -23,6 +23,7 @@ LAYERS = [
     {"autograd"},
     {"losses"},
     {"nn", "metrics", "queue"},
+    {"evaluation"},  # shows a value beside that of the uniform distribution, from metrics
     {"integrations", "demo"},
     {"cli"},
 ]

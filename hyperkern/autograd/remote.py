@@ -186,7 +186,7 @@ class _RemoteRowLSE(Function):
             if need_cols:
                 lengths = [remote.ranks.counts[owner] for owner in owners]
                 of_cols.update(zip(owners, col_part.split(lengths, 1), strict=True))
-            if labels is not None:
+            if labels is not None and y_there is not None:
                 sums += _sums_by_label(y_there, labels_there, labels)
                 number += _sums_by_label(torch.ones_like(y_there[..., :1]), labels_there, labels)
         col = x.new_full((x.shape[0], 0) if y is None or not need_cols else y.shape[:2], -torch.inf)
@@ -293,7 +293,7 @@ def _zeros(x: Tensor, needed: bool) -> tuple[Tensor, Tensor]:
 
 def _sums_by_label(rows: Tensor, row_labels: Tensor | None, labels: Tensor) -> Tensor:
     """For each of the labels the sum of the rows that have it."""
-    assert row_labels is not None
+    assert row_labels is not None  # all ranks share labels, or none does
     index, of = class_index(row_labels, labels)
     return class_sums_of(rows, index, of, row_labels.shape[1] + labels.shape[1])
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from . import demo, info, tune
+from . import demo, eval, info, tune
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('hyperkern')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, info, tune):
+    for command in (demo, eval, info, tune):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)

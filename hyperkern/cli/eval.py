@@ -1,0 +1,176 @@
+"""``hyperkern eval``: alignment and uniformity of features in a file, of any size."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation, Source
+
+COMMAND = "hyperkern eval"
+PLOT_KINDS = {".png": "png", ".svg": "svg"}
+
+
+class _OptionError(ValueError):
+    """An option cannot work; the message names it."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "eval",
+        help="alignment and uniformity of features in a file that need not fit in memory",
+        description="Computes uniformity of the rows of a file, and with a second file of partners their alignment, "
+        "block by block. A .npy or .pt file is mapped, a .safetensors file read in slices. Progress and warnings go to "
+        "the standard error output.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="features (N, D): .npy, .pt, .pth or .safetensors")
+    parser.add_argument("positives", type=Path, nargs="?", metavar="POSITIVES_FILE", help="the partner of each row")
+    parser.add_argument("--key", metavar="NAME", help="tensor to take, where a file holds several")
+    parser.add_argument("--positives-key", metavar="NAME", help="the same for POSITIVES_FILE (default: --key)")
+    parser.add_argument("--t", type=float, default=2.0, help="inverse width of the potential (default %(default)g)")
+    parser.add_argument("--alpha", type=float, default=2.0, help="exponent of the alignment (default %(default)g)")
+    parser.add_argument(
+        "--estimate",
+        type=int,
+        nargs="?",
+        const=1024,
+        metavar="M",
+        help="uniformity from M columns, with a confidence interval (default of M: %(const)s), not from every pair",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the columns drawn (default %(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="where to compute (default: a GPU if there is one)")
+    parser.add_argument("--backend", metavar="NAME", help="backend (default: the automatic choice)")
+    parser.add_argument("--block-rows", type=int, metavar="N", help="rows of a block (default: by the device)")
+    parser.add_argument("--no-normalize", action="store_true", help="take the rows as they are")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the pairs and the value there: .png or .svg")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates.
+
+    Returns:
+        0; 1 if something it needs is not installed; 2 for a file or option that cannot work; 130 if interrupted.
+    """
+    import torch
+
+    try:
+        _evaluate(args)
+    except ImportError as error:
+        return _failed(1, str(error))
+    except (ValueError, TypeError, OSError) as error:
+        return _failed(2, f"error: {error}")
+    except torch.OutOfMemoryError:
+        return _failed(2, "error: the device has not enough memory for a block; make it smaller with --block-rows")
+    except KeyboardInterrupt:
+        return _failed(130, "interrupted, nothing written")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from ..demo.files import write_files
+    from ..evaluation import evaluate, open_features
+
+    _check_outputs(args)
+    sources = [open_features(args.file, key=args.key)]
+    if args.positives is not None:
+        # An array in a .npy file has no name.
+        shared = None if args.positives.suffix == ".npy" else args.key
+        key = shared if args.positives_key is None else args.positives_key
+        sources.append(open_features(args.positives, key=key))
+    elif args.positives_key is not None:
+        raise _OptionError("argument --positives-key: needs POSITIVES_FILE")
+    options: dict[str, Any] = {"method": "exact"}
+    if args.estimate is not None:
+        options = {"method": "estimate", "columns": args.estimate, "seed": args.seed}
+    with warnings.catch_warnings(), progress_bar(COMMAND) as progress:
+        warnings.simplefilter("ignore", UserWarning)  # they are in the result, and printed from there
+        result = evaluate(
+            *sources,
+            t=args.t,
+            alpha=args.alpha,
+            normalize=not args.no_normalize,
+            device=args.device,
+            block_rows=args.block_rows,
+            backend=args.backend,
+            progress=progress,
+            **options,
+        )
+    contents = _contents(args, result, sources)
+    for warning in result.warnings:
+        print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
+    _print(result)
+    for path, content in contents.items():
+        write_files(path.parent, {path.name: content})
+        print(f"written: {path}")
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Before hours of work: whether what it finds can be written."""
+    for option, path in (("json", args.json), ("plot", args.plot)):
+        if path is not None and not path.parent.is_dir():
+            raise _OptionError(f"argument --{option}: {path.parent} is no folder, got {str(path)!r}")
+        if path is not None and path.is_dir():
+            raise _OptionError(f"argument --{option}: is a folder, got {str(path)!r}")
+    if args.plot is not None:
+        if args.plot.suffix not in PLOT_KINDS:
+            raise _OptionError(f"argument --plot: must end in {' or '.join(PLOT_KINDS)}, got {str(args.plot)!r}")
+        if find_spec("matplotlib") is None:
+            raise ImportError("--plot needs matplotlib; install with: pip install matplotlib")
+
+
+def _contents(args: argparse.Namespace, result: Evaluation, sources: list[Source]) -> dict[Path, bytes]:
+    """The files, complete before the first is written."""
+    contents = {}
+    if args.json is not None:
+        import torch
+
+        versions = {"hyperkern": version("hyperkern"), "torch": torch.__version__}
+        figures = {**result.to_dict(), "versions": versions}
+        text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
+        contents[args.json] = f"{text}\n".encode()
+    if args.plot is not None:
+        from ..evaluation.plot import draw
+
+        contents[args.plot] = draw(result, sources, PLOT_KINDS[args.plot.suffix])
+    return contents
+
+
+def _print(result: Evaluation) -> None:
+    """A drawn table on a terminal, where `rich` is installed, and aligned lines elsewhere."""
+    from ..evaluation.report import table, title
+
+    lines = table(result)
+    if sys.stdout.isatty() and find_spec("rich") is not None:
+        import rich.box
+        import rich.table
+        from rich.console import Console
+        from rich.text import Text
+
+        drawn = rich.table.Table(title=Text(title(result)), box=rich.box.SIMPLE, show_header=False)
+        drawn.add_column(no_wrap=True)
+        drawn.add_column(justify="right")
+        for name, value in lines:
+            drawn.add_row(Text(name), Text(value))
+        Console().print(drawn)
+        return
+    width = max(len(name) for name, _ in lines)
+    print(title(result))
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+
+
+def _failed(status: int, message: str) -> int:
+    print(f"{COMMAND}: {message}", file=sys.stderr)
+    return status

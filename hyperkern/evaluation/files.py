@@ -1,0 +1,131 @@
+"""Features in files, mapped or read slice by slice."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sources import ArraySource, Source, TensorSource
+
+_SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def open_features(path: str | os.PathLike[str], *, key: str | None = None) -> Source:
+    """Open a file of features ``(N, D)`` without reading it into memory.
+
+    Args:
+        path: ``.npy``, mapped; ``.pt`` or ``.pth``, a tensor or a dictionary of tensors, mapped and loaded without
+            running code from the file; ``.safetensors``, read slice by slice.
+        key: name of the tensor, where a file holds several; those of nested dictionaries are joined by dots.
+
+    Returns:
+        The features, for `hyperkern.evaluate`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the format needs a package that is not installed.
+        TypeError: not a floating dtype.
+        ValueError: an unknown suffix, a file that cannot be read, an unknown or missing ``key``, a wrong shape.
+    """
+    path = Path(path)
+    openers = {".npy": _open_npy, ".pt": _open_torch, ".pth": _open_torch, ".safetensors": _open_safetensors}
+    if path.suffix not in openers:
+        raise ValueError(f"{path} must end in {', '.join(openers)}, got suffix {path.suffix!r}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
+    return openers[path.suffix](path, key)
+
+
+def _open_npy(path: Path, key: str | None) -> Source:
+    try:
+        import numpy as np
+    except ImportError:
+        raise ImportError("a .npy file needs NumPy; install with: pip install numpy") from None
+    if key is not None:
+        raise ValueError(f"{path} holds one array without a name, got key {key!r}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy file ({error})") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{path} cannot be read as a .npy file (it is an archive of arrays)")
+    return ArraySource(str(path), array)
+
+
+def _open_torch(path: Path, key: str | None) -> Source:
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} cannot be read as tensors saved by torch.save ({reason})") from error
+    if isinstance(content, Tensor):
+        if key is not None:
+            raise ValueError(f"{path} holds one tensor without a name, got key {key!r}")
+        return TensorSource(str(path), content)
+    tensors = _named_tensors(content)
+    chosen = _chosen(path, key, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return TensorSource(f"{path}[{chosen}]", tensors[chosen])
+
+
+def _named_tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors in nested dictionaries, by their names joined with dots."""
+    found: dict[str, Tensor] = {}
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{name}"] = value
+            else:
+                found |= _named_tensors(value, f"{prefix}{name}.")
+    return found
+
+
+def _open_safetensors(path: Path, key: str | None) -> Source:
+    try:
+        safetensors: Any = importlib.import_module("safetensors")  # without types of its own
+    except ImportError:
+        raise ImportError("a .safetensors file needs safetensors; install with: pip install safetensors") from None
+    try:
+        file = safetensors.safe_open(str(path), framework="pt", device="cpu")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a .safetensors file ({error})") from error
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+    chosen = _chosen(path, key, {name: tuple(part.get_shape()) for name, part in slices.items()})
+    return _SliceSource(f"{path}[{chosen}]", slices[chosen])
+
+
+class _SliceSource(Source):
+    """A tensor of a safetensors file."""
+
+    def __init__(self, name: str, part: Any) -> None:
+        dtype = part.get_dtype()
+        super().__init__(name, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype))
+        self._part = part
+
+    def read(self, start: int, stop: int) -> Tensor:
+        rows: Tensor = self._part[start:stop]
+        return rows
+
+
+def _chosen(path: Path, key: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The tensor that is meant."""
+    shown = [f"{name} {shape}" for name, shape in list(shapes.items())[:8]]
+    listed = ", ".join(shown) + (f" and {len(shapes) - len(shown)} more" if len(shapes) > len(shown) else "")
+    if not shapes:
+        raise ValueError(f"{path} holds no tensor")
+    if key is None:
+        if len(shapes) > 1:
+            raise ValueError(f"{path} holds {len(shapes)} tensors, choose one by its key: {listed}")
+        return next(iter(shapes))
+    if key not in shapes:
+        raise ValueError(f"{path} holds no tensor of key {key!r}, it has {listed}")
+    return key
