@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import metrics
 from .backends import backend_info
+from .cached import cached_step
 from .losses import (
     AlignUniform,
     align_uniform,
@@ -53,6 +54,7 @@ __all__ = [
     "align_uniform",
     "alignment",
     "backend_info",
+    "cached_step",
     "clip_loss",
     "dcl",
     "dclw",

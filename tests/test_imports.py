@@ -22,7 +22,7 @@ LAYERS = [
     {"second_order"},
     {"autograd"},
     {"losses"},
-    {"nn", "metrics", "queue"},
+    {"nn", "metrics", "queue", "cached"},
     {"integrations", "demo"},
     {"cli"},
 ]
