@@ -31,17 +31,17 @@ def cached_step(
         \frac{\partial L}{\partial \theta} = \sum_k \Bigl( \frac{\partial L}{\partial E_k} \Bigr)^{\!\top}
             \frac{\partial E_k}{\partial \theta}, \qquad E_k = f_\theta(X_k)
 
-    Every chunk is encoded, without a graph; the loss of all embeddings :math:`E` is computed once, and its gradient;
-    then each chunk is encoded again, with a graph, and its rows of that gradient are propagated back. Gradients are
-    added to ``.grad`` as by ``loss.backward()``, of the encoders, of the loss (a learned temperature) and of inputs
-    that require one; call the optimiser afterwards::
+    Every chunk is encoded, without keeping a graph; the loss of all embeddings :math:`E` is computed once, and its
+    gradient; then each chunk is encoded again, with a graph, and its rows of that gradient are propagated back.
+    Gradients are added to ``.grad`` as by ``loss.backward()``, of the encoders, of the loss (a learned temperature) and
+    of inputs that require one; call the optimiser afterwards::
 
         result = hyperkern.cached_step(encoder, [x, y], hyperkern.align_uniform, chunk_size=256)
         optimizer.step()
 
     Beyond inputs and parameters it takes the memory of one chunk's graph, of the embeddings and their gradient, and of
-    the loss, which is O(N D) for those of this package. It takes the time of one more forward pass (and one of the
-    first chunk of each input, which is encoded with a graph to see which outputs need a gradient).
+    the loss, which is O(N D) for those of this package. It takes the time of one more forward pass. (The first chunk of
+    an input has a graph also the first time; it shows which outputs need a gradient, and is dropped.)
 
     **The same gradients** as those of the loss of embeddings that were made in chunks, and so as those of one large
     batch wherever the encoder treats each sample by itself. Batch normalisation does not: its statistics are those of a
@@ -51,7 +51,7 @@ def cached_step(
     the generators (of the CPU and of the devices where inputs and modules are) and the buffers of modules in training
     mode are as after the first time. Running statistics are thus updated once for each chunk, and the generators are
     where one forward pass in chunks and the loss would leave them. Other state, such as counters in Python, is changed
-    twice or, with the first chunk, three times; what an encoder does to its gradients by hooks is done for each chunk.
+    twice; hooks on gradients run for each chunk.
 
     **Modules** are found in an encoder that is one, in bound methods, in `functools.partial`, in attributes of callable
     objects, and in functions, where they close over one or name a global one. Wrap what lies deeper in a module.
@@ -97,7 +97,7 @@ def cached_step(
             returns something else the second time.
 
     Source:
-        Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021, Section 3.
+        Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
     """
     batches = _batches(encoders, inputs, chunk_size)
     for name, function, optional in (("loss", loss, False), ("scale", scale, True), ("progress", progress, True)):
