@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -39,11 +40,19 @@ def modules_behind(call: Any) -> list[nn.Module]:
             for cell in part.__closure__ or ():
                 with contextlib.suppress(ValueError):  # not filled yet
                     waiting.append(cell.cell_contents)
-            named = (part.__globals__.get(name) for name in part.__code__.co_names)
+            named = (part.__globals__.get(name) for name in _names(part.__code__))
             waiting += [value for value in named if isinstance(value, nn.Module)]
         elif callable(part) and not inspect.isclass(part):
             waiting += [value for value in getattr(part, "__dict__", {}).values() if isinstance(value, nn.Module)]
     return found
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names of globals and attributes in a function and in those that it defines."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 class Wrappers:
