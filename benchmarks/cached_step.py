@@ -140,9 +140,9 @@ def check(chunk: int) -> None:
 
 def peaks(rows: int, chunk: int, most: int) -> dict[str, Any]:
     """A row of the table of memory, in MiB."""
-    row: dict[str, Any] = {"n": rows, "chunk": chunk, "d": DIM, "embeddings": 2 * rows * DIM * 4 / MEBIBYTE}
+    row: dict[str, Any] = {"n": rows, "chunk": chunk, "d": DIM, "embeddings": round(2 * rows * DIM * 4 / MEBIBYTE, 1)}
     for name in ("loss_alone", "cached", "one_shot"):
-        row[name] = peak(name, rows, chunk) / MEBIBYTE if name != "one_shot" or rows <= most else None
+        row[name] = round(peak(name, rows, chunk) / MEBIBYTE) if name != "one_shot" or rows <= most else None
     row["beyond_the_loss"] = row["cached"] - row["loss_alone"]
     columns = [row[name] for name in ("embeddings", "loss_alone", "cached", "one_shot", "beyond_the_loss")]
     print(f"| {rows} | {' | '.join('' if value is None else f'{value:.0f}' for value in columns)} |", flush=True)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import hyperkern as hk
+from hyperkern.cached.replay import RandomState, generating
 
 ROWS, WIDTH, DIM = 22, 7, 5
 
@@ -288,6 +289,44 @@ def test_a_loss_that_draws_numbers() -> None:
     hk.cached_step(model, [x, y], loss, chunk_size=4)
     assert_same(gradients(model), expected)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_dropout_on_a_gpu() -> None:
+    model, (x, y) = encoder(torch.float64, 0, nn.Dropout(0.4)).cuda(), (view.cuda() for view in views())
+    torch.manual_seed(3)
+    hk.info_nce(in_chunks(model, x, 4), in_chunks(model, y, 4)).backward()
+    expected, state = gradients(model), torch.cuda.get_rng_state()
+    torch.manual_seed(3)
+    hk.cached_step(model, [x, y], hk.info_nce, chunk_size=4)
+    assert_same(gradients(model), expected)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_generators_of_devices(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without such a device: which generator is asked, and set."""
+    found = {torch.device(kind, i): i for i in range(3)} if kind == "cuda" else {(): 0}
+
+    class Module:
+        @staticmethod
+        def get_rng_state(*device: torch.device) -> int:
+            return found[device[0] if device else ()]
+
+        @staticmethod
+        def set_rng_state(state: int, *device: torch.device) -> None:
+            found[device[0] if device else ()] = state
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Module)
+    places = [torch.device("cpu"), torch.device("meta"), torch.device(kind, 0), torch.device(kind, 0)]
+    devices = generating([*places, torch.device(kind, 1)] if kind == "cuda" else places)
+    assert devices == [torch.device(kind, i) for i in range(2 if kind == "cuda" else 1)]
+    state = RandomState(devices)
+    for key in found:
+        found[key] += 10
+    state.restore()
+    assert list(found.values()) == ([0, 1, 12] if kind == "cuda" else [0])
 
 
 def stateful(kind: str) -> nn.Sequential:
