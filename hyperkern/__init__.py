@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import metrics
 from .backends import backend_info
+from .cached import cached_step
 from .distributed import Group
 from .evaluation import Evaluation, evaluate
 from .losses import (
@@ -57,6 +58,7 @@ __all__ = [
     "align_uniform",
     "alignment",
     "backend_info",
+    "cached_step",
     "clip_loss",
     "dcl",
     "dclw",

@@ -22,7 +22,7 @@ LAYERS = [
     {"second_order"},
     {"autograd"},
     {"losses"},
-    {"nn", "metrics", "queue"},
+    {"nn", "metrics", "queue", "cached"},
     {"evaluation"},  # shows a value beside that of the uniform distribution, from metrics
     {"integrations", "demo"},
     {"cli"},
