@@ -4,9 +4,13 @@ X is `NTXentLoss`, `DCLLoss`, `DCLWLoss` or, of ``lightly.loss.hypersphere_loss`
 constructors, memory bank and values, without a matrix of all pairs. What differs:
 
 - losses are float32 (float64 for float64), also of half-precision features;
-- ``gather_distributed=True`` works in one process only;
 - ``temperature``, ``t``, ``alpha`` and ``sigma`` must be > 0, and all but `NTXentLoss` need two rows: the original
   returns numbers without a meaning.
+
+With ``gather_distributed=True`` and several processes a loss is the mean over the anchors of its own process, with the
+rows of all processes as candidates. As the original's, its gradient is that of the sum of the losses of all processes,
+for the rows of this one: after `DistributedDataParallel` has averaged, that of the mean. No gradient travels for it.
+Processes may have different numbers of rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +18,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import losses
+from .. import autograd, losses
+from ..distributed import checks, gather_rows
 from ..losses._inputs import check_number, check_positive
-from ._distributed import refuse_gathering
+from ._distributed import all_processes, own_mean
 
 
 class HypersphereLoss(nn.Module):
@@ -66,7 +71,7 @@ class MemoryBankModule(nn.Module):
 
     Args:
         size: ``(rows, dimension)``, or 0 for none.
-        gather_distributed: whether rows of all processes are written; for one process only.
+        gather_distributed: whether the rows of all processes are written, those of the first one first.
         feature_dim_first: whether the bank is handed out as ``(dimension, rows)``.
 
     Raises:
@@ -101,9 +106,6 @@ class MemoryBankModule(nn.Module):
 
         Returns:
             ``output``, and a copy of the bank or ``None`` where there is none.
-
-        Raises:
-            NotImplementedError: ``gather_distributed`` in a group of several processes.
         """
         if self.size[0] == 0:
             return output, None
@@ -114,8 +116,12 @@ class MemoryBankModule(nn.Module):
 
     @torch.no_grad()
     def _write(self, batch: Tensor) -> None:
-        if self.gather_distributed:
-            refuse_gathering("gather_distributed=True")
+        group = all_processes(self.gather_distributed)
+        if group is not None:
+            with checks(group, "MemoryBankModule", size=self.size) as agreed:
+                agreed.shard(output=batch)
+            ranks = agreed.ranks
+            batch = torch.cat(gather_rows(batch.unsqueeze(0), ranks.counts, ranks.handle)(), 1).squeeze(0)
         start = int(self.bank_ptr.item())
         stop = start + batch.shape[0]
         self.bank[start:stop] = batch[: self.size[0] - start]
@@ -128,7 +134,8 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: > 0.
         memory_bank_size: ``(rows, dimension)`` of a memory bank, or 0 for none.
-        gather_distributed: whether the rows of all processes are negatives; for one process only.
+        gather_distributed: whether the rows of all processes are negatives; with a memory bank, whether they are
+            written into it.
 
     Raises:
         ValueError: ``temperature <= 0``, or a size that is negative, or neither 0 nor a pair.
@@ -156,13 +163,13 @@ class NTXentLoss(nn.Module):
             A scalar.
 
         Raises:
-            NotImplementedError: ``gather_distributed`` in a group of several processes.
             TypeError: an input is no floating tensor, or the dtypes differ.
-            ValueError: wrong shapes.
+            ValueError: wrong shapes, or arguments that differ between the processes that gather.
         """
         if self.memory_bank.size[0] == 0:
-            if self.gather_distributed:
-                refuse_gathering("gather_distributed=True")
+            group = all_processes(self.gather_distributed)
+            if group is not None:
+                return own_mean(losses.nt_xent(out0, out1, temperature=self.temperature, reduction="none", group=group))
             return losses.nt_xent(out0, out1, temperature=self.temperature)
         unit0, unit1 = nn.functional.normalize(out0, dim=1), nn.functional.normalize(out1, dim=1)
         # Rows that are not normalised again: what is in the bank counts as it is.
@@ -178,8 +185,8 @@ class DCLLoss(nn.Module):
     Args:
         temperature: > 0.
         weight_fn: makes the weights of the positives, ``(N,)``, of the normalised anchors and of their normalised
-            partners. It is called once for either view as the anchors.
-        gather_distributed: whether the rows of all processes are negatives; for one process only.
+            partners. It is called once for either view as the anchors, of the rows of this process.
+        gather_distributed: whether the rows of all processes are negatives.
 
     Raises:
         ValueError: ``temperature <= 0``.
@@ -202,19 +209,17 @@ class DCLLoss(nn.Module):
         """The loss of two views of the same samples.
 
         Args:
-            out0: ``(N, D)`` features of one view, N >= 2; they are normalised here.
+            out0: ``(N, D)`` features of one view, N >= 2, in all processes that gather together; they are normalised
+                here.
             out1: those of the other.
 
         Returns:
             A scalar, the mean over both views as anchors. It can be negative.
 
         Raises:
-            NotImplementedError: ``gather_distributed`` in a group of several processes.
             TypeError: an input is no floating tensor, or the dtypes differ.
-            ValueError: wrong shapes or fewer than two rows.
+            ValueError: wrong shapes, fewer than two rows, or arguments that differ between the processes that gather.
         """
-        if self.gather_distributed:
-            refuse_gathering("gather_distributed=True")
         weights = None
         if self.weight_fn is not None:
             unit0, unit1 = nn.functional.normalize(out0, dim=1), nn.functional.normalize(out1, dim=1)
@@ -222,7 +227,16 @@ class DCLLoss(nn.Module):
             # A function may return one weight for all rows, as a tensor or as a number.
             of0, of1 = (torch.as_tensor(w, device=out0.device).expand(out0.shape[0]) for w in made)
             weights = of0, of1
-        return losses.dcl(out0, out1, temperature=self.temperature, weights=weights)
+        return self._loss(out0, out1, weights)
+
+    def _loss(self, out0: Tensor, out1: Tensor, weights: tuple[Tensor, Tensor] | None) -> Tensor:
+        """With the weights of the positives of this process."""
+        group = all_processes(self.gather_distributed)
+        if group is None:
+            return losses.dcl(out0, out1, temperature=self.temperature, weights=weights)
+        return own_mean(
+            losses.dcl(out0, out1, temperature=self.temperature, weights=weights, reduction="none", group=group)
+        )
 
 
 class DCLWLoss(DCLLoss):
@@ -231,7 +245,8 @@ class DCLWLoss(DCLLoss):
     Args:
         temperature: > 0.
         sigma: width of the weighting, > 0.
-        gather_distributed: whether the rows of all processes are negatives; for one process only.
+        gather_distributed: whether the rows of all processes are negatives; the weights are relative to those of the
+            own rows in any case, where `hyperkern.losses.dclw` with a group compares them with those of all.
 
     Raises:
         ValueError: ``temperature <= 0`` or ``sigma <= 0``.
@@ -247,6 +262,9 @@ class DCLWLoss(DCLLoss):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """As `DCLLoss`."""
-        if self.gather_distributed:
-            refuse_gathering("gather_distributed=True")
-        return losses.dclw(out0, out1, temperature=self.temperature, sigma=self.sigma)
+        if all_processes(self.gather_distributed) is None:
+            return losses.dclw(out0, out1, temperature=self.temperature, sigma=self.sigma)
+        with torch.no_grad():
+            unit0, unit1 = (autograd.prepare(side, normalize=True) for side in (out0, out1))
+            weights = 2 - len(unit0) * ((unit0 * unit1).sum(1) / self.sigma).softmax(0)
+        return self._loss(out0, out1, (weights, weights))

@@ -6,8 +6,12 @@ gradients of the original, without a matrix of all pairs. What differs:
 
 - the loss is float32 (float64 for float64) and computed in it, where the original's has the dtype of the embeddings;
 - ``similarity_fct`` is ``None`` or the library's ``cos_sim``, both the cosine, or its ``dot_score``;
-- features are not gathered across processes: ``gather_across_devices=True`` raises where there are several;
 - each column of a batch is encoded on its own, where the original may join columns: the same up to dropout.
+
+With ``gather_across_devices=True`` and several processes a loss is the mean over the anchors of its own process, with
+the columns of all processes as candidates. As the original's, its gradient is that of the sum of the losses of all
+processes, for the embeddings of this one: after `DistributedDataParallel` has averaged, that of the mean. No gradient
+travels for it. Processes may have different numbers of samples, but not none.
 
 This module does not import Sentence Transformers.
 """
@@ -22,10 +26,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import autograd
+from ..distributed import Ranks, checks
 from ..losses._inputs import check_choice, check_number, check_positive, check_rows
 from ..losses._logits import merged, nll_from_excess, positive_logits
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
-from ._distributed import refuse_gathering
+from ._distributed import all_processes
 
 _DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 # Without the positive among its candidates a direction has no loss of its own.
@@ -51,7 +56,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         model: maps the features of a column to a dictionary with ``"sentence_embedding"``, ``(N, D)``.
         scale: > 0, of the similarities, the reciprocal of the temperature.
         similarity_fct: ``None`` or the library's ``cos_sim`` for the cosine, its ``dot_score`` for the inner product.
-        gather_across_devices: not supported with several processes.
+        gather_across_devices: whether the columns of all processes are candidates.
         directions: see above; with ``"query_to_doc"``.
         partition_mode: ``"joint"``, one softmax over all candidates, or ``"per_direction"``, the mean of one loss for
             each direction, of the two that contain the positive.
@@ -118,9 +123,9 @@ class MultipleNegativesRankingLoss(nn.Module):
             A scalar.
 
         Raises:
-            NotImplementedError: ``gather_across_devices`` with several processes.
             TypeError: embeddings of no floating dtype.
-            ValueError: fewer than two columns, embeddings that differ in shape, dtype or device.
+            ValueError: fewer than two columns, embeddings that differ in shape, dtype or device, or arguments that
+                differ between the processes that gather.
         """
         return self.compute_loss_from_embeddings([self.embed(features) for features in sentence_features], labels)
 
@@ -131,11 +136,12 @@ class MultipleNegativesRankingLoss(nn.Module):
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """`forward` from the embeddings of the columns, ``(N, D)`` each."""
-        if self.gather_across_devices:
-            refuse_gathering("gather_across_devices=True")
-        _check_columns(embeddings)
+        options = MultipleNegativesRankingLoss.get_config_dict(self)
+        with checks(all_processes(self.gather_across_devices), "MultipleNegativesRankingLoss", **options) as agreed:
+            _check_columns(embeddings)
+            agreed.shard(**{f"column {i}": column for i, column in enumerate(embeddings)})
         normalize = _similarity_name(self.similarity_fct) == "cos_sim"
-        logits = _Logits(self.scale, normalize, product_precision(embeddings[0]))
+        logits = _Logits(self.scale, normalize, product_precision(embeddings[0]), agreed.ranks)
         anchors, positives, *hard = (autograd.prepare(column, normalize=normalize) for column in embeddings)
         others = self._others(logits, anchors, positives, hard)
         positive = logits.of_pairs(anchors, positives)
@@ -299,10 +305,11 @@ class _Logits:
         scale: of the similarities.
         unit: whether the rows have unit length.
         precision: `PairSpec.precision`.
+        ranks: the processes whose rows are columns.
     """
 
-    def __init__(self, scale: float, unit: bool, precision: str) -> None:
-        self.scale, self.unit, self.precision = scale, unit, precision
+    def __init__(self, scale: float, unit: bool, precision: str, ranks: Ranks) -> None:
+        self.scale, self.unit, self.precision, self.ranks = scale, unit, precision, ranks
 
     def of_pairs(self, x: Tensor, y: Tensor, *, boost: float = 0.0) -> Tensor:
         """The logit of each row of ``x`` and the same row of ``y``; ``boost`` as below."""
@@ -312,7 +319,7 @@ class _Logits:
     def lse(
         self, x: Tensor, y: Tensor | None, *, with_own: bool = True, boost: float = 0.0, both: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The log-sum-exp of each row of ``x`` over those of ``y``, and likewise of ``y`` if asked for ``both``.
+        """The log-sum-exp of each row of ``x`` over those of ``y`` on all ranks, and of ``y`` if asked for ``both``.
 
         Args:
             x: ``(N, D)``.
@@ -322,15 +329,28 @@ class _Logits:
             both: whether the other side is wanted.
         """
         scale, count = self.scale + boost, len(x) if y is None else len(y)
+        # Of one row for each sample, as the anchors are.
+        columns_here = x.split(len(x)) if y is None else y.split(len(x))
+        remotes = [autograd.share(self.ranks, column) for column in columns_here]
         exclude, terms = "none", None
         if not with_own:
             exclude = "self"
             if count != len(x):
                 samples = torch.arange(len(x), device=x.device)
                 exclude, terms = "same_id", PairTerms(row_ids=samples, col_ids=samples.repeat(count // len(x)))
-        bounded = self.unit and is_bounded(scale, max(count, len(x)), x.dtype)
+        candidates = max(count, len(x)) // len(x) * self.ranks.total
+        bounded = self.unit and is_bounded(scale, candidates, x.dtype)
         spec = PairSpec(scale, bounded, exclude, precision=self.precision)
         rows, columns = autograd.row_lse(x, y, spec=spec, terms=terms, need_cols=both)
+        spec = spec._replace(exclude="none")  # on other ranks there are other samples
+        there = [
+            autograd.remote_row_lse(x, None if y is None else column, remote, spec=spec, need_cols=both)
+            for column, remote in zip(columns_here, remotes, strict=True)
+            if remote is not None
+        ]
+        rows = merged(rows, *(part.row_lse for part in there))
+        if there and both:
+            columns = merged(columns, torch.cat([part.col_lse for part in there]))
         if not boost:
             return rows, columns
         # The derivative by a logit is its softmax weight, whatever made the logit: only its slope must be put right.

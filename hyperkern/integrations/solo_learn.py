@@ -5,16 +5,16 @@ The same call and the same value, without a matrix of all pairs. What differs:
 - the loss is float32 (float64 for float64);
 - it is computed from logarithms, where the original's exponentials overflow at temperatures below 0.012 in float32;
 - a sample that occurs once has no positive, for which the original returns inf: it raises a `ValueError`;
-- one process only.
+- one process only: `hyperkern.nt_xent` has this loss of two views for several.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .. import losses
 from ..losses._inputs import check_positive, check_rows, check_vector
 from ..losses._logits import nll_from_excess
-from ._distributed import refuse_gathering
+from ._distributed import all_processes
 from ._positives import block_logits, classes_of
 
 
@@ -49,7 +49,11 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
         raise ValueError(f"z must have shape (M, D), got {tuple(z.shape)}")
     check_vector("indexes", indexes, "z", z, integer=True)
     check_positive("temperature", temperature)
-    refuse_gathering("simclr_loss_func")
+    if all_processes(True) is not None:
+        raise NotImplementedError(
+            f"simclr_loss_func gathers features across processes, of which there are {distributed.get_world_size()}: "
+            "use hyperkern.nt_xent(x, y, temperature=temperature, group=hyperkern.Group()) for two views"
+        )
     classes = classes_of(indexes)
     if any(block.rows.shape[1] == 1 for block in classes.blocks):
         raise ValueError("indexes must name each sample at least twice: a row without another view has no positive")

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, checks
+from ..distributed import GroupLike, Ranks, checks
 from ..spec import PairSpec, PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
@@ -132,6 +132,36 @@ def siglip(
     Source:
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, Section 3.2.
     """
+    own, ranks = own_decisions(
+        x,
+        y,
+        logit_scale=logit_scale,
+        logit_bias=logit_bias,
+        normalize=normalize,
+        reduction=reduction,
+        group=group,
+        backend=backend,
+    )
+    total = autograd.sum_over_ranks(own, ranks)
+    return total / ranks.total if reduction == "mean" else total
+
+
+def own_decisions(
+    x: Tensor,
+    y: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    normalize: bool,
+    reduction: str = "mean",
+    group: GroupLike,
+    backend: str | None = None,
+) -> tuple[Tensor, Ranks]:
+    """The part of this rank in `siglip`, and who shares the batch.
+
+    It is the sum over the pairs of its rows of ``x`` with all rows of ``y``. Its gradient is that of the sum of the
+    parts of all ranks, which must go backward with the same gradient.
+    """
     options = {"logit_scale": logit_scale, "logit_bias": logit_bias, "normalize": normalize, "reduction": reduction}
     with checks(group, "siglip", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
@@ -155,5 +185,4 @@ def siglip(
             x, y, remote, spec=spec, terms=terms, potential="softplus", backend=backend
         )
     partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
-    total = autograd.sum_over_ranks(others + partners.sum(-1), ranks)
-    return total / ranks.total if reduction == "mean" else total
+    return others + partners.sum(-1), ranks

@@ -178,9 +178,15 @@ class TestErrors:
     """What is refused."""
 
     @pytest.mark.parametrize("name", CALLS)
-    def test_several_processes(self, name: str) -> None:
-        with pytest.raises(NotImplementedError, match=r"world_size=2: .* hyperkern does not do yet"):
-            getattr(ours, name)(rank=1, world_size=2)
+    def test_several_processes_without_a_group(self, name: str) -> None:
+        loss = getattr(ours, name)(rank=1, world_size=2)
+        with pytest.raises(ValueError, match=r"world_size=2 needs torch.distributed: call .*init_process_group"):
+            loss(*features(3, 4), 10.0, None)
+
+    def test_horovod(self) -> None:
+        assert ours.ClipLoss(use_horovod=True)(*features(3, 4), 10.0).isfinite()
+        with pytest.raises(NotImplementedError, match=r"use_horovod=True with world_size=2: .*use_horovod=False"):
+            ours.ClipLoss(world_size=2, use_horovod=True)
 
     def test_dist_impl(self) -> None:
         for known in ("bidir", "shift", "reduce", "gather"):
