@@ -11,10 +11,13 @@ from oracle import assert_close
 from parity import library, relative_error
 from ranks import RankError, Ranks
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import hyperkern as hk
 from hyperkern.distributed import ranks as transports
 from hyperkern.integrations import lightly, open_clip, sentence_transformers
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch without torch.distributed")
 
 SIZES = [2, 3]
 ROWS, DIM = 5, 4
@@ -153,7 +156,7 @@ def siglip(rank: int, dist_impl: str, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, ROWS])
 @pytest.mark.parametrize("dist_impl", ["bidir", "shift", "reduce", "gather"])
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_siglip(ranks: Ranks, size: int, dist_impl: str, rows: int) -> None:
     library("open_clip.loss")
     ranks(size).run(siglip, dist_impl, rows)
@@ -317,6 +320,110 @@ def test_the_model(ranks: Ranks, name: str, more: dict[str, Any], hard: int, opt
     ranks(2).run(whole_model, name, more, hard, options)
 
 
+# --- What DistributedDataParallel makes of it
+
+
+class TwoTowers(nn.Module):
+    """Unit rows of two encoders, a scale and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.towers = nn.ModuleList(nn.Linear(DIM, DIM, dtype=torch.float64) for _ in range(2))
+        self.log_scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.tensor(-2.0, dtype=torch.float64))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        rows = (F.normalize(tower(x), dim=1) for tower, x in zip(self.towers, inputs, strict=True))
+        return *rows, self.log_scale.exp(), self.bias
+
+
+def parameter_grads(model: nn.Module, loss: Loss, inputs: list[Tensor]) -> Result:
+    model.zero_grad()
+    loss(*model(*inputs)).backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def whole_clip(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    return hk.clip_loss(x, y, logit_scale=scale, normalize=False, **options) + 0 * bias
+
+
+def whole_siglip(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    return hk.siglip(x, y, logit_scale=scale, logit_bias=bias, normalize=False, **options)
+
+
+def own_losses_of(loss: Loss) -> Loss:
+    """The losses of the own anchors, reduced on each rank."""
+    return lambda *args: loss(*args, group=hk.Group(), reduction="none").mean()
+
+
+# The loss of all rows; whether by the original that is named, or by what stands for it here; and what is left by DDP
+# of the gradient of the features and of the scale, as a factor of the complete one.
+AFTER_DDP: dict[str, tuple[str, float, float]] = {
+    "default": ("clip", 1, 1),
+    "sum": ("clip", 0.5, 0.5),
+    "none": ("clip", 1, 1),
+    "siglip": ("siglip", 1, 1),
+    "nt_xent none": ("nt_xent", 1, 1),
+    "ClipLoss": ("clip", 0.5, 1),
+    "ClipLoss gather_with_grad": ("clip", 1, 1),
+    "ClipLoss local_loss gather_with_grad": ("clip", 1, 1),
+    "SigLipLoss": ("siglip", 1, 1),
+    "NTXentLoss": ("nt_xent", 1, 1),
+    "DCLLoss": ("dcl", 1, 1),
+    "MultipleNegativesRankingLoss": ("info_nce", 1, 1),
+}
+
+
+def losses_under_ddp(name: str) -> list[Loss]:
+    """The loss of a rank: here alone, or here and of the original."""
+    if name == "default":
+        return [lambda *args: whole_clip(*args, group=hk.Group())]
+    if name == "sum":
+        return [lambda *args: whole_clip(*args, group=hk.Group(grad_scale="sum"))]
+    if name == "none":
+        return [own_losses_of(whole_clip)]
+    if name == "siglip":
+        return [lambda *args: whole_siglip(*args, group=hk.Group())]
+    if name == "nt_xent none":
+        return [lambda x, y, scale, bias: own_losses_of(hk.nt_xent)(x, y) + 0 * (scale + bias)]
+    loss, *switches = name.split()
+    if loss in ("ClipLoss", "SigLipLoss"):
+        options = {"rank": dist.get_rank(), "world_size": dist.get_world_size(), **dict.fromkeys(switches, True)}
+        return [getattr(m, loss)(**options) for m in (open_clip, library("open_clip.loss"))]
+    if loss == "MultipleNegativesRankingLoss":
+        pair = [m.compute_loss_from_embeddings for m in ranking_losses(loss, {})]
+        return [lambda x, y, s, b, of=of: of([x, y], torch.empty(0)) + 0 * (s + b) for of in pair]
+    return [lambda x, y, s, b, of=of: of(x, y) + 0 * (s + b) for of in lightly_losses(loss, {})]
+
+
+def under_ddp(rank: int, name: str) -> None:
+    kind, of_features, of_scale = AFTER_DDP[name]
+    everything: dict[str, Loss] = {
+        "clip": whole_clip,
+        "siglip": whole_siglip,
+        "nt_xent": lambda x, y, s, b: hk.nt_xent(x, y) + 0 * (s + b),
+        "dcl": lambda x, y, s, b: hk.dcl(x, y) + 0 * (s + b),
+        "info_nce": lambda x, y, s, b: hk.info_nce(x, y, temperature=0.05) + 0 * (s + b),
+    }
+    inputs = [own_features(r, 2, seed=3) for r in range(dist.get_world_size())]
+    model = TwoTowers()
+    complete = parameter_grads(model, everything[kind], [torch.cat(side) for side in zip(*inputs, strict=True)])
+    factors = [of_features if key.startswith("towers") else of_scale for key, _ in model.named_parameters()]
+    expected = [factor * grad for factor, grad in zip(factors, complete, strict=True)]
+    averaging = DistributedDataParallel(model)
+    for loss in losses_under_ddp(name):
+        for found, truth in zip(parameter_grads(averaging, loss, inputs[rank]), expected, strict=True):
+            assert_close(found, truth)
+
+
+@pytest.mark.parametrize("name", AFTER_DDP)
+def test_after_ddp(ranks: Ranks, name: str) -> None:
+    for module in ("open_clip.loss", "lightly.loss", "sentence_transformers.sentence_transformer.losses"):
+        library(module)
+    ranks(2).run(under_ddp, name)
+
+
 # --- What no original does: different numbers of rows
 
 
@@ -435,6 +542,38 @@ def test_a_process_without_rows(ranks: Ranks, name: str) -> None:
     (value, *_), with_rows = ranks(2).run(without_rows, name)
     assert value == 0
     assert all(t.isfinite().all() for t in with_rows)
+
+
+# --- Half precision, and without gradients
+
+
+def every_drop_in() -> list[Loss]:
+    processes = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    ranking_loss = sentence_transformers.MultipleNegativesRankingLoss(nn.Identity(), gather_across_devices=True)
+    found: list[Loss] = [lambda x, y: ranking_loss.compute_loss_from_embeddings([x, y])]
+    for loss in (*(open_clip.ClipLoss(**o, **processes) for o in CLIP_OPTIONS), open_clip.SigLipLoss(**processes)):
+        found.append(lambda x, y, loss=loss: loss(x, y, torch.tensor(3.0), torch.tensor(-1.0)))
+    for name in ("NTXentLoss", "DCLLoss", "DCLWLoss"):
+        found.append(getattr(lightly, name)(gather_distributed=True))
+    return found
+
+
+def half_precision(rank: int) -> None:
+    features = [side.bfloat16() for side in own_features(rank, 2)]
+    for loss in every_drop_in():
+        value, *grads = value_and_grads(loss, *features)
+        truth, *true_grads = value_and_grads(loss, *(side.double() for side in features))
+        assert value.dtype == torch.float32
+        assert relative_error(value, truth) <= 1e-5
+        for grad, true_grad in zip(grads, true_grads, strict=True):
+            assert grad.dtype == torch.bfloat16
+            assert relative_error(grad, true_grad) <= 2**-7
+        with torch.no_grad():
+            assert torch.equal(loss(*features), value)
+
+
+def test_half_precision(ranks: Ranks) -> None:
+    ranks(2).run(half_precision)
 
 
 # --- Errors
