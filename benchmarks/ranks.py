@@ -1,7 +1,8 @@
 """A loss over ranks beside the same batch in one process: time and memory of loss + gradient.
 
-``torchrun --nproc_per_node=2 -m benchmarks.ranks [--json FILE]``; on CPUs every rank has one thread, so that two ranks
-have what one process with two threads has. Before the clock the gradients are compared with those of one process.
+``torchrun --nproc_per_node=2 -m benchmarks.ranks [--json FILE]``; every rank has one thread, and the one process has
+one: perfect scaling is a factor of the number of ranks. Before the clock the gradients are compared with those of one
+process.
 """
 
 import argparse
@@ -80,11 +81,10 @@ def measure(name: str, rows: int, dim: int, rounds: int) -> dict[str, Any]:
     own, ranks = own_rows(views), dist.get_world_size()
     row: dict[str, Any] = {"loss": name, "n": rows, "d": dim, "ranks": ranks, "rounds": rounds}
 
-    torch.set_num_threads(ranks)  # the first rank with the cores of all; the others wait
+    # The first rank alone; the others wait.
     alone = (lambda: step(loss, views)) if dist.get_rank() == 0 else (lambda: None)
     times = {"one_process": seconds(lambda: (alone(), dist.barrier()), rounds)}
     row["one_process"] = {"peak_mib": peak(alone)}
-    torch.set_num_threads(1)
     for transport in TRANSPORTS:
         options = {"group": hk.Group(grad_scale="sum", transport=transport)}
         check(loss, [view[:257] for view in views], options)
@@ -114,11 +114,12 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     first = dist.get_rank() == 0
     ranks = dist.get_world_size()
     if first:
-        print(f"| loss | N | one process, {ranks} threads | {ranks} ranks, gathered | {ranks} ranks, ring |")
+        print(f"| loss | N | one process | {ranks} ranks, gathered | {ranks} ranks, ring |")
         print("|---|---:|---:|---:|---:|")
     rows = []
     for name in LOSSES:
