@@ -126,7 +126,8 @@ def siglip(
     spec = PairSpec(spec.scale, exclude="self", precision=precision)
     bias = logit_bias.to(x.dtype) if isinstance(logit_bias, Tensor) else x.new_full((), logit_bias)
     u = bias.reshape(()).expand(x.shape[:-1])
-    others = autograd.energy(x, y, spec=spec, terms=PairTerms(u=u), potential="softplus", backend=backend)
+    # First, so that backward comes to them last: their gradients would wait beside those of the pairs, twice 2 N D.
     partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
+    others = autograd.energy(x, y, spec=spec, terms=PairTerms(u=u), potential="softplus", backend=backend)
     total = others + partners.sum(-1)
     return total / x.shape[-2] if reduction == "mean" else total
