@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -198,7 +199,7 @@ def compare(name: str, most: int, dim: int, rounds: int) -> dict[str, Any]:
     (inputs, ours), (_, theirs) = made(name, "hyperkern"), made(name, "original")
     measure.check(ours, theirs, draw(inputs, min(rows, 300), dim))
     mine, original = seconds((ours, theirs), draw(inputs, rows, dim), rounds)
-    row: dict[str, Any] = {"loss": name, "n": rows, "d": dim, "rounds": len(mine)}
+    row: dict[str, Any] = {"loss": name, "n": rows, "d": dim, "rounds": len(mine), "library": library_of(name)}
     for label, times in (("hyperkern", mine), ("original", original)):
         low, median, high = statistics.quantiles(times, n=4)
         row[label] = {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low)}
@@ -206,6 +207,13 @@ def compare(name: str, most: int, dim: int, rounds: int) -> dict[str, Any]:
     row["times_faster"] = row["original"]["median_ms"] / row["hyperkern"]["median_ms"]
     row["times_smaller"] = row["original"]["peak_mib"] / row["hyperkern"]["peak_mib"]
     return row
+
+
+def library_of(name: str) -> str:
+    """The distribution of an original, and its version."""
+    module = PAIRS[name].original.split(".")[0]
+    distribution = {"open_clip": "open-clip-torch"}.get(module, module.replace("_", "-"))
+    return f"{distribution} {importlib.metadata.version(distribution)}"
 
 
 def large(name: str, rows: int, dim: int) -> dict[str, Any]:
@@ -243,7 +251,7 @@ def save(path: Path, part: str, row: dict[str, Any]) -> None:
     path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
 
-def page(result: dict[str, list[dict[str, Any]]]) -> str:
+def page(result: dict[str, Any]) -> str:
     """docs/contrastive-benchmark.md of some results: every figure in it is one of theirs."""
     pairs, peaks = result["pairs"], result["peaks"]
     slower, larger = (
@@ -259,6 +267,8 @@ def page(result: dict[str, list[dict[str, Any]]]) -> str:
         slower=slower,
         larger=larger,
         machine_of_pairs=measured_with(pairs),
+        libraries=", ".join(dict.fromkeys(row["library"] for row in pairs)),
+        note="".join(f" {note}" for note in result.get("notes", [])),
         machine_of_peaks=measured_with(peaks),
         large=f"N = {largest['n']:,}, D = {largest['d']}",
         input_mib=largest["n"] * largest["d"] * 4 / MEBIBYTE,
@@ -270,8 +280,8 @@ def page(result: dict[str, list[dict[str, Any]]]) -> str:
 
 def measured_with(rows: list[dict[str, Any]]) -> str:
     """The machines and versions of some rows, in words."""
-    found = {f"{row['processor']}, {row['threads']} threads, torch {row['torch']}": None for row in rows}
-    return "; ".join(found)
+    found = [f"{row['processor']}, {row['threads']} thread(s), torch {row['torch']}" for row in rows]
+    return "; ".join(dict.fromkeys(found))
 
 
 def main() -> None:
@@ -327,7 +337,7 @@ not.
 ## The drop-ins and their originals
 
 D = {dim}, N rows in each of two views. *Times faster* and *times smaller* are ratios of the original to `hyperkern`:
-below 1 the original is the faster or the smaller one. Measured on {machine_of_pairs}.
+below 1 the original is the faster or the smaller one. Measured on {machine_of_pairs}, beside {libraries}.{note}
 
 {pairs_head}
 {pairs}
