@@ -254,9 +254,11 @@ def save(path: Path, part: str, row: dict[str, Any]) -> None:
 def page(result: dict[str, Any]) -> str:
     """docs/contrastive-benchmark.md of some results: every figure in it is one of theirs."""
     pairs, peaks = result["pairs"], result["peaks"]
-    slower, larger = (
-        ", ".join(row["loss"] for row in pairs if row[what] < 1) or "none" for what in ("times_faster", "times_smaller")
-    )
+    more = result["pairs_of_more_threads"]
+
+    def below_one(rows: list[dict[str, Any]], ratio: str) -> str:
+        return ", ".join(row["loss"] for row in rows if row[ratio] < 1) or "none"
+
     largest = max(peaks, key=lambda row: row["peak_mib"])
     return PAGE_TEMPLATE.format(
         pairs_head=HEADS["pairs"],
@@ -264,8 +266,11 @@ def page(result: dict[str, Any]) -> str:
         pairs="\n".join(map(as_line, pairs)),
         peaks="\n".join(map(as_line, peaks)),
         dim=pairs[0]["d"],
-        slower=slower,
-        larger=larger,
+        slower=below_one(pairs, "times_faster"),
+        larger=below_one(pairs, "times_smaller"),
+        slower_with_more=below_one(more, "times_faster"),
+        more_pairs="\n".join(map(as_line, more)),
+        machine_of_more=measured_with(more),
         machine_of_pairs=measured_with(pairs),
         libraries=", ".join(dict.fromkeys(row["library"] for row in pairs)),
         note="".join(f" {note}" for note in result.get("notes", [])),
@@ -343,6 +348,14 @@ below 1 the original is the faster or the smaller one. Measured on {machine_of_p
 {pairs}
 
 Slower than the original: {slower}. Larger: {larger}.
+
+A thread is what can be measured on cores that are shared. On as many threads as cores, {machine_of_more}, one run gave
+the table below; slower than the original: {slower_with_more}. Rounds of one loss then differ up to thirtyfold, those of
+one thread do not: probably the many short products of a block each wait for a thread that is not running, while the few
+long products of the originals wait less often. Where other work competes for the cores, give PyTorch fewer threads.
+
+{pairs_head}
+{more_pairs}
 
 The originals multiply all features at once and store the matrix of all logits, several times over in backward. These
 walk over it in blocks and make it again in backward, so of one pair of views they compute 10 N²D operations for 6:
