@@ -40,11 +40,10 @@ test-fast: $(VENV)/.built  ## the suite without the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 # The libraries whose losses hyperkern/integrations replaces, apart from the project's own environment: they bring a
-# hundred packages, and need a release of PyTorch that all of them know. It is without CUDA where pip finds such a build.
+# hundred packages, and need a release of PyTorch that all of them know.
 $(INTEGRATIONS)/.ready: pyproject.toml setup.py
 	@echo "setting up $(INTEGRATIONS): the first time this downloads PyTorch and the libraries, and takes some minutes"
 	@test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
-	$(INTEGRATIONS)/bin/python -m pip install --quiet torch==2.13.0
 	$(INTEGRATIONS)/bin/python -m pip install --quiet --editable '.[integrations]'
 	@touch $@
 

@@ -9,6 +9,8 @@ import torch
 
 import hyperkern
 
+from .measure import processor
+
 _rows: list[dict] = []
 
 
@@ -51,18 +53,10 @@ def pytest_terminal_summary(terminalreporter, config):
     )
     if path := config.getoption("--record"):
         machine = {
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "hyperkern": hyperkern.__version__,
         }
         Path(path).write_text(json.dumps({"machine": machine, "rows": _rows}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

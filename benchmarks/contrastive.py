@@ -1,15 +1,16 @@
 """The contrastive losses against those of other libraries on a CPU: loss + gradient, time and peak memory in one run.
 
 ``python -m benchmarks.contrastive [--json FILE]`` in an environment that has the libraries (`make bench-integrations`).
-Before the clock every loss is compared with the original in float64.
+Before the clock every loss is compared with the original in float64. ``python -m benchmarks.contrastive --page`` writes
+docs/contrastive-benchmark.md anew, from the results in benchmarks/results/contrastive_cpu.json alone.
 """
 
 import argparse
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,15 @@ from . import measure
 
 Loss = Callable[..., Tensor]
 MEBIBYTE = 1 << 20
+# What no loss exceeds at N = 32,768, D = 256.
+MOST_BYTES = 300e6
 CLASSES = 100
 # Wall-clock seconds beyond which no more rounds are taken.
 PATIENCE = 60.0
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "contrastive_cpu.json"
+PAGE = ROOT / "docs" / "contrastive-benchmark.md"
 
 
 class Pair(NamedTuple):
@@ -89,19 +96,42 @@ PAIRS = {
     "OpenCLIP SigLipLoss": open_clip_pair("SigLipLoss", 10.0, -10.0),
 }
 
-# Every loss of the package, for its peak memory: inputs, and the loss.
+
+def masked_and_weighted(x: Tensor, y: Tensor) -> Tensor:
+    """InfoNCE without false negatives, corrected for how often keys are drawn."""
+    rows = torch.arange(x.shape[0])
+    return hk.info_nce(x, y, ids=rows // 2, y_log_weights=(rows % 7 + 1).log())
+
+
+def learned(loss: Loss, **values: float) -> Loss:
+    """With scalars that get gradients of their own."""
+    return lambda *views: loss(*views, **{key: torch.tensor(v, requires_grad=True) for key, v in values.items()})
+
+
+def in_classes(x: Tensor, *queue: Tensor) -> Tensor:
+    """SupCon of rows in classes, against a queue if there is one."""
+    labels = torch.arange(x.shape[0]) % CLASSES
+    return hk.sup_con(x, labels, *(part for rows in queue for part in (rows, labels)))
+
+
+# The losses of the package that meet pairs of two sides or labels, for their peak memory: inputs, and the loss.
 OWN: dict[str, tuple[int, Loss]] = {
-    "uniformity": (1, hk.uniformity),
-    "uniformity, queue": (2, functools.partial(hk.uniformity, intra=True)),
-    "align_uniform": (2, lambda x, y: hk.align_uniform(x, y).loss),
+    "uniformity, queue with a gradient": (2, functools.partial(hk.uniformity, intra=True)),
     "info_nce": (2, hk.info_nce),
-    "info_nce, queue": (3, lambda x, y, q: hk.info_nce(x, y, negatives=q)),
+    "info_nce, queue with a gradient": (3, lambda x, y, q: hk.info_nce(x, y, negatives=q)),
+    "info_nce, a hard negative per row": (3, lambda x, y, h: hk.info_nce(x, y, hard_negatives=h.unsqueeze(-2))),
+    "info_nce, ids and log-weights": (2, masked_and_weighted),
     "clip_loss": (2, functools.partial(hk.clip_loss, logit_scale=1 / 0.07)),
+    "clip_loss, learned": (2, learned(hk.clip_loss, logit_scale=1 / 0.07)),
     "nt_xent": (2, hk.nt_xent),
+    "nt_xent, three views": (3, hk.nt_xent),
+    "nt_xent, learned temperature": (2, learned(hk.nt_xent, temperature=0.2)),
     "dcl": (2, hk.dcl),
     "dclw": (2, hk.dclw),
-    "sup_con": (1, lambda x: hk.sup_con(x, torch.arange(x.shape[0]) % CLASSES)),
+    "sup_con": (1, in_classes),
+    "sup_con, queue with a gradient": (2, in_classes),
     "siglip": (2, functools.partial(hk.siglip, logit_scale=10.0, logit_bias=-10.0)),
+    "siglip, learned": (2, learned(hk.siglip, logit_scale=10.0, logit_bias=-10.0)),
 }
 
 
@@ -163,28 +193,38 @@ def measure_peak(name: str, which: str, rows: int, dim: int) -> None:
     print(memory.rise)
 
 
-def compare(most: int, dim: int, rounds: int) -> list[dict[str, Any]]:
-    """Each drop-in beside its original."""
-    found = []
-    for name in PAIRS:
-        rows = min(most, PAIRS[name].most_rows)
-        (inputs, ours), (_, theirs) = made(name, "hyperkern"), made(name, "original")
-        measure.check(ours, theirs, draw(inputs, min(rows, 300), dim))
-        mine, original = seconds((ours, theirs), draw(inputs, rows, dim), rounds)
-        row = {"loss": name, "n": rows, "d": dim, "rounds": len(mine)}
-        for label, times in (("hyperkern", mine), ("original", original)):
-            low, median, high = statistics.quantiles(times, n=4)
-            row[label] = {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low)}
-            row[label]["peak_mib"] = peak(name, label, rows, dim) / MEBIBYTE
-        row["times_faster"] = row["original"]["median_ms"] / row["hyperkern"]["median_ms"]
-        row["times_smaller"] = row["original"]["peak_mib"] / row["hyperkern"]["peak_mib"]
-        print(as_line(row), flush=True)
-        found.append(row)
-    return found
+def compare(name: str, most: int, dim: int, rounds: int) -> dict[str, Any]:
+    """A drop-in beside its original."""
+    rows = min(most, PAIRS[name].most_rows)
+    (inputs, ours), (_, theirs) = made(name, "hyperkern"), made(name, "original")
+    measure.check(ours, theirs, draw(inputs, min(rows, 300), dim))
+    mine, original = seconds((ours, theirs), draw(inputs, rows, dim), rounds)
+    row: dict[str, Any] = {"loss": name, "n": rows, "d": dim, "rounds": len(mine), "library": library_of(name)}
+    for label, times in (("hyperkern", mine), ("original", original)):
+        low, median, high = statistics.quantiles(times, n=4)
+        row[label] = {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low)}
+        row[label]["peak_mib"] = peak(name, label, rows, dim) / MEBIBYTE
+    row["times_faster"] = row["original"]["median_ms"] / row["hyperkern"]["median_ms"]
+    row["times_smaller"] = row["original"]["peak_mib"] / row["hyperkern"]["peak_mib"]
+    return row
+
+
+def library_of(name: str) -> str:
+    """The distribution of an original, and its version."""
+    module = PAIRS[name].original.split(".")[0]
+    distribution = {"open_clip": "open-clip-torch"}.get(module, module.replace("_", "-"))
+    return f"{distribution} {importlib.metadata.version(distribution)}"
+
+
+def large(name: str, rows: int, dim: int) -> dict[str, Any]:
+    """The peak memory of a loss of the package."""
+    return {"loss": name, "n": rows, "d": dim, "peak_mib": peak(name, "hyperkern", rows, dim) / MEBIBYTE}
 
 
 def as_line(row: dict[str, Any]) -> str:
-    """A row of the table in Markdown."""
+    """A row of either table in Markdown."""
+    if "peak_mib" in row:
+        return f"| `{row['loss']}` | {row['peak_mib']:.0f} |"
     parts = [
         f"{row[of]['median_ms']:.0f} ± {row[of]['iqr_ms'] / 2:.0f} ms, {row[of]['peak_mib']:.0f} MiB"
         for of in ("original", "hyperkern")
@@ -194,48 +234,145 @@ def as_line(row: dict[str, Any]) -> str:
     )
 
 
+def machine() -> dict[str, Any]:
+    """What a row was measured with."""
+    return {
+        "processor": measure.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def save(path: Path, part: str, row: dict[str, Any]) -> None:
+    """Writes a row in place of the one of the same loss, in the order of the lists above."""
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows = {old["loss"]: old for old in saved.get(part, [])} | {row["loss"]: row}
+    saved[part] = [rows[name] for name in (PAIRS if part == "pairs" else OWN) if name in rows]
+    path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/contrastive-benchmark.md of some results: every figure in it is one of theirs."""
+    pairs, peaks = result["pairs"], result["peaks"]
+    more = result["pairs_of_more_threads"]
+
+    def below_one(rows: list[dict[str, Any]], ratio: str) -> str:
+        return ", ".join(row["loss"] for row in rows if row[ratio] < 1) or "none"
+
+    largest = max(peaks, key=lambda row: row["peak_mib"])
+    return PAGE_TEMPLATE.format(
+        pairs_head=HEADS["pairs"],
+        peaks_head=HEADS["peaks"],
+        pairs="\n".join(map(as_line, pairs)),
+        peaks="\n".join(map(as_line, peaks)),
+        dim=pairs[0]["d"],
+        slower=below_one(pairs, "times_faster"),
+        larger=below_one(pairs, "times_smaller"),
+        slower_with_more=below_one(more, "times_faster"),
+        more_pairs="\n".join(map(as_line, more)),
+        machine_of_more=measured_with(more),
+        machine_of_pairs=measured_with(pairs),
+        libraries=", ".join(dict.fromkeys(row["library"] for row in pairs)),
+        note="".join(f" {note}" for note in result.get("notes", [])),
+        machine_of_peaks=measured_with(peaks),
+        large=f"N = {largest['n']:,}, D = {largest['d']}",
+        input_mib=largest["n"] * largest["d"] * 4 / MEBIBYTE,
+        matrix_mib=largest["n"] ** 2 * 4 / MEBIBYTE,
+        bound_mib=MOST_BYTES / MEBIBYTE,
+        largest=f"{largest['peak_mib']:.0f} MiB of `{largest['loss']}`",
+    )
+
+
+def measured_with(rows: list[dict[str, Any]]) -> str:
+    """The machines and versions of some rows, in words."""
+    found = [f"{row['processor']}, {row['threads']} thread(s), torch {row['torch']}" for row in rows]
+    return "; ".join(dict.fromkeys(found))
+
+
 def main() -> None:
     """Measures everything, or in a child process one peak."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--json", type=Path, help="file for the results; what it has of other losses stays")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--large", type=int, nargs=2, default=(32768, 256), metavar=("N", "D"), help="for the memory")
     parser.add_argument("--part", choices=("pairs", "peaks"), help="one of the two tables; by default both")
+    parser.add_argument("--only", nargs="+", metavar="LOSS", help="some rows of the tables alone")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} from the results, and measure nothing")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak is not None:
         name, which, rows, dim = args.peak
         measure_peak(name, which, int(rows), int(dim))
         return
-    result: dict[str, Any] = {}
-    if args.part != "peaks":
-        print("| loss | N | original | hyperkern | times faster | times smaller |\n|---|---:|---:|---:|---:|---:|")
-        result["pairs"] = compare(args.rows, args.dim, args.rounds)
-    if args.part != "pairs":
-        result["peaks"] = peaks(*args.large)
-    if args.json:
-        save(Path(args.json), result)
+    if args.page:
+        PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+        return
+    unknown = set(args.only or ()) - {*PAIRS, *OWN}
+    if unknown:
+        parser.error(f"argument --only: {', '.join(map(repr, sorted(unknown)))} is none of {', '.join([*PAIRS, *OWN])}")
+    for part, losses in (("pairs", PAIRS), ("peaks", OWN)):
+        if args.part not in (None, part):
+            continue
+        print(HEADS[part], flush=True)
+        for name in losses:
+            if args.only and name not in args.only:
+                continue
+            row = compare(name, args.rows, args.dim, args.rounds) if part == "pairs" else large(name, *args.large)
+            print(as_line(row), flush=True)
+            if args.json:
+                save(args.json, part, row | machine())
 
 
-def peaks(rows: int, dim: int) -> list[dict[str, Any]]:
-    """The peak memory of every loss of the package."""
-    print(f"\n| loss + gradient, N = {rows}, D = {dim} | peak MiB |\n|---|---:|")
-    found = []
-    for name in OWN:
-        found.append({"loss": name, "n": rows, "d": dim, "peak_mib": peak(name, "hyperkern", rows, dim) / MEBIBYTE})
-        print(f"| {name} | {found[-1]['peak_mib']:.0f} |", flush=True)
-    return found
+HEADS = {
+    "pairs": "| loss | N | original | hyperkern | times faster | times smaller |\n|---|---:|---:|---:|---:|---:|",
+    "peaks": "| loss | peak MiB |\n|---|---:|",
+}
 
+PAGE_TEMPLATE = """\
+# Contrastive losses beside those of other libraries, on a CPU
 
-def save(path: Path, result: dict[str, Any]) -> None:
-    """Writes results beside those of the other part, if they are there."""
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    versions = {"torch": torch.__version__, "hyperkern": hk.__version__}
-    path.write_text(json.dumps(saved | versions | machine | result, indent=1) + "\n", encoding="utf-8")
+Measured figures, not predictions. `make bench-integrations` measures; `python -m benchmarks.contrastive --page`
+writes this page from [benchmarks/results/contrastive_cpu.json](../benchmarks/results/contrastive_cpu.json). Loss and
+gradient of float32 features, each once held against the original in float64: medians and half of the interquartile
+range of rounds that take turns, and the peak of resident memory in a process of its own, gradients included, inputs
+not.
 
+## The drop-ins and their originals
+
+D = {dim}, N rows in each of two views. *Times faster* and *times smaller* are ratios of the original to `hyperkern`:
+below 1 the original is the faster or the smaller one. Measured on {machine_of_pairs}, beside {libraries}.{note}
+
+{pairs_head}
+{pairs}
+
+Slower than the original: {slower}. Larger: {larger}.
+
+A thread is what can be measured on cores that are shared. On as many threads as cores, {machine_of_more}, one run
+gave the table below, but for lightly's DCLLoss: it came out faster than the original there, with rounds far apart,
+and this is a second measurement. Slower than the original: {slower_with_more}. Beside other work the times on two
+threads differ up to thirtyfold, those on one thread a few times: probably the many short products of a block each
+wait for a thread that is not running, while the few long products of the originals wait less often. Where other work
+competes for the cores, give PyTorch fewer threads.
+
+{pairs_head}
+{more_pairs}
+
+The originals multiply all features at once and store the matrix of all logits, several times over in backward. These
+walk over it in blocks and make it again in backward, so of one pair of views they compute 10 N²D operations for 6:
+the price of memory that grows with N alone, paid for by blocks that stay in the cache. PyTorch Metric Learning's
+NT-Xent stores the positive pairs times the negative ones, 8 N³ numbers: hence its small N.
+
+## Large batches
+
+{large}, where an input has {input_mib:.0f} MiB, and so has each gradient, which is counted; a matrix of all pairs
+would have {matrix_mib:.0f}. At most 300 MB, {bound_mib:.0f} MiB, are promised; the most is {largest}. Measured on
+{machine_of_peaks}.
+
+{peaks_head}
+{peaks}
+"""
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,12 @@
 """What a benchmark needs besides the clock: the machine's own matrix rate, the correctness gate, the peak memory."""
 
 import json
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +21,15 @@ def sgemm_rate() -> float:
     start = time.perf_counter()
     torch.mm(*_OPERANDS, out=_PRODUCT)
     return 2 * _SIZE**3 / (time.perf_counter() - start)
+
+
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def loss_and_grads(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The cost of a loss over many GPUs, by a model: what docs/scaling.md shows. Nothing here is measured.
 
-``python -m benchmarks.scaling [--rate FLOP/s] [--dim D]`` prints its tables in Markdown, for a rate and links of your own.
+``python -m benchmarks.scaling [--rate FLOP/s] [--dim D]`` prints its tables in Markdown.
 """
 
 import argparse

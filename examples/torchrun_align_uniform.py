@@ -7,8 +7,8 @@
     python examples/torchrun_align_uniform.py                         # the same batch in one process
 
 Every process encodes its part of the batch; the loss is that of the whole batch, with all pairs across processes, and
-DistributedDataParallel leaves each of them with the gradient of one process that has the whole batch. What this takes is
-``group=hyperkern.Group()`` in the loss. Images, encoder and evaluation are those of ``hyperkern demo``.
+DistributedDataParallel leaves each of them with the gradient of one process that has the whole batch. All that this
+takes is ``group=hyperkern.Group()`` in the loss. Images, encoder and evaluation are those of ``hyperkern demo``.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .distributed import gather_rows, outside_of_graphs
+from .distributed import Group, GroupLike, as_group, gather_rows, outside_of_graphs, resolve
 from .losses._inputs import check_vector
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -51,7 +51,7 @@ class FeatureQueue(nn.Module):
         with_ids: whether each row has an integer id, for ``info_nce(ids=..., negative_ids=queue.ids)``.
         gather: whether to enqueue the rows of all ranks, in their order. Nothing to do without an initialised process
             group.
-        group: the process group to gather in; by default that of all ranks.
+        group: the process group, mesh or `hyperkern.Group` to gather in; by default that of all ranks.
 
     Raises:
         TypeError: a size or dimension that is no integer, a dtype that is none of these.
@@ -73,7 +73,7 @@ class FeatureQueue(nn.Module):
         device: torch.device | str | None = None,
         with_ids: bool = False,
         gather: bool = False,
-        group: "dist.ProcessGroup | None" = None,
+        group: GroupLike = None,
     ) -> None:
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):
@@ -83,6 +83,7 @@ class FeatureQueue(nn.Module):
                 raise ValueError(f"{name} must be > 0, got {value}")
         if dtype not in _DTYPES:
             raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+        as_group(group)  # refuses what is none
         self.size, self.dim, self.with_ids = size, dim, with_ids
         self.gather, self.group = gather, group
         self.register_buffer("buffer", torch.zeros(size, dim, dtype=dtype, device=device))
@@ -192,16 +193,18 @@ class FeatureQueue(nn.Module):
 
     def _gathered(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rows of all ranks, one rank after the other, and their ids."""
-        ranks = dist.get_world_size(self.group)
+        resolved = resolve(Group() if self.group is None else self.group)
+        assert resolved is not None
+        handle, ranks = resolved[0], resolved[0].size()
         if ranks < 2:
             return rows, ids
         # How many rows there are goes first.
         own = rows.new_tensor([rows.shape[0]], dtype=torch.int64)
         everywhere = [torch.empty_like(own) for _ in range(ranks)]
-        dist.all_gather(everywhere, own, group=self.group)
+        dist.all_gather(everywhere, own, group=handle)
         counts: list[int] = torch.cat(everywhere).tolist()
 
         def of_all(tensor: Tensor) -> Tensor:
-            return torch.cat(gather_rows(tensor.unsqueeze(0), counts, self.group)(), 1).squeeze(0)
+            return torch.cat(gather_rows(tensor.unsqueeze(0), counts, handle)(), 1).squeeze(0)
 
         return of_all(rows), None if ids is None else of_all(ids)

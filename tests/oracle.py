@@ -203,9 +203,10 @@ def dcl(
 
 
 @per_batch
-def dclw(x: Tensor, y: Tensor, *, sigma: float = 0.5, **options: Any) -> Tensor:
-    a, b = rows(x.detach(), True), rows(y.detach(), True)
-    return dcl(x, y, weights=2 - len(x) * ((a * b).sum(1) / sigma).softmax(0), **options)
+def dclw(x: Tensor, y: Tensor, *, sigma: float = 0.5, normalize: bool = True, **options: Any) -> Tensor:
+    a, b = rows(x.detach(), normalize), rows(y.detach(), normalize)
+    weights = 2 - len(x) * ((a * b).sum(1) / sigma).softmax(0)
+    return dcl(x, y, weights=weights, normalize=normalize, **options)
 
 
 @per_batch

@@ -54,10 +54,10 @@ def class_sums_of(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
     batch, _, dim = x.shape
     # Of all batch elements at once: each has classes of its own.
     offset = classes * torch.arange(batch, device=x.device).unsqueeze(1)
-    zeros = x.new_zeros(batch * classes, dim)
+    sums = x.new_zeros(batch * classes, dim)
     index, rows = (index + offset).flatten(), x.reshape(-1, dim)
     # In the order of the rows: index_add does that on a CPU, index_put, which sorts, on a GPU.
-    sums = zeros.index_put((index,), rows, accumulate=True) if x.is_cuda else zeros.index_add(0, index, rows)
+    sums.index_put_((index,), rows, accumulate=True) if x.is_cuda else sums.index_add_(0, index, rows)
     return sums.index_select(0, (of + offset).flatten()).view(batch, of.shape[1], dim)
 
 

@@ -6,8 +6,19 @@ share a batch; `Remote` is what the other ones hold.
 
 from .checks import checks
 from .graphs import outside_of_graphs
-from .group import Group, GroupLike, as_group
+from .group import Group, GroupLike, as_group, resolve
 from .ranks import Ranks
 from .remote import Block, Remote, gather_rows
 
-__all__ = ["Block", "Group", "GroupLike", "Ranks", "Remote", "as_group", "checks", "gather_rows", "outside_of_graphs"]
+__all__ = [
+    "Block",
+    "Group",
+    "GroupLike",
+    "Ranks",
+    "Remote",
+    "as_group",
+    "checks",
+    "gather_rows",
+    "outside_of_graphs",
+    "resolve",
+]

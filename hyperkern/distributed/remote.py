@@ -31,7 +31,7 @@ class Block(NamedTuple):
 class Remote:
     """What the other ranks hold of tensors that all ranks share; on its way from the moment this is made.
 
-    Every rank goes through `blocks` the same number of times, and to the end.
+    Every rank goes through `blocks` the same number of times, to the end, and first without vectors.
 
     Args:
         ranks: who shares.
@@ -60,9 +60,7 @@ class Remote:
             yield Block(self.ranks.others, self._kept + arrived)
 
     def _around(self, more: Tensors, started: Arrival | None) -> Iterator[Block]:
-        if more and started is not None:
-            started()  # left without its vectors
-            started = None
+        assert started is None or not more  # the first visit, under way already, is one without vectors
         arrival = started or self._hop(1, self._own + more)
         size = len(self.ranks.counts)
         for distance in range(1, size):
@@ -86,12 +84,14 @@ class Remote:
         )
         below, above = (ranks.rank - 1) % len(ranks.counts), (ranks.rank + 1) % len(ranks.counts)
         transfers = [
-            dist.P2POp(operation, tensor, group=ranks.handle, group_peer=peer, tag=tag)
+            # One element for a shard without rows: a communicator is made by the first transfer that all ranks take
+            # part in.
+            dist.P2POp(operation, tensor if tensor.numel() else tensor.new_zeros(1), None, ranks.handle, tag, peer)
             for operation, peer, tensors in ((dist.isend, below, payload), (dist.irecv, above, arriving))
             for tag, tensor in enumerate(tensors)
-            if tensor is not None and tensor.numel()
+            if tensor is not None
         ]
-        works = dist.batch_isend_irecv(transfers) if transfers else []
+        works = dist.batch_isend_irecv(transfers)
 
         def arrived() -> Tensors:
             for work in works:

@@ -224,8 +224,8 @@ class DCLLoss(nn.Module):
         if self.weight_fn is not None:
             unit0, unit1 = nn.functional.normalize(out0, dim=1), nn.functional.normalize(out1, dim=1)
             made = self.weight_fn(unit0, unit1), self.weight_fn(unit1, unit0)
-            # A function may return one weight for all rows, as a tensor or as a number.
-            of0, of1 = (torch.as_tensor(w, device=out0.device).expand(out0.shape[0]) for w in made)
+            # A function may return one weight for all rows, as a tensor or as a number, and whole numbers.
+            of0, of1 = (1.0 * torch.as_tensor(w, device=out0.device).expand(out0.shape[0]) for w in made)
             weights = of0, of1
         return self._loss(out0, out1, weights)
 

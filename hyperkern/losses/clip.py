@@ -179,10 +179,11 @@ def own_decisions(
     bias = logit_bias.to(x.dtype) if isinstance(logit_bias, Tensor) else x.new_full((), logit_bias)
     u = bias.reshape(()).expand(x.shape[:-1])
     terms = PairTerms(u=u)
+    # First, so that backward comes to them last: their gradients would wait beside those of the pairs, twice 2 N D.
+    partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
     others = autograd.energy(x, y, spec=spec, terms=terms, potential="softplus", backend=backend)
     if remote is not None:
         others = others + autograd.remote_energy(
             x, y, remote, spec=spec, terms=terms, potential="softplus", backend=backend
         )
-    partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
     return others + partners.sum(-1), ranks

@@ -75,8 +75,8 @@ def info_nce(
     Raises:
         TypeError: an input is no tensor, not of a wanted dtype, or the dtypes differ.
         ValueError: a wrong or empty shape, different devices, ``temperature <= 0``, an unknown ``reduction``, ids or
-            log-weights of negatives that are not given, no source of negatives at all, an unknown or unusable
-            ``backend``.
+            log-weights of negatives that are not given, ids that nothing is compared with, no source of negatives at
+            all, an unknown or unusable ``backend``.
 
     Source:
         van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, Eq. 4. With
@@ -98,6 +98,8 @@ def info_nce(
         _check_negatives(x, negatives, ids, negative_ids, negative_log_weights)
         if not in_batch and negatives is None and hard_negatives is None:
             raise ValueError("in_batch=False leaves no candidates: give negatives or hard_negatives")
+        if not in_batch and ids is not None and negative_ids is None:
+            raise ValueError("in_batch=False leaves negative_ids alone to compare ids with, but negative_ids is None")
         agreed.shard(x=x, y=y, hard_negatives=hard_negatives, ids=ids, y_log_weights=y_log_weights)
         agreed.same(negatives=negatives, negative_ids=negative_ids, negative_log_weights=negative_log_weights)
     ranks = agreed.ranks

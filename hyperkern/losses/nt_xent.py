@@ -148,8 +148,8 @@ def dclw(
 ) -> Tensor:
     r"""Decoupled contrastive loss whose positives weigh less the more alike they are already.
 
-    The weight of a positive is ``w_i = 2 - N softmax_i(x_i . y_i / sigma)``, of the von Mises-Fisher density; it is
-    not differentiated.
+    The weight of a positive is ``w_i = 2 - N softmax_i(x_i . y_i / sigma)``, of the von Mises-Fisher density and the
+    rows that the loss multiplies, normalised or not; it is not differentiated.
 
     Args:
         x: ``(N, D)`` or ``(B, N, D)`` features of one view, N >= 2, float64, float32, bfloat16 or float16, any strides.

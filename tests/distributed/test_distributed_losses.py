@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 import hyperkern as hk
+from hyperkern.demo.memory import PeakMemory
 
 ROWS, QUEUE, DIM = 13, 6, 5
 # How the rows are spread, by the number of ranks: even, uneven, with ranks that have none.
@@ -264,3 +265,68 @@ def test_autocast(ranks: Ranks) -> None:
     first, second = ranks(2).run(with_autocast)
     assert first == second
     assert first[:2] == (torch.float32, torch.bfloat16)
+
+
+def backward_twice(rank: int) -> list[Tensor]:
+    found = []
+    for transport in ("gather", "ring"):
+        x, y = (torch.randn(4, 3, dtype=torch.float64).requires_grad_() for _ in range(2))
+        loss = hk.clip_loss(x, y, logit_scale=3.0, group=hk.Group(transport=transport)) + hk.uniformity(
+            x, group=hk.Group(transport=transport)
+        )
+        first = torch.autograd.grad(loss, (x, y), retain_graph=True)
+        second = torch.autograd.grad(loss, (x, y), torch.tensor(2.0, dtype=torch.float64))
+        found += [*first, *second]
+    return found
+
+
+def test_two_backward_passes(ranks: Ranks) -> None:
+    for dx, dy, dx2, dy2, *around in ranks(2).run(backward_twice):
+        torch.testing.assert_close((dx2, dy2), (2 * dx, 2 * dy))
+        assert len(around) == 4
+
+
+def several_losses_at_once(rank: int, order: list[int]) -> list[Tensor]:
+    """Losses whose graphs are built in an order and differentiated in one backward pass."""
+    x = torch.randn(4 + rank, 3, dtype=torch.float64).requires_grad_()
+    made = [
+        lambda: hk.nt_xent(x, x.sin(), group=hk.Group()),
+        lambda: hk.uniformity(x, t=400.0, group=hk.Group(transport="ring")),
+        lambda: hk.sup_con(x, torch.arange(4 + rank) % 2, group=hk.Group(transport="ring")),
+    ]
+    losses = {i: made[i]() for i in order}
+    return list(torch.autograd.grad(sum(losses[i] for i in sorted(losses)), x))
+
+
+def test_several_losses_in_one_backward(ranks: Ranks) -> None:
+    one_order, another = (
+        ranks(3).run(several_losses_at_once, [0, 1, 2]),
+        ranks(3).run(several_losses_at_once, [2, 0, 1]),
+    )
+    for found, other in zip(one_order, another, strict=True):
+        torch.testing.assert_close(found, other)
+
+
+def memory_of(rank: int, rows: int, dim: int) -> dict[str, int]:
+    """The extra resident memory of loss + gradient, in shards of this rank."""
+    x = torch.randn(rows, dim)
+    found = {}
+    for transport in ("ring", "gather"):
+        group = hk.Group(transport=transport)
+        hk.uniformity(x[:64].requires_grad_(), group=group).backward()
+        leaf = x.detach().requires_grad_()
+        dist.barrier()
+        with PeakMemory(torch.device("cpu")) as memory:
+            hk.uniformity(leaf, group=group).backward()
+        found[transport] = memory.rise / x.nbytes
+    return found
+
+
+@pytest.mark.slow
+def test_the_ring_holds_a_few_shards(ranks: Ranks) -> None:
+    size = 4
+    for found in ranks(size).run(memory_of, 3000, 1024):
+        # Unit rows, the gradient three times over while it is made, two shards that travel, and what blocks take.
+        assert found["ring"] < 9
+        # All shards, twice while they are put together.
+        assert found["gather"] > found["ring"] + size - 2

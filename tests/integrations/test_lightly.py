@@ -97,6 +97,8 @@ WEIGHTS = {
     "differentiable": lambda a, b: ((a - b) ** 2).sum(1),
     "scalar": lambda a, b: (a * b).mean(),
     "number": lambda a, b: 0.25,
+    "whole number": lambda a, b: 2,
+    "whole numbers": lambda a, b: torch.arange(len(a)),
 }
 
 

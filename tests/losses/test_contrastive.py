@@ -119,6 +119,11 @@ BAD = [
         lambda: hk.info_nce(X, Y, hard_negatives=torch.randn(6, 0, 4)),
     ),
     (ValueError, "in_batch=False leaves no candidates", lambda: hk.info_nce(X, Y, in_batch=False)),
+    (
+        ValueError,
+        "in_batch=False leaves negative_ids alone to compare ids with, but negative_ids is None",
+        lambda: hk.info_nce(X, Y, negatives=QUEUE, in_batch=False, ids=SAME),
+    ),
     (TypeError, "ids must have an integer dtype, got torch.float32", lambda: hk.info_nce(X, Y, ids=X[:, 0])),
     (ValueError, r"ids must have shape \(6,\), one entry for each row of x", lambda: hk.info_nce(X, Y, ids=SAME[:5])),
     (TypeError, "ids must have an integer dtype", lambda: hk.clip_loss(X, Y, logit_scale=1.0, ids=X[:, 0])),
