@@ -57,7 +57,7 @@ def share(
 @outside_of_graphs
 def _shared(ranks: Ranks, y: Tensor, v: Tensor | None, ids: Tensor | None, labels: Tensor | None) -> Remote:
     vectors = (None if t is None else t.expand(y.shape[:-1]) for t in (v, ids, labels))
-    return ranks.share(batched(y), *(t if t is None or y.dim() == 3 else t.unsqueeze(0) for t in vectors))
+    return Remote(ranks, [batched(y), *(t if t is None or y.dim() == 3 else t.unsqueeze(0) for t in vectors)])
 
 
 @outside_of_graphs
@@ -211,7 +211,7 @@ class _RemoteRowLSE(Function):
             of_positives = dx[:, :0] if labels is None else grad_positives.unsqueeze(2) * sums
             # How the columns there weigh our rows: as columns, or with y = x as the rows that they are as well.
             weights = (row, grad_row) if y is None else col_side
-            for _, (y_there, v_there, ids_there, labels_there, *more) in ctx.remote.blocks(
+            for _there, (y_there, v_there, ids_there, labels_there, *more) in ctx.remote.blocks(
                 *weights, None if labels is None else grad_positives
             ):
                 lse_there, grad_there, positives_there = more
@@ -227,11 +227,11 @@ class _RemoteRowLSE(Function):
                 dx += of_positives
         if need_y:
             # The rows there, with what they make of our columns.
-            rows = ctx.remote.ranks.share(x, u, row_ids, row, grad_row)
-            for _, (x_there, u_there, ids_there, lse_there, grad_there) in rows.blocks():
-                operands = x_there, y, u_there, v, ids_there, col_ids
-                pairs = lse_there, col_side[0], grad_there, col_side[1]
-                _, _, part, part_sum = ops.pair_grad(*operands, *spec, *pairs, False, True, ctx.backend)
+            rows = Remote(ctx.remote.ranks, [x, u, row_ids, row, grad_row])
+            for _there, (x_there, u_there, ids_there, lse_there, grad_there) in rows.blocks():
+                mirrored = x_there, y, u_there, v, ids_there, col_ids
+                both_sides = lse_there, col_side[0], grad_there, col_side[1]
+                _, _, part, part_sum = ops.pair_grad(*mirrored, *spec, *both_sides, False, True, ctx.backend)
                 dy += part
                 dv += part_sum
             dy.mul_(spec.scale)
@@ -259,14 +259,15 @@ class _RemoteEnergy(Function):
     ) -> Tensor:
         total = x.new_zeros(x.shape[0])
         (dx, du), (dy, dv) = _zeros(x, need_x), _zeros(x if y is None else y, need_y)
-        for _, (y_there, v_there, ids_there, _) in remote.blocks():
+        for _there, (y_there, v_there, ids_there, _) in remote.blocks():
             operands = x, y_there, u, v_there, row_ids, ids_there
             part, part_x, part_u, _, _ = ops.energy(*operands, *spec, potential, need_x, False, backend)
             total += part
             dx += part_x
             du += part_u
         if need_y:
-            for _, (x_there, u_there, ids_there) in remote.ranks.share(x, u, row_ids).blocks():
+            rows = Remote(remote.ranks, [x, u, row_ids])
+            for _there, (x_there, u_there, ids_there) in rows.blocks():
                 mirrored = x_there, y, u_there, v, ids_there, col_ids
                 _, _, _, part_y, part_v = ops.energy(*mirrored, *spec, potential, False, True, backend)
                 dy += part_y

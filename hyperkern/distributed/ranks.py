@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .graphs import outside_of_graphs
 from .group import Group
-from .remote import Remote
 
 # Above it "auto" sends rows around a ring: what a rank may keep of other ranks' rows without much thought.
 GATHER_BYTES = 512 << 20
@@ -84,10 +83,6 @@ class Ranks:
         for part in rest:
             largest = torch.maximum(largest, part)
         return largest
-
-    def share(self, *tensors: Tensor | None) -> Remote:
-        """Starts the exchange of tensors ``(B, rows, ...)``; those of the other ranks come out of the result."""
-        return Remote(self, tensors)
 
     def to_owners(self, parts: dict[int, Tensor], like: Tensor) -> list[Tensor]:
         """Sends each rank what this one has for its rows.

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .ranks import Ranks
+from .ranks import Ranks
 
 Tensors = tuple[Tensor | None, ...]
 # Waits for a transfer and gives what has arrived.
@@ -38,7 +37,7 @@ class Remote:
         tensors: ``(B, rows, ...)`` of this rank, the same but for the rows on every rank.
     """
 
-    def __init__(self, ranks: "Ranks", tensors: Sequence[Tensor | None]) -> None:
+    def __init__(self, ranks: Ranks, tensors: Sequence[Tensor | None]) -> None:
         self.ranks, self._own = ranks, _detached(tensors)
         self._keeps = ranks.keeps(sum(map(_row_bytes, self._own)))
         self._kept: Tensors | None = None
