@@ -117,9 +117,9 @@ def _unpack(args: tuple) -> tuple[PairTerms, PairSpec, tuple]:
 
 
 def _select(requested: str | None, primitive: str, x: Tensor, spec: PairSpec | None = None) -> backends.Backend:
-    if not x.shape[1]:  # a rank that has no rows: no kernel has to know of that
-        return backends.load("reference")
-    return backends.select(requested, Problem(primitive, x.device, x.dtype, x.shape[-1], spec))
+    chosen = backends.select(requested, Problem(primitive, x.device, x.dtype, x.shape[-1], spec))
+    # A rank may have no rows, of which no kernel has to know.
+    return chosen if x.shape[1] else backends.load("reference")
 
 
 def _new(x: Tensor, *shape: int) -> Tensor:

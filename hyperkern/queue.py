@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .distributed import Group, GroupLike, as_group, gather_rows, outside_of_graphs, resolve
+from .distributed import Group, GroupLike, as_group, checks, gather_rows, outside_of_graphs
 from .losses._inputs import check_vector
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -126,13 +126,22 @@ class FeatureQueue(nn.Module):
 
         Raises:
             TypeError: features that are no tensor of a floating dtype, ids that are no integers.
-            ValueError: a wrong shape or device, ids missing or not expected.
+            ValueError: a wrong shape or device, ids missing or not expected; when gathering, on all ranks at once, and
+                for queues that differ between ranks.
         """
-        self._check(features, ids)
-        rows = features.detach().to(self.buffer.dtype)
-        ids = None if ids is None else ids.to(torch.int64)
-        if self.gather and dist.is_available() and dist.is_initialized():
-            rows, ids = self._gathered(rows, ids)
+        gathers = self.gather and dist.is_available() and dist.is_initialized()
+        group = (Group() if self.group is None else self.group) if gathers else None
+        state = {"dim": self.dim, "dtype": self.buffer.dtype, "with_ids": self.with_ids}
+        with checks(group, "FeatureQueue.enqueue", rows_optional=True, **state) as agreed:
+            self._check(features, ids)
+            rows = features.detach().to(self.buffer.dtype)
+            ids = None if ids is None else ids.to(torch.int64)
+            agreed.shard(features=rows, ids=ids)
+        ranks = agreed.ranks
+        if not ranks.alone:
+            rows = torch.cat(gather_rows(rows.unsqueeze(0), ranks.counts, ranks.handle)(), 1).squeeze(0)
+            if ids is not None:
+                ids = torch.cat(gather_rows(ids.unsqueeze(0), ranks.counts, ranks.handle)(), 1).squeeze(0)
         surplus = max(0, rows.shape[0] - self.size)
         start = (self._next + surplus) % self.size
         self._write(self.buffer, rows[surplus:], start)
@@ -190,21 +199,3 @@ class FeatureQueue(nn.Module):
         before_end = min(rows.shape[0], self.size - start)
         ring[start : start + before_end] = rows[:before_end]
         ring[: rows.shape[0] - before_end] = rows[before_end:]
-
-    def _gathered(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The rows of all ranks, one rank after the other, and their ids."""
-        resolved = resolve(Group() if self.group is None else self.group)
-        assert resolved is not None
-        handle, ranks = resolved[0], resolved[0].size()
-        if ranks < 2:
-            return rows, ids
-        # How many rows there are goes first.
-        own = rows.new_tensor([rows.shape[0]], dtype=torch.int64)
-        everywhere = [torch.empty_like(own) for _ in range(ranks)]
-        dist.all_gather(everywhere, own, group=handle)
-        counts: list[int] = torch.cat(everywhere).tolist()
-
-        def of_all(tensor: Tensor) -> Tensor:
-            return torch.cat(gather_rows(tensor.unsqueeze(0), counts, handle)(), 1).squeeze(0)
-
-        return of_all(rows), None if ids is None else of_all(ids)

@@ -12,11 +12,12 @@ operand has a leading batch dimension, which also serves `torch.func.vmap`.
 from .classes import class_index, class_sums
 from .pairs import energy, row_lse
 from .remote import logsumexp_over_ranks, remote_energy, remote_row_lse, share, sum_over_ranks
-from .rows import prepare
+from .rows import check_backend, prepare
 from .step import align_uniform
 
 __all__ = [
     "align_uniform",
+    "check_backend",
     "class_index",
     "class_sums",
     "energy",

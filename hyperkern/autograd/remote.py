@@ -56,7 +56,9 @@ def share(
 
 @outside_of_graphs
 def _shared(ranks: Ranks, y: Tensor, v: Tensor | None, ids: Tensor | None, labels: Tensor | None) -> Remote:
-    vectors = (None if t is None else t.expand(y.shape[:-1]) for t in (v, ids, labels))
+    # Of integers the widest: the narrow ones are not sent by every library.
+    wide = (None if t is None else t.to(torch.int64) for t in (ids, labels))
+    vectors = (None if t is None else t.expand(y.shape[:-1]) for t in (v, *wide))
     return Remote(ranks, [batched(y), *(t if t is None or y.dim() == 3 else t.unsqueeze(0) for t in vectors)])
 
 
@@ -84,8 +86,9 @@ def remote_row_lse(
         need_cols: whether the column side is wanted.
         backend: name of a backend to force.
     """
-    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
-    labels = labels if labels is None or x.dim() == 3 else labels.unsqueeze(0)
+    operands = batched(x), None if y is None else batched(y), *batched_terms(_with_wide_ids(terms), x)
+    if labels is not None:
+        labels = labels.to(torch.int64) if x.dim() == 3 else labels.to(torch.int64).unsqueeze(0)
     found = _RemoteRowLSE.apply(*operands, labels, remote, _across(spec), need_cols, backend)
     return RemoteLSE(*(found if x.dim() == 3 else (t.squeeze(0) for t in found)))
 
@@ -117,7 +120,7 @@ def remote_energy(
     Returns:
         A scalar, or ``(B,)``.
     """
-    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
+    operands = batched(x), None if y is None else batched(y), *batched_terms(_with_wide_ids(terms), x)
     needs = sides_requiring_grad(operands)
     total: Tensor = _RemoteEnergy.apply(*operands, remote, _across(spec), potential, *needs, backend)
     return total if x.dim() == 3 else total.squeeze(0)
@@ -193,8 +196,9 @@ class _RemoteRowLSE(Function):
         if need_cols:
             for part in remote.ranks.to_owners(of_cols, like=col):
                 torch.logaddexp(col, part, out=col)
-        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, labels, row, col, sums)
-        ctx.remote, ctx.spec, ctx.need_cols, ctx.backend = remote, spec, need_cols, backend
+        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, labels, row, col, sums, *remote.state())
+        ctx.ranks, ctx.kept = remote.ranks, remote.is_kept
+        ctx.spec, ctx.need_cols, ctx.backend = spec, need_cols, backend
         number = number.squeeze(2)
         ctx.mark_non_differentiable(number)
         return row, col, (labelled * sums).sum(2), number
@@ -202,7 +206,7 @@ class _RemoteRowLSE(Function):
     @staticmethod
     def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor, grad_positives: Tensor, _: Tensor) -> tuple:
         _refuse_second_order()
-        x, y, u, v, row_ids, col_ids, labels, row, col, sums = ctx.saved_tensors
+        x, y, u, v, row_ids, col_ids, labels, row, col, sums, *state = ctx.saved_tensors
         needs, spec = ctx.needs_input_grad, ctx.spec
         need_x, need_y = needs[0] or needs[2], needs[1] or needs[3]
         (dx, du), (dy, dv) = _zeros(x, need_x), _zeros(x if y is None else y, need_y)
@@ -211,23 +215,24 @@ class _RemoteRowLSE(Function):
             of_positives = dx[:, :0] if labels is None else grad_positives.unsqueeze(2) * sums
             # How the columns there weigh our rows: as columns, or with y = x as the rows that they are as well.
             weights = (row, grad_row) if y is None else col_side
-            for _there, (y_there, v_there, ids_there, labels_there, *more) in ctx.remote.blocks(
-                *weights, None if labels is None else grad_positives
-            ):
-                lse_there, grad_there, positives_there = more
+            remote = Remote.restored(ctx.ranks, state, kept=ctx.kept)
+            of_labels = None if labels is None else grad_positives
+            for _there, tensors in remote.blocks(*weights, of_labels):
+                y_there, v_there, ids_there, labels_there, lse_there, grad_there, positives_there = tensors
                 operands = x, y_there, u, v_there, row_ids, ids_there
                 pairs = row, lse_there, grad_row, grad_there
                 part, part_sum, _, _ = ops.pair_grad(*operands, *spec, *pairs, True, False, ctx.backend)
                 dx += part
                 du += part_sum
                 if labels is not None:
-                    of_positives += _sums_by_label(positives_there.unsqueeze(2) * y_there, labels_there, labels)
+                    weighted = positives_there.unsqueeze(2) * y_there
+                    of_positives += _sums_by_label(weighted, labels_there, labels)
             dx.mul_(spec.scale)
             if labels is not None:
                 dx += of_positives
         if need_y:
             # The rows there, with what they make of our columns.
-            rows = Remote(ctx.remote.ranks, [x, u, row_ids, row, grad_row])
+            rows = Remote(ctx.ranks, [x, u, row_ids, row, grad_row])
             for _there, (x_there, u_there, ids_there, lse_there, grad_there) in rows.blocks():
                 mirrored = x_there, y, u_there, v, ids_there, col_ids
                 both_sides = lse_there, col_side[0], grad_there, col_side[1]
@@ -284,6 +289,13 @@ class _RemoteEnergy(Function):
         dx, du, dy, dv = ctx.saved_tensors
         grads = dx * per_row.unsqueeze(2), du * per_row, dy * per_row.unsqueeze(2), dv * per_row
         return *operand_grads(grads, ctx.needs_input_grad), *(None,) * 6
+
+
+def _with_wide_ids(terms: PairTerms | None) -> PairTerms | None:
+    """The terms with ids of the dtype in which they travel."""
+    if terms is None or terms.row_ids is None or terms.col_ids is None:
+        return terms
+    return terms._replace(row_ids=terms.row_ids.to(torch.int64), col_ids=terms.col_ids.to(torch.int64))
 
 
 def _zeros(x: Tensor, needed: bool) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..backends import forced
+from ..backends import Problem, forced, select
 from ..spec import accumulate_dtype, norm_eps
 from .functions import batched, bound_once, vmap_by_batch
 
@@ -34,6 +34,21 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
         return rows + 0 * rows
     unit, _ = _Normalize.apply(batched(x), backend)
     return unit.view(x.shape)
+
+
+def check_backend(requested: str | None, x: Tensor) -> str | None:
+    """Asks for the backend of every primitive, before there is anything to compute.
+
+    Returns:
+        The name that is forced, by argument or by the environment.
+
+    Raises:
+        ValueError: an unknown or unusable backend.
+    """
+    for primitive in ("prepare", "finish", "row_lse", "pair_grad", "energy"):
+        dtype = x.dtype if primitive == "prepare" else accumulate_dtype(x.dtype)
+        select(requested, Problem(primitive, x.device, dtype, x.shape[-1]))
+    return forced(requested)[0]
 
 
 @bound_once

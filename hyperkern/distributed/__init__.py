@@ -6,7 +6,7 @@ share a batch; `Remote` is what the other ones hold.
 
 from .checks import checks
 from .graphs import outside_of_graphs
-from .group import Group, GroupLike, as_group, resolve
+from .group import Group, GroupLike, as_group
 from .ranks import Ranks
 from .remote import Block, Remote, gather_rows
 
@@ -20,5 +20,4 @@ __all__ = [
     "checks",
     "gather_rows",
     "outside_of_graphs",
-    "resolve",
 ]

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .graphs import outside_of_graphs
-from .group import Group, GroupLike, resolve
-from .ranks import Ranks
+from .group import Group, GroupLike, ProcessGroup, resolve
+from .ranks import Ranks, all_gather
+from .remote import settle
 
 
 class checks:
@@ -29,6 +30,7 @@ class checks:
     Args:
         group: as the user gave it; without one the checks are ordinary ones.
         loss: its name.
+        rows_optional: whether it may be that no rank has a row.
         **options: its options.
 
     Raises:
@@ -39,11 +41,11 @@ class checks:
 
     ranks: Ranks
 
-    def __init__(self, group: GroupLike, loss: str, **options: Any) -> None:
+    def __init__(self, group: GroupLike, loss: str, *, rows_optional: bool = False, **options: Any) -> None:
         resolved = resolve(group)
         # A group of one is no group: nothing is exchanged, nothing may be empty.
         self._shared = None if resolved is None or resolved[0].size() == 1 else resolved
-        self._loss, self._options = loss, options
+        self._loss, self._options, self._rows_optional = loss, options, rows_optional
         self._shards: dict[str, Tensor] = {}
         self._same: dict[str, Tensor] = {}
 
@@ -55,6 +57,10 @@ class checks:
     def shard(self, **tensors: Tensor | None) -> None:
         """What this rank has of the batch, ``(rows, ...)`` or ``(B, rows, ...)``; features ``(..., rows, D)`` first."""
         self._shards.update({name: t for name, t in tensors.items() if t is not None})
+
+    def also(self, **options: Any) -> None:
+        """Further options that every rank must have alike."""
+        self._options.update(options)
 
     def same(self, **tensors: Tensor | None) -> None:
         """Tensors of which every rank has the same, or none has one."""
@@ -74,21 +80,21 @@ class checks:
             self.ranks = Ranks((next(iter(self._shards.values())).shape[-2],))
 
     @outside_of_graphs
-    def _agree(self, handle: dist.ProcessGroup, options: Group, error: BaseException | None) -> Ranks:
+    def _agree(self, handle: ProcessGroup, options: Group, error: BaseException | None) -> Ranks:
         rows = 0 if error is not None else next(iter(self._shards.values())).shape[-2]
         signature = "" if error is not None else self._signature(options)
         digest = int.from_bytes(hashlib.blake2b(signature.encode(), digest_size=8).digest(), "big", signed=True)
         own = torch.tensor([error is None, rows, digest], device=self._device(handle))
-        parts = [torch.empty_like(own) for _ in range(handle.size())]
-        dist.all_gather(parts, own, group=handle)
-        passed, counts, digests = torch.stack(parts).T.tolist()
+        passed, counts, digests = all_gather(own, handle.size(), handle)[0].T.tolist()
         if not all(passed) or len(set(digests)) > 1:
             self._raise(handle, signature, error)
-        if not any(counts):
-            raise ValueError(f"x must not be empty: none of the {len(counts)} ranks of the group has a row")
+        else:
+            settle(handle)
+            if not self._rows_optional and not any(counts):
+                raise ValueError(f"x must not be empty: none of the {len(counts)} ranks of the group has a row")
         return Ranks(counts, handle, options)
 
-    def _raise(self, handle: dist.ProcessGroup, signature: str, error: BaseException | None) -> None:
+    def _raise(self, handle: ProcessGroup, signature: str, error: BaseException | None) -> None:
         """Raises what is wrong, where; the error of this rank itself is on its way already."""
         said = None if error is None else f"{type(error).__name__}: {error}"
         everywhere: list[Any] = [None] * handle.size()
@@ -116,10 +122,13 @@ class checks:
             f"{name}={_described(value, value.shape) if isinstance(value, Tensor) else repr(value)}"
             for name, value in self._options.items()
         ]
+        kind = next(iter(self._shards.values())).device.type
+        if torch.is_autocast_enabled(kind):
+            parts.append(f"autocast={torch.get_autocast_dtype(kind)}".replace("torch.", ""))
         parts.append(f"Group(grad_scale={options.grad_scale!r}, transport={options.transport!r})")
         return f"{self._loss}({', '.join(parts)})"
 
-    def _device(self, handle: dist.ProcessGroup) -> torch.device:
+    def _device(self, handle: ProcessGroup) -> torch.device:
         """Where three integers cost least: on the CPU, if the group has a backend for it."""
         if "cpu:" in dist.get_backend_config(handle):
             return torch.device("cpu")

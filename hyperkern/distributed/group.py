@@ -4,7 +4,18 @@ import dataclasses
 from typing import TypeAlias
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+
+if dist.is_available():
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+else:  # a PyTorch built without it: nothing is a group
+
+    class ProcessGroup:  # type: ignore[no-redef]
+        """None there is."""
+
+    class DeviceMesh:  # type: ignore[no-redef]
+        """None there is."""
+
 
 GRAD_SCALES = ("ddp", "sum")
 TRANSPORTS = ("auto", "gather", "ring")
@@ -17,7 +28,8 @@ class Group:
     Every rank passes its own rows; the loss is that of all rows, the same number on every rank, and each rank gets the
     exact gradient of its own rows. Numbers of rows may differ, and a rank may have none (``(0, D)``). What is not rows
     of the batch (a queue, a temperature) is the same on every rank. All ranks call the loss, and its backward,
-    together; a bad argument on one of them raises on all.
+    together; a bad argument on one of them raises on all. What is made of a reduced loss, it is one loss, is the same
+    on every rank too: a factor that differs between ranks leaves gradients of no loss at all.
 
     Args:
         process_group: a `torch.distributed.ProcessGroup`, or a `DeviceMesh` of one dimension; ``None`` for all ranks.
@@ -29,15 +41,15 @@ class Group:
             make of their own losses.
         transport: how rows get to the other ranks. ``"gather"``: every rank keeps all rows from forward to backward,
             and they travel once. ``"ring"``: one shard at a time visits every rank, while the one before is computed
-            with; two shards of memory; they travel once for energies (uniformity, SigLIP), and once more in the
-            backward of the losses with a softmax. ``"auto"``: a gather while all rows take less than 512 MiB.
+            with; three shards of memory; they travel once for energies (uniformity, SigLIP), and once more in the
+            backward of the losses with a softmax. ``"auto"``: a gather while that of all rows takes at most 512 MiB.
 
     Raises:
         TypeError: a ``process_group`` of another type.
         ValueError: a mesh of several dimensions, an unknown ``grad_scale`` or ``transport``.
     """
 
-    process_group: dist.ProcessGroup | DeviceMesh | None = None
+    process_group: ProcessGroup | DeviceMesh | None = None
     grad_scale: str = "ddp"
     transport: str = "auto"
 
@@ -56,7 +68,7 @@ class Group:
         return self
 
 
-GroupLike: TypeAlias = Group | dist.ProcessGroup | DeviceMesh | None
+GroupLike: TypeAlias = Group | ProcessGroup | DeviceMesh | None
 
 
 def check_process_group(name: str, value: object) -> None:
@@ -65,9 +77,11 @@ def check_process_group(name: str, value: object) -> None:
         if value.ndim != 1:
             names = value.mesh_dim_names or f"{value.ndim} without names"
             raise ValueError(f"{name} must be a mesh of one dimension, {name}=mesh[...], got one of {names}")
-    elif value is dist.GroupMember.NON_GROUP_MEMBER:
+        if value.get_coordinate() is None:
+            raise ValueError(f"{name} must be a mesh that this process belongs to, got {value}")
+    elif dist.is_available() and value is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError(f"{name} must be a group that this process belongs to, got one that it does not")
-    elif value is not None and not isinstance(value, dist.ProcessGroup):
+    elif value is not None and not isinstance(value, ProcessGroup):
         raise TypeError(
             f"{name} must be a hyperkern.Group, a torch.distributed.ProcessGroup or a DeviceMesh, "
             f"got {type(value).__name__}"
@@ -87,7 +101,7 @@ def as_group(group: GroupLike) -> Group | None:
     return Group(group)
 
 
-def resolve(group: GroupLike) -> tuple[dist.ProcessGroup, Group] | None:
+def resolve(group: GroupLike) -> tuple[ProcessGroup, Group] | None:
     """The process group and the options; ``None`` for a batch of this process alone.
 
     Raises:
@@ -97,7 +111,7 @@ def resolve(group: GroupLike) -> tuple[dist.ProcessGroup, Group] | None:
     options = as_group(group)
     if options is None:
         return None
-    if not dist.is_initialized():
+    if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("group needs torch.distributed: call torch.distributed.init_process_group first")
     handle = options.process_group
     if isinstance(handle, DeviceMesh):

@@ -1,13 +1,14 @@
 """The processes that share a batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .graphs import outside_of_graphs
-from .group import Group
+from .group import Group, ProcessGroup
 
 # Above it "auto" sends rows around a ring: what a rank may keep of other ranks' rows without much thought.
 GATHER_BYTES = 512 << 20
@@ -22,9 +23,7 @@ class Ranks:
         grad_factor: what gradients are multiplied by, see `Group`.
     """
 
-    def __init__(
-        self, counts: Sequence[int], handle: dist.ProcessGroup | None = None, options: Group | None = None
-    ) -> None:
+    def __init__(self, counts: Sequence[int], handle: ProcessGroup | None = None, options: Group | None = None) -> None:
         self.counts, self.handle, self.options = counts, handle, options
         self.rank = 0 if handle is None else handle.rank()
         self.grad_factor = len(counts) if options is not None and options.grad_scale == "ddp" else 1
@@ -57,32 +56,24 @@ class Ranks:
         """Whether all rows are to be gathered and kept, rather than sent around."""
         assert self.options is not None
         if self.options.transport == "auto":
-            return self.total * row_bytes <= GATHER_BYTES
+            return len(self.counts) * max(self.counts) * row_bytes <= GATHER_BYTES  # shards are padded to the longest
         return self.options.transport == "gather"
 
-    def all(self, value: Tensor) -> list[Tensor]:
-        """``value``, of the same shape everywhere, of every rank."""
-        return [value] if self.alone else self._gathered(value.detach().contiguous())
+    def all(self, value: Tensor) -> Tensor:
+        """``value``, of the same shape everywhere, of every rank, with a leading dimension for the ranks."""
+        return value.unsqueeze(0) if self.alone else self._gathered(value.detach())
 
     @outside_of_graphs
-    def _gathered(self, value: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(value) for _ in self.counts]
-        dist.all_gather(parts, value, group=self.handle)
-        return parts
+    def _gathered(self, value: Tensor) -> Tensor:
+        return all_gather(value, len(self.counts), self.handle)[0]
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks, added in their order: the same bits on each of them."""
-        total, *rest = self.all(value)
-        for part in rest:
-            total = total + part
-        return total
+        """The sum over ranks, of the same numbers in the same order: the same bits on each of them."""
+        return value if self.alone else self.all(value).sum(0)
 
     def max(self, value: Tensor) -> Tensor:
         """The largest of all ranks; nan if one has it."""
-        largest, *rest = self.all(value)
-        for part in rest:
-            largest = torch.maximum(largest, part)
-        return largest
+        return value if self.alone else self.all(value).amax(0)
 
     def to_owners(self, parts: dict[int, Tensor], like: Tensor) -> list[Tensor]:
         """Sends each rank what this one has for its rows.
@@ -105,3 +96,11 @@ class Ranks:
         dist.all_to_all_single(received, torch.cat(sent), arriving, leaving, group=self.handle)
         parts_here = received.view(-1, batch, own) if received.numel() else received.new_empty(0, batch, own)
         return list(parts_here.unbind())
+
+
+def all_gather(value: Tensor, ranks: int, handle: ProcessGroup | None, *, wait: bool = True) -> tuple[Tensor, Any]:
+    """``value`` of every rank, ``(ranks, ...)``, in one piece; unless ``wait``, with the work that fills it."""
+    flat = value.reshape(1) if value.dim() == 0 else value.contiguous()
+    everywhere = flat.new_empty(ranks * flat.shape[0], *flat.shape[1:])
+    work = dist.all_gather_into_tensor(everywhere, flat, group=handle, async_op=not wait)
+    return everywhere.view(ranks, *value.shape), work

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .ranks import Ranks
+from .group import ProcessGroup
+from .ranks import Ranks, all_gather
 
-Tensors = tuple[Tensor | None, ...]
+# Of tensors, and of None where there is none on any rank.
+Tensors = tuple[Any, ...]
 # Waits for a transfer and gives what has arrived.
 Arrival = Callable[[], Tensors]
 
@@ -25,6 +27,19 @@ class Block(NamedTuple):
 
     owners: list[int]
     tensors: Tensors
+
+
+# What has been sent by losses that failed before they took it in: nobody else would, and the next transfer of the group
+# would meet it.
+_under_way: list[tuple[ProcessGroup | None, Arrival]] = []
+
+
+def settle(handle: ProcessGroup) -> None:
+    """Takes in what a loss that failed on all ranks has left on its way."""
+    left = [transfer for transfer in _under_way if transfer[0] is handle]
+    _under_way[:] = [transfer for transfer in _under_way if transfer[0] is not handle]
+    for _, arrival in left:
+        arrival()
 
 
 class Remote:
@@ -42,25 +57,53 @@ class Remote:
         self._keeps = ranks.keeps(sum(map(_row_bytes, self._own)))
         self._kept: Tensors | None = None
         # The first transfer runs while the caller is busy with its own rows.
-        self._started: Arrival | None = self._gather(self._own) if self._keeps else self._hop(1, self._own)
+        arrival = self._gather(self._own) if self._keeps else self._hop(1, self._own)
+        self._started: tuple[ProcessGroup | None, Arrival] | None = (ranks.handle, arrival)
+        _under_way.append(self._started)
+
+    def state(self) -> Tensors:
+        """After a visit all that a further one needs, for autograd to keep and to free."""
+        return self._own if self._kept is None else self._kept
+
+    @classmethod
+    def restored(cls, ranks: Ranks, state: Sequence[Tensor | None], *, kept: bool) -> "Remote":
+        """One that has been visited before."""
+        remote = cls.__new__(cls)
+        remote.ranks, remote._keeps, remote._started = ranks, kept, None
+        remote._own = remote._kept = tuple(state)
+        return remote
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the rows of the other ranks stay here between visits."""
+        return self._keeps
 
     def blocks(self, *vectors: Tensor | None) -> Iterator[Block]:
         """Visits the rows of all other ranks, with ``vectors``, ``(B, rows)`` of this rank, shared as well."""
-        more = _detached(vectors)
-        started, self._started = self._started, None
-        return self._gathered(more, started) if self._keeps else self._around(more, started)
+        return (self._gathered if self._keeps else self._around)(_detached(vectors))
 
-    def _gathered(self, more: Tensors, started: Arrival | None) -> Iterator[Block]:
-        if self._kept is None:
-            assert started is not None
-            self._kept = started()
+    def _first(self) -> Arrival | None:
+        started, self._started = self._started, None
+        if started is None:
+            return None
+        # By identity: equality would compare what is not comparable.
+        _under_way[:] = [transfer for transfer in _under_way if transfer is not started]
+        return started[1]
+
+    def _gathered(self, more: Tensors) -> Iterator[Block]:
+        first = self._first()
+        if first is not None:
+            self._kept = first()
+        assert self._kept is not None
         arrived = self._gather(more)()
         if self.ranks.others:
             yield Block(self.ranks.others, self._kept + arrived)
 
-    def _around(self, more: Tensors, started: Arrival | None) -> Iterator[Block]:
-        assert started is None or not more  # the first visit, under way already, is one without vectors
-        arrival = started or self._hop(1, self._own + more)
+    def _around(self, more: Tensors) -> Iterator[Block]:
+        first = self._first()
+        assert first is None or not more  # the first visit, under way already, is one without vectors
+        arrival = first or self._hop(1, self._own + more)
+        del first  # or it would hold the first shard to the end
         size = len(self.ranks.counts)
         for distance in range(1, size):
             current = arrival()
@@ -69,6 +112,7 @@ class Remote:
             owner = self._owner(distance)
             if self.ranks.counts[owner]:
                 yield Block([owner], current)
+            del current
 
     def _owner(self, distance: int) -> int:
         """Whose shard is here after so many hops."""
@@ -113,7 +157,7 @@ class Remote:
         return arrived
 
 
-def gather_rows(rows: Tensor, counts: Sequence[int], handle: dist.ProcessGroup | None) -> Callable[[], list[Tensor]]:
+def gather_rows(rows: Tensor, counts: Sequence[int], handle: ProcessGroup | None) -> Callable[[], list[Tensor]]:
     """Starts to gather ``(B, rows, ...)`` of every rank, of which each has its number of rows.
 
     Returns:
@@ -123,12 +167,11 @@ def gather_rows(rows: Tensor, counts: Sequence[int], handle: dist.ProcessGroup |
     if rows.shape[1] < most:  # a collective takes equal shapes only
         padding = rows.new_zeros(rows.shape[0], most - rows.shape[1], *rows.shape[2:])
         rows = torch.cat([rows, padding], 1)
-    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in counts]
-    work = dist.all_gather(parts, rows.contiguous(), group=handle, async_op=True)
+    everywhere, work = all_gather(rows, len(counts), handle, wait=False)
 
     def arrived() -> list[Tensor]:
         work.wait()
-        return [part[:, :count] for part, count in zip(parts, counts, strict=True)]
+        return [shard[:, :count] for shard, count in zip(everywhere, counts, strict=True)]
 
     return arrived
 

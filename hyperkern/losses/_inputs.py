@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import Ranks
+from ..distributed import Ranks, checks
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,6 +64,12 @@ def check_pairs(name: str, x: Tensor, ranks: Ranks) -> None:
     if ranks.total < 2:
         where = "" if ranks.alone else f" on {len(ranks.counts)} ranks together"
         raise ValueError(f"{name} must have at least 2 rows{where} to form a pair, got shape {tuple(x.shape)}")
+
+
+def check_backend(backend: str | None, x: Tensor, agreed: checks) -> None:
+    """Raises, where other ranks would wait, for a backend that cannot be had; every rank must name the same."""
+    if agreed.may_be_empty:
+        agreed.also(backend=autograd.check_backend(backend, x))
 
 
 def is_empty_queue(rows: Tensor | None) -> bool:

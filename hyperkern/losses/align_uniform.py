@@ -1,13 +1,13 @@
 """Alignment plus uniformity, the loss that replaces a contrastive one."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .. import autograd
 from ..distributed import GroupLike, checks
 from ..spec import AlignUniformOptions, is_bounded, product_precision
-from ._inputs import check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
+from ._inputs import check_backend, check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
 from .alignment import alignment_of_rows
 from .uniformity import uniformity_of_rows
 
@@ -67,7 +67,7 @@ def align_uniform(
     Source:
         Wang & Isola, ICML 2020, Section 4.1 and Figure 6.
     """
-    numbers = {"alpha": alpha, "t": t, "align_weight": align_weight, "uniform_weight": uniform_weight}
+    numbers: dict[str, Any] = {"alpha": alpha, "t": t, "align_weight": align_weight, "uniform_weight": uniform_weight}
     with checks(group, "align_uniform", normalize=normalize, **numbers) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
@@ -75,6 +75,7 @@ def align_uniform(
         check_positive("t", t)
         check_number("align_weight", align_weight)
         check_number("uniform_weight", uniform_weight)
+        check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks = agreed.ranks
     check_pairs("x", x, ranks)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import Ranks
-from ._inputs import REDUCTIONS, check_choice, check_columns, check_positive, check_rows, reduce_rows
+from ..distributed import GroupLike, checks
+from ._inputs import REDUCTIONS, check_backend, check_choice, check_columns, check_positive, check_rows, reduce_rows
 
 
 def alignment(
@@ -15,6 +15,7 @@ def alignment(
     alpha: float = 2.0,
     normalize: bool = True,
     reduction: str = "mean",
+    group: GroupLike = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Alignment loss of positive pairs ``(x_i, y_i)``.
@@ -27,6 +28,8 @@ def alignment(
         alpha: exponent of the distance, > 0. The gradient of a pair at distance 0 is 0 for every ``alpha``.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the N pairs, or ``"none"``.
+        group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
+            `hyperkern.Group`; ``x`` and ``y`` are those of this one.
         backend: name of a backend to force; by default the best usable one.
 
     Returns:
@@ -43,12 +46,15 @@ def alignment(
         Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
         Hypersphere", ICML 2020, Section 4.1.1.
     """
-    check_rows("x", x)
-    check_columns("y", y, x, same_rows=True)
-    check_positive("alpha", alpha)
-    check_choice("reduction", reduction, REDUCTIONS)
+    with checks(group, "alignment", alpha=alpha, normalize=normalize, reduction=reduction) as agreed:
+        check_rows("x", x, may_be_empty=agreed.may_be_empty)
+        check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
+        check_positive("alpha", alpha)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_backend(backend, x, agreed)
+        agreed.shard(x=x, y=y)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    return reduce_rows(alignment_of_rows(x, y, alpha), reduction, Ranks((x.shape[-2],)))
+    return reduce_rows(alignment_of_rows(x, y, alpha), reduction, agreed.ranks)
 
 
 def alignment_of_rows(x: Tensor, y: Tensor, alpha: float) -> Tensor:

@@ -1,5 +1,7 @@
 """The two-way losses of image-text models: CLIP's softmax and SigLIP's sigmoid."""
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import autograd
@@ -7,6 +9,7 @@ from ..distributed import GroupLike, Ranks, checks
 from ..spec import PairSpec, PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
+    check_backend,
     check_choice,
     check_columns,
     check_rows,
@@ -62,7 +65,7 @@ def clip_loss(
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, Figure 3;
         Wang & Isola, ICML 2020, Eq. 1, with the negatives of the other view.
     """
-    options = {"logit_scale": logit_scale, "normalize": normalize, "reduction": reduction}
+    options: dict[str, Any] = {"logit_scale": logit_scale, "normalize": normalize, "reduction": reduction}
     with checks(group, "clip_loss", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
@@ -70,6 +73,7 @@ def clip_loss(
         check_choice("reduction", reduction, REDUCTIONS)
         if ids is not None:
             check_vector("ids", ids, "x", x, integer=True)
+        check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, ids=ids)
     ranks = agreed.ranks
     precision = product_precision(x)
@@ -162,13 +166,19 @@ def own_decisions(
     It is the sum over the pairs of its rows of ``x`` with all rows of ``y``. Its gradient is that of the sum of the
     parts of all ranks, which must go backward with the same gradient.
     """
-    options = {"logit_scale": logit_scale, "logit_bias": logit_bias, "normalize": normalize, "reduction": reduction}
+    options: dict[str, Any] = {
+        "logit_scale": logit_scale,
+        "logit_bias": logit_bias,
+        "normalize": normalize,
+        "reduction": reduction,
+    }
     with checks(group, "siglip", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
         check_scale("logit_scale", logit_scale, x)
         check_scalar("logit_bias", logit_bias, x)
         check_choice("reduction", reduction, ("mean", "sum"))
+        check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks = agreed.ranks
     precision = product_precision(x)

@@ -1,5 +1,7 @@
 """InfoNCE: each row of one view picks its partner in the other one among many candidates."""
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import autograd
@@ -7,6 +9,7 @@ from ..distributed import GroupLike, checks
 from ..spec import PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
+    check_backend,
     check_choice,
     check_columns,
     check_hard_negatives,
@@ -83,7 +86,12 @@ def info_nce(
         ``in_batch=False`` He et al., "Momentum Contrast", CVPR 2020, Eq. 1. Log-weights: Yi et al.,
         "Sampling-Bias-Corrected Neural Modeling", RecSys 2019, Section 3.
     """
-    options = {"temperature": temperature, "in_batch": in_batch, "normalize": normalize, "reduction": reduction}
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "in_batch": in_batch,
+        "normalize": normalize,
+        "reduction": reduction,
+    }
     with checks(group, "info_nce", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
@@ -100,6 +108,7 @@ def info_nce(
             raise ValueError("in_batch=False leaves no candidates: give negatives or hard_negatives")
         if not in_batch and ids is not None and negative_ids is None:
             raise ValueError("in_batch=False leaves negative_ids alone to compare ids with, but negative_ids is None")
+        check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, hard_negatives=hard_negatives, ids=ids, y_log_weights=y_log_weights)
         agreed.same(negatives=negatives, negative_ids=negative_ids, negative_log_weights=negative_log_weights)
     ranks = agreed.ranks

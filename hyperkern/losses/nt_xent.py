@@ -11,6 +11,7 @@ from ..distributed import GroupLike, Ranks, checks
 from ..spec import PairSpec, product_precision
 from ._inputs import (
     REDUCTIONS,
+    check_backend,
     check_choice,
     check_columns,
     check_positive,
@@ -75,7 +76,7 @@ def nt_xent(
     """
     sides, checked = (x, y, *views), _Checked(temperature, normalize, reduction)
     with checks(group, "nt_xent", **checked._asdict()) as agreed:
-        _check_views(sides, checked, agreed, negatives)
+        _check_views(sides, checked, agreed, negatives, backend)
     others, positives = _candidates(sides, checked, agreed.ranks, negatives, backend)
     losses = [
         torch.stack([nll_from_excess(rest - logits) for logits in of_view]).mean(0)
@@ -128,7 +129,7 @@ def dcl(
     """
     checked = _Checked(temperature, normalize, reduction)
     with checks(group, "dcl", **checked._asdict()) as agreed:
-        _check_views((x, y), checked, agreed, None)
+        _check_views((x, y), checked, agreed, None, backend)
         if weights is not None:
             _check_weights(weights, x, y)
             agreed.shard(x_weights=weights[0], y_weights=weights[1])
@@ -175,7 +176,7 @@ def dclw(
     checked = _Checked(temperature, normalize, reduction)
     with checks(group, "dclw", sigma=sigma, **checked._asdict()) as agreed:
         check_positive("sigma", sigma)
-        _check_views((x, y), checked, agreed, None)
+        _check_views((x, y), checked, agreed, None, backend)
     ranks = agreed.ranks
     with torch.no_grad():
         a, b = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
@@ -193,7 +194,9 @@ class _Checked(NamedTuple):
     reduction: str
 
 
-def _check_views(views: tuple[Tensor, ...], options: _Checked, agreed: checks, negatives: Tensor | None) -> None:
+def _check_views(
+    views: tuple[Tensor, ...], options: _Checked, agreed: checks, negatives: Tensor | None, backend: str | None
+) -> None:
     first, may_be_empty = views[0], agreed.may_be_empty
     names = ["x", "y", *(f"views[{i}]" for i in range(len(views) - 2))]
     check_rows("x", first, may_be_empty=may_be_empty)
@@ -203,6 +206,7 @@ def _check_views(views: tuple[Tensor, ...], options: _Checked, agreed: checks, n
     check_choice("reduction", options.reduction, REDUCTIONS)
     if negatives is not None:
         check_columns("negatives", negatives, first, may_be_empty=True)
+    check_backend(backend, first, agreed)
     agreed.shard(**dict(zip(names, views, strict=True)))
     agreed.same(negatives=negatives)
 

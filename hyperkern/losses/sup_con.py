@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import autograd
 from ..distributed import GroupLike, checks
 from ..spec import product_precision
-from ._inputs import REDUCTIONS, check_choice, check_columns, check_rows, check_scale, check_vector
+from ._inputs import REDUCTIONS, check_backend, check_choice, check_columns, check_rows, check_scale, check_vector
 from ._logits import inverse, merged, scaled, scaled_views
 
 
@@ -72,6 +72,7 @@ def sup_con(
             check_vector("y_labels", y_labels, "y", y, integer=True)
         check_scale("temperature", temperature, x)
         check_choice("reduction", reduction, REDUCTIONS)
+        check_backend(backend, x, agreed)
         agreed.shard(x=x, labels=labels)
         agreed.same(y=y, y_labels=y_labels)
     ranks = agreed.ranks

@@ -1,7 +1,7 @@
 """Uniformity: the logarithm of the mean Gaussian potential of all pairs."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from ..distributed import GroupLike, Ranks, Remote, checks
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
 from ._inputs import (
     accurate_dtype,
+    check_backend,
     check_columns,
     check_max_norm,
     check_pairs,
@@ -80,7 +81,7 @@ def uniformity(
     Source:
         Wang & Isola, ICML 2020, Section 4.1.2; Eqs. 17 and 18 for the queue.
     """
-    options = {"t": t, "intra": intra, "normalize": normalize, "max_norm": max_norm}
+    options: dict[str, Any] = {"t": t, "intra": intra, "normalize": normalize, "max_norm": max_norm}
     with checks(group, "uniformity", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_positive("t", t)
@@ -95,6 +96,7 @@ def uniformity(
             raise ValueError("intra=True counts the pairs of x beside those with y, but y is None")
         elif y_weights is not None:
             raise ValueError("y_weights needs y, but y is None; the rows of x are weighted by x_weights")
+        check_backend(backend, x, agreed)
         agreed.shard(x=x, x_weights=x_weights)
         agreed.same(y=y, y_weights=y_weights)
     ranks = agreed.ranks
@@ -294,8 +296,9 @@ def _pair_weight(x_weights: Tensor, y_weights: Tensor | None, distinct: bool, ra
         # All terms are positive; (sum w)^2 - sum w^2 would cancel when one weight dominates.
         total = (x_weights[..., 1:] * x_weights.cumsum(-1)[..., :-1]).sum(-1)
         if not ranks.alone:
-            elsewhere = sum((w for r, w in enumerate(ranks.all(of_x)) if r != ranks.rank), torch.zeros_like(total))
-            across = of_x * elsewhere.detach()
+            everywhere = ranks.all(of_x)
+            everywhere[ranks.rank] = 0
+            across = of_x * everywhere.sum(0)
             # Half of it, since the other rank counts these pairs as well; and with it the whole gradient.
             total = total + across - across.detach() / 2
     if y_weights is not None:

@@ -15,6 +15,7 @@ class AlignmentLoss(Loss):
         alpha: exponent of the distance, > 0.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        group: the ranks that share the batch, see `hyperkern.Group`; by default the batch is this process's own.
         backend: name of a backend to force; by default the best usable one.
 
     Raises:
@@ -27,9 +28,10 @@ class AlignmentLoss(Loss):
         alpha: float = 2.0,
         normalize: bool = True,
         reduction: str = "mean",
+        group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
-        super().__init__(backend)
+        super().__init__(backend, group)
         check_positive("alpha", alpha)
         check_choice("reduction", reduction, REDUCTIONS)
         self.alpha, self.normalize, self.reduction = alpha, normalize, reduction
@@ -37,7 +39,13 @@ class AlignmentLoss(Loss):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of the positive pairs ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
         return losses.alignment(
-            x, y, alpha=self.alpha, normalize=self.normalize, reduction=self.reduction, backend=self.backend
+            x,
+            y,
+            alpha=self.alpha,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            group=self.group,
+            backend=self.backend,
         )
 
 
