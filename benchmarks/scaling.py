@@ -65,7 +65,7 @@ def cost(loss: Loss, gpus: int, rows: int, dim: int, rate: float, link: float) -
     gathers = min(loss.trips, 2) if loss.views == 1 else 1
     gathered = gathers * (gpus - 1) * shard_bytes / link
     gather = compute + max(0.0, gathered - compute / gpus)
-    return Cost(compute, transfer, ring, gather, 2 * shard_bytes, gpus * shard_bytes)
+    return Cost(compute, transfer, ring, gather, 3 * shard_bytes, gpus * shard_bytes)
 
 
 def hiding_rows(loss: Loss, rate: float, link: float) -> float:
