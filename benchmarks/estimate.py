@@ -89,7 +89,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append("|---|---:|---:|---:|---:|")
     for row in rows:
         deviations = f"{row['plain_deviation']:.1e} | {row['deviation']:.1e}"
-        lines.append(f"| {row['features']} | {deviations} | {row['variance_ratio']:.1f} | {100 * row['coverage']:.1f} % |")
+        lines.append(
+            f"| {row['features']} | {deviations} | {row['variance_ratio']:.1f} | {100 * row['coverage']:.1f} % |"
+        )
     return "\n".join(lines)
 
 

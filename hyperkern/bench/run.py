@@ -1,0 +1,190 @@
+"""A run: the gate, the memory, then the clock, in turns with the baseline and the machine's own rates."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import clock, gate, memory
+from .machine import Limit, Rates, describe
+from .matrix import Matrix, Point, groups
+from .registry import CASES, Loss, Setup
+from .result import SCHEMA, Result, Row, row, timed, with_baselines
+
+Progress = Callable[[int, int], None]
+# The value at full size may be further from the baseline's than few rows are from the truth: longer sums.
+MORE_AT_FULL_SIZE = 4.0
+
+
+def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result:
+    """Measures a matrix.
+
+    Args:
+        matrix: what is asked for, checked.
+        progress: called with the rows done and the rows of all.
+    """
+    points = list(groups(matrix))
+    rates = {dtype: Rates(matrix.device, dtype) for dtype in matrix.dtypes}
+    limits = {dtype: measured.limit() for dtype, measured in rates.items()}
+    total, done = sum(map(len, points)), 0
+    peaks = _peaks(matrix, points, limits) if matrix.memory and matrix.device == "cpu" else {}
+    gated: dict[Any, float | gate.GateFailure | None] = {}
+    rows: list[Row] = []
+    progress(0, total)
+    for group in points:
+        rows += _measure(matrix, group, rates[group[0].setup.dtype], peaks, gated)
+        done += len(group)
+        progress(done, total)
+    return {
+        "schema": SCHEMA,
+        "machine": describe(matrix.device),
+        "limits": {dtype: measured.limit()._asdict() for dtype, measured in rates.items()},
+        "rows": with_baselines(rows),
+    }
+
+
+def made(point: Point) -> Loss:
+    """The loss of a point, compiled where that is its execution."""
+    loss = point.implementation.make()
+    return torch.compile(loss, dynamic=False) if point.execution == "compile" else loss
+
+
+def _peaks(
+    matrix: Matrix, points: Iterable[list[Point]], limits: dict[str, Limit]
+) -> dict[tuple[str, Setup], memory.Peak]:
+    """On a CPU, before anything is timed: what takes too much memory dies in a process of its own."""
+    setups: dict[tuple[str, str], list[Setup]] = {}
+    for group in points:
+        for point in group:
+            refused = point.refusal(limits[point.setup.dtype], matrix.longest)
+            if point.execution == "eager" and refused is None:
+                setups.setdefault((point.setup.case, point.implementation.name), []).append(point.setup)
+    found: dict[tuple[str, Setup], memory.Peak] = {}
+    for (_, name), of_one in setups.items():
+        for setup, peak in zip(of_one, memory.peaks_in_child(name, of_one, matrix.files), strict=True):
+            found[name, setup] = peak
+    return found
+
+
+def _gate(point: Point, gated: dict[Any, float | gate.GateFailure | None]) -> float | None:
+    """The error of a point; few rows are the same for all sizes, and are looked at once."""
+    setup = point.setup
+    mode = "forward" if setup.mode == "forward" else "both"
+    seen = (setup._replace(n=min(setup.n, gate.ROWS), mode=mode), point.implementation.name, point.execution)
+    if seen not in gated:
+        try:
+            gated[seen] = gate.check(CASES[setup.case], point.implementation, lambda: made(point), setup)
+        except gate.GateFailure as failure:
+            gated[seen] = failure
+    found = gated[seen]
+    if isinstance(found, gate.GateFailure):
+        raise found
+    return found
+
+
+def _measure(
+    matrix: Matrix,
+    group: list[Point],
+    rates: Rates,
+    peaks: dict[tuple[str, Setup], memory.Peak],
+    gated: dict[Any, float | gate.GateFailure | None],
+) -> list[Row]:
+    """The rows of a group."""
+    torch._dynamo.reset()  # what was compiled for other shapes counts against how often a function may be compiled
+    limit, since = rates.limit(), len(rates.found["flops"])
+    rows: dict[Point, Row] = {}
+    ready: dict[Point, clock.Runner] = {}
+    torch.manual_seed(0)
+    inputs = CASES[group[0].setup.case].draw(*_shape(group[0].setup))
+    for point in group:
+        reason = point.refusal(limit, matrix.longest)
+        if reason is not None:
+            rows[point] = row(point, limit, "skipped", reason)
+            continue
+        error: float | None = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the libraries' own, of every call anew
+                error = _gate(point, gated)
+                rows[point] = row(point, limit, "ok", None, error)
+                peak = peaks.get((point.implementation.name, point.setup))
+                if isinstance(peak, str):
+                    raise gate.GateFailure(peak, error)
+                ready[point] = _ready(point, inputs, matrix, ready)
+        except gate.GateFailure as failure:
+            rows[point] = row(point, limit, "failed", str(failure), failure.error)
+        except Exception as failure:
+            reason = f"{type(failure).__name__}: {gate.first_line(failure)}"
+            rows[point] = row(point, limit, "failed", reason, error)
+    samples = _samples(matrix, ready, rates)
+    limit = rates.limit(since)
+    for point, times in samples.items():
+        found = rows[point] | {"floor_ms": point.floor_ms(limit)}
+        peak = peaks.get((point.implementation.name, point.setup)) if point.execution == "eager" else None
+        if matrix.memory and matrix.device != "cpu":
+            peak = _peak_on_device(ready[point], matrix.device)
+        rows[point] = timed(found, times, peak if isinstance(peak, int) else None)
+    ready.clear()
+    gc.collect()
+    return [rows[point] for point in group]
+
+
+def _shape(setup: Setup) -> tuple[int, int, str, str]:
+    return setup.n, setup.d, setup.dtype, setup.device
+
+
+def _ready(point: Point, inputs: list[Tensor], matrix: Matrix, ready: dict[Point, clock.Runner]) -> clock.Runner:
+    """A call that has been warmed up, and whose value at full size is that of the baseline.
+
+    Raises:
+        GateFailure: it is not.
+    """
+    setup = point.setup
+    compiled = point.implementation.compiled or point.execution == "compile"
+    patience = 1e3 * matrix.seconds
+    found = clock.runner(made(point), inputs, setup.mode, setup.device, patience, compiled=compiled)
+    if found.value is None or CASES[setup.case].truth is None:
+        return found
+    if not found.value.isfinite().all():
+        raise gate.GateFailure(f"wrong: the value at N {setup.n} is {found.value.item():g}")
+    baseline = next((other for p, other in ready.items() if p.implementation.name == CASES[setup.case].baseline), None)
+    if baseline is not None and baseline.value is not None:
+        expected = baseline.value.double()
+        error = ((found.value.double() - expected).abs() / expected.abs()).item()
+        if error > MORE_AT_FULL_SIZE * gate.TOLERANCES[setup.dtype]:
+            other = CASES[setup.case].baseline
+            raise gate.GateFailure(f"wrong: at N {setup.n} its value is {error:.2g} off that of {other!r}", error)
+    return found
+
+
+def _samples(matrix: Matrix, ready: dict[Point, clock.Runner], rates: Rates) -> dict[Point, list[float]]:
+    """All times, taken in turns: what slows the machine down meets every implementation alike."""
+    patience = 1e3 * matrix.seconds
+    samples: dict[Point, list[float]] = {point: [] for point in ready}
+    wanted = {}
+    for point, runner in ready.items():
+        wanted[point] = max(1, min(matrix.rounds, int(patience / (runner.settled_ms * runner.calls))))
+        if runner.first_ms > patience and runner.settled_ms == runner.first_ms:
+            samples[point], wanted[point] = [runner.first_ms], 0
+    for i in range(matrix.rounds):
+        turn = [point for point in ready if wanted[point] > i]
+        if not turn and i > 0:
+            break
+        rates.measure()
+        for point in turn:
+            samples[point] += clock.sample(ready[point], point.execution, matrix.device)
+    return samples
+
+
+def _peak_on_device(runner: clock.Runner, device: str) -> int | None:
+    from ..demo.memory import PeakMemory
+
+    runner.forget()
+    with PeakMemory(torch.device(device)) as meter:
+        runner.run()
+    return meter.rise
