@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import hyperkern
+from hyperkern.bench.machine import processor
 
 _rows: list[dict] = []
 
@@ -46,23 +47,16 @@ def pytest_terminal_summary(terminalreporter, config):
         cells = "".join(f"{cell(row):>10}" for cell in columns.values())
         terminalreporter.write_line(f"{row['case']:<36}{row['implementation']:<20}{cells}")
     terminalreporter.write_line(
-        "GFLOP/s counts the least arithmetic, 3 N^2 D for uniformity 8 N^2 D for the two-way loss; 'of sgemm' is its "
-        "ratio to the median rate of the library's float32 product, timed between the rounds; 'vs' are speed-ups."
+        "GFLOP/s counts the least arithmetic: 3 N^2 D for uniformity, 8 N^2 D for the two-way loss, 16 N^2 D for "
+        "NT-Xent. 'of sgemm' is its ratio to the median rate of the library's float32 product, timed between the "
+        "rounds; 'vs' are speed-ups."
     )
     if path := config.getoption("--record"):
         machine = {
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "hyperkern": hyperkern.__version__,
         }
         Path(path).write_text(json.dumps({"machine": machine, "rows": _rows}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

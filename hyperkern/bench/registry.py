@@ -57,6 +57,7 @@ class Case:
         flops: the least arithmetic, of N, D and mode.
         counted: in words, what ``flops`` counts.
         baseline: name of the implementation that the others are set against.
+        unit: whether the rows that it is given have unit length.
         copies: how often a feature tensor goes to or from memory at least, by mode.
     """
 
@@ -66,11 +67,13 @@ class Case:
     flops: Count
     counted: str
     baseline: str
+    unit: bool = False
     copies: tuple[int, int, int] = (1, 2, 2)
 
     def draw(self, n: int, d: int, dtype: str, device: str) -> list[Tensor]:
         """Random feature tensors: zeros or equal rows would let a processor draw less power and run faster."""
-        drawn = torch.randn(self.inputs, n, d, device=device).to(DTYPES[dtype])
+        drawn = torch.randn(self.inputs, n, d, device=device)
+        drawn = (torch.nn.functional.normalize(drawn, dim=-1) if self.unit else drawn).to(DTYPES[dtype])
         return [features.clone().requires_grad_() for features in drawn.unbind()]
 
     def least_bytes(self, setup: Setup) -> float:
@@ -160,6 +163,7 @@ def case(
     flops: Count,
     counted: str,
     baseline: str = "dense",
+    unit: bool = False,
 ) -> Callable[[Loss], Loss]:
     """Registers the decorated textbook formula as a case.
 
@@ -169,13 +173,14 @@ def case(
         flops: the least arithmetic, of N, D and mode.
         counted: in words, what that counts.
         baseline: name of the implementation that the others are set against.
+        unit: whether its rows are to have unit length, for a formula that does not normalise them.
 
     Raises:
         BenchError: the name is taken.
     """
 
     def enter(truth: Loss) -> Loss:
-        add_case(Case(name, inputs, truth, flops, counted, baseline))
+        add_case(Case(name, inputs, truth, flops, counted, baseline, unit))
         return truth
 
     return enter
