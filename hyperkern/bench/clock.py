@@ -46,6 +46,9 @@ def runner(
     forward pass has next to nothing left to do there: set such losses side by side in mode ``both``.
     """
 
+    # Leaves of its own: nodes that another runner's graph keeps alive would belong to another stream.
+    inputs = [x.detach().requires_grad_() for x in inputs]
+
     def forward() -> Tensor:
         with torch.no_grad():
             return loss(*inputs)

@@ -62,8 +62,8 @@ class Rates:
         self._device = device
         a, b = (torch.randn(self._size, self._size, device=device).to(kind) for _ in range(2))
         product = torch.empty_like(a)
-        source = torch.zeros((1 << 28) // kind.itemsize if device != "cpu" else (1 << 26) // kind.itemsize, dtype=kind)
-        source = source.to(device)
+        # Larger than any cache, and no zeros, which some memories compress.
+        source = torch.rand((1 << (27 if device == "cpu" else 28)) // kind.itemsize, device=device).to(kind)
         target = torch.empty_like(source)
         self._runs: dict[str, Callable[[], Tensor]] = {
             "flops": lambda: torch.mm(a, b, out=product),

@@ -111,6 +111,8 @@ class Point(NamedTuple):
         on_gpu = self.setup.device != "cpu"
         if self.execution == "cudagraph" and not on_gpu:
             return "a CUDA graph needs a GPU"
+        if self.execution == "cudagraph" and self.setup.mode == "backward":
+            return "a graph that was kept from a forward pass cannot be captured: take mode both"
         if self.execution != "eager" and self.implementation.compiled:
             return f"is compiled already: not measured again as {self.execution}"
         if (reason := self.implementation.refusal(self.setup, here=here)) is not None:

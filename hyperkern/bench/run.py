@@ -31,11 +31,17 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
     points = list(groups(matrix))
     rates = {dtype: Rates(matrix.device, dtype) for dtype in matrix.dtypes}
     limits = {dtype: measured.limit() for dtype, measured in rates.items()}
-    total, done = sum(map(len, points)), 0
-    peaks = _peaks(matrix, points, limits) if matrix.memory and matrix.device == "cpu" else {}
+    in_children = _in_children(matrix, points, limits) if matrix.memory and matrix.device == "cpu" else {}
+    done, total = 0, sum(map(len, points)) + sum(map(len, in_children.values()))
+    progress(done, total)
+    peaks: dict[tuple[str, Setup], memory.Peak] = {}
+    for (_, name), setups in in_children.items():
+        found = memory.peaks_in_child(name, setups, matrix.files)
+        peaks |= {(name, setup): peak for setup, peak in zip(setups, found, strict=True)}
+        done += len(setups)
+        progress(done, total)
     gated: dict[Any, float | gate.GateFailure | None] = {}
     rows: list[Row] = []
-    progress(0, total)
     for group in points:
         rows += _measure(matrix, group, rates[group[0].setup.dtype], peaks, gated)
         done += len(group)
@@ -54,21 +60,17 @@ def made(point: Point) -> Loss:
     return torch.compile(loss, dynamic=False) if point.execution == "compile" else loss
 
 
-def _peaks(
+def _in_children(
     matrix: Matrix, points: Iterable[list[Point]], limits: dict[str, Limit]
-) -> dict[tuple[str, Setup], memory.Peak]:
-    """On a CPU, before anything is timed: what takes too much memory dies in a process of its own."""
+) -> dict[tuple[str, str], list[Setup]]:
+    """What is run in processes of their own, before anything is timed: there it may die of too little memory."""
     setups: dict[tuple[str, str], list[Setup]] = {}
     for group in points:
         for point in group:
             refused = point.refusal(limits[point.setup.dtype], matrix.longest)
             if point.execution == "eager" and refused is None:
                 setups.setdefault((point.setup.case, point.implementation.name), []).append(point.setup)
-    found: dict[tuple[str, Setup], memory.Peak] = {}
-    for (_, name), of_one in setups.items():
-        for setup, peak in zip(of_one, memory.peaks_in_child(name, of_one, matrix.files), strict=True):
-            found[name, setup] = peak
-    return found
+    return setups
 
 
 def _gate(point: Point, gated: dict[Any, float | gate.GateFailure | None]) -> float | None:
@@ -99,8 +101,7 @@ def _measure(
     limit, since = rates.limit(), len(rates.found["flops"])
     rows: dict[Point, Row] = {}
     ready: dict[Point, clock.Runner] = {}
-    torch.manual_seed(0)
-    inputs = CASES[group[0].setup.case].draw(*_shape(group[0].setup))
+    inputs: list[Tensor] = []
     for point in group:
         reason = point.refusal(limit, matrix.longest)
         if reason is not None:
@@ -108,23 +109,26 @@ def _measure(
             continue
         error: float | None = None
         try:
+            inputs = inputs or _draw(point.setup)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the libraries' own, of every call anew
                 error = _gate(point, gated)
-                rows[point] = row(point, limit, "ok", None, error)
-                peak = peaks.get((point.implementation.name, point.setup))
+                peak = peaks.get((point.implementation.name, point.setup)) if point.execution == "eager" else None
                 if isinstance(peak, str):
                     raise gate.GateFailure(peak, error)
                 ready[point] = _ready(point, inputs, matrix, ready)
+            rows[point] = row(point, limit, "ok", None, error)
         except gate.GateFailure as failure:
             rows[point] = row(point, limit, "failed", str(failure), failure.error)
         except Exception as failure:
-            reason = f"{type(failure).__name__}: {gate.first_line(failure)}"
-            rows[point] = row(point, limit, "failed", reason, error)
-    samples = _samples(matrix, ready, rates)
+            rows[point] = row(point, limit, "failed", _reason(failure), error)
+    samples, failures = _samples(matrix, ready, rates)
     limit = rates.limit(since)
     for point, times in samples.items():
         found = rows[point] | {"floor_ms": point.floor_ms(limit)}
+        if point in failures:
+            rows[point] = found | {"status": "failed", "reason": failures[point]}
+            continue
         peak = peaks.get((point.implementation.name, point.setup)) if point.execution == "eager" else None
         if matrix.memory and matrix.device != "cpu":
             peak = _peak_on_device(ready[point], matrix.device)
@@ -134,8 +138,13 @@ def _measure(
     return [rows[point] for point in group]
 
 
-def _shape(setup: Setup) -> tuple[int, int, str, str]:
-    return setup.n, setup.d, setup.dtype, setup.device
+def _draw(setup: Setup) -> list[Tensor]:
+    torch.manual_seed(0)
+    return CASES[setup.case].draw(setup.n, setup.d, setup.dtype, setup.device)
+
+
+def _reason(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {gate.first_line(failure)}"
 
 
 def _ready(point: Point, inputs: list[Tensor], matrix: Matrix, ready: dict[Point, clock.Runner]) -> clock.Runner:
@@ -162,29 +171,33 @@ def _ready(point: Point, inputs: list[Tensor], matrix: Matrix, ready: dict[Point
     return found
 
 
-def _samples(matrix: Matrix, ready: dict[Point, clock.Runner], rates: Rates) -> dict[Point, list[float]]:
-    """All times, taken in turns: what slows the machine down meets every implementation alike."""
+def _samples(
+    matrix: Matrix, ready: dict[Point, clock.Runner], rates: Rates
+) -> tuple[dict[Point, list[float]], dict[Point, str]]:
+    """All times, taken in turns: what slows the machine down meets every implementation alike. And what failed."""
     patience = 1e3 * matrix.seconds
     samples: dict[Point, list[float]] = {point: [] for point in ready}
+    failures: dict[Point, str] = {}
     wanted = {}
     for point, runner in ready.items():
         wanted[point] = max(1, min(matrix.rounds, int(patience / (runner.settled_ms * runner.calls))))
         if runner.first_ms > patience and runner.settled_ms == runner.first_ms:
             samples[point], wanted[point] = [runner.first_ms], 0
     for i in range(matrix.rounds):
-        turn = [point for point in ready if wanted[point] > i]
+        turn = [point for point in ready if wanted[point] > i and point not in failures]
         if not turn and i > 0:
             break
         rates.measure()
         for point in turn:
-            samples[point] += clock.sample(ready[point], point.execution, matrix.device)
-    return samples
+            try:
+                samples[point] += clock.sample(ready[point], point.execution, matrix.device)
+            except Exception as failure:
+                failures[point] = _reason(failure)
+    return samples, failures
 
 
 def _peak_on_device(runner: clock.Runner, device: str) -> int | None:
-    from ..demo.memory import PeakMemory
-
     runner.forget()
-    with PeakMemory(torch.device(device)) as meter:
+    with memory.PeakMemory(torch.device(device)) as meter:
         runner.run()
     return meter.rise
