@@ -22,11 +22,11 @@ HALF = ("bfloat16", "float16")
 
 def _with_torch(case: str, dense: Loss, chunked: Loss, pdist: Loss | None, most_dense: int) -> None:
     """What PyTorch alone offers for a case."""
-    implementation(case, "dense", most_rows=most_dense, slowdown=5)(lambda: dense)
-    implementation(case, "compiled", most_rows=most_dense, slowdown=4, compiled=True)(
+    implementation(case, "dense", most_rows=most_dense, slowdown=3)(lambda: dense)
+    implementation(case, "compiled", most_rows=most_dense, slowdown=2.5, compiled=True)(
         lambda: torch.compile(dense, dynamic=False)
     )
-    implementation(case, "chunked", slowdown=6)(lambda: chunked)
+    implementation(case, "chunked", slowdown=4)(lambda: chunked)
     if pdist is not None:
         # It knows no half precision, and its gradient takes seconds from here on.
         implementation(case, "pdist", most_rows=4096, dtypes=("float64", "float32"), slowdown=30)(lambda: pdist)
@@ -64,7 +64,7 @@ def two_way(one_way: Callable[[Tensor, Tensor], Tensor]) -> Loss:
 
 # KeOps sums products as plain loops: for large D it takes a hundred times the library's product.
 keops = functools.partial(
-    implementation, package="pykeops", most_rows=4096, dtypes=("float64", "float32"), slowdown=100
+    implementation, package="pykeops", most_rows=2048, dtypes=("float64", "float32"), slowdown=100
 )
 
 
@@ -162,7 +162,7 @@ def metric_learning_nt_xent() -> Loss:
     return _metric_learning("NTXentLoss")
 
 
-@implementation("clip", "open_clip", package="open-clip-torch", module="open_clip", most_rows=MOST_DENSE, slowdown=5)
+@implementation("clip", "open_clip", package="open-clip-torch", module="open_clip", most_rows=MOST_DENSE, slowdown=3)
 def open_clip() -> Loss:
     """Its ClipLoss, of rows that its models have normalised."""
     loss = load("open_clip.loss").ClipLoss()
@@ -181,7 +181,7 @@ class _Identity(nn.Module):
     *("clip", "sentence-transformers cached"),
     package="sentence-transformers",
     modes=("forward", "both"),  # the gradients are made in the forward pass and handed out once
-    slowdown=12,
+    slowdown=6,
 )
 def sentence_transformers_cached() -> Loss:
     """Its CachedMultipleNegativesRankingLoss in both directions, behind a model that does nothing."""

@@ -13,7 +13,7 @@ from .matrix import Matrix, Point, groups
 from .registry import CASES, Setup
 
 # Seconds: of a compilation, of a process for the memory of one implementation, of all that a run begins with.
-COMPILE, PROCESS, START = 8.0, 6.0, 10.0
+COMPILE, PROCESS, START = 5.0, 4.0, 10.0
 
 
 class Planned(NamedTuple):
