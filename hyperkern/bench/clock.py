@@ -76,8 +76,8 @@ def runner(
     synchronize(device)
     first = settled = 1e3 * (time.perf_counter() - start)
     value = None if value is None else value.detach().clone()
-    # One that takes long is not run again only to warm it up; a compiled one has to be, it has just been compiled.
-    if first <= patience_ms or compiled:
+    # One that takes long is not run again only to warm it up, unless the first call may have compiled something.
+    if first <= patience_ms or compiled or device != "cpu":
         settled = once(run, device)
     calls = max(1, int(SHORTEST_MS / max(settled, 1e-4)))
     return Runner(run, calls, first, settled, value, lambda: clear(inputs))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .registry import DTYPES, Case, Implementation, Loss, Setup
 
-# Of the largest entry. In float32 `torch.pdist` passes, the least accurate of the textbook forms; in half precision a
-# dense loss, whose logits and sums are rounded to it, does not always.
-TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+# Of the largest entry. In float32 `torch.pdist` passes, the least accurate of the textbook forms. In half precision a
+# dense loss rounds its logits and sums, and gradients of float16 reach subnormal numbers, where no loss scale is used.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 ROWS = 500  # no multiple of a tile: a kernel that reads beyond its rows is seen
 
 
