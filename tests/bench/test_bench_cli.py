@@ -20,6 +20,7 @@ from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError, Impleme
 from hyperkern.bench.result import COLUMNS, MACHINE, as_csv, as_json, read
 from hyperkern.cli import main
 
+pytestmark = pytest.mark.usefixtures("registry_as_it_was")
 ROOT = Path(__file__).parents[2]
 
 

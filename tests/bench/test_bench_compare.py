@@ -11,6 +11,8 @@ from hyperkern.bench.registry import BenchError
 from hyperkern.bench.result import as_json
 from hyperkern.cli import main
 
+pytestmark = pytest.mark.usefixtures("registry_as_it_was")
+
 
 def test_noise_alone_is_no_regression() -> None:
     for seed in range(20):
