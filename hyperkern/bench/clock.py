@@ -87,6 +87,13 @@ def _ones(value: Tensor) -> Tensor | None:
     return None if value.dim() == 0 else torch.ones_like(value)
 
 
+def rounds(call_ms: float, seconds: float, most: int, device: str) -> int:
+    """How often a call is sampled in the time for a row: a call within that time three times at least."""
+    of_round = max(call_ms, SHORTEST_MS) if device == "cpu" else max(8 * call_ms, WARMUP_MS + SAMPLE_MS)
+    fewest = 3 if call_ms <= 1e3 * seconds else 1
+    return min(most, max(fewest, int(1e3 * seconds / of_round)))
+
+
 def once(run: Callable[[], object], device: str) -> float:
     """Milliseconds of one call."""
     synchronize(device)

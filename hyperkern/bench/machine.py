@@ -135,6 +135,16 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
+def busy() -> str | None:
+    """A warning where other work takes the processors: threads that wait for each other then wait for that too."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= processors / 2:
+        return None
+    return f"the machine is busy (load {load:.1f} on {processors} processors): times will be too long and vary"
+
+
 def processor() -> str:
     """The name of the processor."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()

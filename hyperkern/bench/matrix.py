@@ -52,7 +52,7 @@ class Matrix:
     names: tuple[str, ...] | None = None
     rounds: int = 11
     seconds: float = 1.0
-    longest: float = 16.0
+    longest: float = 10.0
     memory: bool = True
     files: tuple[Path, ...] = ()
 

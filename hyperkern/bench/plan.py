@@ -86,8 +86,10 @@ def _seconds(point: Point, limit: Limit, matrix: Matrix, compiles: int) -> float
 
 
 def _rounds(point: Point, limit: Limit, matrix: Matrix) -> int:
-    guess = point.guess_ms(limit) / 1e3
-    return 0 if guess > matrix.seconds else max(1, min(matrix.rounds, int(matrix.seconds / max(guess, 0.002))))
+    guess = point.guess_ms(limit)
+    if matrix.device == "cpu" and guess > 1e3 * matrix.seconds:
+        return 0  # the first call is the sample
+    return clock.rounds(guess, matrix.seconds, matrix.rounds, matrix.device)
 
 
 def _measured(planned: list[Planned]) -> set[Setup]:

@@ -180,7 +180,7 @@ def _samples(
     failures: dict[Point, str] = {}
     wanted = {}
     for point, runner in ready.items():
-        wanted[point] = max(1, min(matrix.rounds, int(patience / (runner.settled_ms * runner.calls))))
+        wanted[point] = clock.rounds(runner.settled_ms, matrix.seconds, matrix.rounds, matrix.device)
         if runner.first_ms > patience and runner.settled_ms == runner.first_ms:
             samples[point], wanted[point] = [runner.first_ms], 0
     for i in range(matrix.rounds):

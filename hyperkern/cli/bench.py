@@ -134,7 +134,7 @@ def _bench(args: argparse.Namespace) -> int:
         print("\n".join(lines(plan(matrix), matrix)))
         return 0
     from ..bench.compare import check_comparable
-    from ..bench.machine import check_device
+    from ..bench.machine import busy, check_device
     from ..bench.run import run as measure
 
     check_device(matrix.device)
@@ -143,6 +143,8 @@ def _bench(args: argparse.Namespace) -> int:
     baseline = None if args.baseline is None else read(args.baseline)
     if baseline is not None:
         check_comparable(baseline, describe(matrix.device))
+    if (warning := busy()) is not None:
+        print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
     with progress_bar(COMMAND) as progress:
         result = measure(matrix, progress)
     contents = {}

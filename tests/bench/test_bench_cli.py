@@ -321,6 +321,15 @@ def test_python_m_benchmarks_is_the_same_command() -> None:
     assert output.startswith("usage: hyperkern bench")
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (1000.0, True)])
+def test_a_busy_machine_is_warned_of(
+    load: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load), raising=False)
+    assert main(["bench", *TINY, "--cases", "uniformity", "--implementations", "dense"]) == 0
+    assert ("warning: the machine is busy (load 1000.0 on " in capsys.readouterr().err) is warned
+
+
 def test_every_case_counts_what_it_says() -> None:
     for case in CASES.values():
         forward, both = (case.flops(64, 16, mode) for mode in ("forward", "both"))
