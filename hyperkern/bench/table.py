@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -76,24 +77,33 @@ def print_changes(changes: Sequence[Change], threshold: float) -> None:
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> None:
-    """Drawn on a terminal where `rich` is installed, aligned lines elsewhere."""
-    if sys.stdout.isatty() and find_spec("rich") is not None:
+    """Drawn on a terminal that is wide enough, where `rich` is installed; aligned lines elsewhere.
+
+    Args:
+        heads: of the columns.
+        rows: of cells.
+        words: how many of the first columns may be words; the others are figures.
+    """
+    left = [head not in ("N", "D") and i < words for i, head in enumerate(heads)]
+    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    # A figure that is cut off says nothing: lines that wrap do.
+    fits = sum(widths) + 4 * len(widths) <= shutil.get_terminal_size().columns
+    if fits and sys.stdout.isatty() and find_spec("rich") is not None:
         import rich.box
         import rich.table
         from rich.console import Console
         from rich.text import Text
 
         drawn = rich.table.Table(box=rich.box.SIMPLE)
-        for i, head in enumerate(heads):
-            drawn.add_column(head, justify="left" if i in (0, 3, 4, 5) else "right", no_wrap=True)
+        for head, of_words in zip(heads, left, strict=True):
+            drawn.add_column(head, justify="left" if of_words else "right", no_wrap=True)
         for row in rows:
             drawn.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in row))
         Console().print(drawn)
         return
-    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
     for line in (heads, *rows):
         aligned = (
-            cell.ljust(width) if i in (0, 3, 4, 5) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if of_words else cell.rjust(width)
+            for cell, width, of_words in zip(line, widths, left, strict=True)
         )
         print("  ".join(aligned).rstrip())

@@ -18,6 +18,7 @@ from hyperkern.bench.matrix import DEFAULTS, groups
 from hyperkern.bench.plan import lines, plan
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError, Implementation, Setup
 from hyperkern.bench.result import COLUMNS, MACHINE, as_csv, as_json, read
+from hyperkern.bench.table import HEADS, WORDS, print_table
 from hyperkern.cli import main
 
 pytestmark = pytest.mark.usefixtures("registry_as_it_was")
@@ -319,6 +320,18 @@ def test_python_m_benchmarks_is_the_same_command() -> None:
     command = [sys.executable, "-m", "benchmarks", "--help"]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.startswith("usage: hyperkern bench")
+
+
+@pytest.mark.parametrize("columns", ["60", "250"])
+def test_no_figure_is_cut_off_on_a_terminal(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(HEADS, [["uniformity", "4096", "128", *["123.456789"] * (len(HEADS) - 3)]], WORDS)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert printed.count("123.456789") == len(HEADS) - 3
 
 
 @pytest.mark.parametrize(("load", "warned"), [(0.0, False), (1000.0, True)])
