@@ -8,7 +8,7 @@ ARGS ?=
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.cpp)
 
-.PHONY: help demo build test test-fast test-integrations bench bench-integrations kernels-report lint format info clean
+.PHONY: help demo build test test-fast test-integrations bench bench-pytest bench-integrations kernels-report lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -48,9 +48,17 @@ $(INTEGRATIONS)/.ready: pyproject.toml setup.py
 	@touch $@
 
 test-integrations: $(INTEGRATIONS)/.ready  ## the drop-in replacements against the libraries that they replace
-	HYPERKERN_REQUIRE_INTEGRATIONS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations $(ARGS)
+	HYPERKERN_REQUIRE_INTEGRATIONS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/bench/test_bench_gate.py $(ARGS)
 
-bench: $(VENV)/.has-test  ## speed and memory against every baseline, in one run
+# The peers bring a hundred packages, as the drop-ins' originals do: the same environment serves both.
+$(INTEGRATIONS)/.peers: $(INTEGRATIONS)/.ready
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --editable '.[peers]'
+	@touch $@
+
+bench: $(INTEGRATIONS)/.peers  ## speed and memory of the losses beside every peer, in one run of under ten minutes
+	$(INTEGRATIONS)/bin/python -m benchmarks $(ARGS)
+
+bench-pytest: $(VENV)/.has-test  ## the same cases in pytest-benchmark
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 bench-integrations: $(INTEGRATIONS)/.ready  ## time and memory of the drop-ins beside the libraries' losses

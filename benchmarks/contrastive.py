@@ -6,9 +6,7 @@ docs/contrastive-benchmark.md anew, from the results in benchmarks/results/contr
 """
 
 import argparse
-import contextlib
 import functools
-import importlib
 import importlib.metadata
 import json
 import statistics
@@ -20,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import hyperkern as hk
+from hyperkern.bench.machine import processor
+from hyperkern.bench.peers import load, unit
 from hyperkern.demo.memory import PeakMemory
 
 from . import measure
@@ -63,11 +62,6 @@ def labelled(make: Callable[[], Any], labels: Callable[[int], Tensor]) -> Loss:
     """A loss of embeddings and labels as one of features alone, two views one behind the other."""
     loss = make()
     return lambda *views: loss(torch.cat(views), labels(sum(view.shape[0] for view in views)))
-
-
-def unit(loss: Loss) -> Loss:
-    """For losses whose models normalise."""
-    return lambda *views: loss(*(F.normalize(view, dim=-1) for view in views))
 
 
 def open_clip_pair(name: str, *options: float) -> Pair:
@@ -133,17 +127,6 @@ OWN: dict[str, tuple[int, Loss]] = {
     "siglip": (2, functools.partial(hk.siglip, logit_scale=10.0, logit_bias=-10.0)),
     "siglip, learned": (2, learned(hk.siglip, logit_scale=10.0, logit_bias=-10.0)),
 }
-
-
-def load(module: str) -> Any:
-    """A module of a library. Some import torchvision, whose build for CUDA stops at operators that it cannot load."""
-    with contextlib.suppress(ImportError):
-        try:
-            importlib.import_module("torchvision")
-        except RuntimeError:
-            for name in ("nms", "qnms"):
-                torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
-    return importlib.import_module(module)
 
 
 def made(name: str, which: str) -> tuple[int, Loss]:
@@ -237,7 +220,7 @@ def as_line(row: dict[str, Any]) -> str:
 def machine() -> dict[str, Any]:
     """What a row was measured with."""
     return {
-        "processor": measure.processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
     }

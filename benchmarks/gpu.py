@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hyperkern
-
-from . import baselines
+from hyperkern.bench import textbook
 
 
 class Sizes(NamedTuple):
@@ -80,16 +79,16 @@ Losses = dict[str, tuple[int, Callable[..., Tensor], Callable[..., Tensor]]]
 def losses_of(backend: str) -> Losses:
     """The losses that are checked and measured, from one backend."""
     return {
-        "uniformity": (1, functools.partial(hyperkern.uniformity, backend=backend), baselines.dense_uniformity),
+        "uniformity": (1, functools.partial(hyperkern.uniformity, backend=backend), textbook.dense_uniformity),
         "align_uniform": (
             2,
             lambda x, y: hyperkern.align_uniform(x, y, backend=backend).loss,
-            baselines.dense_align_uniform,
+            textbook.dense_align_uniform,
         ),
         "clip": (
             2,
             functools.partial(hyperkern.clip_loss, logit_scale=1 / 0.07, backend=backend),
-            functools.partial(baselines.dense_clip, logit_scale=1 / 0.07),
+            functools.partial(textbook.dense_clip, logit_scale=1 / 0.07),
         ),
     }
 

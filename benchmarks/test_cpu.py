@@ -1,92 +1,70 @@
-"""Loss + gradient on the CPU: time against the baselines and the machine's own matrix rate, and peak memory."""
+"""Loss + gradient on the CPU: time against the baselines and the machine's own matrix rate, and peak memory.
+
+The cases and implementations are those of ``hyperkern bench``, and two more that only belong here.
+"""
 
 import functools
-import statistics
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 import hyperkern
+from hyperkern.bench import registry, textbook
+from hyperkern.bench.cases import by_mode
+from hyperkern.bench.clock import once
+from hyperkern.bench.gate import check, clear, step
+from hyperkern.bench.machine import Rates
+from hyperkern.bench.memory import peaks_in_child
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
 from hyperkern.integrations.align_uniform import uniform_loss
 
-from . import baselines, measure
-
 ROUNDS = 15
+registry.load_all()
 
 
-class Case(NamedTuple):
-    """A loss, the ways to compute it, and the least arithmetic it takes.
+@registry.implementation("clip", "hyperkern learned", package="hyperkern")
+def learned():
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return hyperkern.clip_loss(x, y, logit_scale=torch.tensor(textbook.LOGIT_SCALE, dtype=x.dtype))
 
-    Attributes:
-        inputs: number of feature tensors.
-        flops: of loss + gradient, as a multiple of N^2 D: with y = x one similarity for each pair and two products
-            with the weights, 3; with two sides 8, since the forward similarities are not kept.
-        truth: the textbook formula, run in float64 as the gate.
-        implementations: by name.
-    """
-
-    inputs: int
-    flops: int
-    truth: Callable[..., Tensor]
-    implementations: dict[str, Callable[..., Tensor]]
+    return loss
 
 
-def learned(loss: Callable[..., Tensor], *features: Tensor) -> Tensor:
-    return loss(*features, logit_scale=torch.tensor(1 / 0.07, dtype=features[0].dtype))
+PAPER = "paper's uniform_loss"
+registry.case(PAPER, inputs=1, flops=by_mode(1, 2, 3), counted="as uniformity", baseline="pdist", unit=True)(
+    textbook.paper_uniform_loss
+)
+registry.implementation(PAPER, "pdist", most_rows=4096)(lambda: textbook.paper_uniform_loss)
+registry.implementation(PAPER, "hyperkern drop-in", package="hyperkern")(lambda: uniform_loss)
 
-
-dense_clip = functools.partial(baselines.dense_clip, logit_scale=1 / 0.07)
-CASES = {
-    "uniformity": Case(
-        1,
-        3,
-        baselines.dense_uniformity,
-        {
-            "pdist": baselines.pdist_uniformity,
-            "dense": baselines.dense_uniformity,
-            "hyperkern": hyperkern.uniformity,
-        },
-    ),
-    "paper's uniform_loss": Case(
-        1,
-        3,
-        baselines.paper_uniform_loss,
-        {"pdist": baselines.paper_uniform_loss, "hyperkern drop-in": uniform_loss},
-    ),
-    "two-way contrastive": Case(
-        2,
-        8,
-        dense_clip,
-        {
-            "dense": dense_clip,
-            "hyperkern": functools.partial(hyperkern.clip_loss, logit_scale=1 / 0.07),
-            "hyperkern learned": functools.partial(learned, hyperkern.clip_loss),
-        },
-    ),
-}
 # The sizes of the targets, and ordinary batches, where the cost of a call decides.
 SIZES = [(4096, 512), (4096, 128), (2048, 128), (1024, 128), (256, 128)]
 RUNS = [
-    pytest.param(case, name, n, d, id=f"{case}-{name}-{n}-{d}")
-    for case in CASES
+    pytest.param(case, each.name, n, d, id=f"{case}-{each.name}-{n}-{d}")
+    for case in ("uniformity", PAPER, "nt_xent", "clip")
     for n, d in SIZES
-    for name in CASES[case].implementations
+    for each in registry.implementations(case)
 ]
 
 
-def time_it(benchmark, record, case: str, name: str, inputs: Sequence[Tensor]) -> None:
-    loss, (n, dim), rates = CASES[case].implementations[name], inputs[0].shape, []
-    flops = CASES[case].flops * n * n * dim
-    benchmark.pedantic(
-        measure.loss_and_grads,
-        setup=lambda: rates.append(measure.sgemm_rate()) or ((loss, inputs), {}),
-        rounds=ROUNDS,
-        warmup_rounds=1,
-    )
-    seconds, rate = benchmark.stats.stats.median, statistics.median(rates)
+@functools.cache
+def rates() -> Rates:
+    return Rates("cpu", "float32")
+
+
+@pytest.mark.parametrize(("case", "name", "n", "dim"), RUNS)
+def test_loss_and_gradient(benchmark, record, case, name, n, dim):
+    setup, implementation = Setup(case, "float32", n, dim, "both"), IMPLEMENTATIONS[case, name]
+    if reason := implementation.refusal(setup):
+        pytest.skip(reason)
+    check(CASES[case], implementation, implementation.make, setup)
+    torch._dynamo.reset()
+    loss, inputs = implementation.make(), CASES[case].draw(n, dim, "float32", "cpu")
+    since = len(rates().found["flops"])
+    benchmark.pedantic(step, setup=lambda: rates().measure() or ((loss, inputs), {}), rounds=ROUNDS, warmup_rounds=1)
+    seconds, rate = benchmark.stats.stats.median, rates().limit(since).flops
+    flops = CASES[case].flops(n, dim, "both")
     record(
         case=f"{case} N={n} D={dim}",
         implementation=name,
@@ -98,26 +76,21 @@ def time_it(benchmark, record, case: str, name: str, inputs: Sequence[Tensor]) -
     )
 
 
-@pytest.mark.parametrize(("case", "name", "n", "dim"), RUNS)
-def test_loss_and_gradient(benchmark, record, case, name, n, dim):
-    def draw(rows: int) -> list[Tensor]:
-        return [torch.nn.functional.normalize(torch.randn(rows, dim), dim=-1) for _ in range(CASES[case].inputs)]
-
-    measure.check(CASES[case].implementations[name], CASES[case].truth, draw(500))
-    time_it(benchmark, record, case, name, draw(n))
-
-
 def test_uniformity_peak_memory(benchmark, record):
     n, dim = 65536, 128
-    result = benchmark.pedantic(measure.uniformity_peak, args=(n, dim), rounds=1)
-    flops, rate = 3 * n * n * dim, measure.sgemm_rate()
+    (peak,) = peaks_in_child("hyperkern", [Setup("uniformity", "float32", n, dim, "both")], [])
+    assert isinstance(peak, int), peak
+    inputs = CASES["uniformity"].draw(n, dim, "float32", "cpu")
+    seconds = 1e-3 * benchmark.pedantic(once, args=(lambda: step(hyperkern.uniformity, inputs), "cpu"), rounds=1)
+    clear(inputs)
+    flops, rate = CASES["uniformity"].flops(n, dim, "both"), rates().limit().flops
     record(
         case=f"uniformity N={n} D={dim}",
         implementation="hyperkern",
-        median_ms=result["seconds"] * 1e3,
-        gflops=flops / result["seconds"] / 1e9,
+        median_ms=seconds * 1e3,
+        gflops=flops / seconds / 1e9,
         sgemm_gflops=rate / 1e9,
-        of_sgemm=flops / result["seconds"] / rate,
-        peak_bytes=result["peak_bytes"],
+        of_sgemm=flops / seconds / rate,
+        peak_bytes=peak,
     )
-    assert result["peak_bytes"] < 300e6, f"peak extra memory {result['peak_bytes'] / 1e6:.0f} MB"
+    assert peak < 300e6, f"peak extra memory {peak / 1e6:.0f} MB"

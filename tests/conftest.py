@@ -139,3 +139,16 @@ def poisoned_allocations() -> Iterator[None]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 8 in the reference: small shapes walk over many blocks with ragged ends."""
     monkeypatch.setattr(backends.load("reference"), "_BLOCK_CPU", 8)
+
+
+@pytest.fixture
+def registry_as_it_was() -> Iterator[None]:
+    """What a test adds to the benchmarks is gone behind it."""
+    from hyperkern.bench import registry
+
+    tables = (registry.CASES, registry.IMPLEMENTATIONS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)

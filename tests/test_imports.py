@@ -25,6 +25,7 @@ LAYERS = [
     {"nn", "metrics", "queue", "cached"},
     {"evaluation"},  # shows a value beside that of the uniform distribution, from metrics
     {"integrations", "demo"},
+    {"bench"},  # measures memory as the demo does
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

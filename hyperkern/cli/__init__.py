@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from . import demo, eval, info, tune
+from . import bench, demo, eval, info, tune
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('hyperkern')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, eval, info, tune):
+    for command in (bench, demo, eval, info, tune):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)

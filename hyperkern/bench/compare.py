@@ -1,0 +1,135 @@
+"""Two runs side by side: what has become slower, beyond what the machine and chance explain."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .result import BenchError, Result, Row, baseline_of, key, quantile
+
+RESAMPLES = 10_000
+# The chance that any row of a comparison is called slower by chance.
+ERROR_RATE = 0.01
+# Fewer samples say nothing about their spread.
+FEWEST = 5
+# What must agree for times to be comparable.
+SAME = ("device", "processor", "threads")
+
+
+class Change(NamedTuple):
+    """A row of both runs.
+
+    Attributes:
+        row: the new row.
+        ratio: new time over old; ``None`` where one of them has no time.
+        low: lower end of its interval, ``None`` where there are too few samples.
+        high: upper end.
+        corrected: what the drift of the machine was taken from: a baseline, the machine's rates, or nothing.
+        verdict: ``slower``, ``faster``, ``same``, ``too few samples``, or what became of the row.
+    """
+
+    row: Row
+    ratio: float | None
+    low: float | None
+    high: float | None
+    corrected: str
+    verdict: str
+
+    @property
+    def regression(self) -> bool:
+        """Whether it counts as one."""
+        return self.verdict == "slower" or self.verdict.startswith("fails")
+
+
+def check_comparable(old: Result, machine: dict[str, Any]) -> None:
+    """Whether a file is of this machine.
+
+    Raises:
+        BenchError: it is not.
+    """
+    for name in SAME:
+        if old["machine"][name] != machine[name]:
+            raise BenchError(f"the runs are of different machines: {name} {old['machine'][name]!r}, {machine[name]!r}")
+
+
+def compare(old: Result, new: Result, threshold: float) -> list[Change]:
+    """Sets the rows that both runs have side by side.
+
+    A row counts as slower if the whole bootstrap interval of its ratio lies above ``1 + threshold``. The times are
+    taken relative to those of the baseline in the same run, round by round where both have been measured in turns;
+    those of the baseline itself relative to the machine's own rate. The intervals are wide enough for all rows at once.
+
+    Args:
+        old: the run that is the measure.
+        new: the other.
+        threshold: of the ratio, 0.05 for 5 %.
+
+    Raises:
+        BenchError: the runs are of different machines, or have no row in common.
+    """
+    check_comparable(old, new["machine"])
+    before, after = ({key(row): row for row in result["rows"]} for result in (old, new))
+    shared = [found for found in after if found in before and before[found]["status"] == "ok"]
+    if not shared:
+        raise BenchError("the runs have no row in common that the first of them has measured")
+    confidence = ERROR_RATE / len(shared)
+    changes = []
+    for i, found in enumerate(shared):
+        changes.append(_change((old, new), (before, after), found, threshold, confidence, seed=i))
+    return changes
+
+
+def _change(
+    results: tuple[Result, Result],
+    rows: tuple[dict[tuple[Any, ...], Row], dict[tuple[Any, ...], Row]],
+    found: tuple[Any, ...],
+    threshold: float,
+    confidence: float,
+    seed: int,
+) -> Change:
+    row = rows[1][found]
+    if row["status"] != "ok":
+        # A package that is not installed has not become slower; a wrong result is worse than a slow one.
+        verdict = f"fails: {row['reason']}" if row["status"] == "failed" else f"skipped: {row['reason']}"
+        return Change(row, None, None, None, "", verdict)
+    old, new = (each[found] for each in rows)
+    bases = [baseline_of(each[found], each) for each in rows]
+    generator = torch.Generator().manual_seed(seed)
+    if all(base is not None for base in bases) and old["implementation"] != old["baseline"]:
+        corrected = f"by {row['baseline']}"
+        sides = [
+            _resampled(each["samples_ms"], base["samples_ms"] if base else None, generator)
+            for each, base in zip((old, new), bases, strict=True)
+        ]
+    else:
+        rates = [result["limits"].get(row["dtype"], {}).get("flops") for result in results]
+        corrected = "by the machine's rate" if all(rates) else "not"
+        drift = rates[0] / rates[1] if all(rates) else 1.0
+        sides = [_resampled(each["samples_ms"], None, generator) for each in (old, new)]
+        sides[1] = (sides[1][0] / drift, sides[1][1] / drift)
+    ratio = (sides[1][0] / sides[0][0]).item()
+    if min(len(old["samples_ms"]), len(new["samples_ms"])) < FEWEST:
+        return Change(row, ratio, None, None, corrected, "too few samples")
+    spread = sides[1][1] / sides[0][1]
+    low, high = quantile(spread.tolist(), confidence / 2), quantile(spread.tolist(), 1 - confidence / 2)
+    verdict = "slower" if low > 1 + threshold else "faster" if high < 1 / (1 + threshold) else "same"
+    return Change(row, ratio, low, high, corrected, verdict)
+
+
+def _resampled(samples: list[float], base: list[float] | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A median, and those of resampled samples: of ratios to the baseline's where they were taken in turns."""
+    times = torch.tensor(samples, dtype=torch.float64)
+    if base is None:
+        return times.quantile(0.5), _medians(times, generator)
+    others = torch.tensor(base, dtype=torch.float64)
+    if len(times) == len(others):
+        return _resampled((times / others).tolist(), None, generator)
+    median = times.quantile(0.5) / others.quantile(0.5)
+    return median, _medians(times, generator) / _medians(others, generator)
+
+
+def _medians(values: Tensor, generator: torch.Generator) -> Tensor:
+    chosen = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    return values[chosen].quantile(0.5, dim=1)

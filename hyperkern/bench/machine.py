@@ -1,0 +1,189 @@
+"""What a figure belongs to: the machine, its clocks and versions, and its own rates, measured in the same run."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends import backend_info
+from .clock import once, sample, synchronize
+from .clock import runner as prepare
+from .registry import DTYPES, BenchError
+
+
+class Limit(NamedTuple):
+    """Rates of a machine.
+
+    Attributes:
+        flops: FLOP/s of a large matrix product of the library.
+        bytes: bytes/s of a large copy, read and write counted.
+    """
+
+    flops: float
+    bytes: float
+
+    def floor_ms(self, flops: float, size: float) -> float:
+        """The least time, of arithmetic and traffic that overlap perfectly."""
+        return 1e3 * max(flops / self.flops, size / self.bytes)
+
+
+# One H200: half precision and copy as measured (docs/performance.md), the others from its data sheet.
+H200 = {
+    "bfloat16": Limit(790e12, 4.3e12),
+    "float16": Limit(790e12, 4.3e12),
+    "float32": Limit(67e12, 4.3e12),
+    "float64": Limit(67e12, 4.3e12),
+}
+
+
+class Rates:
+    """Measures the rates of a dtype, again and again in the course of a run.
+
+    Args:
+        device: where.
+        dtype: of the product and the copy.
+    """
+
+    def __init__(self, device: str, dtype: str) -> None:
+        self._size = 2048 if device == "cpu" else 8192
+        kind = DTYPES[dtype]
+        if device == "cpu" and kind.itemsize == 2:
+            self._size = 512  # not every processor has instructions for them
+        self._device = device
+        a, b = (torch.randn(self._size, self._size, device=device).to(kind) for _ in range(2))
+        product = torch.empty_like(a)
+        # Larger than any cache, and no zeros, which some memories compress.
+        source = torch.rand((1 << (27 if device == "cpu" else 28)) // kind.itemsize, device=device).to(kind)
+        target = torch.empty_like(source)
+        self._runs: dict[str, Callable[[], Tensor]] = {
+            "flops": lambda: torch.mm(a, b, out=product),
+            "bytes": lambda: target.copy_(source),
+        }
+        self._counts = {"flops": 2.0 * self._size**3, "bytes": 2.0 * source.numel() * source.element_size()}
+        self.found: dict[str, list[float]] = {"flops": [], "bytes": []}
+        self.measure()  # the first is a warm-up
+        self.found = {"flops": [], "bytes": []}
+        self.measure()
+
+    def measure(self) -> None:
+        """One figure more for each rate."""
+        for name, run in self._runs.items():
+            if self._device == "cpu":
+                times = [once(run, self._device)]
+            else:
+                times = sample(prepare(run, [], "forward", self._device, 1e9), "eager", self._device)
+            synchronize(self._device)
+            median = torch.tensor(times, dtype=torch.float64).quantile(0.5).item()
+            self.found[name].append(1e3 * self._counts[name] / median)
+
+    def limit(self, since: int = 0) -> Limit:
+        """The medians, of all figures or of those since a number of them."""
+        medians = {
+            name: torch.tensor(rates[since:] or rates, dtype=torch.float64).quantile(0.5).item()
+            for name, rates in self.found.items()
+        }
+        return Limit(**medians)
+
+
+def check_device(device: str) -> None:
+    """Whether there is such a device.
+
+    Raises:
+        BenchError: there is none, or it is neither a CPU nor a GPU.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise BenchError(f"argument --device: {str(error).splitlines()[0]}, got {device!r}") from error
+    if kind not in ("cpu", "cuda"):
+        raise BenchError(f"argument --device: must be cpu or cuda, got {device!r}")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise BenchError(f"argument --device: PyTorch finds {torch.cuda.device_count()} GPUs, got {device!r}")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The machine, in the words of the result file."""
+    info = backend_info()["versions"]
+    on_gpu = device != "cpu"
+    try:
+        own = importlib.metadata.version("hyperkern")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        own = "0+source"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "clocks": clocks(device),
+        "torch": info["torch"],
+        "triton": info["triton"],
+        "cuda": info["cuda"] if on_gpu else None,
+        "driver": _smi("driver_version", device) if on_gpu else None,
+        "python": platform.python_version(),
+        "hyperkern": own,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def busy() -> str | None:
+    """A warning where other work takes the processors: threads that wait for each other then wait for that too."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= processors / 2:
+        return None
+    return f"the machine is busy (load {load:.1f} on {processors} processors): times will be too long and vary"
+
+
+def processor() -> str:
+    """The name of the processor."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def clocks(device: str) -> str | None:
+    """Those of the moment, where they can be read."""
+    if device != "cpu":
+        found = _smi("clocks.sm,clocks.mem,power.limit", device)
+        return None if found is None else f"sm, memory, power limit: {found}"
+    mhz = _cpuinfo("cpu MHz")
+    return None if mhz is None else f"{float(mhz):.0f} MHz"
+
+
+def commit() -> str:
+    """That of the source tree this runs from, or of ``HYPERKERN_COMMIT``."""
+    given = os.environ.get("HYPERKERN_COMMIT")
+    if given:
+        return given
+    root = Path(__file__).parents[2]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def _cpuinfo(field: str) -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), None)
+
+
+def _smi(query: str, device: str) -> str | None:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    index = str(torch.device(device).index or 0)
+    options = [f"--query-gpu={query}", "--format=csv,noheader", f"--id={index}"]
+    result = subprocess.run([command, *options], capture_output=True, text=True)
+    return result.stdout.strip() or None if result.returncode == 0 else None

@@ -1,0 +1,172 @@
+"""What is measured: cases x implementations x shapes x dtypes x modes x executions, and what is left out of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from .machine import Limit
+from .registry import (
+    CASES,
+    DTYPES,
+    EXECUTIONS,
+    IMPLEMENTATIONS,
+    MODES,
+    BenchError,
+    Implementation,
+    Setup,
+    implementations,
+)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What is asked for.
+
+    Attributes:
+        device: where to measure.
+        cases: names.
+        names: of the implementations; ``None`` for all.
+        sizes: rows of a feature tensor.
+        dims: their dimensions.
+        dtypes: names.
+        modes: of `MODES`.
+        executions: of `EXECUTIONS`.
+        rounds: samples on a CPU, runs of the timer on a GPU.
+        seconds: for the samples of one row; a call that takes longer is measured once.
+        longest: seconds of a single call beyond which, by the plan, it is left out.
+        memory: whether peak memory is measured.
+        files: your own, with further cases and implementations.
+    """
+
+    device: str
+    cases: tuple[str, ...]
+    sizes: tuple[int, ...]
+    dims: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...] = ("both",)
+    executions: tuple[str, ...] = ("eager",)
+    names: tuple[str, ...] | None = None
+    rounds: int = 11
+    seconds: float = 1.0
+    longest: float = 10.0
+    memory: bool = True
+    files: tuple[Path, ...] = ()
+
+
+# The matrices that a command without options measures: in under ten minutes on two cores, in under eight on one GPU.
+DEFAULTS = {
+    "cpu": Matrix("cpu", ("uniformity", "nt_xent", "clip"), (512, 4096, 16384), (128, 512), ("float32",)),
+    "cuda": Matrix(
+        "cuda",
+        ("uniformity", "align_uniform", "nt_xent", "clip", "yardstick"),
+        (1024, 8192, 65536),
+        (128, 256, 512),
+        ("bfloat16",),
+        rounds=3,
+        seconds=0.5,
+        longest=2.0,
+    ),
+}
+
+
+class Point(NamedTuple):
+    """A row to be measured.
+
+    Attributes:
+        setup: the point of the matrix.
+        implementation: what is measured there.
+        execution: one of `EXECUTIONS`.
+    """
+
+    setup: Setup
+    implementation: Implementation
+    execution: str
+
+    @property
+    def flops(self) -> float:
+        """What is counted, of the case or of a yardstick itself."""
+        count = self.implementation.flops or CASES[self.setup.case].flops
+        return float(count(self.setup.n, self.setup.d, self.setup.mode))
+
+    @property
+    def bytes(self) -> float:
+        """What must go to or from memory."""
+        return CASES[self.setup.case].least_bytes(self.setup)
+
+    def floor_ms(self, limit: Limit) -> float:
+        """The least time at a machine's own rates."""
+        return limit.floor_ms(self.flops, self.bytes)
+
+    def guess_ms(self, limit: Limit) -> float:
+        """What it may take: a multiple of the floor, and what any call costs."""
+        calls = 0.1 if self.setup.device == "cpu" else 0.3
+        return calls + self.implementation.slowdown * self.floor_ms(limit)
+
+    def refusal(self, limit: Limit, longest: float, *, here: bool = True) -> str | None:
+        """Why it is not measured, or ``None``; not ``here``, what is installed does not count."""
+        on_gpu = self.setup.device != "cpu"
+        if self.execution == "cudagraph" and not on_gpu:
+            return "a CUDA graph needs a GPU"
+        if self.execution == "cudagraph" and self.setup.mode == "backward":
+            return "a graph that was kept from a forward pass cannot be captured: take mode both"
+        if self.execution != "eager" and self.implementation.compiled:
+            return f"is compiled already: not measured again as {self.execution}"
+        if (reason := self.implementation.refusal(self.setup, here=here)) is not None:
+            return reason
+        if self.guess_ms(limit) > 1e3 * longest:
+            return f"would take about {self.guess_ms(limit) / 1e3:.0f} s, more than the {longest:g} s of --longest"
+        return None
+
+
+def check(matrix: Matrix) -> None:
+    """Whether all that is asked for exists.
+
+    Raises:
+        BenchError: it does not; the message names the argument.
+    """
+    known = {name for _, name in IMPLEMENTATIONS}
+    choices: dict[str, tuple[Iterable[str], Collection[str]]] = {
+        "--cases": (matrix.cases, CASES),
+        "--dtypes": (matrix.dtypes, DTYPES),
+        "--modes": (matrix.modes, MODES),
+        "--executions": (matrix.executions, EXECUTIONS),
+        "--implementations": (matrix.names or (), sorted(known)),
+    }
+    for option, (given, possible) in choices.items():
+        names = list(given)
+        for name in names:
+            if name not in possible:
+                raise BenchError(f"argument {option}: choose from {', '.join(possible)}, got {name!r}")
+        if len(set(names)) < len(names):
+            raise BenchError(f"argument {option}: twice the same, got {','.join(names)!r}")
+    for option, numbers, least in (("--sizes", matrix.sizes, 2), ("--dims", matrix.dims, 1)):
+        for number in numbers:
+            if number < least:
+                raise BenchError(f"argument {option}: must be at least {least}, got {number}")
+        if len(set(numbers)) < len(numbers):
+            raise BenchError(f"argument {option}: twice the same, got {','.join(map(str, numbers))!r}")
+    if matrix.rounds < 1:
+        raise BenchError(f"argument --rounds: must be at least 1, got {matrix.rounds}")
+    for option, seconds in (("--seconds", matrix.seconds), ("--longest", matrix.longest)):
+        if not 0 < seconds < float("inf"):
+            raise BenchError(f"argument {option}: must be positive, got {seconds:g}")
+    for name in matrix.cases:
+        if matrix.names is not None and not {n for c, n in IMPLEMENTATIONS if c == name} & set(matrix.names):
+            raise BenchError(f"argument --implementations: none of {', '.join(matrix.names)} computes {name!r}")
+
+
+def groups(matrix: Matrix) -> Iterator[list[Point]]:
+    """The rows that are measured in turns: one case at one shape, dtype and mode, the baseline first."""
+    for case, mode, dtype, d, n in itertools.product(
+        matrix.cases, matrix.modes, matrix.dtypes, matrix.dims, matrix.sizes
+    ):
+        setup = Setup(case, dtype, n, d, mode, matrix.device)
+        yield [
+            Point(setup, each, execution)
+            for each in implementations(case, matrix.names)
+            for execution in matrix.executions
+        ]

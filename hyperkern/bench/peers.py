@@ -1,0 +1,248 @@
+"""The peers, each imported from its own package when it is made: what PyTorch offers, and the libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import textbook
+from .cases import by_mode
+from .registry import Loss, implementation
+
+MOST_DENSE = 16384
+HALF = ("bfloat16", "float16")
+
+
+def _with_torch(case: str, dense: Loss, chunked: Loss, pdist: Loss | None, most_dense: int) -> None:
+    """What PyTorch alone offers for a case."""
+    implementation(case, "dense", most_rows=most_dense, slowdown=3)(lambda: dense)
+    implementation(case, "compiled", most_rows=most_dense, slowdown=2.5, compiled=True)(
+        lambda: torch.compile(dense, dynamic=False)
+    )
+    implementation(case, "chunked", slowdown=4)(lambda: chunked)
+    if pdist is not None:
+        # It knows no half precision, and its gradient takes seconds from here on.
+        implementation(case, "pdist", most_rows=4096, dtypes=("float64", "float32"), slowdown=30)(lambda: pdist)
+
+
+_with_torch("uniformity", textbook.dense_uniformity, textbook.chunked_uniformity, textbook.pdist_uniformity, MOST_DENSE)
+_with_torch(
+    *("align_uniform", textbook.dense_align_uniform, textbook.chunked_align_uniform),
+    *(textbook.pdist_align_uniform, MOST_DENSE),
+)
+_with_torch("nt_xent", textbook.dense_nt_xent, textbook.chunked_nt_xent, None, MOST_DENSE // 2)
+_with_torch("clip", textbook.dense_clip, textbook.chunked_clip, None, MOST_DENSE)
+
+
+def load(module: str) -> Any:
+    """A module of a library. Some import torchvision, whose build for CUDA stops at operators that it cannot load."""
+    with contextlib.suppress(ImportError):
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:
+            for name in ("nms", "qnms"):
+                torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
+    return importlib.import_module(module)
+
+
+def unit(loss: Loss) -> Loss:
+    """For losses whose models normalise."""
+    return lambda *views: loss(*(F.normalize(view, dim=-1) for view in views))
+
+
+def two_way(one_way: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """The mean of a loss of queries and keys and of the same with the roles exchanged, for unit rows."""
+    return unit(lambda x, y: (one_way(x, y) + one_way(y, x)) / 2)
+
+
+# KeOps sums products as plain loops: for large D it takes a hundred times the library's product.
+keops = functools.partial(
+    implementation, package="pykeops", most_rows=2048, dtypes=("float64", "float32"), slowdown=100
+)
+
+
+def _lazy(x: Tensor, y: Tensor) -> tuple[Any, Any]:
+    lazy = load("pykeops.torch").LazyTensor
+    return lazy(x[:, None, :].contiguous()), lazy(y[None, :, :].contiguous())
+
+
+@keops("uniformity", "keops")
+def keops_uniformity() -> Loss:
+    """Its lazy matrix of distances."""
+    load("pykeops.torch")
+
+    def loss(x: Tensor, t: float = 2.0) -> Tensor:
+        n = x.shape[0]
+        rows, columns = _lazy(x, x)
+        kernel = (-t * ((rows - columns) ** 2).sum(-1)).exp()
+        return ((kernel.sum(1).sum() - n) / (n * (n - 1))).log()
+
+    return unit(loss)
+
+
+@keops("clip", "keops")
+def keops_clip() -> Loss:
+    """Its lazy matrix of logits, reduced by rows and by columns."""
+    load("pykeops.torch")
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        rows, columns = _lazy(textbook.LOGIT_SCALE * x, y)
+        logits = (rows * columns).sum(-1)
+        positive = textbook.LOGIT_SCALE * (x * y).sum(-1).mean()
+        return (logits.logsumexp(1).mean() + logits.logsumexp(0).mean()) / 2 - positive
+
+    return unit(loss)
+
+
+@keops("nt_xent", "keops")
+def keops_nt_xent() -> Loss:
+    """Its lazy matrix of logits; of unit rows the own one is a constant, subtracted behind the sum."""
+    load("pykeops.torch")
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        z = torch.cat([x, y])
+        rows, columns = _lazy(z / textbook.TEMPERATURE, z)
+        lse = (rows * columns).sum(-1).logsumexp(1).view(-1)
+        others = lse + torch.log1p(-(z.square().sum(-1) / textbook.TEMPERATURE - lse).exp())
+        return others.mean() - (x * y).sum(-1).mean() / textbook.TEMPERATURE
+
+    return unit(loss)
+
+
+@implementation("nt_xent", "lightly", package="lightly", most_rows=MOST_DENSE // 4, slowdown=6)
+def lightly_nt_xent() -> Loss:
+    """Its NTXentLoss."""
+    loss: Loss = load("lightly.loss").NTXentLoss(temperature=textbook.TEMPERATURE)
+    return loss
+
+
+@implementation(
+    "align_uniform", "lightly", package="lightly", most_rows=4096, dtypes=("float64", "float32"), slowdown=30
+)
+def lightly_align_uniform() -> Loss:
+    """Its HypersphereLoss, which is pdist's."""
+    loss: Loss = load("lightly.loss.hypersphere_loss").HypersphereLoss(t=2.0, lam=1.0, alpha=2.0)
+    return loss
+
+
+def _metric_learning(name: str) -> Loss:
+    loss = getattr(load("pytorch_metric_learning.losses"), name)(temperature=textbook.TEMPERATURE)
+
+    def of_views(x: Tensor, y: Tensor) -> Tensor:
+        samples = torch.arange(x.shape[0], device=x.device).repeat(2)
+        value: Tensor = loss(torch.cat([x, y]), samples)
+        return value
+
+    return of_views
+
+
+@implementation(
+    "nt_xent", "pytorch-metric-learning", package="pytorch-metric-learning", most_rows=MOST_DENSE // 4, slowdown=10
+)
+def metric_learning() -> Loss:
+    """Its SupConLoss: with one label for each sample, and so one positive for each row, it is NT-Xent."""
+    return _metric_learning("SupConLoss")
+
+
+@implementation(
+    *("nt_xent", "pytorch-metric-learning NTXentLoss"),
+    package="pytorch-metric-learning",
+    most_rows=256,  # it stores positive pairs x negative pairs, 8 N^3 numbers
+    slowdown=1000,
+)
+def metric_learning_nt_xent() -> Loss:
+    """Its NTXentLoss."""
+    return _metric_learning("NTXentLoss")
+
+
+@implementation("clip", "open_clip", package="open-clip-torch", module="open_clip", most_rows=MOST_DENSE, slowdown=3)
+def open_clip() -> Loss:
+    """Its ClipLoss, of rows that its models have normalised."""
+    loss = load("open_clip.loss").ClipLoss()
+    return unit(lambda x, y: loss(x, y, textbook.LOGIT_SCALE))
+
+
+class _Identity(nn.Module):
+    """A model whose embeddings are its features."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Hands them on."""
+        return {"sentence_embedding": features["rows"]}
+
+
+@implementation(
+    *("clip", "sentence-transformers cached"),
+    package="sentence-transformers",
+    modes=("forward", "both"),  # the gradients are made in the forward pass and handed out once
+    slowdown=6,
+)
+def sentence_transformers_cached() -> Loss:
+    """Its CachedMultipleNegativesRankingLoss in both directions, behind a model that does nothing."""
+    loss = load("sentence_transformers.losses").CachedMultipleNegativesRankingLoss(
+        nn.Sequential(_Identity()),  # it asks for a model's first module
+        scale=textbook.LOGIT_SCALE,
+        mini_batch_size=textbook.CHUNK,
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+
+    def of_views(x: Tensor, y: Tensor) -> Tensor:
+        value: Tensor = loss([{"rows": x}, {"rows": y}], torch.empty(0))
+        return value
+
+    return of_views
+
+
+def _cross_entropy_of_rows(linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    """InfoNCE as a linear cross entropy: the rows are the inputs, those of the other side the classes."""
+
+    def one_way(x: Tensor, y: Tensor) -> Tensor:
+        return linear(textbook.LOGIT_SCALE * x, y, torch.arange(x.shape[0], device=x.device))
+
+    return two_way(one_way)
+
+
+@implementation("clip", "cut-cross-entropy", package="cut-cross-entropy", devices=("cuda",), dtypes=HALF, slowdown=4)
+def cut_cross_entropy() -> Loss:
+    """Its linear_cross_entropy, with no gradient left out."""
+    linear = load("cut_cross_entropy").linear_cross_entropy
+    return _cross_entropy_of_rows(lambda x, y, labels: linear(x, y, labels, filter_eps=None))
+
+
+@implementation("clip", "liger", package="liger-kernel", devices=("cuda",), slowdown=6)
+def liger() -> Loss:
+    """Its LigerFusedLinearCrossEntropyLoss."""
+    loss = load("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
+    return _cross_entropy_of_rows(lambda x, y, labels: loss(y, x, labels))
+
+
+# It reads beyond the end of the rows where N is no multiple of 64.
+@implementation("clip", "inf-cl", package="inf-cl", devices=("cuda",), multiple_of=256, rows_multiple_of=64, slowdown=8)
+def inf_cl() -> Loss:
+    """Its cal_flash_loss, both ways."""
+    loss = load("inf_cl").cal_flash_loss
+    return two_way(lambda x, y: loss(x, y, scale=textbook.LOGIT_SCALE).mean())
+
+
+@implementation("yardstick", "matrix product", most_rows=MOST_DENSE, slowdown=1)
+def matrix_product() -> Loss:
+    """The library's product of the rows with themselves, stored."""
+    return lambda x: x @ x.T
+
+
+@implementation("yardstick", "attention", dtypes=("float32", *HALF), slowdown=2, flops=by_mode(4, 10, 14))
+def attention() -> Loss:
+    """`scaled_dot_product_attention` with Q = K = V, one head."""
+
+    def run(x: Tensor) -> Tensor:
+        rows = x[None, None]
+        return F.scaled_dot_product_attention(rows, rows, rows)
+
+    return run

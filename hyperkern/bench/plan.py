@@ -1,0 +1,138 @@
+"""What a run would take, without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+
+from . import clock, gate
+from .machine import H200, Limit, Rates
+from .matrix import Matrix, Point, groups
+from .registry import CASES, Setup
+
+# Seconds: of a compilation, of a process for the memory of one implementation, of all that a run begins with.
+COMPILE, PROCESS, START = 5.0, 4.0, 10.0
+
+
+class Planned(NamedTuple):
+    """A point of a plan.
+
+    Attributes:
+        point: the row.
+        floor_ms: the least time of a call.
+        seconds: a guess of what its row takes in all, 0 where it is left out.
+        refusal: why it is left out, or ``None``.
+    """
+
+    point: Point
+    floor_ms: float
+    seconds: float
+    refusal: str | None
+
+
+class Plan(NamedTuple):
+    """A plan.
+
+    Attributes:
+        planned: the points.
+        limits: the rates that it assumes, by dtype.
+        source: where those come from.
+        seconds: of the whole run.
+    """
+
+    planned: list[Planned]
+    limits: dict[str, Limit]
+    source: str
+    seconds: float
+
+
+def plan(matrix: Matrix) -> Plan:
+    """Plans a run, for a GPU that is not there with the rates of one H200, and all peers counted as installed."""
+    here = matrix.device == "cpu" or torch.cuda.is_available()
+    if here:
+        limits = {dtype: Rates(matrix.device, dtype).limit() for dtype in matrix.dtypes}
+        source = "measured on this machine"
+    else:
+        limits, source = {dtype: H200[dtype] for dtype in matrix.dtypes}, "of one H200, which is not here"
+    planned, gated = [], set()
+    for group in groups(matrix):
+        for point in group:
+            limit = limits[point.setup.dtype]
+            refusal = point.refusal(limit, matrix.longest, here=here)
+            seen = (point.implementation, point.setup._replace(n=min(gate.ROWS, point.setup.n)), point.execution)
+            compiles = (seen not in gated) + 1
+            seconds = 0.0 if refusal is not None else _seconds(point, limit, matrix, compiles)
+            if refusal is None:
+                gated.add(seen)
+            planned.append(Planned(point, point.floor_ms(limit), seconds, refusal))
+    processes = len({p.point.implementation for p in planned if p.refusal is None}) if matrix.device == "cpu" else 0
+    total = sum(p.seconds for p in planned) + PROCESS * processes * matrix.memory
+    total += START + sum(_rates_seconds(limits[s.dtype], matrix) for s in _measured(planned))
+    return Plan(planned, limits, source, total)
+
+
+def _seconds(point: Point, limit: Limit, matrix: Matrix, compiles: int) -> float:
+    guess = point.guess_ms(limit) / 1e3
+    compiled = point.implementation.compiled or point.execution == "compile"
+    fixed = compiles * COMPILE if compiled else 0.02
+    if matrix.device == "cpu":
+        warm = guess if guess > matrix.seconds else 2 * guess
+        return fixed + guess * matrix.memory * (1 + compiled) + warm + _rounds(point, limit, matrix) * max(guess, 0.002)
+    # The timer calls once, five times to guess, once to warm up and once to measure, at least; each with a full cache.
+    of_round = max(8 * guess, (clock.WARMUP_MS + clock.SAMPLE_MS) / 1e3 + 6 * guess)
+    return fixed + 4 * guess + _rounds(point, limit, matrix) * of_round
+
+
+def _rounds(point: Point, limit: Limit, matrix: Matrix) -> int:
+    guess = point.guess_ms(limit)
+    if matrix.device == "cpu" and guess > 1e3 * matrix.seconds:
+        return 0  # the first call is the sample
+    return clock.rounds(guess, matrix.seconds, matrix.rounds, matrix.device)
+
+
+def _measured(planned: list[Planned]) -> set[Setup]:
+    return {p.point.setup for p in planned if p.refusal is None}
+
+
+def _rates_seconds(limit: Limit, matrix: Matrix) -> float:
+    """Of the machine's own rates in each round of a group."""
+    size = 2048 if matrix.device == "cpu" else 8192
+    once = 2 * size**3 / limit.flops
+    return matrix.rounds * (once if matrix.device == "cpu" else 0.06)
+
+
+def lines(found: Plan, matrix: Matrix) -> list[str]:
+    """The plan as text."""
+    text = [f"rates {found.source}:"]
+    text += [f"  {dtype}: {_si(limit.flops)}FLOP/s, {_si(limit.bytes)}B/s" for dtype, limit in found.limits.items()]
+    heads = f"\n{'case':<15}{'dtype':<10}{'mode':<9}{'N':>7}{'D':>6}{'FLOPs':>10}{'bytes':>10}{'floor ms':>11}"
+    text.append(f"{heads}{'implementations':>17}{'seconds':>9}")
+    for setup in dict.fromkeys(p.point.setup for p in found.planned):
+        of_setup = [p for p in found.planned if p.point.setup == setup]
+        runs = [p for p in of_setup if p.refusal is None]
+        flops = CASES[setup.case].flops(setup.n, setup.d, setup.mode)
+        size = CASES[setup.case].least_bytes(setup)
+        floor = found.limits[setup.dtype].floor_ms(flops, size)
+        line = (
+            f"{setup.case:<15}{setup.dtype:<10}{setup.mode:<9}{setup.n:>7}{setup.d:>6}{_si(flops):>10}{_si(size):>10}"
+        )
+        text.append(f"{line}{floor:>11.4g}{len(runs):>17}{sum(p.seconds for p in runs):>9.1f}")
+    text.append("")
+    for case in dict.fromkeys(p.point.setup.case for p in found.planned):
+        text.append(f"{case}: counted {CASES[case].counted}")
+    left_out = Counter((p.point.setup.case, p.point.implementation.name, p.refusal) for p in found.planned if p.refusal)
+    if left_out:
+        text.append("\nleft out:")
+        text += [f"  {case}, {name}: {why} ({count} rows)" for (case, name, why), count in left_out.items()]
+    rows = sum(p.refusal is None for p in found.planned)
+    text.append(f"\n{rows} rows, about {found.seconds / 60:.1f} minutes on this plan")
+    return text
+
+
+def _si(value: float) -> str:
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g} "

@@ -1,0 +1,280 @@
+"""What can be measured: the cases and the implementations, entered by decorators."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import runpy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Loss = Callable[..., Tensor]
+# Of rows N, dimension D and mode.
+Count = Callable[[int, int, str], float]
+
+MODES = ("forward", "backward", "both")
+EXECUTIONS = ("eager", "compile", "cudagraph")
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class BenchError(ValueError):
+    """Something asked for cannot be measured or compared; the message says what, and what it got."""
+
+
+class Setup(NamedTuple):
+    """One point of the matrix.
+
+    Attributes:
+        case: name of the case.
+        dtype: one of `DTYPES`.
+        n: rows of a feature tensor.
+        d: their dimension.
+        mode: one of `MODES`.
+        device: a device, as text.
+    """
+
+    case: str
+    dtype: str
+    n: int
+    d: int
+    mode: str
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss, its textbook formula and the least that it takes.
+
+    Attributes:
+        name: how it is called.
+        inputs: number of feature tensors, each ``(N, D)``.
+        truth: the textbook formula of them, run in float64 as the gate; ``None`` for a yardstick, which has none.
+        flops: the least arithmetic, of N, D and mode.
+        counted: in words, what ``flops`` counts.
+        baseline: name of the implementation that the others are set against.
+        unit: whether the rows that it is given have unit length.
+        copies: how often a feature tensor goes to or from memory at least, by mode.
+    """
+
+    name: str
+    inputs: int
+    truth: Loss | None
+    flops: Count
+    counted: str
+    baseline: str
+    unit: bool = False
+    copies: tuple[int, int, int] = (1, 2, 2)
+
+    def draw(self, n: int, d: int, dtype: str, device: str) -> list[Tensor]:
+        """Random feature tensors: zeros or equal rows would let a processor draw less power and run faster."""
+        drawn = torch.randn(self.inputs, n, d, device=device)
+        drawn = (torch.nn.functional.normalize(drawn, dim=-1) if self.unit else drawn).to(DTYPES[dtype])
+        return [features.clone().requires_grad_() for features in drawn.unbind()]
+
+    def least_bytes(self, setup: Setup) -> float:
+        """What must go to or from memory: the features once, and gradients once where there are any."""
+        tensors = self.inputs * self.copies[MODES.index(setup.mode)]
+        return float(tensors * setup.n * setup.d * DTYPES[setup.dtype].itemsize)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A way to compute a case.
+
+    Attributes:
+        case: name of the case.
+        name: how it is called, unique within the case.
+        make: makes the loss; whatever it needs from its package is imported there.
+        package: the distribution it comes from.
+        module: the module whose absence means that the package is not installed.
+        devices: device types it runs on.
+        dtypes: those it takes.
+        modes: those it can be driven in.
+        most_rows: beyond these N it would take all memory, or all day.
+        multiple_of: of which number D must be a multiple.
+        rows_multiple_of: of which number N must be one.
+        slowdown: a guess of the time as a multiple of the floor, for plans only.
+        flops: where it is a yardstick with arithmetic of its own.
+        compiled: whether `make` hands out a compiled function, which must be made again for each shape.
+    """
+
+    case: str
+    name: str
+    make: Callable[[], Loss]
+    package: str = "torch"
+    module: str = "torch"
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    modes: tuple[str, ...] = MODES
+    most_rows: int = 1 << 40
+    multiple_of: int = 1
+    rows_multiple_of: int = 1
+    slowdown: float = 8.0
+    flops: Count | None = None
+    compiled: bool = False
+
+    @property
+    def version(self) -> str | None:
+        """Of its package; ``None`` where it has none."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be imported here, or ``None``."""
+        if find_spec(self.module.split(".")[0]) is None:
+            return f"{self.package} is not installed (pip install {self.package})"
+        return None
+
+    def refusal(self, setup: Setup, *, here: bool = True) -> str | None:
+        """Why it is not measured at this point, or ``None``; not ``here``, what is installed does not count."""
+        device = setup.device.split(":")[0]
+        if device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} only, got {device}"
+        if here and (reason := self.unavailable()) is not None:
+            return reason
+        if setup.dtype not in self.dtypes:
+            return f"takes {', '.join(self.dtypes)} only, got {setup.dtype}"
+        if setup.mode not in self.modes:
+            return f"can be driven in mode {', '.join(self.modes)} only, got {setup.mode}"
+        if setup.n > self.most_rows:
+            return f"takes too much memory or time beyond {self.most_rows} rows, got {setup.n}"
+        if setup.d % self.multiple_of:
+            return f"needs D to be a multiple of {self.multiple_of}, got {setup.d}"
+        if setup.n % self.rows_multiple_of:
+            return f"needs N to be a multiple of {self.rows_multiple_of}, got {setup.n}"
+        return None
+
+
+CASES: dict[str, Case] = {}
+IMPLEMENTATIONS: dict[tuple[str, str], Implementation] = {}
+
+
+def case(
+    name: str,
+    *,
+    inputs: int,
+    flops: Count,
+    counted: str,
+    baseline: str = "dense",
+    unit: bool = False,
+) -> Callable[[Loss], Loss]:
+    """Registers the decorated textbook formula as a case.
+
+    Args:
+        name: of the case; a name that is taken is refused.
+        inputs: number of feature tensors that the formula takes.
+        flops: the least arithmetic, of N, D and mode.
+        counted: in words, what that counts.
+        baseline: name of the implementation that the others are set against.
+        unit: whether its rows are to have unit length, for a formula that does not normalise them.
+
+    Raises:
+        BenchError: the name is taken.
+    """
+
+    def enter(truth: Loss) -> Loss:
+        add_case(Case(name, inputs, truth, flops, counted, baseline, unit))
+        return truth
+
+    return enter
+
+
+def add_case(found: Case) -> None:
+    """Registers a case.
+
+    Raises:
+        BenchError: the name is taken.
+    """
+    if found.name in CASES:
+        raise BenchError(f"there is a case {found.name!r} already")
+    CASES[found.name] = found
+
+
+def implementation(
+    of: str,
+    name: str,
+    *,
+    package: str = "torch",
+    module: str | None = None,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    dtypes: tuple[str, ...] = tuple(DTYPES),
+    modes: tuple[str, ...] = MODES,
+    most_rows: int = 1 << 40,
+    multiple_of: int = 1,
+    rows_multiple_of: int = 1,
+    slowdown: float = 8.0,
+    flops: Count | None = None,
+    compiled: bool = False,
+) -> Callable[[Callable[[], Loss]], Callable[[], Loss]]:
+    """Registers the decorated function, which makes a loss of the case's feature tensors and imports what that needs.
+
+    The arguments are the attributes of `Implementation`; ``module`` is the package's name with underscores by default.
+
+    Raises:
+        BenchError: the case is unknown, or the name taken.
+    """
+
+    def enter(make: Callable[[], Loss]) -> Callable[[], Loss]:
+        if of not in CASES:
+            raise BenchError(f"there is no case {of!r}; there are {', '.join(CASES)}")
+        if (of, name) in IMPLEMENTATIONS:
+            raise BenchError(f"case {of!r} has an implementation {name!r} already")
+        IMPLEMENTATIONS[of, name] = Implementation(
+            of,
+            name,
+            make,
+            package,
+            package.replace("-", "_") if module is None else module,
+            devices,
+            dtypes,
+            modes,
+            most_rows,
+            multiple_of,
+            rows_multiple_of,
+            slowdown,
+            flops,
+            compiled,
+        )
+        return make
+
+    return enter
+
+
+def load_all() -> None:
+    """Enters what comes with the package."""
+    from . import cases, peers  # noqa: F401
+
+
+def load_file(path: Path) -> None:
+    """Runs a file of your own that registers cases and implementations.
+
+    Raises:
+        BenchError: it cannot be read, or fails.
+    """
+    load_all()
+    try:
+        runpy.run_path(str(path), run_name="hyperkern_bench_file")
+    except OSError as error:
+        raise BenchError(f"argument --load: cannot read {str(path)!r}: {error.strerror}") from error
+    except (Exception, SystemExit) as error:
+        raise BenchError(f"argument --load: {str(path)!r} fails: {type(error).__name__}: {error}") from error
+
+
+def implementations(of: str, names: Iterable[str] | None = None) -> list[Implementation]:
+    """Those of a case in the order of entry, the baseline first; with ``names`` only those, and the baseline.
+
+    The baseline is among them in any case, since the others are set against it.
+    """
+    found = [each for (name, _), each in IMPLEMENTATIONS.items() if name == of]
+    baseline = CASES[of].baseline
+    if names is not None:
+        wanted = {*names, baseline}
+        found = [each for each in found if each.name in wanted]
+    return sorted(found, key=lambda each: each.name != baseline)

@@ -1,0 +1,384 @@
+"""The command: arguments, files, plans, what is skipped and why, and what an interruption leaves."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from bench_runs import OWN, TINY, result, row, written
+
+from hyperkern.bench import memory, registry
+from hyperkern.bench import run as runs
+from hyperkern.bench.matrix import DEFAULTS, groups
+from hyperkern.bench.plan import lines, plan
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError, Implementation, Setup
+from hyperkern.bench.result import COLUMNS, MACHINE, as_csv, as_json, read
+from hyperkern.bench.table import HEADS, WORDS, print_table
+from hyperkern.cli import main
+
+pytestmark = pytest.mark.usefixtures("registry_as_it_was")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("it measured")
+
+    monkeypatch.setattr(runs, "run", refuse)
+
+
+def test_json_and_csv_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--cases", "uniformity,yardstick", "--implementations", "hyperkern,attention"]
+    out = tmp_path / "a.json", tmp_path / "a.csv"
+    assert main(["bench", *TINY, *options, "--json", str(out[0]), "--csv", str(out[1])]) == 0
+    found = read(out[0])
+    assert set(found) == {"schema", "machine", "limits", "rows"}
+    assert set(found["machine"]) == set(MACHINE)
+    assert found["limits"]["float32"].keys() == {"flops", "bytes"}
+    with out[1].open(encoding="utf-8") as file:
+        lines_of = list(csv.DictReader(file))
+    assert len(lines_of) == len(found["rows"]) == 4
+    for of_csv, of_json in zip(lines_of, found["rows"], strict=True):
+        assert set(of_json) == set(COLUMNS)
+        assert of_csv["implementation"] == of_json["implementation"]
+        assert float(of_csv["median_ms"]) == of_json["median_ms"]
+        samples = [float(sample) for sample in of_csv["samples_ms"].split()]
+        assert samples == pytest.approx(of_json["samples_ms"], rel=1e-5)
+        assert of_csv["torch"] == torch.__version__
+        assert of_json["p20_ms"] <= of_json["median_ms"] <= of_json["p80_ms"]
+        assert of_json["of_limit"] == pytest.approx(of_json["floor_ms"] / of_json["median_ms"])
+    hyperkern = next(r for r in found["rows"] if r["implementation"] == "hyperkern")
+    dense = next(r for r in found["rows"] if r["implementation"] == "dense")
+    assert hyperkern["vs_baseline"] == pytest.approx(dense["median_ms"] / hyperkern["median_ms"])
+    assert hyperkern["flops"] == 3 * 40 * 40 * 8
+    assert hyperkern["bytes"] == 2 * 40 * 8 * 4
+    assert found["rows"][-1]["error"] is None  # a yardstick has no truth
+    assert f"written: {out[0]}" in capsys.readouterr().out
+    assert json.loads(as_json(found)) == found
+    assert as_csv(found) == out[1].read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "both"])
+def test_every_mode(tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "a.json"
+    options = ["--cases", "clip", "--modes", mode, "--implementations", "hyperkern,chunked", "--json", str(out)]
+    assert main(["bench", *TINY, *options]) == 0
+    assert [(r["mode"], r["status"]) for r in read(out)["rows"]] == [(mode, "ok")] * 3
+
+
+def test_cases_of_a_file_of_ones_own(tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    own = written(tmp_path / "own.py", OWN)
+    memory_too = [option for option in TINY if option != "--no-memory"]
+    assert main(["bench", *memory_too, "--load", own, "--cases", "norm", "--json", str(out)]) == 0
+    rows = read(out)["rows"]
+    assert [(r["implementation"], r["status"], r["flops"]) for r in rows] == [
+        ("plain", "ok", 640),
+        ("by torch", "ok", 640),
+    ]
+    assert all(isinstance(r["peak_bytes"], int) for r in rows) or sys.platform != "linux"
+
+
+def test_names_are_taken_once() -> None:
+    with pytest.raises(BenchError, match="there is a case 'clip' already"):
+        registry.case("clip", inputs=1, flops=lambda n, d, mode: 1.0, counted="")(torch.sum)
+    with pytest.raises(BenchError, match="case 'clip' has an implementation 'dense' already"):
+        registry.implementation("clip", "dense")(lambda: torch.sum)
+    with pytest.raises(BenchError, match="there is no case 'clap'; there are uniformity, "):
+        registry.implementation("clap", "dense")(lambda: torch.sum)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setup", "reason"),
+    [
+        ({"package": "no-such-peer", "module": "no_such"}, {}, r"no-such-peer is not installed \(pip install no-such"),
+        ({"devices": ("cuda",)}, {}, "runs on cuda only, got cpu"),
+        ({"dtypes": ("float16", "bfloat16")}, {}, "takes float16, bfloat16 only, got float32"),
+        ({"modes": ("both",)}, {"mode": "backward"}, "in mode both only, got backward"),
+        ({"most_rows": 32}, {}, "beyond 32 rows, got 64"),
+        ({"multiple_of": 256}, {}, "D to be a multiple of 256, got 16"),
+        ({"rows_multiple_of": 48}, {}, "N to be a multiple of 48, got 64"),
+    ],
+)
+def test_what_cannot_be_measured_has_a_reason(changes: dict, setup: dict, reason: str) -> None:
+    found = Implementation("clip", "it", lambda: torch.sum, **changes)
+    refusal = found.refusal(Setup("clip", "float32", 64, 16, "both")._replace(**setup))
+    assert refusal is not None
+    assert re.search(reason, refusal)
+
+
+def test_what_is_skipped_is_in_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.json"
+    options = ["--cases", "clip", "--implementations", "liger", "--executions", "eager,cudagraph", "--json", str(out)]
+    assert main(["bench", *TINY, *options]) == 0
+    found = [(r["implementation"], r["execution"], r["status"], r["reason"]) for r in read(out)["rows"]]
+    assert found[1:] == [
+        ("dense", "cudagraph", "skipped", "a CUDA graph needs a GPU"),
+        ("liger", "eager", "skipped", "runs on cuda only, got cpu"),
+        ("liger", "cudagraph", "skipped", "a CUDA graph needs a GPU"),
+    ]
+    assert "skipped: clip, liger: runs on cuda only, got cpu" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_measuring")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cases", "clap"], "argument --cases: choose from uniformity, "),
+        (["--cases", ","], "argument --cases: names nothing"),
+        (["--cases", "clip,clip"], "argument --cases: twice the same, got 'clip,clip'"),
+        (["--implementations", "mine"], "argument --implementations: choose from "),
+        (["--implementations", "keops", "--cases", "align_uniform"], "none of keops computes 'align_uniform'"),
+        (["--dtypes", "int8"], "argument --dtypes: choose from float64, "),
+        (["--modes", "sideways"], "argument --modes: choose from forward, backward, both, got 'sideways'"),
+        (["--executions", "fast"], "argument --executions: choose from eager, compile, cudagraph, got 'fast'"),
+        (["--sizes", "1"], "argument --sizes: must be at least 2, got 1"),
+        (["--dims", "0"], "argument --dims: must be at least 1, got 0"),
+        (["--dims", "8,8"], "argument --dims: twice the same"),
+        (["--rounds", "0"], "argument --rounds: must be at least 1, got 0"),
+        (["--seconds", "0"], "argument --seconds: must be positive, got 0"),
+        (["--longest", "nan"], "argument --longest: must be positive, got nan"),
+        (["--device", "abacus"], "argument --device: must be cpu, cuda or cuda:<index>, got 'abacus'"),
+        (["--device", "cuda:99"], "argument --device: PyTorch finds "),
+        (["--device", "cuda:x"], "argument --device: "),
+        (["--load", "missing.py"], "argument --load: cannot read 'missing.py'"),
+        (["--json", "no/such/folder/a.json"], "argument --json: no/such/folder is no folder"),
+        (["--csv", "."], "argument --csv: is a folder, got '.'"),
+        (["--json", "a", "--csv", "a"], "argument --csv: another result goes there too, got 'a'"),
+        (["--baseline", "missing.json"], "cannot read 'missing.json': No such file"),
+    ],
+)
+def test_bad_arguments_are_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["bench"] if "--device" in options else ["bench", "--device", "cpu"]
+    assert main([*base, *options]) == 2
+    assert message in (printed := capsys.readouterr().err)
+    assert printed.startswith("hyperkern bench: error: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sizes", "many"], "argument --sizes: must be integers with commas between them, got 'many'"),
+        (["--fail-over", "much"], "argument --fail-over: must be a percentage such as 5%, got 'much'"),
+        (["--fail-over", "-1%"], "argument --fail-over: "),
+        (["compare", "a"], "the following arguments are required: B"),
+    ],
+)
+def test_arguments_of_the_wrong_type(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["bench", *options])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def broken(**changes: object) -> str:
+    return json.dumps({**result([row("a", [1.0])]), **changes})
+
+
+@pytest.mark.usefixtures("no_measuring")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no JSON"),
+        ("[1, 2]", "is no result of hyperkern bench: it has no schema"),
+        ('{"rows": []}', "it has no schema"),
+        (broken(schema=2), "its schema is 2, expected 1"),
+        (broken(machine={}), "its machine is incomplete"),
+        (broken(rows=None), "it has no limits or no rows"),
+        (broken(rows=[{"case": "a"}]), "row 0 lacks baseline, "),
+        (broken(rows=[3]), "row 0 lacks everything"),
+        (broken(rows=[row("a", [1.0], status="fine")]), "row 0 has the status 'fine'"),
+        (broken(rows=[row("a", [0.0])]), "row 0 has samples that are no positive numbers"),
+        (broken(rows=[row("a", [])]), "row 0 is ok and has no samples"),
+        (broken(), "the runs are of different machines: device 'same', 'cpu'"),
+    ],
+)
+def test_a_bad_baseline_is_refused_before_anything_is_measured(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, out = tmp_path / "base.json", tmp_path / "out.json"
+    base.write_text(text)
+    out.write_text("old")
+    assert main(["bench", "--device", "cpu", "--baseline", str(base), "--json", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert (base.read_text(), out.read_text()) == (text, "old")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("import nothing_of_that_name", "ModuleNotFoundError"), ("exit(3)", "SystemExit: 3")]
+)
+def test_a_file_that_fails_is_named(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", *TINY, "--load", written(tmp_path / "mine.py", text)]) == 2
+    assert f"mine.py' fails: {message}" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_the_files_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_samples", interrupt)
+    out = tmp_path / "out.json"
+    out.write_text("old")
+    assert main(["bench", *TINY, "--json", str(out), "--csv", str(tmp_path / "new.csv")]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    assert out.read_text() == "old"
+    assert "interrupted, nothing written" in capsys.readouterr().err
+
+
+def test_the_page_is_drawn_from_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = types.ModuleType("hyperkern.bench.page")
+    monkeypatch.setattr(page, "render", lambda found: f"<p>{len(found['rows'])} rows</p>", raising=False)
+    monkeypatch.setitem(sys.modules, "hyperkern.bench.page", page)
+    out = tmp_path / "page.html"
+    options = ["--cases", "uniformity", "--implementations", "hyperkern", "--html", str(out)]
+    assert main(["bench", *TINY, *options]) == 0
+    assert out.read_text() == "<p>2 rows</p>"
+
+
+def test_an_installation_without_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Absent:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "hyperkern.bench.page":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.delitem(sys.modules, "hyperkern.bench.page", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    assert main(["bench", *TINY, "--html", str(tmp_path / "page.html")]) == 1
+    assert "--html needs the module hyperkern.bench.page" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_gpu_measures_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runs, "run", None)
+    assert main(["bench", "--device", "cuda", "--plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "of one H200, which is not here" in printed
+    assert "not installed" not in printed
+
+
+def test_the_plan_of_the_gpu_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    matrix = DEFAULTS["cuda"]
+    found = plan(matrix)
+    assert len(found.planned) == sum(map(len, groups(matrix)))
+    assert found.seconds == pytest.approx(sum(p.seconds for p in found.planned), abs=120)
+    assert found.seconds < 8 * 60
+    # The floors of docs/performance.md, counted as the least arithmetic.
+    for case, d, floor in (("uniformity", 128, 2.09), ("uniformity", 512, 8.35), ("clip", 256, 11.1)):
+        points = [p for p in found.planned if p.point.setup[:4] == (case, "bfloat16", 65536, d)]
+        assert points[0].floor_ms == pytest.approx(floor, rel=0.01)
+    assert all((p.seconds == 0) == (p.refusal is not None) for p in found.planned)
+    assert lines(found, matrix)[-1].endswith("minutes on this plan")
+    assert {name for _, name in IMPLEMENTATIONS} >= {"liger", "cut-cross-entropy", "inf-cl", "lightly", "open_clip"}
+
+
+def test_a_call_that_would_take_too_long_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--cases", "uniformity", "--sizes", "100000", "--dims", "4096", "--longest", "0.5", "--plan"]
+    assert main(["bench", "--device", "cpu", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "more than the 0.5 s of --longest" in printed
+    assert "\n0 rows" in printed
+
+
+def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    setups = [Setup("uniformity", "float32", n, 8, "both") for n in (8, 16, 32)]
+    children = [(-9, "peak: 100\n"), (1, ""), (0, "noise\npeak: 300\n")]
+    asked = []
+
+    def child(command: list[str], input: str, **options: object) -> types.SimpleNamespace:
+        asked.append([fields["n"] for fields in json.loads(input)["setups"]])
+        status, output = children[len(asked) - 1]
+        return types.SimpleNamespace(returncode=status, stdout=output, stderr="the reason\n")
+
+    monkeypatch.setattr(memory.subprocess, "run", child)
+    found = memory.peaks_in_child("dense", [*setups, setups[0]], [])
+    assert found == [100, "killed by the system, as it does when memory runs out", *found[2:]]
+    assert found[2:] == ["its process ended with status 1: the reason", 300]
+    assert asked == [[8, 16, 32, 8], [32, 8], [8]]
+
+
+def test_memory_grows_with_what_is_stored() -> None:
+    setup = Setup("uniformity", "float32", 2000, 16, "both")
+    (dense,) = memory.peaks_in_child("dense", [setup], [])
+    if dense is None:
+        pytest.skip("no /proc on this system")
+    assert isinstance(dense, int)
+    assert dense > 2 * 2000 * 2000 * 4
+
+
+def test_python_m_benchmarks_is_the_same_command() -> None:
+    command = [sys.executable, "-m", "benchmarks", "--help"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("usage: hyperkern bench")
+
+
+@pytest.mark.parametrize("columns", ["60", "250"])
+def test_no_figure_is_cut_off_on_a_terminal(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(HEADS, [["uniformity", "4096", "128", *["123.456789"] * (len(HEADS) - 3)]], WORDS)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert printed.count("123.456789") == len(HEADS) - 3
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (1000.0, True)])
+def test_a_busy_machine_is_warned_of(
+    load: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load), raising=False)
+    assert main(["bench", *TINY, "--cases", "uniformity", "--implementations", "dense"]) == 0
+    assert ("warning: the machine is busy (load 1000.0 on " in capsys.readouterr().err) is warned
+
+
+def test_every_case_counts_what_it_says() -> None:
+    for case in CASES.values():
+        forward, both = (case.flops(64, 16, mode) for mode in ("forward", "both"))
+        assert 0 < forward < both
+        assert case.baseline in {name for of, name in IMPLEMENTATIONS if of == case.name}
+
+
+def test_what_fails_while_it_is_timed_is_shown_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = runs.clock.sample
+
+    def sometimes(runner: object, execution: str, device: str) -> list[float]:
+        if len(taken) == 2:
+            raise RuntimeError("no memory left\nand more")
+        taken.append(sample(runner, execution, device))
+        return taken[-1]
+
+    taken: list[list[float]] = []
+    monkeypatch.setattr(runs.clock, "sample", sometimes)
+    out = tmp_path / "a.json"
+    options = ["--cases", "uniformity", "--implementations", "hyperkern", "--json", str(out)]
+    assert main(["bench", *TINY, *options]) == 0
+    rows = read(out)["rows"]
+    assert {r["status"] for r in rows} == {"failed"}
+    assert {r["reason"] for r in rows} == {"RuntimeError: no memory left"}
+    assert all(r["median_ms"] is None and r["samples_ms"] == [] for r in rows)
+
+
+@pytest.mark.slow
+def test_compiled_by_the_execution(tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    options = ["--cases", "uniformity", "--implementations", "compiled", "--executions", "eager,compile"]
+    assert main(["bench", *TINY, *options, "--json", str(out)]) == 0
+    found = [(r["implementation"], r["execution"], r["status"]) for r in read(out)["rows"]]
+    assert found == [
+        ("dense", "eager", "ok"),
+        ("dense", "compile", "ok"),
+        ("compiled", "eager", "ok"),
+        ("compiled", "compile", "skipped"),
+    ]

@@ -1,0 +1,157 @@
+"""Two runs side by side: a slower implementation is found, noise is not."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from bench_runs import TINY, machine, result, row, simulated, written
+
+from hyperkern.bench.compare import check_comparable, compare
+from hyperkern.bench.registry import BenchError
+from hyperkern.bench.result import as_json
+from hyperkern.cli import main
+
+pytestmark = pytest.mark.usefixtures("registry_as_it_was")
+
+
+def test_noise_alone_is_no_regression() -> None:
+    for seed in range(20):
+        changes = compare(simulated(2 * seed), simulated(2 * seed + 1), 0.05)
+        assert not [c for c in changes if c.regression], f"seed {seed}"
+        assert len(changes) == 9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_slower_is_found_and_nothing_else(seed: int) -> None:
+    changes = compare(simulated(2 * seed), simulated(2 * seed + 1, slower=2.0), 0.05)
+    assert {c.row["implementation"] for c in changes if c.regression} == {"hyperkern"}
+    assert sum(c.regression for c in changes) == 3
+    found = next(c for c in changes if c.regression)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.ratio is not None
+    assert 1.05 < found.low < found.ratio < found.high
+    assert found.corrected == "by dense"
+
+
+def test_what_is_faster_is_no_regression() -> None:
+    changes = compare(simulated(1, slower=2.0), simulated(2), 0.05)
+    assert {c.verdict for c in changes if c.row["implementation"] == "hyperkern"} == {"faster"}
+    assert not any(c.regression for c in changes)
+
+
+def test_a_slower_machine_is_not_a_slower_kernel() -> None:
+    old, new = simulated(1), simulated(1)
+    for of_new in new["rows"]:
+        of_new["samples_ms"] = [3 * sample for sample in of_new["samples_ms"]]
+    new["limits"]["float32"]["flops"] /= 3
+    assert {c.verdict for c in compare(old, new, 0.05)} == {"same"}
+    assert {c.corrected for c in compare(old, new, 0.05)} == {"by dense", "by the machine's rate"}
+
+
+def test_without_baseline_the_rate_of_the_machine_corrects() -> None:
+    times = [10.0, 10.1, 9.9, 10.0, 10.2]
+    old = result([row("hyperkern", times)], rate=2e11)
+    new = result([row("hyperkern", [2 * time for time in times])], rate=1e11)
+    (change,) = compare(old, new, 0.05)
+    assert (change.verdict, change.corrected) == ("same", "by the machine's rate")
+    assert change.ratio == pytest.approx(1)
+
+
+def test_unequal_numbers_of_samples_are_no_pairs() -> None:
+    base, times = row("dense", [30.0, 30.1, 29.9, 30.2, 30.0, 30.0]), [10.0, 10.1, 9.9, 10.0, 10.2]
+    old = result([base, row("hyperkern", times)])
+    new = result([base, row("hyperkern", [1.3 * time for time in times])])
+    slower = compare(old, new, 0.05)[1]
+    assert slower.verdict == "slower"
+    assert slower.ratio == pytest.approx(1.3)
+
+
+def test_the_threshold_counts() -> None:
+    times = [10.0, 10.01, 9.99, 10.0, 10.02]
+    old, new = result([row("a", times)]), result([row("a", [1.1 * time for time in times])])
+    assert compare(old, new, 0.05)[0].verdict == "slower"
+    assert compare(old, new, 0.2)[0].verdict == "same"
+
+
+def test_few_samples_say_nothing() -> None:
+    (change,) = compare(result([row("a", [10.0])]), result([row("a", [30.0])]), 0.05)
+    assert (change.verdict, change.regression, change.low) == ("too few samples", False, None)
+    assert change.ratio == pytest.approx(3)
+
+
+def test_what_fails_now_is_a_regression_and_what_is_absent_is_not() -> None:
+    old = result([row("a", [10.0] * 5), row("b", [10.0] * 5), row("gone", [10.0] * 5)])
+    failed = row("a", [], status="failed", reason="wrong")
+    skipped = row("b", [], status="skipped", reason="not installed")
+    changes = compare(old, result([failed, skipped, row("new", [1.0] * 5)]), 0.05)
+    assert [(c.verdict, c.regression) for c in changes] == [("fails: wrong", True), ("skipped: not installed", False)]
+
+
+@pytest.mark.parametrize(("name", "other"), [("device", "another"), ("processor", "another"), ("threads", 2)])
+def test_runs_of_different_machines_are_refused(name: str, other: object) -> None:
+    with pytest.raises(BenchError, match=f"different machines: {name} "):
+        check_comparable(result([]), machine(**{name: other}))
+
+
+def test_runs_without_a_common_row_are_refused() -> None:
+    with pytest.raises(BenchError, match="no row in common"):
+        compare(result([row("a", [1.0])]), result([row("b", [1.0])]), 0.05)
+
+
+def test_comparing_changes_nothing() -> None:
+    old, new = simulated(1), simulated(2)
+    before = copy.deepcopy((old, new))
+    compare(old, new, 0.05)
+    assert (old, new) == before
+
+
+def files(tmp_path: Path, *results: dict) -> list[str]:
+    paths = [tmp_path / f"{i}.json" for i in range(len(results))]
+    for path, of_path in zip(paths, results, strict=True):
+        path.write_bytes(as_json(of_path))
+    return [str(path) for path in paths]
+
+
+def test_the_command_ends_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, same, slower = files(tmp_path, simulated(1), simulated(2), simulated(3, slower=2.0))
+    assert main(["bench", "compare", old, same]) == 0
+    assert "9 rows compared, 0 slower by more than 5 %" in capsys.readouterr().out
+    assert main(["bench", "compare", old, slower]) == 3
+    assert capsys.readouterr().out.count("slower\n") == 3
+    assert main(["bench", "compare", old, slower, "--fail-over", "150%"]) == 0
+    assert main(["bench", "--fail-over", "150%", "compare", old, slower]) == 0
+
+
+def slowed(factor: int) -> str:
+    return f"""
+from hyperkern.bench import implementation
+from hyperkern.bench.textbook import dense_uniformity
+
+@implementation("uniformity", "mine")
+def mine():
+    def loss(x):
+        for _ in range({factor} - 1):
+            dense_uniformity(x.detach())
+        return dense_uniformity(x)
+    return loss
+"""
+
+
+def test_a_real_run_against_its_like_and_against_a_slower_one(tmp_path: Path) -> None:
+    base = tmp_path / "base.json"
+    options = ["--cases", "uniformity", "--implementations", "mine", "--rounds", "11", "--seconds", "1"]
+    options = [*TINY, "--sizes", "200", *options]
+    mine = written(tmp_path / "mine.py", slowed(1))
+    assert main(["bench", *options, "--load", mine, "--json", str(base)]) == 0
+    _forget()
+    assert main(["bench", *options, "--load", mine, "--baseline", str(base), "--fail-over", "100%"]) == 0
+    _forget()
+    slower = written(tmp_path / "slower.py", slowed(30))
+    assert main(["bench", *options, "--load", slower, "--baseline", str(base), "--fail-over", "100%"]) == 3
+
+
+def _forget() -> None:
+    from hyperkern.bench.registry import IMPLEMENTATIONS
+
+    del IMPLEMENTATIONS["uniformity", "mine"]
