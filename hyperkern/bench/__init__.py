@@ -1,0 +1,1 @@
+"""Benchmarks: what is measured, beside which peers, and how it is shown."""

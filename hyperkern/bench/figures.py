@@ -1,0 +1,268 @@
+"""The figures of a benchmark: time and memory against N, the roofline, ratios to the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from . import svg, units
+from .checked import Limit, Panel, Result, Row, unique
+from .svg import WIDTH, Axis, Mark
+
+KINDS = ("time", "memory", "roofline", "ratio")
+LEFT, TOP, PLOT = 62, 30, 210
+SMALLEST_MEMORY = 1024.0  # what needs none has no place on a logarithmic axis either
+TITLES = {
+    "time": "Time against N",
+    "memory": "Peak memory against N",
+    "roofline": "Roofline: FLOP/s against FLOP per byte",
+    "ratio": "Speed relative to the baseline",
+}
+
+
+def marks(result: Result) -> dict[str, Mark]:
+    """One look for each implementation, the same in every figure."""
+    own = {row.implementation for row in result.rows if row.package == "hyperkern"}
+    return {name: Mark(index, name in own) for index, name in enumerate(result.implementations)}
+
+
+def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> str:
+    """Draw one figure.
+
+    Args:
+        kind: one of `KINDS`.
+        panel: what it shows.
+        looks: from `marks`.
+        limit: what the machine reaches in the panel's dtype, if it was measured.
+
+    Returns:
+        An SVG element, with what it shows in its label.
+    """
+    if kind == "time":
+        return _time(panel, looks)
+    if kind == "memory":
+        return _memory(panel, looks)
+    if kind == "roofline":
+        return _roofline(panel, looks, limit)
+    return _ratio(panel, looks)
+
+
+def _time(panel: Panel, looks: Mapping[str, Mark]) -> str:
+    floor = {n: min(row.floor_ms for row in panel.rows if row.n == n and row.floor_ms) for n in _floored(panel)}
+
+    def value(row: Row) -> float | None:
+        return row.median_ms
+
+    def band(row: Row) -> tuple[float, float]:
+        median = row.median_ms or 0.0
+        return row.p20_ms or median, row.p80_ms or median
+
+    return _against_n("time", panel, looks, value, units.milliseconds, band=band, floor=floor)
+
+
+def _memory(panel: Panel, looks: Mapping[str, Mark]) -> str:
+    def value(row: Row) -> float | None:
+        return None if row.peak_bytes is None else max(row.peak_bytes, SMALLEST_MEMORY)
+
+    return _against_n("memory", panel, looks, value, units.memory)
+
+
+def _against_n(
+    kind: str,
+    panel: Panel,
+    looks: Mapping[str, Mark],
+    value: Callable[[Row], float | None],
+    unit: Callable[[float], str],
+    *,
+    band: Callable[[Row], tuple[float, float]] | None = None,
+    floor: Mapping[int, float] | None = None,
+) -> str:
+    series = _series(panel, looks, value)
+    if not series:
+        return _empty(kind, panel, "No value was recorded.")
+    floor = floor or {}
+    shown = [
+        number for rows in series.values() for row in rows for number in [value(row), *(band(row) if band else ())]
+    ]
+    x = Axis.around(panel.sizes, LEFT, WIDTH - 14, least=2.5)
+    y = Axis.around([*(number for number in shown if number), *floor.values()], TOP + PLOT, TOP)
+    ticks = y.powers(2, 6) if kind == "memory" else y.decimals()
+    parts = svg.grid(x, y, [(n, f"{n:g}") for n in x.powers(2, 6)], [(tick, unit(tick)) for tick in ticks])
+    entries = []
+    for name, rows in series.items():
+        mark = looks[name]
+        for run in _unbroken(rows, panel.sizes):
+            points = [(x.at(row.n), y.at(value(row) or 1.0)) for row in run]
+            if band:
+                lower, upper = ([(x.at(row.n), y.at(band(row)[side])) for row in run] for side in (0, 1))
+                parts.append(svg.area(lower, upper, mark))
+            parts.append(mark.line(points))
+            parts += [mark.marker(*point) for point in points]
+        entries.append((name, "name" if mark.own else "", mark.swatch))
+    if floor:
+        line = [(x.at(n), y.at(ms)) for n, ms in floor.items()]
+        if len(line) == 1:
+            line = [(line[0][0] - 40, line[0][1]), (line[0][0] + 40, line[0][1])]
+        parts.append(_limit_line(line))
+        entries.append(("floor of this machine", "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)])))
+    return _finish(kind, panel, parts, entries, "N", _spoken(series, value, unit))
+
+
+def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> str:
+    def intensity(row: Row) -> float:
+        return (row.flops or 0.0) / (row.bytes or math.inf)
+
+    def achieved(row: Row) -> float | None:
+        return row.tflops * 1e12 if row.tflops and intensity(row) else None
+
+    def unit(number: float) -> str:
+        return units.rate(number, "FLOP/s")
+
+    series = _series(panel, looks, achieved)
+    if not series:
+        return _empty("roofline", panel, "No FLOPs or bytes were recorded.")
+    across = [intensity(row) for rows in series.values() for row in rows]
+    up = [number for rows in series.values() for row in rows if (number := achieved(row))]
+    peak, copy = (limit.flops, limit.bytes) if limit else (None, None)
+    ridge = peak / copy if peak and copy else None
+    if peak:
+        up.append(peak)
+    if ridge:
+        across += [ridge / 2, ridge * 2]
+    x = Axis.around(across, LEFT, WIDTH - 14)
+    y = Axis.around(up, TOP + PLOT, TOP + 6)
+    parts = svg.grid(
+        x,
+        y,
+        [(tick, units.digits(tick)) for tick in x.decimals(5)],
+        [(tick, units.rate(tick, "")) for tick in y.decimals()],
+    )
+    if peak:
+        parts += _roof(x, y, peak, copy)
+    entries = []
+    for name, rows in series.items():
+        mark = looks[name]
+        points = [(x.at(intensity(row)), y.at(achieved(row) or 1.0)) for row in rows]
+        parts.append(mark.line(points))
+        parts += [mark.marker(*point) for point in points]
+        entries.append((name, "name" if mark.own else "", mark.swatch))
+    return _finish("roofline", panel, parts, entries, "FLOP per byte", _spoken(series, achieved, unit))
+
+
+def _roof(x: Axis, y: Axis, peak: float, copy: float | None) -> list[str]:
+    ridge = max(peak / copy, x.low) if copy else x.low
+    line = [(x.at(ridge), y.at(peak)), (x.end, y.at(peak))]
+    label = f"matrix rate {units.rate(peak, 'FLOP/s')}"
+    parts = [svg.words(x.end, y.at(peak) - 6, label, "tick end")]
+    if copy and ridge > x.low:
+        begin = max(x.low, y.low / copy)
+        foot, top = (x.at(begin), y.at(begin * copy)), line[0]
+        line.insert(0, foot)
+        run, rise = top[0] - foot[0], foot[1] - top[1]
+        text = f"copy rate {units.rate(copy, 'B/s')}"
+        if math.hypot(run, rise) > len(text) * svg.CHARACTER + 16:  # room along the slope
+            turn = math.degrees(math.atan2(rise, run))
+            at = f"translate({(foot[0] + top[0]) / 2:.1f} {(foot[1] + top[1]) / 2:.1f}) rotate({-turn:.1f})"
+            parts.append(f'<g transform="{at}">{svg.words(0, -6, text, "tick middle")}</g>')
+    return [_limit_line(line, " roof"), *parts]
+
+
+def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> str:
+    sizes = [row.n for row in panel.rows if row.speedup]
+    if not sizes:
+        return _empty("ratio", panel, "The baseline was not timed.")
+    n = max(sizes)
+    at_n = [row for row in panel.rows if row.n == n]
+    ranked = sorted((row for row in at_n if row.speedup), key=lambda row: -(row.speedup or 0.0))
+    others = [row for row in at_n if not row.speedup]
+    height, pitch = 12.0, 34.0
+    bottom = TOP + pitch * len(ranked) + 4
+    values = [row.speedup or 1.0 for row in ranked]
+    x = Axis.around([*values, 1.0], 14, WIDTH - 14, least=4)
+    parts = []
+    for tick in x.decimals(5):
+        at = x.at(tick)
+        parts.append(f'<path class="grid" d="M{at:.1f},{TOP:.1f}V{bottom:.1f}"/>')
+        parts.append(svg.words(at, bottom + 17, units.times(tick), "tick middle muted"))
+    for index, (row, speedup) in enumerate(zip(ranked, values, strict=True)):
+        mark = looks[row.implementation]
+        top = TOP + index * pitch + 18
+        left, right = sorted((x.at(1.0), x.at(speedup)))
+        parts.append(
+            f'<rect class="bar {mark.classes}" x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 2):.1f}" '
+            f'height="{height}" rx="2"/>'
+        )
+        name = "name" if mark.own else ""
+        parts.append(svg.words(14, top - 5, row.implementation, name, WIDTH - 90))
+        parts.append(svg.words(WIDTH - 14, top - 5, units.times(speedup), f"end {name}"))
+    one = x.at(1.0)
+    parts.append(f'<path class="limit roof" d="M{one:.1f},{TOP + 16:.1f}V{bottom:.1f}"/>')
+    y = bottom + 40
+    for row in others:
+        why = "no ratio" if row.timed else row.status
+        parts.append(svg.words(14, y, f"{row.implementation}: {why}", "muted", WIDTH - 28))
+        y += 17
+    baseline = " and ".join(unique(row.baseline for row in ranked if row.baseline)) or "baseline"
+    title = f"Speed relative to {baseline}, N = {n}"
+    spoken = ", ".join(f"{row.implementation} {units.times(row.speedup or 1.0)}" for row in ranked)
+    parts.insert(0, svg.words(14, 16, title, "name", WIDTH - 20))
+    return svg.document(parts, y - 8, f"{_where(panel)}. {title}: {spoken}.")
+
+
+def _series(panel: Panel, looks: Mapping[str, Mark], value: Callable[[Row], float | None]) -> dict[str, list[Row]]:
+    """What was measured, by implementation: our own first, the others as they end on the plot, topmost first."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(panel.rows, key=lambda row: row.n):
+        if row.timed and value(row):
+            found.setdefault(row.implementation, []).append(row)
+    names = sorted(found, key=lambda name: (not looks[name].own, -found[name][-1].n, -(value(found[name][-1]) or 0.0)))
+    return {name: found[name] for name in names}
+
+
+def _unbroken(rows: Sequence[Row], sizes: Sequence[int]) -> list[list[Row]]:
+    """Rows of neighbouring sizes: no line crosses a size at which the implementation has no time."""
+    runs: list[list[Row]] = []
+    for row in rows:
+        if runs and sizes.index(row.n) - sizes.index(runs[-1][-1].n) == 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _floored(panel: Panel) -> list[int]:
+    return sorted({row.n for row in panel.rows if row.floor_ms})
+
+
+def _limit_line(points: Sequence[svg.Point], classes: str = "") -> str:
+    return f'<path class="limit{classes}" d="M{"L".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+
+
+def _where(panel: Panel) -> str:
+    return f"{panel.case}, D = {panel.d}, {panel.setting}"
+
+
+def _spoken(series: Mapping[str, list[Row]], value: Callable[[Row], float | None], unit: Callable[[float], str]) -> str:
+    n = max(rows[-1].n for rows in series.values())
+    ends = [(name, value(rows[-1])) for name, rows in series.items() if rows[-1].n == n]
+    return f"At N = {n}: " + ", ".join(f"{name} {unit(number)}" for name, number in ends if number)
+
+
+def _finish(
+    kind: str,
+    panel: Panel,
+    parts: Sequence[str],
+    entries: Sequence[tuple[str, str, Callable[[float, float], str]]],
+    across: str,
+    spoken: str,
+) -> str:
+    below = TOP + PLOT
+    title = svg.words(8, 16, TITLES[kind], "name")
+    axis = svg.words(WIDTH - 14, below + 32, across, "tick end muted")
+    key, end = svg.legend(entries, below + 42)
+    return svg.document([title, *parts, axis, *key], end + 6, f"{_where(panel)}. {TITLES[kind]}. {spoken}.")
+
+
+def _empty(kind: str, panel: Panel, why: str) -> str:
+    parts = [svg.words(8, 16, TITLES[kind], "name"), svg.words(WIDTH / 2, 60, why, "middle muted")]
+    return svg.document(parts, 90, f"{_where(panel)}. {TITLES[kind]}: {why}")
