@@ -37,7 +37,8 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         """For a heading."""
-        return f"{self.mode}, {self.execution}, {self.dtype}"
+        mode = "forward and backward" if self.mode == "both" else self.mode
+        return f"{mode}, {self.execution}, {self.dtype}"
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from . import svg, units
 from .checked import Limit, Panel, Result, Row, unique
 from .svg import WIDTH, Axis, Mark
 
 KINDS = ("time", "memory", "roofline", "ratio")
-LEFT, TOP, PLOT = 62, 30, 210
+LEFT, TOP, PLOT = 58, 30, 210
 SMALLEST_MEMORY = 1024.0  # what needs none has no place on a logarithmic axis either
 TITLES = {
     "time": "Time against N",
@@ -20,13 +21,20 @@ TITLES = {
 }
 
 
+class Drawing(NamedTuple):
+    """A figure, and what it says in a sentence."""
+
+    image: str
+    caption: str
+
+
 def marks(result: Result) -> dict[str, Mark]:
     """One look for each implementation, the same in every figure."""
     own = {row.implementation for row in result.rows if row.package == "hyperkern"}
     return {name: Mark(index, name in own) for index, name in enumerate(result.implementations)}
 
 
-def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> str:
+def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> Drawing:
     """Draw one figure.
 
     Args:
@@ -36,7 +44,7 @@ def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None
         limit: what the machine reaches in the panel's dtype, if it was measured.
 
     Returns:
-        An SVG element, with what it shows in its label.
+        An SVG element that carries its caption as its label, and the caption.
     """
     if kind == "time":
         return _time(panel, looks)
@@ -47,7 +55,7 @@ def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None
     return _ratio(panel, looks)
 
 
-def _time(panel: Panel, looks: Mapping[str, Mark]) -> str:
+def _time(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
     floor = {n: min(row.floor_ms for row in panel.rows if row.n == n and row.floor_ms) for n in _floored(panel)}
 
     def value(row: Row) -> float | None:
@@ -60,7 +68,7 @@ def _time(panel: Panel, looks: Mapping[str, Mark]) -> str:
     return _against_n("time", panel, looks, value, units.milliseconds, band=band, floor=floor)
 
 
-def _memory(panel: Panel, looks: Mapping[str, Mark]) -> str:
+def _memory(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
     def value(row: Row) -> float | None:
         return None if row.peak_bytes is None else max(row.peak_bytes, SMALLEST_MEMORY)
 
@@ -76,7 +84,7 @@ def _against_n(
     *,
     band: Callable[[Row], tuple[float, float]] | None = None,
     floor: Mapping[int, float] | None = None,
-) -> str:
+) -> Drawing:
     series = _series(panel, looks, value)
     if not series:
         return _empty(kind, panel, "No value was recorded.")
@@ -84,12 +92,12 @@ def _against_n(
     shown = [
         number for rows in series.values() for row in rows for number in [value(row), *(band(row) if band else ())]
     ]
-    x = Axis.around(panel.sizes, LEFT, WIDTH - 14, least=2.5)
+    x = Axis.around(panel.sizes, LEFT, WIDTH - 8, least=2.5)
     y = Axis.around([*(number for number in shown if number), *floor.values()], TOP + PLOT, TOP)
     ticks = y.powers(2, 6) if kind == "memory" else y.decimals()
     parts = svg.grid(x, y, [(n, f"{n:g}") for n in x.powers(2, 6)], [(tick, unit(tick)) for tick in ticks])
-    entries = []
-    for name, rows in series.items():
+    entries: list[svg.Entry] = []
+    for name, rows in reversed(series.items()):  # our own last, above the others
         mark = looks[name]
         for run in _unbroken(rows, panel.sizes):
             points = [(x.at(row.n), y.at(value(row) or 1.0)) for row in run]
@@ -98,17 +106,17 @@ def _against_n(
                 parts.append(svg.area(lower, upper, mark))
             parts.append(mark.line(points))
             parts += [mark.marker(*point) for point in points]
-        entries.append((name, "name" if mark.own else "", mark.swatch))
+        entries.insert(0, (name, "name" if mark.own else "", mark.swatch))
     if floor:
         line = [(x.at(n), y.at(ms)) for n, ms in floor.items()]
         if len(line) == 1:
             line = [(line[0][0] - 40, line[0][1]), (line[0][0] + 40, line[0][1])]
         parts.append(_limit_line(line))
-        entries.append(("floor of this machine", "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)])))
+        entries.append(("floor", "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)])))
     return _finish(kind, panel, parts, entries, "N", _spoken(series, value, unit))
 
 
-def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> str:
+def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> Drawing:
     def intensity(row: Row) -> float:
         return (row.flops or 0.0) / (row.bytes or math.inf)
 
@@ -129,7 +137,7 @@ def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> s
         up.append(peak)
     if ridge:
         across += [ridge / 2, ridge * 2]
-    x = Axis.around(across, LEFT, WIDTH - 14)
+    x = Axis.around(across, LEFT, WIDTH - 8)
     y = Axis.around(up, TOP + PLOT, TOP + 6)
     parts = svg.grid(
         x,
@@ -139,13 +147,16 @@ def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> s
     )
     if peak:
         parts += _roof(x, y, peak, copy)
-    entries = []
-    for name, rows in series.items():
+    entries: list[svg.Entry] = []
+    for name, rows in reversed(series.items()):
         mark = looks[name]
         points = [(x.at(intensity(row)), y.at(achieved(row) or 1.0)) for row in rows]
         parts.append(mark.line(points))
         parts += [mark.marker(*point) for point in points]
-        entries.append((name, "name" if mark.own else "", mark.swatch))
+        entries.insert(0, (name, "name" if mark.own else "", mark.swatch))
+    if copy:
+        key = f"limit, copy {units.rate(copy, 'B/s')}"
+        entries.append((key, "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)], " roof")))
     return _finish("roofline", panel, parts, entries, "FLOP per byte", _spoken(series, achieved, unit))
 
 
@@ -156,18 +167,11 @@ def _roof(x: Axis, y: Axis, peak: float, copy: float | None) -> list[str]:
     parts = [svg.words(x.end, y.at(peak) - 6, label, "tick end")]
     if copy and ridge > x.low:
         begin = max(x.low, y.low / copy)
-        foot, top = (x.at(begin), y.at(begin * copy)), line[0]
-        line.insert(0, foot)
-        run, rise = top[0] - foot[0], foot[1] - top[1]
-        text = f"copy rate {units.rate(copy, 'B/s')}"
-        if math.hypot(run, rise) > len(text) * svg.CHARACTER + 16:  # room along the slope
-            turn = math.degrees(math.atan2(rise, run))
-            at = f"translate({(foot[0] + top[0]) / 2:.1f} {(foot[1] + top[1]) / 2:.1f}) rotate({-turn:.1f})"
-            parts.append(f'<g transform="{at}">{svg.words(0, -6, text, "tick middle")}</g>')
+        line.insert(0, (x.at(begin), y.at(begin * copy)))
     return [_limit_line(line, " roof"), *parts]
 
 
-def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> str:
+def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
     sizes = [row.n for row in panel.rows if row.speedup]
     if not sizes:
         return _empty("ratio", panel, "The baseline was not timed.")
@@ -178,7 +182,7 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> str:
     height, pitch = 12.0, 34.0
     bottom = TOP + pitch * len(ranked) + 4
     values = [row.speedup or 1.0 for row in ranked]
-    x = Axis.around([*values, 1.0], 14, WIDTH - 14, least=4)
+    x = Axis.around([*values, 1.0], 0, WIDTH, least=4)
     parts = []
     for tick in x.decimals(5):
         at = x.at(tick)
@@ -193,20 +197,21 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> str:
             f'height="{height}" rx="2"/>'
         )
         name = "name" if mark.own else ""
-        parts.append(svg.words(14, top - 5, row.implementation, name, WIDTH - 90))
-        parts.append(svg.words(WIDTH - 14, top - 5, units.times(speedup), f"end {name}"))
+        parts.append(svg.words(0, top - 5, row.implementation, name, WIDTH - 90))
+        parts.append(svg.words(WIDTH, top - 5, units.times(speedup), f"end {name}"))
     one = x.at(1.0)
     parts.append(f'<path class="limit roof" d="M{one:.1f},{TOP + 16:.1f}V{bottom:.1f}"/>')
     y = bottom + 40
     for row in others:
         why = "no ratio" if row.timed else row.status
-        parts.append(svg.words(14, y, f"{row.implementation}: {why}", "muted", WIDTH - 28))
+        parts.append(svg.words(0, y, f"{row.implementation}: {why}", "muted", WIDTH))
         y += 17
-    baseline = " and ".join(unique(row.baseline for row in ranked if row.baseline)) or "baseline"
+    baseline = " and ".join(unique(row.baseline for row in ranked if row.baseline)) or "the baseline"
     title = f"Speed relative to {baseline}, N = {n}"
     spoken = ", ".join(f"{row.implementation} {units.times(row.speedup or 1.0)}" for row in ranked)
-    parts.insert(0, svg.words(14, 16, title, "name", WIDTH - 20))
-    return svg.document(parts, y - 8, f"{_where(panel)}. {title}: {spoken}.")
+    parts.insert(0, svg.words(0, 16, title, "name", WIDTH))
+    caption = f"Time of {baseline} divided by the own time at N = {n}; to the right is faster."
+    return Drawing(svg.document(parts, y - 12, f"{_where(panel)}. {title}: {spoken}. {caption}"), caption)
 
 
 def _series(panel: Panel, looks: Mapping[str, Mark], value: Callable[[Row], float | None]) -> dict[str, list[Row]]:
@@ -252,17 +257,20 @@ def _finish(
     kind: str,
     panel: Panel,
     parts: Sequence[str],
-    entries: Sequence[tuple[str, str, Callable[[float, float], str]]],
+    entries: Sequence[svg.Entry],
     across: str,
     spoken: str,
-) -> str:
+) -> Drawing:
     below = TOP + PLOT
-    title = svg.words(8, 16, TITLES[kind], "name")
-    axis = svg.words(WIDTH - 14, below + 32, across, "tick end muted")
+    title = svg.words(0, 16, TITLES[kind], "name")
+    axis = svg.words(WIDTH - 8, below + 32, across, "tick end muted")
     key, end = svg.legend(entries, below + 42)
-    return svg.document([title, *parts, axis, *key], end + 6, f"{_where(panel)}. {TITLES[kind]}. {spoken}.")
+    caption = f"{spoken}."
+    return Drawing(
+        svg.document([title, *parts, axis, *key], end, f"{_where(panel)}. {TITLES[kind]}. {caption}"), caption
+    )
 
 
-def _empty(kind: str, panel: Panel, why: str) -> str:
-    parts = [svg.words(8, 16, TITLES[kind], "name"), svg.words(WIDTH / 2, 60, why, "middle muted")]
-    return svg.document(parts, 90, f"{_where(panel)}. {TITLES[kind]}: {why}")
+def _empty(kind: str, panel: Panel, why: str) -> Drawing:
+    parts = [svg.words(0, 16, TITLES[kind], "name"), svg.words(WIDTH / 2, 60, why, "middle muted")]
+    return Drawing(svg.document(parts, 90, f"{_where(panel)}. {TITLES[kind]}: {why}"), why)

@@ -17,13 +17,13 @@ from .checked import Panel, Result, Setting, check
 from .svg import escape
 
 _SHORT_COMMIT = 12
-_CAPTIONS = {
-    "time": "Median, with a band from the 20th to the 80th percentile. Both axes are logarithmic. The dotted line is "
-    "the floor: no implementation of these FLOPs and bytes can be faster at the rates measured on this machine.",
-    "memory": "Peak memory while running. Both axes are logarithmic; what needs less than 1 KiB is drawn at 1 KiB.",
-    "roofline": "Work done per second against work per byte of the inputs and outputs, N growing along each line. The "
-    "solid line is what this machine was measured to reach: its copy rate, then its matrix rate.",
-    "ratio": "Time of the baseline divided by the own time, on a logarithmic axis: longer to the right is faster.",
+_GUIDE = {
+    "Time": "The median of all runs, with a band from the 20th to the 80th percentile. The dotted line is the floor: "
+    "what the arithmetic and the traffic of inputs and outputs take at the rates measured on this machine.",
+    "Peak memory": "The most that was held while running. What needs less than 1 KiB is drawn at 1 KiB.",
+    "Roofline": "FLOPs done in a second against FLOPs for each byte of inputs and outputs; N grows along each line. "
+    "The solid line is the most that this machine was measured to do: first its copy rate bounds, then its matrix rate.",
+    "Speed relative to the baseline": "The baseline's time divided by the own time, at the largest size.",
 }
 
 
@@ -58,6 +58,7 @@ def render(result: dict[str, Any]) -> str:
             "<body>",
             _header(checked),
             "<main>",
+            *_reading(checked),
             *sections,
             *tables.numbers(checked),
             "</main>",
@@ -122,10 +123,8 @@ def _panels(result: Result) -> Iterable[Panel]:
 
 
 def _stand_alone(result: Result, kind: str, panel: Panel) -> str:
-    image = figures.draw(kind, panel, figures.marks(result), result.limits.get(panel.setting.dtype))
-    head, rest = image.split(">", 1)
-    ground = '<rect class="ground" width="100%" height="100%" rx="6"/>'
-    return f"{head}><style>{svg.style()}</style>{ground}{rest}\n"
+    drawing = figures.draw(kind, panel, figures.marks(result), result.limits.get(panel.setting.dtype))
+    return svg.stand_alone(drawing.image) + "\n"
 
 
 def _slug(text: str) -> str:
@@ -133,7 +132,13 @@ def _slug(text: str) -> str:
 
 
 def _machine_name(result: Result) -> str:
-    return str(result.machine["device"] or result.machine["processor"] or "unknown machine")
+    device, processor = result.machine["device"], result.machine["processor"]
+    return str(processor if processor and device in (None, "", "cpu") else device or "unknown machine")
+
+
+def _together(text: str) -> str:
+    """Text in which no line breaks within ``N = 512``."""
+    return escape(text).replace(" = ", "\u00a0=\u00a0")
 
 
 def _header(result: Result) -> str:
@@ -169,6 +174,20 @@ def _header(result: Result) -> str:
     )
 
 
+def _reading(result: Result) -> list[str]:
+    looks = figures.marks(result)
+    parts = ['<section id="reading">', "<h2>How to read the figures</h2>", '<ul class="key">']
+    for name, mark in looks.items():
+        row = next(row for row in result.rows if row.implementation == name)
+        origin = " ".join(part for part in (row.package, row.version) if part)
+        swatch = f'<svg class="chart" viewBox="0 0 34 16" aria-hidden="true">{mark.swatch(4, 8)}</svg>'
+        muted = f' <span class="muted">{escape(origin)}</span>' if origin else ""
+        parts.append(f"<li>{swatch}<span>{escape(name)}{muted}</span></li>")
+    parts += ["</ul>", '<dl class="guide">']
+    parts += [f"<dt>{term}</dt><dd>{text}</dd>" for term, text in _GUIDE.items()]
+    return [*parts, "</dl>", "</section>"]
+
+
 def _summary(result: Result) -> str:
     if not result.rows:
         return "Nothing was measured."
@@ -176,7 +195,7 @@ def _summary(result: Result) -> str:
     d = sorted({row.d for row in result.rows})
     count = len(result.implementations)
     settings = "; ".join(str(setting) for setting in result.settings)
-    return escape(
+    return _together(
         f"{count} implementation{'s' if count > 1 else ''} of {', '.join(result.cases)}, "
         f"at N = {units.sizes(n)} and D = {units.sizes(d)} ({settings})."
     )
@@ -196,14 +215,14 @@ def _case(result: Result, index: int, case: str) -> str:
     parts = [f'<section id="case-{index}">', f"<h2>{escape(case)}</h2>", *tables.untimed(result, case)]
     for panel in result.panels(case):
         setting = f", {panel.setting}" if len(result.settings) > 1 else ""
-        parts.append(f"<h3>{escape(f'{case}: D = {panel.d}{setting}')}</h3>")
+        parts.append(f"<h3>{_together(f'{case}: D = {panel.d}{setting}')}</h3>")
         if not any(row.timed for row in panel.rows):
             parts.append("<p>No implementation was timed.</p>")
             continue
         parts.append('<div class="charts">')
         for kind in figures.KINDS:
-            image = figures.draw(kind, panel, looks, result.limits.get(panel.setting.dtype))
-            parts.append(f"<figure>{image}<figcaption>{_CAPTIONS[kind]}</figcaption></figure>")
+            drawing = figures.draw(kind, panel, looks, result.limits.get(panel.setting.dtype))
+            parts.append(f"<figure>{drawing.image}<figcaption>{_together(drawing.caption)}</figcaption></figure>")
         parts.append("</div>")
     return "\n".join([*parts, "</section>"])
 

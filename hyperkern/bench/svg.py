@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 WIDTH = 380  # user units; about the width of a phone, so that text keeps its size there
 FONT = 12
-CHARACTER = 0.58 * FONT  # mean width of a letter, of the wider fonts
+CHARACTER = 0.57 * FONT  # mean width of a letter, of the wider fonts
 LEGEND_ROW = 18
 SWATCH = 34
 
@@ -37,29 +37,30 @@ _DASHES = ("", "7 3", "2 2.5", "8 3 2 3")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 Point = tuple[float, float]
+Entry = tuple[str, str, Callable[[float, float], str]]  # of a legend: name, classes, what draws the swatch at a point
 
 
 class Mark(NamedTuple):
     """How one implementation looks, in every figure of a page."""
 
-    index: int
+    number: int
     own: bool = False
 
     @property
     def classes(self) -> str:
         """Its colour, and its weight."""
-        return f"s{self.index % len(LIGHT)}" + (" own" if self.own else "")
+        return f"s{self.number % len(LIGHT)}" + (" own" if self.own else "")
 
     def line(self, points: Sequence[Point]) -> str:
         """A line through points."""
-        dash = _DASHES[self.index % len(_DASHES)]
+        dash = _DASHES[self.number % len(_DASHES)]
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
         return f'<polyline class="line {self.classes}" points="{_points(points)}"{dashes}/>'
 
     def marker(self, x: float, y: float) -> str:
         """A marker at a point; hollow from the eighth implementation on."""
-        hollow = " hollow" if self.index // len(_MARKERS) % 2 else ""
-        path = _MARKERS[self.index % len(_MARKERS)]
+        hollow = " hollow" if self.number // len(_MARKERS) % 2 else ""
+        path = _MARKERS[self.number % len(_MARKERS)]
         return f'<path class="mark {self.classes}{hollow}" transform="translate({x:.1f} {y:.1f})" d="{path}"/>'
 
     def swatch(self, x: float, y: float) -> str:
@@ -151,6 +152,15 @@ def document(parts: Iterable[str], height: float, label: str) -> str:
     )
 
 
+def stand_alone(image: str) -> str:
+    """What `document` gave as a file of its own: with the style sheet, a ground and a margin."""
+    width, height = map(int, re.findall(r'viewBox="0 0 (\d+) (\d+)"', image)[0])
+    frame = f'x="-12" y="-8" width="{width + 24}" height="{height + 20}"'
+    box = f'viewBox="-12 -8 {width + 24} {height + 20}" width="{width + 24}" height="{height + 20}"'
+    head, rest = image.replace(f'viewBox="0 0 {width} {height}"', box, 1).split(">", 1)
+    return f'{head}><style>{style()}</style><rect class="ground" {frame} rx="8"/>{rest}'
+
+
 def escape(text: object) -> str:
     """Text for HTML and XML, elements and attributes alike."""
     return html.escape(_UNPRINTABLE.sub("\ufffd", str(text)))
@@ -186,25 +196,26 @@ def area(lower: Sequence[Point], upper: Sequence[Point], mark: Mark) -> str:
     return f'<polygon class="band {mark.classes}" points="{_points([*lower, *reversed(upper)])}"/>'
 
 
-def legend(entries: Sequence[tuple[str, str, Callable[[float, float], str]]], top: float) -> tuple[list[str], float]:
+def legend(entries: Sequence[Entry], top: float) -> tuple[list[str], float]:
     """A legend below a plot, in two columns where the names allow it.
 
     Args:
-        entries: name, classes of its text, and what draws the swatch at a point.
+        entries: what it explains.
         top: where it begins.
 
     Returns:
         The elements, and where it ends.
     """
-    column = (WIDTH - 12) / 2
-    longest = max((len(name) for name, _, _ in entries), default=0)
-    columns = 2 if longest * CHARACTER <= column - SWATCH else 1
-    rows = math.ceil(len(entries) / columns)
+    half = math.ceil(len(entries) / 2)
+    wide = [max((len(entry[0]) for entry in side), default=0) * CHARACTER for side in (entries[:half], entries[half:])]
+    columns = 2 if sum(wide) + 2 * SWATCH <= WIDTH else 1
+    rows = half if columns == 2 else len(entries)
+    second = max(wide[0] + SWATCH, WIDTH / 2) if wide[1] + SWATCH <= WIDTH / 2 else wide[0] + SWATCH
     parts = []
     for index, (name, classes, swatch) in enumerate(entries):
-        left = 8 + index // rows * column
+        left = index // rows * second
         y = top + (index % rows + 0.5) * LEGEND_ROW
-        parts += [swatch(left, y), words(left + SWATCH, y + 4, name, classes, WIDTH / columns - SWATCH - 4)]
+        parts += [swatch(left, y), words(left + SWATCH, y + 4, name, classes, WIDTH - left - SWATCH)]
     return parts, top + rows * LEGEND_ROW
 
 

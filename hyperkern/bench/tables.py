@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import units
 from .checked import Panel, Result, Row, unique
 from .svg import escape
 
@@ -14,18 +13,18 @@ def _fixed(places: int, scale: float = 1.0) -> Callable[[float], str]:
     return lambda value: f"{value * scale:,.{places}f}".replace(",", "\u202f")
 
 
+def _to_floor(row: Row) -> float | None:
+    return row.median_ms / row.floor_ms if row.median_ms and row.floor_ms else None
+
+
 # Heading, value, how it is written.
 _COLUMNS: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
     ("median, ms", lambda row: row.median_ms, _fixed(3)),
+    ("speed to baseline", lambda row: row.speedup, lambda value: f"{value:.2f}×"),
+    ("peak, MiB", lambda row: row.peak_bytes, _fixed(1, 2.0**-20)),
     ("20 %, ms", lambda row: row.p20_ms, _fixed(3)),
     ("80 %, ms", lambda row: row.p80_ms, _fixed(3)),
-    ("speed to baseline", lambda row: row.speedup, lambda value: f"{value:.2f}×"),
-    (
-        "time to floor",
-        lambda row: row.median_ms / row.floor_ms if row.median_ms and row.floor_ms else None,
-        units.times,
-    ),
-    ("peak, MiB", lambda row: row.peak_bytes, _fixed(1, 2.0**-20)),
+    ("time to floor", _to_floor, lambda value: f"{value:.2f}×"),
     ("GFLOP/s", lambda row: row.tflops, _fixed(1, 1e3)),
     ("GB/s", lambda row: row.gbs, _fixed(2)),
     ("of limit", lambda row: row.of_limit, lambda value: f"{100 * value:.1f} %"),
@@ -47,7 +46,7 @@ def untimed(result: Result, case: str) -> list[str]:
         all_of_it = len(those) == sum(row.implementation == name for row in rows)
         where = "" if all_of_it else f" ({_sizes(those)})"
         parts.append(
-            f'<li>{escape(name)} <span class="status">{status}</span>: {escape(reason)}'
+            f'<li>{escape(name)} <span class="{status}">{status}</span>: {escape(reason)}'
             f'<span class="muted">{escape(where)}</span></li>'
         )
     return [*parts, "</ul>"]
@@ -71,7 +70,7 @@ def _table(panel: Panel) -> list[str]:
     caption = escape(f"{panel.case}, D = {panel.d}, {panel.setting}")
     baselines = unique(row.baseline for row in panel.rows if row.baseline)
     if baselines:
-        caption += f' <span class="version">baseline: {escape(", ".join(baselines))}</span>'
+        caption += f' <span class="muted">baseline: {escape(", ".join(baselines))}</span>'
     heads = "".join(f'<th scope="col">{head}</th>' for head, _, _ in _COLUMNS)
     label = escape(f"Numbers of {panel.case}, D = {panel.d}, {panel.setting}")
     parts = [
@@ -92,14 +91,13 @@ def _table(panel: Panel) -> list[str]:
 
 
 def _line(row: Row) -> str:
-    version = f' <span class="version">{escape(row.version)}</span>' if row.version else ""
     own = ' class="own"' if row.package == "hyperkern" else ""
-    head = f'<tr{own}><th scope="row" class="who">{escape(row.implementation)}{version}</th>'
+    head = f'<tr{own}><th scope="row" class="who">{escape(row.implementation)}</th>'
     if not row.timed:
         error = "" if row.error is None else f" (error {row.error:.1e})"
         reason = escape(_reason(row) + error)
-        why = f'<span class="status">{row.status}</span>: {reason}'
-        return f'{head}<td class="why" colspan="{len(_COLUMNS)}">{why}</td></tr>'
+        why = f'<span class="{row.status}">{row.status}</span>: {reason}'
+        return f'{head}<td class="why" colspan="{len(_COLUMNS)}"><div>{why}</div></td></tr>'
     cells = ((value(row), written) for _, value, written in _COLUMNS)
     return head + "".join(f"<td>{'–' if value is None else written(value)}</td>" for value, written in cells) + "</tr>"
 
@@ -116,4 +114,4 @@ def _rank(row: Row) -> tuple[int, float, str]:
 
 def _sizes(rows: list[Row]) -> str:
     by_d = {d: sorted({row.n for row in rows if row.d == d}) for d in sorted({row.d for row in rows})}
-    return "; ".join(f"D = {d}: N = {', '.join(map(str, n))}" for d, n in by_d.items())
+    return "; ".join(f"D\u00a0=\u00a0{d}: N\u00a0=\u00a0{', '.join(map(str, n))}" for d, n in by_d.items())

@@ -32,6 +32,13 @@ PEERS = {
     "pytorch-metric-learning": (0.06, 2.0, True),
     "open_clip": (0.19, 0.15, True),
 }
+PACKAGES = {
+    "hyperkern": ("hyperkern", "0.1.0"),
+    "KeOps": ("pykeops", "2.3"),
+    "lightly": ("lightly", "1.5.25"),
+    "pytorch-metric-learning": ("pytorch-metric-learning", "2.9.0"),
+    "open_clip": ("open-clip-torch", "3.3.0"),
+}
 ABSENT = {
     ("uniformity", "lightly"): ("skipped", "lightly has no such loss"),
     ("uniformity", "open_clip"): ("skipped", "open_clip has no such loss"),
@@ -56,8 +63,8 @@ def row(**values: Any) -> dict[str, Any]:
     found = {
         "case": "uniformity",
         "implementation": "hyperkern",
-        "package": "hyperkern" if values.get("implementation", "hyperkern") == "hyperkern" else "torch",
-        "version": "0.1.0",
+        "package": PACKAGES.get(values.get("implementation", "hyperkern"), ("torch", "2.13.0"))[0],
+        "version": PACKAGES.get(values.get("implementation", "hyperkern"), ("torch", "2.13.0"))[1],
         "mode": "both",
         "execution": "eager",
         "dtype": "float32",
