@@ -22,7 +22,7 @@ _GUIDE = {
     "what the arithmetic and the traffic of inputs and outputs take at the rates measured on this machine.",
     "Peak memory": "The most that was held while running. What needs less than 1 KiB is drawn at 1 KiB.",
     "Roofline": "FLOPs done in a second against FLOPs for each byte of inputs and outputs; N grows along each line. "
-    "The solid line is the most that this machine was measured to do: first its copy rate bounds, then its matrix rate.",
+    "The solid line is the most that this machine was measured to do: its copy rate bounds, then its matrix rate.",
     "Speed relative to the baseline": "The baseline's time divided by the own time, at the largest size.",
 }
 

@@ -210,7 +210,7 @@ def legend(entries: Sequence[Entry], top: float) -> tuple[list[str], float]:
     wide = [max((len(entry[0]) for entry in side), default=0) * CHARACTER for side in (entries[:half], entries[half:])]
     columns = 2 if sum(wide) + 2 * SWATCH <= WIDTH else 1
     rows = half if columns == 2 else len(entries)
-    second = max(wide[0] + SWATCH, WIDTH / 2) if wide[1] + SWATCH <= WIDTH / 2 else wide[0] + SWATCH
+    second = max(wide[0] + SWATCH, min(WIDTH / 2, WIDTH - wide[1] - SWATCH))
     parts = []
     for index, (name, classes, swatch) in enumerate(entries):
         left = index // rows * second

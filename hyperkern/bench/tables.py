@@ -26,7 +26,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]
     ("80 %, ms", lambda row: row.p80_ms, _fixed(3)),
     ("time to floor", _to_floor, lambda value: f"{value:.2f}×"),
     ("GFLOP/s", lambda row: row.tflops, _fixed(1, 1e3)),
-    ("GB/s", lambda row: row.gbs, _fixed(2)),
+    ("GB/s", lambda row: row.gbs, _fixed(3)),
     ("of limit", lambda row: row.of_limit, lambda value: f"{100 * value:.1f} %"),
     ("error", lambda row: row.error, lambda value: f"{value:.1e}"),
 ]

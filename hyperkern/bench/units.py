@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+_NO_BREAK = "\u00a0"  # between a number and its unit
 _TIMES = ((1e-6, "ns"), (1e-3, "µs"), (1.0, "ms"), (1e3, "s"))
 _BYTES = tuple((1024.0**power, unit) for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB")))
 _RATES = tuple((1000.0**power, unit) for power, unit in enumerate(("", "k", "M", "G", "T", "P")))
@@ -22,8 +23,7 @@ def memory(value: float) -> str:
 
 def rate(value: float, unit: str) -> str:
     """A rate, such as FLOP/s, in decimal units."""
-    number, _, prefix = _scaled(value, _RATES).partition(" ")
-    return f"{number} {prefix}{unit}"
+    return _scaled(value, _RATES) + unit
 
 
 def times(value: float) -> str:
@@ -50,4 +50,4 @@ def sizes(values: Sequence[int]) -> str:
 def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
     # 999.9 of one unit would be written as 1000 of it: it is 1 of the next.
     size, unit = next(((s, u) for s, u in reversed(units) if value >= s * 0.9995), units[0])
-    return f"{digits(value / size)} {unit}"
+    return f"{digits(value / size)}{_NO_BREAK}{unit}"

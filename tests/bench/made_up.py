@@ -59,7 +59,8 @@ def row(**values: Any) -> dict[str, Any]:
     share, fixed, dense = PEERS.get(values.get("implementation", "hyperkern"), (0.3, 0.1, True))
     median = fixed + 1e3 * flops / (LIMITS["float32"]["flops"] * share)
     chance = random.Random(f"{values}")
-    samples = sorted(median * (1 + abs(chance.gauss(0, 0.12))) for _ in range(11))
+    spread = 0.6 if values.get("implementation") == "KeOps" else 0.1
+    samples = sorted(median * (1 + abs(chance.gauss(0, spread))) for _ in range(11))
     found = {
         "case": "uniformity",
         "implementation": "hyperkern",
