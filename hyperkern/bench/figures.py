@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from . import svg, units
@@ -12,6 +13,7 @@ from .svg import WIDTH, Axis, Mark
 
 KINDS = ("time", "memory", "roofline", "ratio")
 LEFT, TOP, PLOT = 58, 30, 210
+SPOKEN = 8  # values in a caption; the label has them all
 SMALLEST_MEMORY = 1024.0  # what needs none has no place on a logarithmic axis either
 TITLES = {
     "time": "Time against N",
@@ -93,9 +95,11 @@ def _against_n(
         number for rows in series.values() for row in rows for number in [value(row), *(band(row) if band else ())]
     ]
     x = Axis.around(panel.sizes, LEFT, WIDTH - 8, least=2.5)
+    apart = all(x.at(b) - x.at(a) > len(f"{b}") * svg.CHARACTER + 8 for a, b in pairwise(panel.sizes))
+    sizes = panel.sizes if apart and len(panel.sizes) <= 6 else x.powers(2, 6)
     y = Axis.around([*(number for number in shown if number), *floor.values()], TOP + PLOT, TOP)
     ticks = y.powers(2, 6) if kind == "memory" else y.decimals()
-    parts = svg.grid(x, y, [(n, f"{n:g}") for n in x.powers(2, 6)], [(tick, unit(tick)) for tick in ticks])
+    parts = svg.grid(x, y, [(n, f"{n:.0f}") for n in sizes], [(tick, unit(tick)) for tick in ticks])
     entries: list[svg.Entry] = []
     for name, rows in reversed(series.items()):  # our own last, above the others
         mark = looks[name]
@@ -113,7 +117,7 @@ def _against_n(
             line = [(line[0][0] - 40, line[0][1]), (line[0][0] + 40, line[0][1])]
         parts.append(_limit_line(line))
         entries.append(("floor", "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)])))
-    return _finish(kind, panel, parts, entries, "N", _spoken(series, value, unit))
+    return _finish(kind, panel, parts, entries, "N", _values(panel, value, unit))
 
 
 def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> Drawing:
@@ -157,7 +161,9 @@ def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> D
     if copy:
         key = f"limit, copy {units.rate(copy, 'B/s')}"
         entries.append((key, "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)], " roof")))
-    return _finish("roofline", panel, parts, entries, "FLOP per byte", _spoken(series, achieved, unit))
+    return _finish(
+        "roofline", panel, parts, entries, "FLOP per byte", _values(panel, achieved, unit, more_is_better=True)
+    )
 
 
 def _roof(x: Axis, y: Axis, peak: float, copy: float | None) -> list[str]:
@@ -187,7 +193,7 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
     for tick in x.decimals(5):
         at = x.at(tick)
         parts.append(f'<path class="grid" d="M{at:.1f},{TOP:.1f}V{bottom:.1f}"/>')
-        parts.append(svg.words(at, bottom + 17, units.times(tick), "tick middle muted"))
+        parts.append(svg.words(at, bottom + 17, f"{units.digits(tick)}×", "tick middle muted"))
     for index, (row, speedup) in enumerate(zip(ranked, values, strict=True)):
         mark = looks[row.implementation]
         top = TOP + index * pitch + 18
@@ -247,10 +253,14 @@ def _where(panel: Panel) -> str:
     return f"{panel.case}, D = {panel.d}, {panel.setting}"
 
 
-def _spoken(series: Mapping[str, list[Row]], value: Callable[[Row], float | None], unit: Callable[[float], str]) -> str:
-    n = max(rows[-1].n for rows in series.values())
-    ends = [(name, value(rows[-1])) for name, rows in series.items() if rows[-1].n == n]
-    return f"At N = {n}: " + ", ".join(f"{name} {unit(number)}" for name, number in ends if number)
+def _values(
+    panel: Panel, value: Callable[[Row], float | None], unit: Callable[[float], str], *, more_is_better: bool = False
+) -> list[str]:
+    """What was reached at the largest size that any was timed at, the best first."""
+    found = [(row.n, number, row.implementation) for row in panel.rows if row.timed and (number := value(row))]
+    largest = max(n for n, _, _ in found)
+    ends = sorted(((number, name) for n, number, name in found if n == largest), reverse=more_is_better)
+    return [f"N = {largest}", *(f"{name} {unit(number)}" for number, name in ends)]
 
 
 def _finish(
@@ -259,18 +269,18 @@ def _finish(
     parts: Sequence[str],
     entries: Sequence[svg.Entry],
     across: str,
-    spoken: str,
+    values: Sequence[str],
 ) -> Drawing:
     below = TOP + PLOT
     title = svg.words(0, 16, TITLES[kind], "name")
     axis = svg.words(WIDTH - 8, below + 32, across, "tick end muted")
     key, end = svg.legend(entries, below + 42)
-    caption = f"{spoken}."
-    return Drawing(
-        svg.document([title, *parts, axis, *key], end, f"{_where(panel)}. {TITLES[kind]}. {caption}"), caption
-    )
+    at, *ends = values
+    rest = f" and {len(ends) - SPOKEN} more" if len(ends) > SPOKEN else ""
+    caption, whole = f"At {at}: {', '.join(ends[:SPOKEN])}{rest}.", f"At {at}: {', '.join(ends)}."
+    return Drawing(svg.document([title, *parts, axis, *key], end, f"{_where(panel)}. {TITLES[kind]}. {whole}"), caption)
 
 
 def _empty(kind: str, panel: Panel, why: str) -> Drawing:
-    parts = [svg.words(0, 16, TITLES[kind], "name"), svg.words(WIDTH / 2, 60, why, "middle muted")]
+    parts = [svg.words(0, 16, TITLES[kind], "name"), svg.words(WIDTH / 2, 60, "nothing to show", "middle muted")]
     return Drawing(svg.document(parts, 90, f"{_where(panel)}. {TITLES[kind]}: {why}"), why)

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from . import figures, svg, tables, units
+from . import figures, page_tables, svg, units
 from .checked import Panel, Result, Setting, check
 from .svg import escape
 
@@ -60,7 +60,7 @@ def render(result: dict[str, Any]) -> str:
             "<main>",
             *_reading(checked),
             *sections,
-            *tables.numbers(checked),
+            *page_tables.numbers(checked),
             "</main>",
             "</body>",
             "</html>",
@@ -143,7 +143,7 @@ def _together(text: str) -> str:
 
 def _header(result: Result) -> str:
     facts = dict(result.machine)
-    if isinstance(facts["commit"], str):
+    if re.fullmatch("[0-9a-f]{40}", str(facts["commit"])):
         facts["commit"] = facts["commit"][:_SHORT_COMMIT]
     limits = [
         f"<div><dt>measured limits, {escape(dtype)}</dt><dd>"
@@ -212,7 +212,7 @@ def _gate(result: Result) -> str:
 
 def _case(result: Result, index: int, case: str) -> str:
     looks = figures.marks(result)
-    parts = [f'<section id="case-{index}">', f"<h2>{escape(case)}</h2>", *tables.untimed(result, case)]
+    parts = [f'<section id="case-{index}">', f"<h2>{escape(case)}</h2>", *page_tables.untimed(result, case)]
     for panel in result.panels(case):
         setting = f", {panel.setting}" if len(result.settings) > 1 else ""
         parts.append(f"<h3>{_together(f'{case}: D = {panel.d}{setting}')}</h3>")

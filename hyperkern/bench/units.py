@@ -28,16 +28,19 @@ def rate(value: float, unit: str) -> str:
 
 def times(value: float) -> str:
     """A ratio."""
-    return f"{digits(value)}×"
+    return f"{value:.{_places(value)}f}×"
 
 
 def digits(value: float) -> str:
     """Three significant digits, without an exponent; whole numbers keep all of theirs."""
     if value == 0:
         return "0"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{places}f}".replace(",", "\u202f")
+    text = f"{value:,.{_places(value)}f}".replace(",", "\u202f")
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _places(value: float) -> int:
+    return max(0, 2 - math.floor(math.log10(abs(value))))
 
 
 def sizes(values: Sequence[int]) -> str:

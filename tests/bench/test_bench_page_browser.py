@@ -38,6 +38,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    if MISSING:
+        pytest.fail(f"HYPERKERN_REQUIRE_BROWSER=1, but not installed: {', '.join(MISSING)}")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

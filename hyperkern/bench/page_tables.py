@@ -13,10 +13,6 @@ def _fixed(places: int, scale: float = 1.0) -> Callable[[float], str]:
     return lambda value: f"{value * scale:,.{places}f}".replace(",", "\u202f")
 
 
-def _to_floor(row: Row) -> float | None:
-    return row.median_ms / row.floor_ms if row.median_ms and row.floor_ms else None
-
-
 # Heading, value, how it is written.
 _COLUMNS: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
     ("median, ms", lambda row: row.median_ms, _fixed(3)),
@@ -24,7 +20,6 @@ _COLUMNS: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]
     ("peak, MiB", lambda row: row.peak_bytes, _fixed(1, 2.0**-20)),
     ("20 %, ms", lambda row: row.p20_ms, _fixed(3)),
     ("80 %, ms", lambda row: row.p80_ms, _fixed(3)),
-    ("time to floor", _to_floor, lambda value: f"{value:.2f}×"),
     ("GFLOP/s", lambda row: row.tflops, _fixed(1, 1e3)),
     ("GB/s", lambda row: row.gbs, _fixed(3)),
     ("of limit", lambda row: row.of_limit, lambda value: f"{100 * value:.1f} %"),
@@ -56,9 +51,9 @@ def numbers(result: Result) -> list[str]:
     """The section of all tables, one for each case, setting and D."""
     parts = ['<section id="numbers">', "<h2>All numbers</h2>"]
     parts.append(
-        "<p>The fastest of each size first. <em>Speed to baseline</em>: the baseline's time over the own. <em>Time to "
-        "floor</em>: how many times the least possible. <em>Of limit</em>: the share of the measured rate that bounds "
-        "the work. <em>Error</em>: relative to the result in float64.</p>"
+        "<p>The fastest of each size first. <em>Speed to baseline</em>: the baseline's time over the own. <em>Of "
+        "limit</em>: the floor over the own time, which is the share reached of the rate that bounds the work. "
+        "<em>Error</em>: relative to the result in float64.</p>"
     )
     for case in result.cases:
         for panel in result.panels(case):
@@ -76,7 +71,7 @@ def _table(panel: Panel) -> list[str]:
     parts = [
         # The table scrolls by itself on a narrow screen, by the keyboard too.
         f'<div class="table" role="region" tabindex="0" aria-label="{label}"><table>',
-        f"<caption>{caption}</caption>",
+        f"<caption><div>{caption}</div></caption>",
         f'<thead><tr><th scope="col" class="who">implementation</th>{heads}</tr></thead>',
     ]
     for n in panel.sizes:
