@@ -157,6 +157,13 @@ def test_ticks_are_powers(realistic):
     assert set(memory[:-1]) <= sizes
 
 
+def test_sizes_that_are_no_powers_have_their_own_ticks():
+    image = page.figure(made_up.result([made_up.row(n=n) for n in (100, 1000)]), "time", "uniformity", 128)
+    assert [text for text, classes in texts(image) if classes == "tick middle muted"] == ["100", "1000"]
+    image = page.figure(made_up.result([made_up.row(n=n) for n in (1000, 1010)]), "time", "uniformity", 128)
+    assert [text for text, classes in texts(image) if classes == "tick middle muted"] == ["1024"]  # those would touch
+
+
 @pytest.mark.parametrize("ratio", [1, 1.5, 7, 90, 1e4, 1e9])
 def test_axes_hold_the_values_and_few_ticks(ratio):
     axis = svg.Axis.around([0.37, 0.37 * ratio], 100, 20)
@@ -315,9 +322,19 @@ def test_twenty_implementations_of_one_size():
     for kind in figures.KINDS:
         image = page.figure(result, kind, "uniformity", 128)
         words = [text for text, _ in texts(image)]
+        assert len(re.findall("implementation number", re.search('aria-label="([^"]*)"', image).group(1))) >= 20
         assert all(f"implementation number {number}" in words for number in range(20))
         height = int(re.search(r'height="(\d+)"', image).group(1))
         assert max(float(node.get("y")) for node in ElementTree.fromstring(image).iter() if is_text(node)) < height - 8
+
+
+def test_captions_name_the_best_and_count_the_others():
+    rows = [
+        made_up.row(implementation=f"number {number}", n=4096) | {"median_ms": 30.0 - number} for number in range(10)
+    ]
+    text = Page(page.render(made_up.result(rows))).text
+    assert "At N = 4096: number 9 21 ms, number 8 22 ms, number 7 23 ms" in text
+    assert "number 2 28 ms and 2 more." in text
 
 
 def test_long_names_are_shortened_with_the_whole_in_the_tooltip():
@@ -338,6 +355,11 @@ def test_memory_of_nothing():
 )
 def test_times_are_written(value, written):
     assert units.milliseconds(value).replace("\u00a0", " ") == written
+
+
+@pytest.mark.parametrize(("value", "written"), [(1, "1.00×"), (0.4327, "0.433×"), (12.34, "12.3×"), (345.6, "346×")])
+def test_ratios_are_written(value, written):
+    assert units.times(value) == written
 
 
 def test_tables_begin_with_the_fastest(realistic):
