@@ -194,6 +194,8 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
         at = x.at(tick)
         parts.append(f'<path class="grid" d="M{at:.1f},{TOP:.1f}V{bottom:.1f}"/>')
         parts.append(svg.words(at, bottom + 17, f"{units.digits(tick)}×", "tick middle muted"))
+    one = x.at(1.0)
+    parts.append(f'<path class="limit roof" d="M{one:.1f},{TOP + 16:.1f}V{bottom:.1f}"/>')
     for index, (row, speedup) in enumerate(zip(ranked, values, strict=True)):
         mark = looks[row.implementation]
         top = TOP + index * pitch + 18
@@ -205,8 +207,6 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
         name = "name" if mark.own else ""
         parts.append(svg.words(0, top - 5, row.implementation, name, WIDTH - 90))
         parts.append(svg.words(WIDTH, top - 5, units.times(speedup), f"end {name}"))
-    one = x.at(1.0)
-    parts.append(f'<path class="limit roof" d="M{one:.1f},{TOP + 16:.1f}V{bottom:.1f}"/>')
     y = bottom + 40
     for row in others:
         why = "no ratio" if row.timed else row.status

@@ -124,7 +124,7 @@ def _panels(result: Result) -> Iterable[Panel]:
 
 def _stand_alone(result: Result, kind: str, panel: Panel) -> str:
     drawing = figures.draw(kind, panel, figures.marks(result), result.limits.get(panel.setting.dtype))
-    return svg.stand_alone(drawing.image) + "\n"
+    return svg.stand_alone(drawing.image, f"{panel.case}, D = {panel.d}", str(panel.setting)) + "\n"
 
 
 def _slug(text: str) -> str:

@@ -113,7 +113,7 @@ def style() -> str:
         rules = [f".chart .s{index}{{color:{color}}}" for index, color in enumerate(series)]
         rules += [
             f".chart .ground{{fill:{ground}}}",
-            f".chart text{{fill:{ink}}}",
+            f".chart text{{fill:{ink};stroke:{ground}}}",  # a halo, where a line would cross the words
             f".chart .muted{{fill:{muted}}}",
             f".chart .grid{{stroke:{grid}}}",
             f".chart .limit{{stroke:{ink}}}",
@@ -124,6 +124,7 @@ def style() -> str:
 
     return (
         f".chart text{{font:{FONT}px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}}"
+        ".chart text{paint-order:stroke;stroke-width:3px;stroke-linejoin:round}"
         ".chart .name{font-weight:600}.chart .middle{text-anchor:middle}.chart .end{text-anchor:end}"
         ".chart .grid,.chart .limit,.chart .line{fill:none;vector-effect:non-scaling-stroke}"
         ".chart .grid{stroke-width:1}.chart .limit{stroke-width:1.6;stroke-dasharray:1.5 3;stroke-linecap:round}"
@@ -152,13 +153,24 @@ def document(parts: Iterable[str], height: float, label: str) -> str:
     )
 
 
-def stand_alone(image: str) -> str:
-    """What `document` gave as a file of its own: with the style sheet, a ground and a margin."""
+def stand_alone(image: str, heading: str, beside: str) -> str:
+    """What `document` gave as a file of its own: with the style sheet, a ground and a margin.
+
+    Args:
+        image: the element.
+        heading: what the figure is of, as the heading over it in a page says.
+        beside: the same, in less need of notice.
+
+    Returns:
+        The image.
+    """
     width, height = map(int, re.findall(r'viewBox="0 0 (\d+) (\d+)"', image)[0])
-    frame = f'x="-12" y="-8" width="{width + 24}" height="{height + 20}"'
-    box = f'viewBox="-12 -8 {width + 24} {height + 20}" width="{width + 24}" height="{height + 20}"'
+    size = f'width="{width + 24}" height="{height + 62}"'
+    box = f'viewBox="-12 -50 {width + 24} {height + 62}" {size}'
     head, rest = image.replace(f'viewBox="0 0 {width} {height}"', box, 1).split(">", 1)
-    return f'{head}><style>{style()}</style><rect class="ground" {frame} rx="8"/>{rest}'
+    ground = f'<rect class="ground" x="-12" y="-50" {size} rx="8"/>'
+    words_above = words(0, -26, heading, "name", width) + words(0, -8, beside, "muted", width)
+    return f"{head}><style>{style()}</style>{ground}{words_above}{rest}"
 
 
 def escape(text: object) -> str:
