@@ -30,10 +30,7 @@ FLAGS = (
 )
 SIZES = {"phone": (360, 800), "desktop": (1280, 900)}
 
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"not installed: {', '.join(MISSING)}"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"not installed: {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope="module")
