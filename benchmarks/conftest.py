@@ -10,7 +10,6 @@ import torch
 import hyperkern
 from hyperkern.bench.machine import processor
 
-
 _rows: list[dict] = []
 
 
