@@ -23,7 +23,7 @@ LAYERS = [
     {"autograd"},
     {"losses"},
     {"nn", "metrics", "queue", "cached"},
-    {"evaluation", "bench"},  # evaluation shows a value beside that of the uniform distribution, from metrics
+    {"evaluation"},  # evaluation shows a value beside that of the uniform distribution, from metrics
     {"integrations", "demo"},
     {"bench"},  # measures memory as the demo does
     {"cli"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,7 +138,6 @@ def _bench(args: argparse.Namespace) -> int:
 
     check_device(matrix.device)
     _check_outputs(args)
-    render = _page() if args.html is not None else None
     baseline = None if args.baseline is None else read(args.baseline)
     if baseline is not None:
         check_comparable(baseline, describe(matrix.device))
@@ -151,7 +149,9 @@ def _bench(args: argparse.Namespace) -> int:
     for path, make in ((args.json, as_json), (args.csv, as_csv)):
         if path is not None:
             contents[path] = make(result)
-    if render is not None:
+    if args.html is not None:
+        from ..bench.page import render
+
         contents[args.html] = render(result).encode()
     print_result(result)
     write(contents)
@@ -217,18 +217,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
         if path.resolve() in seen:
             raise BenchError(f"argument --{option}: another result goes there too, got {str(path)!r}")
         seen.add(path.resolve())
-
-
-def _page() -> Callable[[Any], str]:
-    """The page's renderer."""
-    name = "hyperkern.bench.page"
-    try:
-        render: Callable[[Any], str] = importlib.import_module(name).render
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ImportError("--html needs the module hyperkern.bench.page, which this installation lacks") from error
-    return render
 
 
 def _failed(status: int, message: str) -> int:
