@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 
 from hyperkern.backends.triton import config, report
 
-# The configurations are chosen for the newest compiler. That of Triton 3.6 spills a few registers of a few kernels,
-# none of them on sm_90.
-ALLOWED_SPILLS = 128 if version("triton").startswith("3.6.") else 0
+# The configurations are chosen for the newest compiler. Those of Triton 3.6 and 3.8 spill a few registers of a few
+# kernels, at most 80 and 32 bytes, none of them on sm_90.
+ALLOWED_SPILLS = {"3.6": 128, "3.7": 128, "3.8": 32}.get(".".join(version("triton").split(".")[:2]), 0)
 ARCHITECTURES = [architecture.name for architecture in config.shipped()]
 
 
@@ -35,7 +35,8 @@ def test_every_configuration_compiles_well(compiled: dict, architecture: str) ->
     entries = config.of_name(architecture).entries
     assert len(rows) > 2 * len(entries)
     limit = config.of_name(architecture).shared_bytes
-    assert [row for row in rows if row["spill_bytes"] > ALLOWED_SPILLS] == []
+    allowed = 0 if architecture == "sm_90" else ALLOWED_SPILLS
+    assert [row for row in rows if row["spill_bytes"] > allowed] == []
     assert [row for row in rows if row["shared_bytes"] > limit] == []
     pairwise = [row for row in rows if row["kernel"] in ("contract", "sums", "panel")]
     assert {row["kernel"] for row in pairwise} == {"contract", "sums", "panel"}
