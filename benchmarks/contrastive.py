@@ -237,7 +237,6 @@ def save(path: Path, part: str, row: dict[str, Any]) -> None:
 def page(result: dict[str, Any]) -> str:
     """docs/contrastive-benchmark.md of some results: every figure in it is one of theirs."""
     pairs, peaks = result["pairs"], result["peaks"]
-    more = result["pairs_of_more_threads"]
 
     def below_one(rows: list[dict[str, Any]], ratio: str) -> str:
         return ", ".join(row["loss"] for row in rows if row[ratio] < 1) or "none"
@@ -251,12 +250,8 @@ def page(result: dict[str, Any]) -> str:
         dim=pairs[0]["d"],
         slower=below_one(pairs, "times_faster"),
         larger=below_one(pairs, "times_smaller"),
-        slower_with_more=below_one(more, "times_faster"),
-        more_pairs="\n".join(map(as_line, more)),
-        machine_of_more=measured_with(more),
         machine_of_pairs=measured_with(pairs),
         libraries=", ".join(dict.fromkeys(row["library"] for row in pairs)),
-        note="".join(f" {note}" for note in result.get("notes", [])),
         machine_of_peaks=measured_with(peaks),
         large=f"N = {largest['n']:,}, D = {largest['d']}",
         input_mib=largest["n"] * largest["d"] * 4 / MEBIBYTE,
@@ -325,22 +320,16 @@ not.
 ## The drop-ins and their originals
 
 D = {dim}, N rows in each of two views. *Times faster* and *times smaller* are ratios of the original to `hyperkern`:
-below 1 the original is the faster or the smaller one. Measured on {machine_of_pairs}, beside {libraries}.{note}
+below 1 the original is the faster or the smaller one. Measured on {machine_of_pairs}, beside {libraries}.
 
 {pairs_head}
 {pairs}
 
 Slower than the original: {slower}. Larger: {larger}.
 
-A thread is what can be measured on cores that are shared. On as many threads as cores, {machine_of_more}, one run
-gave the table below, but for lightly's DCLLoss: it came out faster than the original there, with rounds far apart,
-and this is a second measurement. Slower than the original: {slower_with_more}. Beside other work the times on two
-threads differ up to thirtyfold, those on one thread a few times: probably the many short products of a block each
-wait for a thread that is not running, while the few long products of the originals wait less often. Where other work
-competes for the cores, give PyTorch fewer threads.
-
-{pairs_head}
-{more_pairs}
+Beside other work on the same cores hyperkern's times on several threads have been seen tens of times longer, probably
+because each of the many short products of a block waits for a thread that is not running. Where other work competes,
+give PyTorch fewer threads.
 
 The originals multiply all features at once and store the matrix of all logits, several times over in backward. These
 walk over it in blocks and make it again in backward, so of one pair of views they compute 10 N²D operations for 6:
