@@ -189,7 +189,7 @@ class _RemoteRowLSE(Function):
             if need_cols:
                 lengths = [remote.ranks.counts[owner] for owner in owners]
                 of_cols.update(zip(owners, col_part.split(lengths, 1), strict=True))
-            if labels is not None and y_there is not None:
+            if labels is not None:
                 sums += _sums_by_label(y_there, labels_there, labels)
                 number += _sums_by_label(torch.ones_like(y_there[..., :1]), labels_there, labels)
         col = x.new_full((x.shape[0], 0) if y is None or not need_cols else y.shape[:2], -torch.inf)
