@@ -11,11 +11,10 @@ from torch import Tensor
 
 import hyperkern
 from hyperkern.bench import registry, textbook
+from hyperkern.bench.alone import Alone, each_alone
 from hyperkern.bench.cases import by_mode
-from hyperkern.bench.clock import once
-from hyperkern.bench.gate import check, clear, step
+from hyperkern.bench.gate import check, step
 from hyperkern.bench.machine import Rates
-from hyperkern.bench.memory import peaks_in_child
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
 from hyperkern.integrations.align_uniform import uniform_loss
 
@@ -78,11 +77,11 @@ def test_loss_and_gradient(benchmark, record, case, name, n, dim):
 
 def test_uniformity_peak_memory(benchmark, record):
     n, dim = 65536, 128
-    (peak,) = peaks_in_child("hyperkern", [Setup("uniformity", "float32", n, dim, "both")], [])
-    assert isinstance(peak, int), peak
-    inputs = CASES["uniformity"].draw(n, dim, "float32", "cpu")
-    seconds = 1e-3 * benchmark.pedantic(once, args=(lambda: step(hyperkern.uniformity, inputs), "cpu"), rounds=1)
-    clear(inputs)
+    found = benchmark.pedantic(
+        each_alone, args=("hyperkern", "eager", [Setup("uniformity", "float32", n, dim, "both")], []), rounds=1
+    )
+    assert isinstance(found[0], Alone), found[0]
+    peak, seconds = found[0].peak_bytes, 1e-3 * found[0].ms
     flops, rate = CASES["uniformity"].flops(n, dim, "both"), rates().limit().flops
     record(
         case=f"uniformity N={n} D={dim}",

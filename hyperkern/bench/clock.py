@@ -25,7 +25,7 @@ class Runner(NamedTuple):
         calls: how often it is called in one sample on a CPU.
         first_ms: what the first call took, compilation included.
         settled_ms: what the second took.
-        value: of the loss; ``None`` where only the gradient was computed.
+        value: of the loss; ``None`` where only the gradient was computed, or it is no single number.
         forget: drops the gradients that the last call left.
     """
 
@@ -33,7 +33,7 @@ class Runner(NamedTuple):
     calls: int
     first_ms: float
     settled_ms: float
-    value: Tensor | None
+    value: float | None
     forget: Callable[[], None]
 
 
@@ -75,12 +75,12 @@ def runner(
     value = run()
     synchronize(device)
     first = settled = 1e3 * (time.perf_counter() - start)
-    value = None if value is None else value.detach().clone()
+    number = None if value is None or value.dim() > 0 else value.item()
     # One that takes long is not run again only to warm it up, unless the first call may have compiled something.
     if first <= patience_ms or compiled or device != "cpu":
         settled = once(run, device)
     calls = max(1, int(SHORTEST_MS / max(settled, 1e-4)))
-    return Runner(run, calls, first, settled, value, lambda: clear(inputs))
+    return Runner(run, calls, first, settled, number, lambda: clear(inputs))
 
 
 def _ones(value: Tensor) -> Tensor | None:

@@ -56,7 +56,7 @@ def plan(matrix: Matrix) -> Plan:
         source = "measured on this machine"
     else:
         limits, source = {dtype: H200[dtype] for dtype in matrix.dtypes}, "of one H200, which is not here"
-    planned, gated = [], set()
+    planned, gated, prepared = [], set(), set()
     for group in groups(matrix):
         for point in group:
             limit = limits[point.setup.dtype]
@@ -66,9 +66,14 @@ def plan(matrix: Matrix) -> Plan:
             seconds = 0.0 if refusal is not None else _seconds(point, limit, matrix, compiles)
             if refusal is None:
                 gated.add(seen)
+                if (dimension := (point.implementation, point.setup.d)) not in prepared:
+                    prepared.add(dimension)
+                    seconds += point.implementation.first_s
             planned.append(Planned(point, point.floor_ms(limit), seconds, refusal))
-    processes = len({p.point.implementation for p in planned if p.refusal is None}) if matrix.device == "cpu" else 0
-    total = sum(p.seconds for p in planned) + PROCESS * processes * matrix.memory
+    processes = {(p.point.implementation.name, p.point.execution) for p in planned if p.refusal is None}
+    total = sum(p.seconds for p in planned)
+    if matrix.device == "cpu" and matrix.memory:
+        total += PROCESS * len(processes)
     total += START + sum(_rates_seconds(limits[s.dtype], matrix) for s in _measured(planned))
     return Plan(planned, limits, source, total)
 
@@ -78,8 +83,10 @@ def _seconds(point: Point, limit: Limit, matrix: Matrix, compiles: int) -> float
     compiled = point.implementation.compiled or point.execution == "compile"
     fixed = compiles * COMPILE if compiled else 0.02
     if matrix.device == "cpu":
-        warm = guess if guess > matrix.seconds else 2 * guess
-        return fixed + guess * matrix.memory * (1 + compiled) + warm + _rounds(point, limit, matrix) * max(guess, 0.002)
+        alone = guess * (1 + compiled)  # for its memory, and for the time of one that is measured once
+        if guess > matrix.seconds:
+            return fixed + alone
+        return fixed + alone * matrix.memory + 2 * guess + _rounds(point, limit, matrix) * max(guess, 0.002)
     # The timer calls once, five times to guess, once to warm up and once to measure, at least; each with a full cache.
     of_round = max(8 * guess, (clock.WARMUP_MS + clock.SAMPLE_MS) / 1e3 + 6 * guess)
     return fixed + 4 * guess + _rounds(point, limit, matrix) * of_round

@@ -71,8 +71,12 @@ class Case:
     copies: tuple[int, int, int] = (1, 2, 2)
 
     def draw(self, n: int, d: int, dtype: str, device: str) -> list[Tensor]:
-        """Random feature tensors: zeros or equal rows would let a processor draw less power and run faster."""
-        drawn = torch.randn(self.inputs, n, d, device=device)
+        """Random feature tensors: zeros or equal rows would let a processor draw less power and run faster.
+
+        They are the same at every call, in every process: the values of implementations can be compared.
+        """
+        generator = torch.Generator(device).manual_seed(0)
+        drawn = torch.randn(self.inputs, n, d, generator=generator, device=device)
         drawn = (torch.nn.functional.normalize(drawn, dim=-1) if self.unit else drawn).to(DTYPES[dtype])
         return [features.clone().requires_grad_() for features in drawn.unbind()]
 
@@ -99,6 +103,7 @@ class Implementation:
         multiple_of: of which number D must be a multiple.
         rows_multiple_of: of which number N must be one.
         slowdown: a guess of the time as a multiple of the floor, for plans only.
+        first_s: a guess of the seconds that it takes to get ready for a dimension, for plans only.
         flops: where it is a yardstick with arithmetic of its own.
         compiled: whether `make` hands out a compiled function, which must be made again for each shape.
     """
@@ -115,8 +120,14 @@ class Implementation:
     multiple_of: int = 1
     rows_multiple_of: int = 1
     slowdown: float = 8.0
+    first_s: float = 0.0
     flops: Count | None = None
     compiled: bool = False
+
+    def loss(self, execution: str = "eager") -> Loss:
+        """Makes the loss, compiled where that is the execution."""
+        made = self.make()
+        return torch.compile(made, dynamic=False) if execution == "compile" else made
 
     @property
     def version(self) -> str | None:
@@ -210,6 +221,7 @@ def implementation(
     multiple_of: int = 1,
     rows_multiple_of: int = 1,
     slowdown: float = 8.0,
+    first_s: float = 0.0,
     flops: Count | None = None,
     compiled: bool = False,
 ) -> Callable[[Callable[[], Loss]], Callable[[], Loss]]:
@@ -239,6 +251,7 @@ def implementation(
             multiple_of,
             rows_multiple_of,
             slowdown,
+            first_s,
             flops,
             compiled,
         )

@@ -1,19 +1,24 @@
-"""A run: the gate, the memory, then the clock, in turns with the baseline and the machine's own rates."""
+"""A run: each call alone, for its memory; the gate; the clock, in turns with the baseline and the machine's rates."""
 
 from __future__ import annotations
 
 import gc
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import clock, gate, memory
+from ..demo.memory import PeakMemory
+from . import clock, gate
+from .alone import Alone, each_alone
 from .machine import Limit, Rates, describe
 from .matrix import Matrix, Point, groups
-from .registry import CASES, Loss, Setup
+from .registry import CASES, Setup
 from .result import SCHEMA, Result, Row, row, timed, with_baselines
 
 Progress = Callable[[int, int], None]
@@ -34,16 +39,16 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
     in_children = _in_children(matrix, points, limits) if matrix.memory and matrix.device == "cpu" else {}
     done, total = 0, sum(map(len, points)) + sum(map(len, in_children.values()))
     progress(done, total)
-    peaks: dict[tuple[str, Setup], memory.Peak] = {}
-    for (_, name), setups in in_children.items():
-        found = memory.peaks_in_child(name, setups, matrix.files)
-        peaks |= {(name, setup): peak for setup, peak in zip(setups, found, strict=True)}
-        done += len(setups)
+    alone: dict[Point, Alone | str] = {}
+    for (name, execution), those in in_children.items():
+        found = each_alone(name, execution, [point.setup for point in those], matrix.files)
+        alone |= dict(zip(those, found, strict=True))
+        done += len(those)
         progress(done, total)
     gated: dict[Any, float | gate.GateFailure | None] = {}
     rows: list[Row] = []
     for group in points:
-        rows += _measure(matrix, group, rates[group[0].setup.dtype], peaks, gated)
+        rows += _measure(matrix, group, rates[group[0].setup.dtype], alone, gated)
         done += len(group)
         progress(done, total)
     return {
@@ -54,23 +59,15 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
     }
 
 
-def made(point: Point) -> Loss:
-    """The loss of a point, compiled where that is its execution."""
-    loss = point.implementation.make()
-    return torch.compile(loss, dynamic=False) if point.execution == "compile" else loss
-
-
 def _in_children(
     matrix: Matrix, points: Iterable[list[Point]], limits: dict[str, Limit]
-) -> dict[tuple[str, str], list[Setup]]:
-    """What is run in processes of their own, before anything is timed: there it may die of too little memory."""
-    setups: dict[tuple[str, str], list[Setup]] = {}
-    for group in points:
-        for point in group:
-            refused = point.refusal(limits[point.setup.dtype], matrix.longest)
-            if point.execution == "eager" and refused is None:
-                setups.setdefault((point.setup.case, point.implementation.name), []).append(point.setup)
-    return setups
+) -> dict[tuple[str, str], list[Point]]:
+    """What is run in processes of their own, before anything else: there it may die of too little memory."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in itertools.chain.from_iterable(points):
+        if point.refusal(limits[point.setup.dtype], matrix.longest) is None:
+            found.setdefault((point.implementation.name, point.execution), []).append(point)
+    return found
 
 
 def _gate(point: Point, gated: dict[Any, float | gate.GateFailure | None]) -> float | None:
@@ -80,7 +77,9 @@ def _gate(point: Point, gated: dict[Any, float | gate.GateFailure | None]) -> fl
     seen = (setup._replace(n=min(setup.n, gate.ROWS), mode=mode), point.implementation.name, point.execution)
     if seen not in gated:
         try:
-            gated[seen] = gate.check(CASES[setup.case], point.implementation, lambda: made(point), setup)
+            gated[seen] = gate.check(
+                CASES[setup.case], point.implementation, partial(point.implementation.loss, point.execution), setup
+            )
         except gate.GateFailure as failure:
             gated[seen] = failure
     found = gated[seen]
@@ -93,7 +92,7 @@ def _measure(
     matrix: Matrix,
     group: list[Point],
     rates: Rates,
-    peaks: dict[tuple[str, Setup], memory.Peak],
+    alone: dict[Point, Alone | str],
     gated: dict[Any, float | gate.GateFailure | None],
 ) -> list[Row]:
     """The rows of a group."""
@@ -101,6 +100,8 @@ def _measure(
     limit, since = rates.limit(), len(rates.found["flops"])
     rows: dict[Point, Row] = {}
     ready: dict[Point, clock.Runner] = {}
+    samples: dict[Point, list[float]] = {}
+    values: dict[str, float] = {}
     inputs: list[Tensor] = []
     for point in group:
         reason = point.refusal(limit, matrix.longest)
@@ -109,37 +110,46 @@ def _measure(
             continue
         error: float | None = None
         try:
-            inputs = inputs or _draw(point.setup)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the libraries' own, of every call anew
                 error = _gate(point, gated)
-                peak = peaks.get((point.implementation.name, point.setup)) if point.execution == "eager" else None
-                if isinstance(peak, str):
-                    raise gate.GateFailure(peak, error)
-                ready[point] = _ready(point, inputs, matrix, ready)
+                own = alone.get(point)
+                if isinstance(own, str):
+                    raise gate.GateFailure(own, error)
+                if own is not None and own.ms > 1e3 * matrix.seconds and point.setup.mode != "backward":
+                    samples[point] = [own.ms]
+                    value = own.value
+                else:
+                    inputs = inputs or _draw(point.setup)
+                    ready[point] = _ready(point, inputs, matrix)
+                    value = ready[point].value
+            _hold_value(point, value, values)
             rows[point] = row(point, limit, "ok", None, error)
         except gate.GateFailure as failure:
             rows[point] = row(point, limit, "failed", str(failure), failure.error)
         except Exception as failure:
             rows[point] = row(point, limit, "failed", _reason(failure), error)
-    samples, failures = _samples(matrix, ready, rates)
+        if rows[point]["status"] != "ok":
+            samples.pop(point, None)
+            ready.pop(point, None)
+    taken, failures = _samples(matrix, ready, rates)
     limit = rates.limit(since)
-    for point, times in samples.items():
+    for point, times in (samples | taken).items():
         found = rows[point] | {"floor_ms": point.floor_ms(limit)}
         if point in failures:
             rows[point] = found | {"status": "failed", "reason": failures[point]}
             continue
-        peak = peaks.get((point.implementation.name, point.setup)) if point.execution == "eager" else None
+        own = alone.get(point)
+        peak = own.peak_bytes if isinstance(own, Alone) else None
         if matrix.memory and matrix.device != "cpu":
             peak = _peak_on_device(ready[point], matrix.device)
-        rows[point] = timed(found, times, peak if isinstance(peak, int) else None)
+        rows[point] = timed(found, times, peak)
     ready.clear()
     gc.collect()
     return [rows[point] for point in group]
 
 
 def _draw(setup: Setup) -> list[Tensor]:
-    torch.manual_seed(0)
     return CASES[setup.case].draw(setup.n, setup.d, setup.dtype, setup.device)
 
 
@@ -147,28 +157,30 @@ def _reason(failure: Exception) -> str:
     return f"{type(failure).__name__}: {gate.first_line(failure)}"
 
 
-def _ready(point: Point, inputs: list[Tensor], matrix: Matrix, ready: dict[Point, clock.Runner]) -> clock.Runner:
-    """A call that has been warmed up, and whose value at full size is that of the baseline.
+def _ready(point: Point, inputs: list[Tensor], matrix: Matrix) -> clock.Runner:
+    """A call that has been warmed up."""
+    loss = point.implementation.loss(point.execution)
+    compiled = point.implementation.compiled or point.execution == "compile"
+    return clock.runner(loss, inputs, point.setup.mode, point.setup.device, 1e3 * matrix.seconds, compiled=compiled)
+
+
+def _hold_value(point: Point, value: float | None, values: dict[str, float]) -> None:
+    """Holds a value at full size against that of the baseline, the first of a group.
 
     Raises:
-        GateFailure: it is not.
+        GateFailure: it is another, or no number.
     """
-    setup = point.setup
-    compiled = point.implementation.compiled or point.execution == "compile"
-    patience = 1e3 * matrix.seconds
-    found = clock.runner(made(point), inputs, setup.mode, setup.device, patience, compiled=compiled)
-    if found.value is None or CASES[setup.case].truth is None:
-        return found
-    if not found.value.isfinite().all():
-        raise gate.GateFailure(f"wrong: the value at N {setup.n} is {found.value.item():g}")
-    baseline = next((other for p, other in ready.items() if p.implementation.name == CASES[setup.case].baseline), None)
-    if baseline is not None and baseline.value is not None:
-        expected = baseline.value.double()
-        error = ((found.value.double() - expected).abs() / expected.abs()).item()
-        if error > MORE_AT_FULL_SIZE * gate.TOLERANCES[setup.dtype]:
-            other = CASES[setup.case].baseline
-            raise gate.GateFailure(f"wrong: at N {setup.n} its value is {error:.2g} off that of {other!r}", error)
-    return found
+    setup, baseline = point.setup, CASES[point.setup.case].baseline
+    if value is None or CASES[setup.case].truth is None:
+        return
+    if not math.isfinite(value):
+        raise gate.GateFailure(f"wrong: the value at N {setup.n} is {value:g}")
+    expected = values.setdefault(baseline, value) if point.implementation.name == baseline else values.get(baseline)
+    if expected is None:
+        return
+    error = abs(value - expected) / abs(expected) if expected else abs(value)
+    if error > MORE_AT_FULL_SIZE * gate.TOLERANCES[setup.dtype]:
+        raise gate.GateFailure(f"wrong: at N {setup.n} its value is {error:.2g} off that of {baseline!r}", error)
 
 
 def _samples(
@@ -198,6 +210,6 @@ def _samples(
 
 def _peak_on_device(runner: clock.Runner, device: str) -> int | None:
     runner.forget()
-    with memory.PeakMemory(torch.device(device)) as meter:
+    with PeakMemory(torch.device(device)) as meter:
         runner.run()
     return meter.rise

@@ -27,7 +27,7 @@ def cells(row: Row) -> list[str]:
     return [
         *head,
         f"{row['median_ms']:.4g}",
-        f"{row['p20_ms']:.4g}–{row['p80_ms']:.4g}",
+        f"{row['p20_ms']:.4g}–{row['p80_ms']:.4g}" if len(row["samples_ms"]) > 1 else "once",
         f"{row['tflops']:.3g}",
         f"{row['gbs']:.3g}",
         f"{row['of_limit']:.2f}",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from bench_runs import OWN, TINY, result, row, written
 
-from hyperkern.bench import memory, registry
+from hyperkern.bench import alone, registry
 from hyperkern.bench import run as runs
 from hyperkern.bench.matrix import DEFAULTS, groups
 from hyperkern.bench.plan import lines, plan
@@ -277,7 +277,7 @@ def test_a_call_that_would_take_too_long_is_left_out(capsys: pytest.CaptureFixtu
 
 def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
     setups = [Setup("uniformity", "float32", n, 8, "both") for n in (8, 16, 32)]
-    children = [(-9, "peak: 100\n"), (1, ""), (0, "noise\npeak: 300\n")]
+    children = [(-9, "alone: [100, 1.5, -2.0]\n"), (1, ""), (0, "noise\nalone: [300, 2.5, null]\n")]
     asked = []
 
     def child(command: list[str], input: str, **options: object) -> types.SimpleNamespace:
@@ -285,20 +285,20 @@ def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.Monk
         status, output = children[len(asked) - 1]
         return types.SimpleNamespace(returncode=status, stdout=output, stderr="the reason\n")
 
-    monkeypatch.setattr(memory.subprocess, "run", child)
-    found = memory.peaks_in_child("dense", [*setups, setups[0]], [])
-    assert found == [100, "killed by the system, as it does when memory runs out", *found[2:]]
-    assert found[2:] == ["its process ended with status 1: the reason", 300]
+    monkeypatch.setattr(alone.subprocess, "run", child)
+    found = alone.each_alone("dense", "eager", [*setups, setups[0]], [])
+    assert found == [(100, 1.5, -2.0), "killed by the system, as it does when memory runs out", *found[2:]]
+    assert found[2:] == ["its process ended with status 1: the reason", (300, 2.5, None)]
     assert asked == [[8, 16, 32, 8], [32, 8], [8]]
 
 
 def test_memory_grows_with_what_is_stored() -> None:
     setup = Setup("uniformity", "float32", 2000, 16, "both")
-    (dense,) = memory.peaks_in_child("dense", [setup], [])
-    if dense is None:
+    (dense,) = alone.each_alone("dense", "eager", [setup], [])
+    assert isinstance(dense, alone.Alone)
+    if dense.peak_bytes is None:
         pytest.skip("no /proc on this system")
-    assert isinstance(dense, int)
-    assert dense > 2 * 2000 * 2000 * 4
+    assert dense.peak_bytes > 2 * 2000 * 2000 * 4
 
 
 def test_python_m_benchmarks_is_the_same_command() -> None:

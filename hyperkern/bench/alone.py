@@ -1,12 +1,14 @@
-"""Peak memory: on a CPU in a process of its own for each implementation, on a GPU from PyTorch's allocator."""
+"""One call in a process of its own, where it may die of too little memory: its peak, its time, its value."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,54 +16,69 @@ from ..demo.memory import PeakMemory
 from .gate import first_line, step
 from .registry import CASES, IMPLEMENTATIONS, Setup, load_all, load_file
 
-Peak = int | str | None  # bytes; or why it failed; or not measured
-
 WARM_ROWS = 256
 
 
-def peak(name: str, setup: Setup) -> int | None:
-    """How far memory rises above the inputs in one step, gradients counted; ``None`` where it cannot be measured."""
+class Alone(NamedTuple):
+    """What a step took.
+
+    Attributes:
+        peak_bytes: how far memory rose above the inputs, gradients counted; ``None`` where it cannot be measured.
+        ms: its time.
+        value: of the loss; ``None`` where it is no single number.
+    """
+
+    peak_bytes: int | None
+    ms: float
+    value: float | None
+
+
+def once(name: str, execution: str, setup: Setup) -> Alone:
+    """Runs one step, warmed up with few rows; what is compiled for its shape is compiled before."""
     case, implementation = CASES[setup.case], IMPLEMENTATIONS[setup.case, name]
     mode = "forward" if setup.mode == "forward" else "both"
-    loss = implementation.make()
-    if not implementation.compiled:  # the libraries' own buffers are not ours to count
+    loss = implementation.loss(execution)
+    compiled = implementation.compiled or execution == "compile"
+    if not compiled:  # the libraries' own buffers are not ours to count
         warm = min(setup.n, WARM_ROWS // implementation.rows_multiple_of * implementation.rows_multiple_of)
         step(loss, case.draw(warm, setup.d, setup.dtype, setup.device), mode)
     inputs = case.draw(setup.n, setup.d, setup.dtype, setup.device)
-    if implementation.compiled:  # the compiler's are larger still
+    if compiled:  # the compiler's are larger still
         step(loss, inputs, mode)
     for x in inputs:
         x.grad = None
     with PeakMemory(torch.device(setup.device)) as memory:
-        kept = step(loss, inputs, mode)
-    del kept
-    return memory.rise
+        start = time.perf_counter()
+        results = step(loss, inputs, mode)
+        ms = 1e3 * (time.perf_counter() - start)
+    return Alone(memory.rise, ms, results[0].item() if results[0].dim() == 0 else None)
 
 
-def peaks_in_child(name: str, setups: Sequence[Setup], files: Sequence[Path]) -> list[Peak]:
-    """The peaks of an implementation at several points, in a process that may die of them.
+def each_alone(name: str, execution: str, setups: Sequence[Setup], files: Sequence[Path]) -> list[Alone | str]:
+    """An implementation at several points, one after the other; for those that fail, why.
 
-    Where it dies, that point has failed, and another process goes on with the next.
+    Where the process dies, that point has failed, and another process goes on with the next.
     """
-    found: list[Peak] = []
+    found: list[Alone | str] = []
     while len(found) < len(setups):
         request = {
             "implementation": name,
+            "execution": execution,
             "setups": [setup._asdict() for setup in setups[len(found) :]],
             "files": [str(file) for file in files],
             "threads": torch.get_num_threads(),
         }
         child = subprocess.run(
-            [sys.executable, "-m", "hyperkern.bench.memory"], input=json.dumps(request), capture_output=True, text=True
+            [sys.executable, "-m", "hyperkern.bench.alone"], input=json.dumps(request), capture_output=True, text=True
         )
         answers = [json.loads(line[len(_MARK) :]) for line in child.stdout.splitlines() if line.startswith(_MARK)]
-        found += answers
+        found += [answer if isinstance(answer, str) else Alone(*answer) for answer in answers]
         if len(found) < len(setups):
             found.append(_death(child.returncode, child.stderr))
     return found
 
 
-_MARK = "peak: "
+_MARK = "alone: "
 
 
 def _death(status: int, errors: str) -> str:
@@ -79,9 +96,9 @@ def main() -> None:
     for file in request["files"]:
         load_file(Path(file))
     for fields in request["setups"]:
-        answer: Peak
+        answer: Alone | str
         try:
-            answer = peak(request["implementation"], Setup(**fields))
+            answer = once(request["implementation"], request["execution"], Setup(**fields))
         except Exception as failure:
             answer = f"{type(failure).__name__}: {first_line(failure)}"
         print(_MARK + json.dumps(answer), flush=True)
