@@ -1,7 +1,7 @@
 """The contrastive losses against those of other libraries on a CPU: loss + gradient, time and peak memory in one run.
 
 ``python -m benchmarks.contrastive [--json FILE]`` in an environment that has the libraries (`make bench-integrations`).
-Before the clock every loss is compared with the original in float64. ``python -m benchmarks.contrastive --page`` writes
+Before the clock every loss is compared with the original in float64. ``python -m benchmarks.pages`` writes
 docs/contrastive-benchmark.md anew, from the results in benchmarks/results/contrastive_cpu.json alone.
 """
 
@@ -35,9 +35,7 @@ CLASSES = 100
 # Wall-clock seconds beyond which no more rounds are taken.
 PATIENCE = 60.0
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "contrastive_cpu.json"
-PAGE = ROOT / "docs" / "contrastive-benchmark.md"
+PAGE = Path(__file__).parents[1] / "docs" / "contrastive-benchmark.md"
 
 
 class Pair(NamedTuple):
@@ -277,15 +275,11 @@ def main() -> None:
     parser.add_argument("--large", type=int, nargs=2, default=(32768, 256), metavar=("N", "D"), help="for the memory")
     parser.add_argument("--part", choices=("pairs", "peaks"), help="one of the two tables; by default both")
     parser.add_argument("--only", nargs="+", metavar="LOSS", help="some rows of the tables alone")
-    parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} from the results, and measure nothing")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak is not None:
         name, which, rows, dim = args.peak
         measure_peak(name, which, int(rows), int(dim))
-        return
-    if args.page:
-        PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
         return
     unknown = set(args.only or ()) - {*PAIRS, *OWN}
     if unknown:
@@ -311,7 +305,7 @@ HEADS = {
 PAGE_TEMPLATE = """\
 # Contrastive losses beside those of other libraries, on a CPU
 
-Measured figures, not predictions. `make bench-integrations` measures; `python -m benchmarks.contrastive --page`
+Measured figures, not predictions. `make bench-integrations` measures; `python -m benchmarks.pages`
 writes this page from [benchmarks/results/contrastive_cpu.json](../benchmarks/results/contrastive_cpu.json). Loss and
 gradient of float32 features, each once held against the original in float64: medians and half of the interquartile
 range of rounds that take turns, and the peak of resident memory in a process of its own, gradients included, inputs

@@ -1,29 +1,17 @@
-"""Fills the tables of the documentation from the results that are committed: no figure in them is typed by hand.
+"""Writes the figures of the documentation from the results that are committed: none of them is typed by hand.
 
-``python -m benchmarks.pages`` rewrites what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/scaling.md.
+``python -m benchmarks.pages`` rewrites what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in README.md,
+docs/scaling.md and docs/benchmarking.md, the pictures in docs/images/benchmark, and docs/contrastive-benchmark.md.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from . import scaling
+from . import contrastive, readme, scaling
+from .tables import ROOT, result, table
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def result(name: str) -> Any:
-    """The content of a result file."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Markdown: a first column of words, then figures."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+IMAGES = ROOT / "docs" / "images" / "benchmark"
 
 
 def ranks() -> str:
@@ -64,13 +52,26 @@ def estimate() -> str:
     return table(heads, rows)
 
 
+def repeats() -> str:
+    """How often nothing was called a regression."""
+    found = result("repeats_cpu")
+    runs = found["runs"]
+    slower, faster = (sum(run[k] for run in runs) for k in ("slower", "faster"))
+    low, high = min(run["smallest_ratio"] for run in runs), max(run["largest_ratio"] for run in runs)
+    beside = f"{len(runs)} runs of {runs[0]['rows']} rows beside the first, nothing changed, at "
+    verdicts = f"{100 * found['threshold']:g} %: {slower} rows called slower, {faster} faster"
+    return f"{beside}{verdicts}, while the ratios of their medians went from {low:.2f} to {high:.2f}."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     **{f"model {i}": lambda i=i: scaling.tables()[i] for i in range(3)},
     "ranks": ranks,
     "cached": cached,
     "estimate": estimate,
+    "repeats": repeats,
+    **readme.BLOCKS,
 }
-PAGES = [ROOT / "docs" / "scaling.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "scaling.md", ROOT / "docs" / "benchmarking.md"]
 
 
 def filled(text: str) -> str:
@@ -82,10 +83,18 @@ def filled(text: str) -> str:
     return text
 
 
+def files() -> dict[Path, str]:
+    """What the documentation's files have to contain."""
+    contents = {page: filled(page.read_text(encoding="utf-8")) for page in PAGES}
+    contents[contrastive.PAGE] = contrastive.page(result("contrastive_cpu"))
+    return contents | {IMAGES / name: image for name, image in readme.images().items()}
+
+
 def main() -> None:
-    """Writes all pages."""
-    for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    """Writes all of them."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for path, content in files().items():
+        path.write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

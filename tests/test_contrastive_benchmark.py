@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.tables import result
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -16,13 +18,8 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("benchmarks.contrastive")
 
 
-def test_the_page_is_that_of_the_results(benchmark_module: ModuleType) -> None:
-    results = json.loads(benchmark_module.RESULTS.read_text(encoding="utf-8"))
-    assert benchmark_module.PAGE.read_text(encoding="utf-8") == benchmark_module.page(results)
-
-
 def test_every_loss_was_measured(benchmark_module: ModuleType) -> None:
-    results = json.loads(benchmark_module.RESULTS.read_text(encoding="utf-8"))
+    results = result("contrastive_cpu")
     assert [row["loss"] for row in results["pairs"]] == list(benchmark_module.PAIRS)
     assert [row["loss"] for row in results["peaks"]] == list(benchmark_module.OWN)
     for row in results["peaks"]:
@@ -31,7 +28,7 @@ def test_every_loss_was_measured(benchmark_module: ModuleType) -> None:
 
 
 def test_a_slower_loss_is_named(benchmark_module: ModuleType) -> None:
-    results = json.loads(benchmark_module.RESULTS.read_text(encoding="utf-8"))
+    results = result("contrastive_cpu")
     name = results["pairs"][0]["loss"]
     results["pairs"] = [row | {"times_faster": 0.5 if row["loss"] == name else 2.0} for row in results["pairs"]]
     assert f"Slower than the original: {name}. " in benchmark_module.page(results)

@@ -2,13 +2,14 @@
 
 import pytest
 
-from benchmarks import pages, scaling
+from benchmarks import pages, readme, scaling
+
+FILES = pages.files()
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_tables_are_those_of_the_results(page) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert pages.filled(text) == text, "run python -m benchmarks.pages"
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_files_are_those_of_the_results(path) -> None:
+    assert path.read_text(encoding="utf-8") == FILES[path], "run python -m benchmarks.pages"
 
 
 @pytest.mark.parametrize("name", pages.BLOCKS)
@@ -16,9 +17,27 @@ def test_every_table_is_shown(name: str) -> None:
     assert any(f"<!-- {name} -->" in page.read_text(encoding="utf-8") for page in pages.PAGES)
 
 
-def test_a_stale_table_is_seen() -> None:
-    page = pages.PAGES[0].read_text(encoding="utf-8")
-    assert pages.filled(page.replace("| 8 |", "| 9 |")) == pages.filled(page)
+def test_every_picture_is_shown() -> None:
+    text = pages.PAGES[0].read_text(encoding="utf-8")
+    assert [name for name in readme.images() if f"docs/images/benchmark/{name}" not in text] == []
+    assert {path.name for path in pages.IMAGES.iterdir()} == set(readme.images())
+
+
+@pytest.mark.parametrize(("page", "old"), [(pages.PAGES[0], " ms |"), (pages.PAGES[1], "| 8 |")])
+def test_a_stale_table_is_seen(page, old: str) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert old in text
+    assert pages.filled(text.replace(old, "| 9 |")) == pages.filled(text)
+
+
+def test_a_faster_peer_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(name: str, ms: float) -> dict:
+        figures = {"median_ms": ms, "of_limit": 0.5, "peak_bytes": 1e6}
+        return {"case": "clip", "implementation": name, "n": 8, "d": 4, "status": "ok", **figures}
+
+    rows = [row("hyperkern", 2.0), row("dense", 5.0), row("other", 1.0), row("wrong", 0.1) | {"status": "failed"}]
+    monkeypatch.setattr(readme, "result", lambda name: {"rows": rows})
+    assert "| 2 ms | 50 % | 2.5× | 0.5× (other) |" in readme.losses()
 
 
 class TestTheModelOfScaling:

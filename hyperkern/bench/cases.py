@@ -62,13 +62,13 @@ add_case(
 )
 
 
-@implementation("uniformity", "hyperkern", package="hyperkern", slowdown=1.2)
+@implementation("uniformity", "hyperkern", package="hyperkern", slowdown=1.1)
 def uniformity() -> Loss:
     """The package's own."""
     return losses.uniformity
 
 
-@implementation("align_uniform", "hyperkern", package="hyperkern", slowdown=1.2)
+@implementation("align_uniform", "hyperkern", package="hyperkern", slowdown=1.1)
 def align_uniform() -> Loss:
     """The package's own."""
 
@@ -78,13 +78,13 @@ def align_uniform() -> Loss:
     return loss
 
 
-@implementation("nt_xent", "hyperkern", package="hyperkern", slowdown=1.2)
+@implementation("nt_xent", "hyperkern", package="hyperkern", slowdown=1.1)
 def nt_xent() -> Loss:
     """The package's own."""
     return functools.partial(losses.nt_xent, temperature=textbook.TEMPERATURE)
 
 
-@implementation("clip", "hyperkern", package="hyperkern", slowdown=1.2)
+@implementation("clip", "hyperkern", package="hyperkern", slowdown=1.1)
 def clip() -> Loss:
     """The package's own."""
     return functools.partial(losses.clip_loss, logit_scale=textbook.LOGIT_SCALE)

@@ -7,22 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-SCHEMA = 1
-STATUSES = ("ok", "failed", "skipped")
-MACHINE_KEYS = (
-    "device",
-    "processor",
-    "threads",
-    "clocks",
-    "torch",
-    "triton",
-    "cuda",
-    "driver",
-    "python",
-    "hyperkern",
-    "commit",
-    "date",
-)
+from .result import MACHINE, SCHEMA, STATUSES
+
 _TEXTS = ("case", "implementation", "mode", "execution", "dtype")
 _TIMES = ("median_ms", "p20_ms", "p80_ms")
 _NUMBERS = (*_TIMES, "error", "peak_bytes", "flops", "bytes", "floor_ms", "tflops", "gbs", "of_limit", "vs_baseline")
@@ -167,10 +153,10 @@ def check(result: Any) -> Result:
     for key, value, kind in (("machine", machine, Mapping), ("limits", limits, Mapping), ("rows", rows, list)):
         if not isinstance(value, kind):
             raise ValueError(f"{key} must be {'a list' if kind is list else 'an object'}, got {type(value).__name__}")
-    for key in MACHINE_KEYS:
+    for key in MACHINE:
         _of(machine, key, "machine.")
     return Result(
-        {key: machine[key] for key in MACHINE_KEYS},
+        {key: machine[key] for key in MACHINE},
         {str(dtype): _limit(limit, f"limits.{dtype}") for dtype, limit in limits.items()},
         [_row(row, f"rows[{index}]") for index, row in enumerate(rows)],
     )

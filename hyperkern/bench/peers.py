@@ -24,10 +24,10 @@ HALF = ("bfloat16", "float16")
 def _with_torch(case: str, dense: Loss, chunked: Loss, pdist: Loss | None, most_dense: int) -> None:
     """What PyTorch alone offers for a case."""
     implementation(case, "dense", most_rows=most_dense, slowdown=2.5)(lambda: dense)
-    implementation(case, "compiled", most_rows=most_dense, slowdown=2, compiled=True)(
+    implementation(case, "compiled", most_rows=most_dense, slowdown=1.6, compiled=True)(
         lambda: torch.compile(dense, dynamic=False)
     )
-    implementation(case, "chunked", slowdown=6)(lambda: chunked)
+    implementation(case, "chunked", slowdown=7)(lambda: chunked)
     if pdist is not None:
         # It knows no half precision, and its gradient takes seconds from here on.
         implementation(case, "pdist", most_rows=4096, dtypes=("float64", "float32"), slowdown=30)(lambda: pdist)
@@ -182,7 +182,7 @@ class _Identity(nn.Module):
     *("clip", "sentence-transformers cached"),
     package="sentence-transformers",
     modes=("forward", "both"),  # the gradients are made in the forward pass and handed out once
-    slowdown=6,
+    slowdown=10,
 )
 def sentence_transformers_cached() -> Loss:
     """Its CachedMultipleNegativesRankingLoss in both directions, behind a model that does nothing."""
@@ -217,7 +217,7 @@ class _Cached(torch.autograd.Function):
         return None, *(grad * saved for saved in ctx.saved_tensors)
 
 
-@implementation("clip", "gradcache", package="gradcache", modes=("both",), most_rows=MOST_DENSE, slowdown=4)
+@implementation("clip", "gradcache", package="gradcache", modes=("both",), most_rows=MOST_DENSE, slowdown=10)
 def gradcache() -> Loss:
     """Its GradCache of the usual loss, behind encoders that do nothing."""
     # What the package index has refers to itself by the name that its repository installs.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +15,20 @@ from torch import Tensor
 from ..demo.memory import PeakMemory
 from . import clock, gate
 from .alone import Alone, each_alone
-from .machine import Limit, Rates, describe
+from .machine import Rates, describe
 from .matrix import Matrix, Point, groups
 from .registry import CASES, Setup
 from .result import SCHEMA, Result, Row, row, timed, with_baselines
 
 Progress = Callable[[int, int], None]
+# The error that the gate found, or how an implementation failed there.
+Gated = dict[tuple[Setup, str, str], "float | gate.GateFailure | None"]
 # The value at full size may be further from the baseline's than few rows are from the truth: longer sums.
 MORE_AT_FULL_SIZE = 4.0
+# Rows on which an implementation builds what it has to build for a dimension.
+FEW_ROWS = 64
+# Samples of the machine's rates for a group of which nothing is measured in turns.
+FEWEST_RATES = 5
 
 
 def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result:
@@ -36,7 +41,10 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
     points = list(groups(matrix))
     rates = {dtype: Rates(matrix.device, dtype) for dtype in matrix.dtypes}
     limits = {dtype: measured.limit() for dtype, measured in rates.items()}
-    in_children = _in_children(matrix, points, limits) if matrix.memory and matrix.device == "cpu" else {}
+    refusals = {p: p.refusal(limits[p.setup.dtype], matrix.longest) for group in points for p in group}
+    wanted = [point for point, reason in refusals.items() if reason is None]
+    gated = _gated(matrix, wanted)
+    in_children = _in_children(wanted) if matrix.memory and matrix.device == "cpu" else {}
     done, total = 0, sum(map(len, points)) + sum(map(len, in_children.values()))
     progress(done, total)
     alone: dict[Point, Alone | str] = {}
@@ -45,10 +53,9 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
         alone |= dict(zip(those, found, strict=True))
         done += len(those)
         progress(done, total)
-    gated: dict[Any, float | gate.GateFailure | None] = {}
     rows: list[Row] = []
     for group in points:
-        rows += _measure(matrix, group, rates[group[0].setup.dtype], alone, gated)
+        rows += _measure(matrix, group, rates[group[0].setup.dtype], refusals, alone, gated)
         done += len(group)
         progress(done, total)
     return {
@@ -59,44 +66,64 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
     }
 
 
-def _in_children(
-    matrix: Matrix, points: Iterable[list[Point]], limits: dict[str, Limit]
-) -> dict[tuple[str, str], list[Point]]:
-    """What is run in processes of their own, before anything else: there it may die of too little memory."""
+def _in_children(wanted: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
+    """What is run in processes of their own, before anything is timed: there it may die of too little memory."""
     found: dict[tuple[str, str], list[Point]] = {}
-    for point in itertools.chain.from_iterable(points):
-        if point.refusal(limits[point.setup.dtype], matrix.longest) is None:
-            found.setdefault((point.implementation.name, point.execution), []).append(point)
+    for point in wanted:
+        found.setdefault((point.implementation.name, point.execution), []).append(point)
     return found
 
 
-def _gate(point: Point, gated: dict[Any, float | gate.GateFailure | None]) -> float | None:
-    """The error of a point; few rows are the same for all sizes, and are looked at once."""
+def _gated(matrix: Matrix, wanted: Iterable[Point]) -> Gated:
+    """The gate of all points; few rows are the same for all sizes, and are looked at once.
+
+    What has to be built first, for minutes, is built in a process of its own meanwhile: nothing is timed yet.
+    """
+    points = {_of_gate(point): point for point in wanted}
+    slow = {key: point for key, point in points.items() if point.implementation.first_s > 0}
+    names = dict.fromkeys((point.implementation.name, point.execution) for point in slow.values())
+
+    def build() -> None:
+        for name, execution in names:
+            of_name = [p for p in slow.values() if (p.implementation.name, p.execution) == (name, execution)]
+            each_alone(name, execution, [p.setup._replace(n=min(p.setup.n, FEW_ROWS)) for p in of_name], matrix.files)
+
+    building = threading.Thread(target=build)
+    building.start()
+    found = {key: _gate(point) for key, point in points.items() if key not in slow}
+    building.join()
+    return found | {key: _gate(point) for key, point in slow.items()}
+
+
+def _of_gate(point: Point) -> tuple[Setup, str, str]:
+    """What of a point the gate looks at."""
     setup = point.setup
     mode = "forward" if setup.mode == "forward" else "both"
-    seen = (setup._replace(n=min(setup.n, gate.ROWS), mode=mode), point.implementation.name, point.execution)
-    if seen not in gated:
+    return setup._replace(n=min(setup.n, gate.ROWS), mode=mode), point.implementation.name, point.execution
+
+
+def _gate(point: Point) -> float | gate.GateFailure | None:
+    """The error of a point, or how it fails."""
+    torch._dynamo.reset()  # what was compiled for other shapes counts against how often a function may be compiled
+    make = partial(point.implementation.loss, point.execution)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' own, of every call anew
         try:
-            gated[seen] = gate.check(
-                CASES[setup.case], point.implementation, partial(point.implementation.loss, point.execution), setup
-            )
+            return gate.check(CASES[point.setup.case], point.implementation, make, point.setup)
         except gate.GateFailure as failure:
-            gated[seen] = failure
-    found = gated[seen]
-    if isinstance(found, gate.GateFailure):
-        raise found
-    return found
+            return failure
 
 
 def _measure(
     matrix: Matrix,
     group: list[Point],
     rates: Rates,
+    refusals: dict[Point, str | None],
     alone: dict[Point, Alone | str],
-    gated: dict[Any, float | gate.GateFailure | None],
+    gated: Gated,
 ) -> list[Row]:
     """The rows of a group."""
-    torch._dynamo.reset()  # what was compiled for other shapes counts against how often a function may be compiled
+    torch._dynamo.reset()
     limit, since = rates.limit(), len(rates.found["flops"])
     rows: dict[Point, Row] = {}
     ready: dict[Point, clock.Runner] = {}
@@ -104,7 +131,7 @@ def _measure(
     values: dict[str, float] = {}
     inputs: list[Tensor] = []
     for point in group:
-        reason = point.refusal(limit, matrix.longest)
+        reason = refusals[point]
         if reason is not None:
             rows[point] = row(point, limit, "skipped", reason)
             continue
@@ -112,7 +139,7 @@ def _measure(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the libraries' own, of every call anew
-                error = _gate(point, gated)
+                error = _passed(gated[_of_gate(point)])
                 own = alone.get(point)
                 if isinstance(own, str):
                     raise gate.GateFailure(own, error)
@@ -147,6 +174,12 @@ def _measure(
     ready.clear()
     gc.collect()
     return [rows[point] for point in group]
+
+
+def _passed(found: float | gate.GateFailure | None) -> float | None:
+    if isinstance(found, gate.GateFailure):
+        raise found
+    return found
 
 
 def _draw(setup: Setup) -> list[Tensor]:
@@ -197,7 +230,7 @@ def _samples(
             samples[point], wanted[point] = [runner.first_ms], 0
     for i in range(matrix.rounds):
         turn = [point for point in ready if wanted[point] > i and point not in failures]
-        if not turn and i > 0:
+        if not turn and i >= FEWEST_RATES:
             break
         rates.measure()
         for point in turn:
