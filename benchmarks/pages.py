@@ -56,11 +56,13 @@ def repeats() -> str:
     """How often nothing was called a regression."""
     found = result("repeats_cpu")
     runs = found["runs"]
-    slower, faster = (sum(run[k] for run in runs) for k in ("slower", "faster"))
+    failed, once = sum(run["status"] != 0 for run in runs), sum(run["not_again"] for run in runs)
     low, high = min(run["smallest_ratio"] for run in runs), max(run["largest_ratio"] for run in runs)
-    beside = f"{len(runs)} runs of {runs[0]['rows']} rows beside the first, nothing changed, at "
-    verdicts = f"{100 * found['threshold']:g} %: {slower} rows called slower, {faster} faster"
-    return f"{beside}{verdicts}, while the ratios of their medians went from {low:.2f} to {high:.2f}."
+    beside = f"Of {len(runs)} runs of {runs[0]['rows']} rows beside a first one with `--fail-over "
+    verdicts = (
+        f"{100 * found['threshold']:g}%`, nothing changed, {failed} failed; {once} rows looked slower once, not again"
+    )
+    return f"{beside}{verdicts}. The ratios of medians went from {low:.2f} to {high:.2f}."
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

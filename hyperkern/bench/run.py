@@ -27,6 +27,9 @@ Gated = dict[tuple[Setup, str, str], "float | gate.GateFailure | None"]
 MORE_AT_FULL_SIZE = 4.0
 # Rows on which an implementation builds what it has to build for a dimension.
 FEW_ROWS = 64
+# A call of so many times `Matrix.seconds` is not run again where its time is known from the process of its own. One a
+# little longer than those may have been disturbed there.
+LONG = 4.0
 # Samples of the machine's rates for a group of which nothing is measured in turns.
 FEWEST_RATES = 5
 
@@ -38,6 +41,7 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
         matrix: what is asked for, checked.
         progress: called with the rows done and the rows of all.
     """
+    machine = describe(matrix.device)
     points = list(groups(matrix))
     rates = {dtype: Rates(matrix.device, dtype) for dtype in matrix.dtypes}
     limits = {dtype: measured.limit() for dtype, measured in rates.items()}
@@ -60,7 +64,7 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
         progress(done, total)
     return {
         "schema": SCHEMA,
-        "machine": describe(matrix.device),
+        "machine": machine,
         "limits": {dtype: measured.limit()._asdict() for dtype, measured in rates.items()},
         "rows": with_baselines(rows),
     }
@@ -143,7 +147,7 @@ def _measure(
                 own = alone.get(point)
                 if isinstance(own, str):
                     raise gate.GateFailure(own, error)
-                if own is not None and own.ms > 1e3 * matrix.seconds and point.setup.mode != "backward":
+                if own is not None and own.ms > LONG * 1e3 * matrix.seconds and point.setup.mode != "backward":
                     samples[point] = [own.ms]
                     value = own.value
                 else:

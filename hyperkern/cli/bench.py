@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .progress import progress_bar
 
 if TYPE_CHECKING:
+    from ..bench.compare import Change
     from ..bench.matrix import Matrix
-    from ..bench.result import Result
 
 COMMAND = "hyperkern bench"
 REGRESSION = 3
@@ -132,7 +133,9 @@ def _bench(args: argparse.Namespace) -> int:
     if args.plan:
         print("\n".join(lines(plan(matrix), matrix)))
         return 0
-    from ..bench.compare import check_comparable
+    from ..bench.again import confirmed
+    from ..bench.again import measure as measure_again
+    from ..bench.compare import check_comparable, compare
     from ..bench.machine import busy, check_device
     from ..bench.run import run as measure
 
@@ -157,20 +160,25 @@ def _bench(args: argparse.Namespace) -> int:
     write(contents)
     for path in contents:
         print(f"written: {path}")
-    return 0 if baseline is None else _report(baseline, result, args.fail_over)
+    if baseline is None:
+        return 0
+    changes = compare(baseline, result, args.fail_over)
+    if any(change.verdict == "slower" for change in changes):
+        print(f"{COMMAND}: what looks slower is measured again", file=sys.stderr)
+        changes = confirmed(baseline, changes, args.fail_over, partial(measure_again, matrix))
+    return _report(changes, args.fail_over)
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from ..bench.compare import compare
     from ..bench.result import read
 
-    return _report(read(args.old), read(args.new), args.fail_over)
+    return _report(compare(read(args.old), read(args.new), args.fail_over), args.fail_over)
 
 
-def _report(old: Result, new: Result, threshold: float) -> int:
-    from ..bench.compare import compare
+def _report(changes: Sequence[Change], threshold: float) -> int:
     from ..bench.table import print_changes
 
-    changes = compare(old, new, threshold)
     print_changes(changes, threshold)
     return REGRESSION if any(change.regression for change in changes) else 0
 

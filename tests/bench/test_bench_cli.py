@@ -5,14 +5,13 @@ import json
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 from bench_runs import OWN, TINY, result, row, written
 
-from hyperkern.bench import alone, registry
+from hyperkern.bench import registry
 from hyperkern.bench import run as runs
 from hyperkern.bench.matrix import DEFAULTS, groups
 from hyperkern.bench.plan import lines, plan
@@ -275,32 +274,6 @@ def test_a_call_that_would_take_too_long_is_left_out(capsys: pytest.CaptureFixtu
     assert "\n0 rows" in printed
 
 
-def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    setups = [Setup("uniformity", "float32", n, 8, "both") for n in (8, 16, 32)]
-    children = [(-9, "alone: [100, 1.5, -2.0]\n"), (1, ""), (0, "noise\nalone: [300, 2.5, null]\n")]
-    asked = []
-
-    def child(command: list[str], input: str, **options: object) -> types.SimpleNamespace:
-        asked.append([fields["n"] for fields in json.loads(input)["setups"]])
-        status, output = children[len(asked) - 1]
-        return types.SimpleNamespace(returncode=status, stdout=output, stderr="the reason\n")
-
-    monkeypatch.setattr(alone.subprocess, "run", child)
-    found = alone.each_alone("dense", "eager", [*setups, setups[0]], [])
-    assert found == [(100, 1.5, -2.0), "killed by the system, as it does when memory runs out", *found[2:]]
-    assert found[2:] == ["its process ended with status 1: the reason", (300, 2.5, None)]
-    assert asked == [[8, 16, 32, 8], [32, 8], [8]]
-
-
-def test_memory_grows_with_what_is_stored() -> None:
-    setup = Setup("uniformity", "float32", 2000, 16, "both")
-    (dense,) = alone.each_alone("dense", "eager", [setup], [])
-    assert isinstance(dense, alone.Alone)
-    if dense.peak_bytes is None:
-        pytest.skip("no /proc on this system")
-    assert dense.peak_bytes > 2 * 2000 * 2000 * 4
-
-
 def test_python_m_benchmarks_is_the_same_command() -> None:
     command = [sys.executable, "-m", "benchmarks", "--help"]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -353,17 +326,3 @@ def test_what_fails_while_it_is_timed_is_shown_as_failed(tmp_path: Path, monkeyp
     assert {r["status"] for r in rows} == {"failed"}
     assert {r["reason"] for r in rows} == {"RuntimeError: no memory left"}
     assert all(r["median_ms"] is None and r["samples_ms"] == [] for r in rows)
-
-
-@pytest.mark.slow
-def test_compiled_by_the_execution(tmp_path: Path) -> None:
-    out = tmp_path / "a.json"
-    options = ["--cases", "uniformity", "--implementations", "compiled", "--executions", "eager,compile"]
-    assert main(["bench", *TINY, *options, "--json", str(out)]) == 0
-    found = [(r["implementation"], r["execution"], r["status"]) for r in read(out)["rows"]]
-    assert found == [
-        ("dense", "eager", "ok"),
-        ("dense", "compile", "ok"),
-        ("compiled", "eager", "ok"),
-        ("compiled", "compile", "skipped"),
-    ]

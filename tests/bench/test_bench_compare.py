@@ -1,12 +1,16 @@
 """Two runs side by side: a slower implementation is found, noise is not."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bench_runs import TINY, machine, result, row, simulated, written
 
+from hyperkern.bench.again import confirmed, measure
 from hyperkern.bench.compare import check_comparable, compare
+from hyperkern.bench.matrix import Matrix
 from hyperkern.bench.registry import BenchError
 from hyperkern.bench.result import as_json
 from hyperkern.cli import main
@@ -121,6 +125,46 @@ def test_the_command_ends_with_the_verdict(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.count("slower\n") == 3
     assert main(["bench", "compare", old, slower, "--fail-over", "150%"]) == 0
     assert main(["bench", "--fail-over", "150%", "compare", old, slower]) == 0
+
+
+@pytest.mark.parametrize(
+    ("speeds", "regressions"),
+    [([2.0, 1.0], 0), ([2.0, 2.0, 1.0], 0), ([2.0, 2.0, 2.0], 3), ([1.0], 0)],
+    ids=["once", "twice", "always", "never"],
+)
+def test_slower_is_what_is_slower_every_time(speeds: list[float], regressions: int) -> None:
+    old, first, *others = simulated(1), *(simulated(i, slower=speed) for i, speed in enumerate(speeds, 2))
+    asked = []
+
+    def measured_again(rows: Sequence[dict]) -> dict:
+        asked.append(len(rows))
+        return others[len(asked) - 1]
+
+    changes = confirmed(old, compare(old, first, 0.05), 0.05, measured_again)
+    assert asked == [3] * len(others)
+    assert sum(change.regression for change in changes) == regressions
+    assert [change.verdict for change in changes].count("slower once, not again") == (3 if asked else 0) - regressions
+
+
+def test_what_fails_when_measured_again_is_a_regression() -> None:
+    old, first, again = simulated(1), simulated(2, slower=2.0), simulated(3)
+    again["rows"] = [row | {"status": "failed", "reason": "wrong", "samples_ms": []} for row in again["rows"]]
+    changes = confirmed(old, compare(old, first, 0.05), 0.05, lambda rows: again)
+    assert sum(change.regression for change in changes) == 3
+
+
+def test_measured_again_are_those_rows_in_another_process(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    written(mine, slowed(1))
+    matrix = Matrix("cpu", ("clip", "uniformity"), (20, 30), (8, 16), ("float32",), rounds=5, files=(mine,))
+    found = measure(matrix, [row("mine", [1.0], n=30, d=8)])
+    assert [(r["implementation"], r["n"], r["d"], len(r["samples_ms"])) for r in found["rows"]] == [
+        ("dense", 30, 8, 5),
+        ("mine", 30, 8, 5),
+    ]
+    assert found["rows"][0]["status"] == "ok"
+    with pytest.raises(BenchError, match=r"measuring again failed: .*no\.py"):
+        measure(replace(matrix, files=(tmp_path / "no.py",)), [row("mine", [1.0])])
 
 
 def slowed(factor: int) -> str:

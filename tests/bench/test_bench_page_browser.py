@@ -1,9 +1,11 @@
 """The page in a real browser: at the width of a phone and of a desk, light and dark, and on paper."""
 
 import base64
+import json
 import os
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import made_up
 import pytest
@@ -28,6 +30,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu.json"
 SIZES = {"phone": (360, 800), "desktop": (1280, 900)}
 
 pytestmark = pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"not installed: {', '.join(MISSING)}")
@@ -50,10 +53,11 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
+@pytest.fixture(scope="module", params=["made up", "committed"])
+def address(request, tmp_path_factory):
+    result = made_up.realistic() if request.param == "made up" else json.loads(COMMITTED.read_text(encoding="utf-8"))
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(page.render(made_up.realistic()), encoding="utf-8")
+    path.write_text(page.render(result), encoding="utf-8")
     return path.as_uri()
 
 
@@ -64,6 +68,13 @@ def show(browser, address, size, scheme):
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     browser.get(address)
+
+
+def panels(browser):
+    """Pairs of a case and a D, of which there are three cases and two D at the least."""
+    found = browser.execute_script("return document.querySelectorAll('main section[id^=case] h3').length")
+    assert found >= 6
+    return found
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -77,7 +88,7 @@ def test_seen(browser, address, size, scheme):
     boxes = browser.execute_script(
         "return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().toJSON())"
     )
-    assert len(boxes) == 4 * 2 * 4
+    assert len(boxes) == len(page.figures.KINDS) * panels(browser)
     assert all(box["width"] > 300 and box["height"] > 100 for box in boxes)
     assert all(box["left"] >= 0 and box["right"] <= width for box in boxes)
     columns = {box["left"] for box in boxes}
@@ -125,7 +136,7 @@ def test_tables_scroll_by_themselves(browser, address):
     widths = browser.execute_script(
         "return [...document.querySelectorAll('.table')].map(e => [e.clientWidth, e.scrollWidth])"
     )
-    assert len(widths) == 8
+    assert len(widths) == panels(browser)
     assert all(inner > outer for outer, inner in widths)
     show(browser, address, "desktop", "light")
     assert browser.execute_script(

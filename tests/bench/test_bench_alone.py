@@ -1,0 +1,104 @@
+"""What runs in a process of its own: its memory, and the time and the value of what takes long."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from bench_runs import TINY, written
+
+from hyperkern.bench import alone
+from hyperkern.bench.registry import CASES, Setup
+from hyperkern.bench.result import read
+from hyperkern.cli import main
+
+WITH_MEMORY = [option for option in TINY if option != "--no-memory"]
+
+SLOW = """
+import time
+from hyperkern.bench import implementation
+from hyperkern.bench.textbook import dense_uniformity
+
+def slowly(factor):
+    def loss(x):
+        time.sleep(0.5 if x.shape[0] == 600 else 0)
+        return dense_uniformity(x) * (factor if x.shape[0] == 600 else 1)
+
+    return loss
+
+@implementation("uniformity", "slow")
+def slow():
+    return slowly(1.0)
+
+@implementation("uniformity", "wrong when large")
+def wrong():
+    return slowly(1.01)
+"""
+
+
+def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    setups = [Setup("uniformity", "float32", n, 8, "both") for n in (8, 16, 32)]
+    children = [(-9, "alone: [100, 1.5, -2.0]\n"), (1, ""), (0, "noise\nalone: [300, 2.5, null]\n")]
+    asked = []
+
+    def child(command: list[str], input: str, **options: object) -> types.SimpleNamespace:
+        asked.append([fields["n"] for fields in json.loads(input)["setups"]])
+        status, output = children[len(asked) - 1]
+        return types.SimpleNamespace(returncode=status, stdout=output, stderr="the reason\n")
+
+    monkeypatch.setattr(alone.subprocess, "run", child)
+    found = alone.each_alone("dense", "eager", [*setups, setups[0]], [])
+    assert found == [(100, 1.5, -2.0), "killed by the system, as it does when memory runs out", *found[2:]]
+    assert found[2:] == ["its process ended with status 1: the reason", (300, 2.5, None)]
+    assert asked == [[8, 16, 32, 8], [32, 8], [8]]
+
+
+def test_memory_grows_with_what_is_stored() -> None:
+    setup = Setup("uniformity", "float32", 2000, 16, "both")
+    (dense,) = alone.each_alone("dense", "eager", [setup], [])
+    assert isinstance(dense, alone.Alone)
+    if dense.peak_bytes is None:
+        pytest.skip("no /proc on this system")
+    assert dense.peak_bytes > 2 * 2000 * 2000 * 4
+
+
+def test_a_long_call_is_timed_once_where_its_memory_is_measured(tmp_path: Path) -> None:
+    out, own = tmp_path / "a.json", written(tmp_path / "slow.py", SLOW)
+    options = ["--cases", "uniformity", "--implementations", "slow,wrong when large", "--sizes", "600", "--load", own]
+    assert main(["bench", *WITH_MEMORY, *options, "--json", str(out)]) == 0
+    dense, slow, wrong = read(out)["rows"]
+    assert (len(dense["samples_ms"]), len(slow["samples_ms"])) == (2, 1)
+    assert 500 < slow["median_ms"] < 5000
+    assert isinstance(slow["peak_bytes"], int) or sys.platform != "linux"
+    assert (wrong["status"], wrong["median_ms"]) == ("failed", None)
+    assert "at N 600 its value is 0.01 off that of 'dense'" in wrong["reason"]
+
+
+def test_every_process_draws_the_same_features() -> None:
+    setup = Setup("clip", "float32", 40, 8, "both")
+    (found,) = alone.each_alone("dense", "eager", [setup], [])
+    assert isinstance(found, alone.Alone)
+    case = CASES["clip"]
+    assert case.truth is not None
+    state = torch.random.get_rng_state()
+    value = case.truth(*case.draw(40, 8, "float32", "cpu"))
+    assert found.value == pytest.approx(value.item(), rel=1e-6)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_compiled_by_the_execution(tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    options = ["--cases", "uniformity", "--implementations", "compiled", "--executions", "eager,compile"]
+    assert main(["bench", *WITH_MEMORY, *options, "--json", str(out)]) == 0
+    rows = read(out)["rows"]
+    found = [(r["implementation"], r["execution"], r["status"]) for r in rows]
+    assert found == [
+        ("dense", "eager", "ok"),
+        ("dense", "compile", "ok"),
+        ("compiled", "eager", "ok"),
+        ("compiled", "compile", "skipped"),
+    ]
+    assert all(isinstance(r["peak_bytes"], int) for r in rows[:3]) or sys.platform != "linux"
