@@ -3,15 +3,13 @@
 import copy
 import io
 import pickle
-import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import Ranks
 from torch import Tensor, nn
 
 import hyperkern as hk
@@ -363,50 +361,41 @@ def test_a_compiled_loss_takes_a_queue_that_grows() -> None:
 STEPS = [(2, 3), (0, 1), (4, 0), (0, 0), (7, 9), (1, 1)]
 
 
-def enqueue_on_a_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
-        group = dist.new_group([0, 1])
-        for name, options in {"all": {}, "group": {"group": group}, "bfloat16": {"dtype": torch.bfloat16}}.items():
-            queue = hk.FeatureQueue(6, DIM, with_ids=True, gather=True, **options)
-            if name == "group":
-                queue = copy.deepcopy(queue)
-                assert queue.group is group
-            first = 0
-            for counts in STEPS:
-                own = first + sum(counts[:rank])
-                # float64 on one rank: what goes over the wire has the dtype of the queue on all.
-                added = rows(counts[rank], own, torch.float64 if rank else torch.float32)
-                queue.enqueue(added, torch.arange(own, own + counts[rank]))
-                first += sum(counts)
-            torch.save(queue.state_dict(), f"{folder}/{name}-{rank}.pt")
-        alone = hk.FeatureQueue(6, DIM)
-        alone.enqueue(rows(1 + rank))
-        assert len(alone) == 1 + rank
-    finally:
-        dist.destroy_process_group()
+def enqueue_on_a_rank(rank: int) -> dict[str, dict[str, Tensor]]:
+    """The state of a queue of all processes, of one of a group, of one in bfloat16."""
+    states = {}
+    group = dist.new_group([0, 1])
+    for name, options in {"all": {}, "group": {"group": group}, "bfloat16": {"dtype": torch.bfloat16}}.items():
+        queue = hk.FeatureQueue(6, DIM, with_ids=True, gather=True, **options)
+        if name == "group":
+            queue = copy.deepcopy(queue)
+            assert queue.group is group
+        first = 0
+        for counts in STEPS:
+            own = first + sum(counts[:rank])
+            # float64 on one rank: what goes over the wire has the dtype of the queue on all.
+            added = rows(counts[rank], own, torch.float64 if rank else torch.float32)
+            queue.enqueue(added, torch.arange(own, own + counts[rank]))
+            first += sum(counts)
+        states[name] = queue.state_dict()
+    alone = hk.FeatureQueue(6, DIM)
+    alone.enqueue(rows(1 + rank))
+    assert len(alone) == 1 + rank
+    return states
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch without torch.distributed")
-def test_gather_of_two_ranks(tmp_path: Path) -> None:
-    context = mp.spawn(enqueue_on_a_rank, args=(str(tmp_path),), nprocs=2, join=False)
-    deadline = time.monotonic() + 120
-    try:
-        while not context.join(timeout=5):  # returns when one of them has ended
-            assert time.monotonic() < deadline, "the ranks wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
+def test_gather_of_two_ranks(ranks: Ranks) -> None:
+    of_ranks = ranks(2).run(enqueue_on_a_rank)
     for name, dtype in (("all", torch.float32), ("group", torch.float32), ("bfloat16", torch.bfloat16)):
         expected = hk.FeatureQueue(6, DIM, dtype=dtype, with_ids=True)
         first = 0
         for counts in STEPS:
             expected.enqueue(rows(sum(counts), first), torch.arange(first, first + sum(counts)))
             first += sum(counts)
-        for rank in (0, 1):
+        for states in of_ranks:
             queue = hk.FeatureQueue(6, DIM, dtype=dtype, with_ids=True)
-            queue.load_state_dict(torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True))
+            queue.load_state_dict(states[name])
             assert_same_state(queue, expected)
 
 

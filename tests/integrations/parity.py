@@ -45,12 +45,12 @@ def defaults(function: Callable) -> dict[str, Any]:
     return {p.name: ... if p.default is p.empty else p.default for p in parameters if p.name != "self"}
 
 
-def value_and_grads(loss: Callable[..., Tensor], *args: Tensor) -> list[Tensor]:
-    """The loss, and its gradient for each argument: 0 where the loss does not depend on it."""
+def value_and_grads(loss: Callable[..., Tensor], *args: Tensor, factor: float = 1.0) -> list[Tensor]:
+    """The loss, and the gradient of ``factor`` times it for each argument: 0 where the loss does not depend on it."""
     leaves = [arg.detach().clone().requires_grad_() for arg in args]
     value = loss(*leaves)
     assert value.shape == ()
-    grads = torch.autograd.grad(value, leaves, allow_unused=True)
+    grads = torch.autograd.grad(factor * value, leaves, allow_unused=True)
     return [value.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True))]
 
 
