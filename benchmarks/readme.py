@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hyperkern.bench.page import figure
+from hyperkern.bench.units import milliseconds
 from hyperkern.demo.report import HEADER, table_rows
 from hyperkern.demo.results import Spread
 
@@ -64,7 +65,7 @@ def losses() -> str:
             times[1] += f" ({peer['implementation']})"
         peaks = [f"{row['peak_bytes'] / 1e6:.0f} MB" if row else "" for row in (own, dense, peer)]
         name, n, d = f"`{own['case']}`", f"{own['n']:,}", str(own["d"])
-        lines.append([name, n, d, f"{own['median_ms']:.3g} ms", f"{100 * own['of_limit']:.0f} %", *times, *peaks])
+        lines.append([name, n, d, milliseconds(own["median_ms"]), f"{100 * own['of_limit']:.0f} %", *times, *peaks])
     return table(heads, lines)
 
 

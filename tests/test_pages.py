@@ -23,7 +23,7 @@ def test_every_picture_is_shown() -> None:
     assert {path.name for path in pages.IMAGES.iterdir()} == set(readme.images())
 
 
-@pytest.mark.parametrize(("page", "old"), [(pages.PAGES[0], " ms |"), (pages.PAGES[1], "| 8 |")])
+@pytest.mark.parametrize(("page", "old"), [(pages.PAGES[0], "\u00a0ms |"), (pages.PAGES[1], "| 8 |")])
 def test_a_stale_table_is_seen(page, old: str) -> None:
     text = page.read_text(encoding="utf-8")
     assert old in text
@@ -37,7 +37,7 @@ def test_a_faster_peer_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None
 
     rows = [row("hyperkern", 2.0), row("dense", 5.0), row("other", 1.0), row("wrong", 0.1) | {"status": "failed"}]
     monkeypatch.setattr(readme, "result", lambda name: {"rows": rows})
-    assert "| 2 ms | 50 % | 2.5× | 0.5× (other) |" in readme.losses()
+    assert "| 2\u00a0ms | 50 % | 2.5× | 0.5× (other) |" in readme.losses()
 
 
 class TestTheModelOfScaling:

@@ -89,7 +89,8 @@ def main() -> None:
 
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in request["matrix"].items()}
+    given: dict[str, Any] = {}
+    given |= {name: tuple(value) if isinstance(value, list) else value for name, value in request["matrix"].items()}
     given["files"] = tuple(map(Path, given["files"]))
     matrix = Matrix(**given)
     load_all()

@@ -193,9 +193,7 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
     for tick in x.decimals(5):
         at = x.at(tick)
         parts.append(f'<path class="grid" d="M{at:.1f},{TOP:.1f}V{bottom:.1f}"/>')
-        label = f"{units.digits(tick)}×"
-        if svg.CHARACTER * len(label) / 2 < min(at, WIDTH - at):  # else it would leave the figure
-            parts.append(svg.words(at, bottom + 17, label, "tick middle muted"))
+        parts.append(svg.tick(at, bottom + 17, f"{units.digits(tick)}×"))
     one = x.at(1.0)
     parts.append(f'<path class="limit roof" d="M{one:.1f},{TOP + 16:.1f}V{bottom:.1f}"/>')
     for index, (row, speedup) in enumerate(zip(ranked, values, strict=True)):

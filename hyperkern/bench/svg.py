@@ -196,8 +196,16 @@ def grid(x: Axis, y: Axis, labels_x: Sequence[tuple[float, str]], labels_y: Sequ
     for value, label in labels_x:
         at = x.at(value)
         parts.append(f'<path class="grid" d="M{at:.1f},{y.start:.1f}V{y.end:.1f}"/>')
-        parts.append(words(at, y.start + 17, label, "tick middle muted"))
+        parts.append(tick(at, y.start + 17, label))
     return parts
+
+
+def tick(at: float, y: float, label: str) -> str:
+    """A label below a place on an axis, moved as far as it would leave the figure."""
+    half = CHARACTER * len(label) / 2
+    if at + half > WIDTH:
+        return words(WIDTH, y, label, "tick end muted")
+    return words(0, y, label, "tick muted") if at < half else words(at, y, label, "tick middle muted")
 
 
 def area(lower: Sequence[Point], upper: Sequence[Point], mark: Mark) -> str:
