@@ -60,7 +60,7 @@ def repeats() -> str:
     low, high = min(run["smallest_ratio"] for run in runs), max(run["largest_ratio"] for run in runs)
     beside = f"Of {len(runs)} runs of {runs[0]['rows']} rows beside a first one with `--fail-over "
     verdicts = (
-        f"{100 * found['threshold']:g}%`, nothing changed, {failed} failed; {once} rows looked slower once, not again"
+        f"{100 * found['threshold']:g}%`, nothing changed, {failed} failed; {once} rows were slower, but not every time"
     )
     return f"{beside}{verdicts}. The ratios of medians went from {low:.2f} to {high:.2f}."
 

@@ -39,7 +39,7 @@ def main() -> None:
                     "rows": len(changes),
                     "status": status,
                     "slower_at_first": sum(change.verdict == "slower" for change in changes),
-                    "not_again": text.count("slower once, not again"),
+                    "not_again": text.count("slower, but not every time"),
                     "smallest_ratio": min(ratios),
                     "largest_ratio": max(ratios),
                 }

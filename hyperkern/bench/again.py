@@ -52,7 +52,7 @@ def confirmed(
         seen = {key(change.row): change for change in compare(old, again(slower), threshold)}
         for i, change in enumerate(found):
             if change.verdict == "slower" and (other := seen.get(key(change.row))) and not other.regression:
-                found[i] = change._replace(verdict="slower once, not again")
+                found[i] = change._replace(verdict="slower, but not every time")
     return found
 
 

@@ -116,6 +116,8 @@ def _gate(point: Point) -> float | gate.GateFailure | None:
             return gate.check(CASES[point.setup.case], point.implementation, make, point.setup)
         except gate.GateFailure as failure:
             return failure
+        except Exception as failure:  # the case itself: a formula of one's own
+            return gate.GateFailure(_reason(failure))
 
 
 def _measure(

@@ -66,7 +66,7 @@ def _add_threshold(parser: argparse.ArgumentParser, default: float | str) -> Non
         type=_percent,
         default=default,
         metavar="P%",
-        help=f"end with status {REGRESSION} if a row is slower by more than this, chance excluded (default 5%%)",
+        help=f"end with status {REGRESSION} if a row is slower by more than this whenever measured (default 5%%)",
     )
 
 

@@ -326,3 +326,12 @@ def test_what_fails_while_it_is_timed_is_shown_as_failed(tmp_path: Path, monkeyp
     assert {r["status"] for r in rows} == {"failed"}
     assert {r["reason"] for r in rows} == {"RuntimeError: no memory left"}
     assert all(r["median_ms"] is None and r["samples_ms"] == [] for r in rows)
+
+
+def test_a_formula_of_ones_own_that_fails_is_shown_as_failed(tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    own = written(tmp_path / "own.py", OWN.replace("x.square()", "x.squire()"))
+    assert main(["bench", *TINY, "--load", own, "--cases", "norm,uniformity", "--json", str(out)]) == 0
+    rows = [r for r in read(out)["rows"] if r["case"] == "norm"]
+    assert {r["status"] for r in rows} == {"failed"}
+    assert all("AttributeError" in r["reason"] for r in rows)
