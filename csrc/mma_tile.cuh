@@ -45,6 +45,19 @@ HYPERKERN_DEVICE void accumulate(float (&d)[4], const typename Operand::Left& a,
   }
 }
 
+// d += a b, where b a must give the transpose: a row's sum holds the logits of one side, its weights are made on the
+// other. Of one product the tensor cores add up the same numbers either way.
+template <class Operand>
+HYPERKERN_DEVICE void accumulate_alike(float (&d)[4], const typename Operand::Left& a, uint32_t b0, uint32_t b1) {
+  if constexpr (Operand::kRoundedSums) {
+    float step[4];
+    Operand::multiply_alike(step, a, b0, b1);
+    add_to(d, step);
+  } else {
+    Operand::multiply(d, a, b0, b1);
+  }
+}
+
 // s += x y^T over one panel: a warp's 16-row blocks of x from row `first` on, and all 8-row groups of y.
 template <class Operand, int kBlocks, int kGroups>
 HYPERKERN_DEVICE void multiply_rows(
@@ -67,8 +80,8 @@ HYPERKERN_DEVICE void multiply_rows(
       ptx::ldmatrix_x4(b, further_along(y_lane, step * kStepBytes) + group * 8 * kPanelBytes);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        accumulate<Operand>(s[block][group], a[block], b[0], b[1]);
-        accumulate<Operand>(s[block][group + 1], a[block], b[2], b[3]);
+        accumulate_alike<Operand>(s[block][group], a[block], b[0], b[1]);
+        accumulate_alike<Operand>(s[block][group + 1], a[block], b[2], b[3]);
       }
     }
   }

@@ -106,6 +106,20 @@ struct Fp32 {
     ptx::mma_m16n8k8_tf32(d, a.high, b_rest[0], b_rest[1]);
     ptx::mma_m16n8k8_tf32(d, a.high, b_high[0], b_high[1]);
   }
+  // The same from zero, to the last bit the transpose of what it is with a and b exchanged: neither of the small
+  // products is rounded with the other one in it, and one sum joins them.
+  static HYPERKERN_DEVICE void multiply_alike(float (&d)[4], const Left& a, uint32_t b0, uint32_t b1) {
+    uint32_t b_high[2], b_rest[2];
+    split(b0, b_high[0], b_rest[0]);
+    split(b1, b_high[1], b_rest[1]);
+    float other[4] = {};
+    for (float& e : d) e = 0.0f;
+    ptx::mma_m16n8k8_tf32(d, a.rest, b_high[0], b_high[1]);
+    ptx::mma_m16n8k8_tf32(other, a.high, b_rest[0], b_rest[1]);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) d[e] += other[e];
+    ptx::mma_m16n8k8_tf32(d, a.high, b_high[0], b_high[1]);
+  }
 
  private:
   static HYPERKERN_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& rest) {

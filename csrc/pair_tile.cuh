@@ -84,6 +84,9 @@ struct Rows {
 
 // ---- logits -------------------------------------------------------------------------------------------------------
 
+// A logit has to be the same number in the maximum of a sum and in each weight. So no product with the scale is rounded
+// before the log-sum-exp is subtracted from it: where there are no terms of columns, that takes one step.
+
 // s = scale s + p_i
 template <int kBlocks, int kGroups>
 HYPERKERN_DEVICE void add_row_terms(float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, float scale) {
@@ -92,7 +95,7 @@ HYPERKERN_DEVICE void add_row_terms(float (&s)[kBlocks][kGroups][4], const Rows<
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) s[block][group][e] = s[block][group][e] * scale + rows.p[block][e / 2];
+      for (int e = 0; e < 4; ++e) s[block][group][e] = fmaf(s[block][group][e], scale, rows.p[block][e / 2]);
     }
   }
 }
@@ -102,16 +105,20 @@ HYPERKERN_DEVICE float2 col_term(const Pairs& pairs, Term which, int col) {
   return *reinterpret_cast<const float2*>(pairs.col_terms + which * pairs.col_terms_stride_t + col);
 }
 
-// s = s + q_j
-template <int kBlocks, int kGroups>
-HYPERKERN_DEVICE void add_col_terms(float (&s)[kBlocks][kGroups][4], const Pairs& pairs, int first_col, int lane) {
+// s = scale s + p_i + q_j, with p = 0 unless kRows
+template <bool kRows, int kBlocks, int kGroups>
+HYPERKERN_DEVICE void add_terms(
+    float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
     const float2 q = col_term(pairs, kP, first_col + group * 8 + fragment_col(lane, 0));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) s[block][group][e] += e % 2 == 0 ? q.x : q.y;
+      for (int e = 0; e < 4; ++e) {
+        const float of_col = e % 2 == 0 ? q.x : q.y;
+        s[block][group][e] = fmaf(s[block][group][e], pairs.scale, kRows ? rows.p[block][e / 2] + of_col : of_col);
+      }
     }
   }
 }
@@ -218,15 +225,7 @@ HYPERKERN_DEVICE void weigh(
   float of_tile[kBlocks][2] = {};
   float (&tile_sum)[kBlocks][2] = kOfTile ? of_tile : row_sum;
   if constexpr (kWeight == Weight::kTwo) {
-    // Two exponents of one product: it is scaled and masked before the terms are added.
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[block][group][e] *= pairs.scale;
-      }
-    }
+    // Two exponents of one product, which is masked before it is scaled.
     if (mask) mask_pairs(s, rows, pairs, first_col, lane);
     // In parts, each under a branch: the compiler fetches the terms of what it may reorder at once, into registers.
     constexpr int kPart = 2;
@@ -248,9 +247,10 @@ HYPERKERN_DEVICE void weigh(
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               const float l = s[block][group][e];
-              const float of_row = exp_of<kLog2Units>(l + rows.p[block][e / 2] + (e % 2 == 0 ? q.x : q.y));
-              const float of_col =
-                  exp_of<kLog2Units>(l + factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y));
+              const float p = rows.p[block][e / 2] + (e % 2 == 0 ? q.x : q.y);
+              const float second_p = factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y);
+              const float of_row = exp_of<kLog2Units>(fmaf(l, pairs.scale, p));
+              const float of_col = exp_of<kLog2Units>(fmaf(l, pairs.scale, second_p));
               const float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
               tile_sum[block][e / 2] += w;
               s[block][group][e] = w;
@@ -269,8 +269,11 @@ HYPERKERN_DEVICE void weigh(
       }
     }
   } else {
-    add_row_terms(s, rows, pairs.scale);
-    if constexpr (kWeight != Weight::kExp) add_col_terms(s, pairs, first_col, lane);
+    if constexpr (kWeight == Weight::kExp) {
+      add_row_terms(s, rows, pairs.scale);
+    } else {
+      add_terms<true>(s, rows, pairs, first_col, lane);
+    }
     if (mask) mask_pairs(s, rows, pairs, first_col, lane);
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {

@@ -68,16 +68,18 @@ def _(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str
     return unit.new_empty(unit.shape, dtype=dtype)
 
 
-@_define(f"row_lse(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, bool need_cols, str? backend) -> (Tensor, Tensor)")
-def _row_lse(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+@_define(
+    f"row_lse(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, bool need_cols, str? backend) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def _row_lse(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     terms, spec, (need_cols, backend) = _unpack(args)
     return _select(backend, "row_lse", x, spec).row_lse(x, y, terms, spec, need_cols=need_cols)
 
 
 @register_fake(f"{NAMESPACE}::row_lse", lib=_library)
-def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-    need_cols = y is not None and args[-2]
-    return _new(x, x.shape[1]), _new(x, y.shape[1] if need_cols and y is not None else 0)
+def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    rows, cols = x.shape[1], y.shape[1] if y is not None and args[-2] else 0
+    return tuple(_new(x, length) for length in (rows, cols, rows, cols))
 
 
 @_define(

@@ -37,7 +37,7 @@ def row_lse(
         without any pair is ``-inf`` and has gradient 0.
     """
     operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
-    row, col = _RowLSE.apply(*operands, spec, need_cols and y is not None, backend)
+    row, col, _, _ = _RowLSE.apply(*operands, spec, need_cols and y is not None, backend)
     if need_cols and y is None:
         col = row
     return (row, col) if x.dim() == 3 else (row.squeeze(0), col.squeeze(0))
@@ -82,7 +82,7 @@ def energy(
 
 @bound_once
 class _RowLSE(Function):
-    """``operands -> row_lse, col_lse``."""
+    """``operands -> row_lse, col_lse``, and the roundings of both, see `hyperkern.backends.LogSumExp`."""
 
     @staticmethod
     def forward(
@@ -95,21 +95,20 @@ class _RowLSE(Function):
         spec: PairSpec,
         need_cols: bool,
         backend: str | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         return ops.row_lse(x, y, u, v, row_ids, col_ids, *spec, need_cols, backend)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         *operands, ctx.spec, ctx.need_cols, ctx.backend = inputs
         ctx.save_for_backward(*operands, *output)
-        if not ctx.need_cols:
-            ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*output[2 if ctx.need_cols else 1 :])
 
     @staticmethod
-    def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor) -> tuple[Tensor | None, ...]:
-        *operands, row, col = ctx.saved_tensors
-        col_side = (col, grad_col) if ctx.need_cols else (None, None)
-        weights = row, col_side[0], grad_row, col_side[1]
+    def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        *operands, row, col, row_rounding, col_rounding = ctx.saved_tensors
+        col_side = (col, grad_col * col_rounding) if ctx.need_cols else (None, None)
+        weights = row, col_side[0], grad_row * row_rounding, col_side[1]
         grads = _PairGrad.apply(*operands, ctx.spec, *weights, *_needed_sides(ctx.needs_input_grad), ctx.backend)
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None
 

@@ -38,6 +38,25 @@ class Problem(NamedTuple):
     spec: PairSpec | None = None
 
 
+class LogSumExp(NamedTuple):
+    """What `Backend.row_lse` returns; a side that was not asked for has no elements.
+
+    A log-sum-exp of some size has lost what its sum has beyond the last digit. That is nothing to the loss, but weights
+    ``exp(l - lse)`` would all be off by one factor: it goes with them, as part of the row's own factor.
+
+    Attributes:
+        row: ``log sum_j exp(l_ij)`` ``(B, M)``; -inf for a row without any pair.
+        col: ``log sum_i exp(l_ij)`` ``(B, N)``.
+        row_rounding: ``(B, M)``, what makes ``sum_j exp(l_ij - row_i) row_rounding_i`` exactly 1; 1 without any pair.
+        col_rounding: ``(B, N)``, likewise.
+    """
+
+    row: Tensor
+    col: Tensor
+    row_rounding: Tensor
+    col_rounding: Tensor
+
+
 class Backend(Protocol):
     """The contract of a backend. Shapes: ``x (B, M, D)``, ``y (B, N, D)``; ``y = None`` means ``y = x``.
 
@@ -63,10 +82,8 @@ class Backend(Protocol):
         """``rstd * (grad - <grad, unit> unit)`` in ``dtype``: the gradient behind the normalisation."""
         ...
 
-    def row_lse(
-        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool
-    ) -> tuple[Tensor, Tensor]:
-        """``log sum_j exp(l_ij)`` ``(B, M)``; on request ``log sum_i exp(l_ij)`` ``(B, N)``."""
+    def row_lse(self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> LogSumExp:
+        """The log-sum-exp of the rows and, on request, of the columns."""
         ...
 
     def pair_grad(
@@ -84,6 +101,9 @@ class Backend(Protocol):
         need_y: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``w_ij = a_i exp(l_ij - row_lse_i) + b_j exp(l_ij - col_lse_j)``, contracted on both sides.
+
+        ``l_ij`` has the bits that it has in `row_lse`, on either side and in the mirror image of a symmetric problem:
+        logits may be so large that their last bit is a factor of the weight.
 
         Returns ``sum_j w_ij y_j`` ``(B, M, D)`` and ``sum_j w_ij`` ``(B, M)`` if ``need_x``,
         ``sum_i w_ij x_i`` ``(B, N, D)`` and ``sum_i w_ij`` ``(B, N)`` if ``need_y``. A missing ``b`` is zero,

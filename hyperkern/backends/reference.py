@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..spec import PairSpec, PairTerms, accumulate_dtype, excluded_pairs, norm_eps
-from . import Problem
+from . import LogSumExp, Problem
+from .common.partials import Sums
 
 # Rows and columns of a block. On a CPU a block and its operands have to stay in the cache of a core, and the product
 # of a narrow block loses too much to its edges: 512 measured best, or equal within the noise, for N = 1024 ... 32768
@@ -57,30 +58,41 @@ def finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tens
     return torch.addcmul(grad, unit, radial, value=-1, out=out).mul_(rstd.unsqueeze(-1)).to(dtype)
 
 
-def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> tuple[Tensor, Tensor]:
-    """Row and column log-sum-exp: plain sums in the bounded regime, log-add-exp over blocks otherwise."""
+def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> LogSumExp:
+    """Row and column log-sum-exp: plain sums in the bounded regime, relative to a running maximum otherwise."""
     x, y, terms, symmetric = _operands(x, y, terms)
-    empty = 0.0 if spec.bounded else -torch.inf
-    row = x.new_full(x.shape[:2], empty)
+    row_sum, row_top = _no_sums(x, x.shape[1], spec)
     # With y = x a mirrored block's columns are rows: both sides are one vector.
-    col = row if symmetric else x.new_full(y.shape[:2] if need_cols else (x.shape[0], 0), empty)
+    col_sum, col_top = (row_sum, row_top) if symmetric else _no_sums(x, y.shape[1] if need_cols else 0, spec)
     for block in _blocks(x, y, terms, spec, symmetric):
-        into_row, into_col = row[block.batch, block.rows], col[block.batch, block.cols]
+        batch, rows, cols = block[:3]
         cols_too = block.mirrored if symmetric else need_cols
-        if spec.bounded:
+        if row_top is None or col_top is None:
             kernel = block.logits.exp_()
-            into_row += kernel.sum(2)
+            row_sum[batch, rows] += kernel.sum(2)
             if cols_too:
-                into_col += kernel.sum(1)
+                col_sum[batch, cols] += kernel.sum(1)
         else:
-            torch.logaddexp(into_row, block.logits.logsumexp(2), out=into_row)
+            _add_relative(row_sum[batch, rows], row_top[batch, rows], block.logits, 2)
             if cols_too:
-                torch.logaddexp(into_col, block.logits.logsumexp(1), out=into_col)
-    if spec.bounded:
-        row.log_()
-        if not symmetric:
-            col.log_()
-    return row, x.new_empty(x.shape[0], 0) if symmetric else col
+                _add_relative(col_sum[batch, cols], col_top[batch, cols], block.logits, 1)
+    nothing = x.new_empty(x.shape[0], 0)
+    row_lse, row_rounding = Sums(row_sum, row_top).logarithm()
+    col_lse, col_rounding = (nothing, nothing) if symmetric else Sums(col_sum, col_top).logarithm()
+    return LogSumExp(row_lse, col_lse, row_rounding, col_rounding)
+
+
+def _no_sums(x: Tensor, length: int, spec: PairSpec) -> tuple[Tensor, Tensor | None]:
+    """Sums of exponentials to add to, and the maxima that they are relative to."""
+    sums = x.new_zeros(x.shape[0], length)
+    return sums, None if spec.bounded else torch.full_like(sums, -torch.inf)
+
+
+def _add_relative(sums: Tensor, top: Tensor, logits: Tensor, dim: int) -> None:
+    new_top = torch.maximum(top, logits.amax(dim))
+    base = new_top.masked_fill(new_top == -torch.inf, 0)
+    sums.mul_((top - base).exp_()).add_((logits - base.unsqueeze(dim)).exp_().sum(dim))
+    top.copy_(new_top)
 
 
 def pair_grad(
@@ -109,16 +121,21 @@ def pair_grad(
         b = b * torch.exp(-col_lse) if b is not None and col_lse is not None else None
     for block in _blocks(x, y, terms, spec, symmetric):
         logits, (batch, rows, cols) = block.logits, block[:3]
+        # On the diagonal the column side is the mirror image of the row side, and so are its weights: the library's
+        # product does not give l_ij and l_ji the same last bit, and a row's sum holds l_ij.
+        on_diagonal = symmetric and not block.mirrored
+        of_col = None
         if spec.bounded:
             weights = logits.exp_()
-            weights *= a[batch, rows] if b is None else a[batch, rows] + b[batch, :, cols]
+            weights *= a[batch, rows] if b is None or on_diagonal else a[batch, rows] + b[batch, :, cols]
         else:
-            of_col = None
-            if b is not None and col_lse is not None:
+            if b is not None and col_lse is not None and not on_diagonal:
                 of_col = (logits - col_lse[batch, :, cols]).exp_().mul_(b[batch, :, cols])
             weights = logits.sub_(row_lse[batch, rows]).exp_().mul_(a[batch, rows])
-            if of_col is not None:
-                weights += of_col
+        if on_diagonal:
+            weights = weights + weights.mT
+        elif of_col is not None:
+            weights += of_col
         sums.add(block, weights)
     return sums.results()
 

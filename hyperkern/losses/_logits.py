@@ -68,10 +68,10 @@ def merged(*parts: Tensor) -> Tensor:
     """The log-sum-exp over several sets of candidates from that of each; -inf, with gradient 0, if all are empty."""
     total, *rest = parts
     for part in rest:
-        # logaddexp has no gradient where both are -inf.
-        empty = (total == -torch.inf) & (part == -torch.inf)
-        both = torch.logaddexp(total.masked_fill(empty, 0), part.masked_fill(empty, 0))
-        total = both.masked_fill(empty, -torch.inf)
+        # As logaddexp, whose gradient is made of its rounded result. Here it is made of the difference: what one side
+        # gets the other loses, however large the logits. Where both are -inf there is none, nor any gradient.
+        closeness = -(part - total).abs().nan_to_num(torch.inf)
+        total = torch.maximum(total, part) + nll_from_excess(closeness)
     return total
 
 

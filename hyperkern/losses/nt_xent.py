@@ -181,7 +181,9 @@ def dclw(
     with torch.no_grad():
         a, b = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
         logits = positive_logits(a, b, PairSpec(1 / sigma))
-        softmax = (logits - autograd.logsumexp_over_ranks(logits.logsumexp(-1), ranks).unsqueeze(-1)).exp()
+        # Beside the maximum: a log-sum-exp of large logits has lost digits of its sum.
+        exponentials = (logits - ranks.max(logits.amax(-1, keepdim=True))).exp()
+        softmax = exponentials / ranks.sum(exponentials.sum(-1, keepdim=True))
         weights = 2 - ranks.total * softmax
     return _decoupled(x, y, checked, ranks, (weights, weights), backend)
 

@@ -59,7 +59,7 @@ def everything(module: backends.Backend, x: Tensor, y: Tensor, terms: PairTerms,
     """Every primitive in every form, with results of the reference in between, so that errors do not add up."""
     exact = backends.load("reference")
     doubled = PairTerms(*(t if t is None or not t.is_floating_point() else t.double() for t in terms))
-    row, col = (t.to(x.dtype) for t in exact.row_lse(x.double(), y.double(), doubled, spec, need_cols=True))
+    row, col, *_ = (t.to(x.dtype) for t in exact.row_lse(x.double(), y.double(), doubled, spec, need_cols=True))
     a, b = (
         torch.linspace(-1, 2, t.shape[1], dtype=x.dtype).to(DEVICE).expand(t.shape).contiguous() for t in (row, col)
     )
@@ -74,7 +74,7 @@ def everything(module: backends.Backend, x: Tensor, y: Tensor, terms: PairTerms,
     # The same rows on both sides: triangles, and one side that holds everything.
     own = PairTerms(terms.u, None, terms.row_ids, None)
     symmetric = spec._replace(row_offset=spec.col_offset)
-    lse, _ = exact.row_lse(x.double(), None, PairTerms(*(t if i else doubled.u for i, t in enumerate(own))), symmetric,
+    lse, *_ = exact.row_lse(x.double(), None, PairTerms(*(t if i else doubled.u for i, t in enumerate(own))), symmetric,
                            need_cols=False)  # fmt: skip
     found["y = x"] = (
         *module.row_lse(x, None, own, symmetric, need_cols=False),

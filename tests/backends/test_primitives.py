@@ -128,7 +128,7 @@ def test_row_lse(
     poisoned_allocations: None,
 ) -> None:
     p = problem(**options, dtype=exact.dtype, device=device)
-    row, col = backends.load(backend).row_lse(p.x, p.y, p.terms, p.spec, need_cols=need_cols)
+    row, col, *_ = backends.load(backend).row_lse(p.x, p.y, p.terms, p.spec, need_cols=need_cols)
     check_lse(row.cpu(), lse(p.logits, 2), exact.tolerance(1e-12))
     expected = lse(p.logits, 1)
     check_lse(col.cpu(), expected if need_cols and p.y is not None else expected[:, :0], exact.tolerance(1e-12))
@@ -204,7 +204,7 @@ def test_low_precision_operands(
 ) -> None:
     p = problem(m=70, n=45, d=40, symmetric=symmetric, bounded=bounded, exclude="self", dtype=dtype, device=device)
     module = backends.load(backend)
-    row, col = module.row_lse(p.x, p.y, p.terms, p.spec, need_cols=True)
+    row, col, *_ = module.row_lse(p.x, p.y, p.terms, p.spec, need_cols=True)
     assert row.dtype == col.dtype == torch.float32
     check_lse(row.cpu(), lse(p.logits, 2), 2e-6)
     a = torch.ones_like(row)
@@ -234,7 +234,7 @@ def test_across_the_real_block_size(symmetric: bool, backend: str, device: torch
         device=device,
     )
     module = backends.load(backend)
-    row, col = module.row_lse(p.x, p.y, p.terms, p.spec, need_cols=True)
+    row, col, *_ = module.row_lse(p.x, p.y, p.terms, p.spec, need_cols=True)
     check_lse(row.cpu(), lse(p.logits, 2), exact.tolerance(1e-12))
     check_lse(col.cpu(), lse(p.logits, 1)[:, : col.shape[1]], exact.tolerance(1e-12))
     total, *sides = module.energy(p.x, p.y, p.terms, p.spec, "exp", need_x=True, need_y=not symmetric)
@@ -251,7 +251,7 @@ def test_rows_without_a_candidate(
     zeros = [None if t is None else torch.zeros_like(t) for t in p.terms]  # every pair has equal ids
     terms = PairTerms(*zeros)
     module = backends.load(backend)
-    row, col = module.row_lse(p.x, p.y, terms, p.spec, need_cols=not symmetric)
+    row, col, *_ = module.row_lse(p.x, p.y, terms, p.spec, need_cols=not symmetric)
     assert (row == -math.inf).all()
     assert (col == -math.inf).all()
     a, b = torch.ones_like(row), None if symmetric else torch.ones_like(col)
@@ -266,10 +266,34 @@ def test_running_maximum_survives_any_logit(
 ) -> None:
     p = problem(dtype=exact.dtype, device=device)
     spec = p.spec._replace(scale=1e4, bounded=False)
-    row, col = backends.load(backend).row_lse(p.x, p.y, p.terms, spec, need_cols=True)
+    row, col, *_ = backends.load(backend).row_lse(p.x, p.y, p.terms, spec, need_cols=True)
     logits = p.logits * (1e4 / SCALE)
     check_lse(row.cpu(), lse(logits, 2), exact.tolerance(1e-12))
     check_lse(col.cpu(), lse(logits, 1), exact.tolerance(1e-12))
+
+
+@pytest.mark.parametrize(("scale", "dim"), [(30.0, 40), (1e4, 40), (1e8, 40), (1e8, 300)])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_weights_of_a_row_sum_to_one(
+    symmetric: bool, scale: float, dim: int, backend: str, device: torch.device, small_blocks: None
+) -> None:
+    # Of logits so large that a log-sum-exp has no digit left of its sum, and that one last bit is a factor.
+    p = problem(m=70, n=45, d=dim, symmetric=symmetric, exclude="self", dtype=torch.float32, device=device)
+    spec, nothing = p.spec._replace(scale=scale, bounded=False), PairTerms()
+    module = backends.load(backend)
+    lse = module.row_lse(p.x, p.y, nothing, spec, need_cols=not symmetric)
+    both = {"need_x": True, "need_y": not symmetric}
+    of_rows = lse.row, None, lse.row_rounding, None
+    _, by_row, _, by_col = module.pair_grad(p.x, p.y, nothing, spec, *of_rows, **both)
+    if symmetric:  # each pair is the row's and, for the other row, the column's
+        torch.testing.assert_close(by_row.double().sum(1), torch.full((2,), 140.0).double(), rtol=2e-6, atol=0)
+        return
+    torch.testing.assert_close(by_row, torch.ones_like(by_row), rtol=2e-6, atol=0)
+    torch.testing.assert_close(by_col.sum(1), by_row.sum(1), rtol=2e-6, atol=0)
+    of_cols = lse.row, lse.col, torch.zeros_like(lse.row), lse.col_rounding
+    _, by_row, _, by_col = module.pair_grad(p.x, p.y, nothing, spec, *of_cols, **both)
+    torch.testing.assert_close(by_col, torch.ones_like(by_col), rtol=2e-6, atol=0)
+    torch.testing.assert_close(by_col.sum(1), by_row.sum(1), rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -304,7 +328,7 @@ def test_a_symmetric_problem_has_no_column_side(
     # Asked for it nevertheless, a backend must not count the diagonal blocks twice.
     p = problem(symmetric=True, dtype=exact.dtype, device=device)
     module = backends.load(backend)
-    row, col = module.row_lse(p.x, None, p.terms, p.spec, need_cols=True)
+    row, col, *_ = module.row_lse(p.x, None, p.terms, p.spec, need_cols=True)
     check_lse(row.cpu(), lse(p.logits, 2), exact.tolerance(1e-12))
     assert col.shape == (2, 0)
 
@@ -322,7 +346,7 @@ def test_products_in_half_precision(
     x, y = p.x.float(), None if p.y is None else p.y.float()
     logits, spec = p.logits * (scale / SCALE), p.spec._replace(scale=scale, precision=precision)
     module, both = backends.load(backend), {"need_x": True, "need_y": not symmetric}
-    row, col = module.row_lse(x, y, p.terms, spec, need_cols=True)
+    row, col, *_ = module.row_lse(x, y, p.terms, spec, need_cols=True)
     assert_close(row.double().cpu(), lse(logits, 2), 1e-5)
 
     # The factors may have any size: float16 must not see it.

@@ -62,7 +62,7 @@ def test_more_row_blocks_than_stripes(stripes: int, monkeypatch: pytest.MonkeyPa
         x = torch.nn.functional.normalize(torch.randn(2, m, 6, device=DEVICE), dim=-1)
         y = None if m == n else torch.nn.functional.normalize(torch.randn(2, n, 6, device=DEVICE), dim=-1)
         for bounded in (False, True):
-            row, col = load("triton").row_lse(x, y, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=True)
+            row, col, *_ = load("triton").row_lse(x, y, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=True)
             logits = 5 * x.double() @ (x if y is None else y).double().mT
             logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             torch.testing.assert_close(row.double(), logits.logsumexp(2), rtol=1e-6, atol=1e-6)
@@ -85,7 +85,7 @@ def test_a_cut_triangle_has_partial_sums_for_each_of_its_ranges(bounded: bool, m
     monkeypatch.setattr(primitives, "cut", lambda *args: 3)
     monkeypatch.setattr(primitives, "launch", launch)
     x = torch.nn.functional.normalize(torch.randn(2, 150, 6, device=DEVICE), dim=-1)
-    row, _ = load("triton").row_lse(x, None, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=False)
+    row, *_ = load("triton").row_lse(x, None, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=False)
     logits = 5 * x.double() @ x.double().mT
     logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     torch.testing.assert_close(row.double(), logits.logsumexp(2), rtol=1e-6, atol=1e-6)
@@ -126,7 +126,7 @@ def test_last_rows_beyond_two_to_the_31(dim: int) -> None:
     assert x.stride(1) * 2 > 1 << 31
     spec = PairSpec(2.0, True)
     backend, dense = load("triton"), (x.contiguous(), y.contiguous())
-    row, col = backend.row_lse(x, y, PairTerms(), spec, need_cols=True)
+    row, col, *_ = backend.row_lse(x, y, PairTerms(), spec, need_cols=True)
     for got, expected in zip((row, col), backend.row_lse(*dense, PairTerms(), spec, need_cols=True), strict=True):
         assert torch.equal(got, expected)
     results = [backend.energy(*sides, PairTerms(), spec, "exp", need_x=True, need_y=True) for sides in ((x, y), dense)]

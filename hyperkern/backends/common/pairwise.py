@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms
-from .partials import Side
+from .. import LogSumExp
+from .partials import Side, Sums
 
 _Operands = TypeVar("_Operands", bound="Operands")
 
@@ -73,25 +74,23 @@ class Pairwise(NamedTuple):
     Attributes:
         as_operands: ``(x, y, terms, spec, *, weights=None)``; ``weights`` is the mode of the weights where a second
             product follows.
-        pair_sums: ``(operands, mode, *, need_cols, total)``, the row sums ``(B, M)`` and, on request, the column sums
-            ``(B, N)`` of the modes ``exp`` and ``softplus``; log-sum-exps where the mode is ``running``. With
-            ``total`` the sum of the row sums alone is right.
+        pair_sums: ``(operands, mode, *, need_cols, total)``, the row sums and, on request, the column sums of the
+            modes ``exp`` and ``softplus``; relative to maxima where the mode is ``running``. With ``total`` the sum of
+            the row sums alone is right.
         contract: ``(operands, mode, factors, *, need_x, need_y)``, the weighted sums of either side, where needed:
             with weights ``exp`` or ``softplus``, or with factors ``bounded`` or ``running``.
     """
 
     as_operands: Callable[..., Operands]
-    pair_sums: Callable[..., tuple[Tensor, Tensor]]
+    pair_sums: Callable[..., tuple[Sums, Sums]]
     contract: Callable[..., tuple[Side | None, Side | None]]
 
-    def row_lse(
-        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool
-    ) -> tuple[Tensor, Tensor]:
+    def row_lse(self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> LogSumExp:
         """Row and column log-sum-exp; plain sums in the bounded regime."""
         o = self.as_operands(x, y, terms, spec)
-        mode = "exp" if o.plain else "running"
-        row, col = self.pair_sums(o, mode, need_cols=need_cols, total=False)
-        return (row.log_(), col.log_()) if mode == "exp" else (row, col)
+        rows, cols = self.pair_sums(o, "exp" if o.plain else "running", need_cols=need_cols, total=False)
+        (row_lse, row_rounding), (col_lse, col_rounding) = rows.logarithm(), cols.logarithm()
+        return LogSumExp(row_lse, col_lse, row_rounding, col_rounding)
 
     def pair_grad(
         self,
@@ -130,8 +129,8 @@ class Pairwise(NamedTuple):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Total and weighted sums; the total alone costs the upper triangle and no second product."""
         if not (need_x or need_y):
-            row, _ = self.pair_sums(self.as_operands(x, y, terms, spec), potential, need_cols=False, total=True)
-            return row.sum(1), *_nothing(x), *_nothing(x)
+            rows, _ = self.pair_sums(self.as_operands(x, y, terms, spec), potential, need_cols=False, total=True)
+            return rows.total.sum(1), *_nothing(x), *_nothing(x)
         o = self.as_operands(x, y, terms, spec, weights=potential)
         of_x, of_y = self.contract(o, potential, Factors(), need_x=need_x, need_y=need_y)
         side = of_x or of_y
@@ -147,7 +146,7 @@ class Pairwise(NamedTuple):
             side, _ = self.contract(o, "exp", Factors(), need_x=True, need_y=False)
             assert side is not None
             return side.grad, side.sum
-        sums = self.pair_sums(o, "exp", need_cols=False, total=True)[0].unsqueeze(0)
+        sums = self.pair_sums(o, "exp", need_cols=False, total=True)[0].total.unsqueeze(0)
         return sums, sums
 
 

@@ -32,22 +32,47 @@ class Side(NamedTuple):
         return Side(*(part / scale for part in self))
 
 
+class Sums(NamedTuple):
+    """Sums over pairs, of one number for each row.
+
+    Attributes:
+        total: ``(B, M)``, the sums; relative to ``top`` if there is one.
+        top: ``(B, M)``, the largest logits; -inf for a row without any pair.
+        unit: that of ``top``, in which weights subtract the log-sum-exp too.
+        u: ``(B, M)``, log-weights of the rows that are not in the sums yet; weights take them with the log-sum-exp.
+    """
+
+    total: Tensor
+    top: Tensor | None = None
+    unit: float = 1.0
+    u: Tensor | None = None
+
+    def logarithm(self) -> tuple[Tensor, Tensor]:
+        """The log-sum-exp and its rounding, see `hyperkern.backends.LogSumExp`."""
+        empty = self.total == 0
+        if self.top is None:
+            lse = self.total.log()
+            relative = lse.exp()
+        else:
+            lse = self.top / self.unit + self.total.log()
+            lse = lse if self.u is None else lse + self.u
+            shift = (lse if self.u is None else lse - self.u) * self.unit
+            relative = ((shift - self.top.masked_fill(empty, 0)) / self.unit).exp_()
+        return lse, relative.div_(self.total).masked_fill_(empty, 1)
+
+
 def add_cuts(parts: Tensor) -> Tensor:
     """The sum over the ranges of columns."""
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
-def added(parts: Tensor, tops: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The sum of partial sums; of those relative to maxima also the maximum."""
+def added(parts: Tensor, tops: Tensor | None, unit: float = 1.0) -> Sums:
+    """The sum of partial sums; of those relative to maxima, in this unit, relative to their maximum."""
     if tops is None:
-        return add_cuts(parts), None
+        return Sums(add_cuts(parts))
     top = tops.amax(0)
-    return (parts * (tops - top.masked_fill(top == -torch.inf, 0)).exp_()).sum(0), top
-
-
-def log_if(total: Tensor, top: Tensor | None) -> Tensor:
-    """The log-sum-exp of a sum relative to a maximum; a plain sum as it is."""
-    return total if top is None else top + total.log()
+    relative = ((tops - top.masked_fill(top == -torch.inf, 0)) / unit).exp_()
+    return Sums((parts * relative).sum(0), top, unit)
 
 
 def cut(programs: int, tiles: int, bytes_per_cut: int, multiprocessors: int) -> int:

@@ -1,6 +1,7 @@
 """The pairwise primitives on the host: what is launched, in how many blocks, and what becomes of partial results."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ..common.pairwise import Factors, Pairwise
 from ..common.panels import contract_by_panels
-from ..common.partials import Side, add_cuts, added, cut, log_if
+from ..common.partials import Side, Sums, add_cuts, added, cut
 from ..common.precision import FLOAT16_RANGE, scaled_to_float16
 from .library import ops
 from .operands import CONTRACT_DIM, Operands, Task, Weight, as_operands, col_terms, multiprocessors, row_terms, tile
@@ -38,7 +39,7 @@ class Weighing(NamedTuple):
     out_scale: float = 1.0
 
 
-def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[Tensor, Tensor]:
+def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[Sums, Sums]:
     """Sums of the pairs, with ``y = x`` from the tiles on and right of the diagonal alone where possible.
 
     Args:
@@ -48,12 +49,13 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         total: whether only the total is wanted: rows are then incomplete where ``y`` is ``x``, their sum is not.
 
     Returns:
-        Row sums ``(B, M)`` and column sums ``(B, N)``; log-sum-exps where the mode is ``running``.
+        Row sums and column sums, which have no elements if not wanted; relative to maxima where the mode is
+        ``running``.
     """
-    nothing = o.x.new_empty((o.x.shape[0], 0), dtype=torch.float32)
+    nothing = Sums(o.x.new_empty((o.x.shape[0], 0), dtype=torch.float32))
     if mode == "running":
         # A column's maximum is only known when its column is done: it is a row of the same problem, turned.
-        return _row_lse(o), _row_lse(o.swapped()) if need_cols and not o.symmetric else nothing
+        return _running_sums(o), _running_sums(o.swapped()) if need_cols and not o.symmetric else nothing
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     size = tile(o, "sums", Weight.EXP)
     blocks = -(-m // size.rows)
@@ -61,14 +63,15 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     tiles, at_once = -(-n // size.cols), multiprocessors(o.x.device)
     stripes = stripes_of(batch, blocks, tiles, at_once, triangle=o.symmetric, has_cols=has_cols)
     cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
-    row = nothing.new_empty((cuts, batch, m))
+    row = nothing.total.new_empty((cuts, batch, m))
     # With a triangle the ranges differ from row block to row block: there each has partial sums of its own.
     parts = (stripes * cuts if o.symmetric else stripes) * size.groups
     col = row.new_zeros((parts, batch, n)) if has_cols else None
     _launch_sums(o, _SUM_TASKS[mode], triangle=o.symmetric, stripes=stripes, row=row, col=col)
+    of_rows = add_cuts(row)
     if col is None:
-        return add_cuts(row), nothing
-    return (add_cuts(row) + col.sum(0), nothing) if o.symmetric else (add_cuts(row), col.sum(0))
+        return Sums(of_rows), nothing
+    return (Sums(of_rows + col.sum(0)), nothing) if o.symmetric else (Sums(of_rows), Sums(col.sum(0)))
 
 
 def stripes_of(batch: int, blocks: int, tiles: int, multiprocessors: int, *, triangle: bool, has_cols: bool) -> int:
@@ -81,14 +84,15 @@ def stripes_of(batch: int, blocks: int, tiles: int, multiprocessors: int, *, tri
     return min(stripes, _STRIPES) if has_cols else stripes
 
 
-def _row_lse(o: Operands) -> Tensor:
+def _running_sums(o: Operands) -> Sums:
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     size = tile(o, "sums", Weight.EXP)
     blocks = -(-m // size.rows)
     cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
     row, top = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
-    _launch_sums(o, Task.SUM_RUNNING, stripes=blocks, row=row, row_second=top)
-    return log_if(*added(row, top / o.unit(Weight.EXP)))
+    # A row's log-weight is in all of its logits: it comes to the maximum last, as it does to the weights.
+    _launch_sums(replace(o, terms=o.terms._replace(u=None)), Task.SUM_RUNNING, stripes=blocks, row=row, row_second=top)
+    return added(row, top, o.unit(Weight.EXP))._replace(u=o.terms.u)
 
 
 def _launch_sums(

@@ -98,11 +98,20 @@ def architecture_of(x: Tensor, pairs: int) -> Architecture:
     return _INTERPRETER[max(least for least in _INTERPRETER if least <= pairs)]
 
 
+def fusion(constants: dict[str, Any]) -> dict[str, Any]:
+    """The option that lets a product and a sum be rounded once.
+
+    Not where the difference of a logit and a log-sum-exp is taken: a logit has to be the same number in the maximum of
+    a sum and in each weight, also where a mask stands between the product and the difference.
+    """
+    return {"enable_fp_fusion": constants.get("MODE") != "running"}
+
+
 def launch(
     kernel: Any, programs: int, device: torch.device, args: tuple, choice: Config | None, **constants: Any
 ) -> None:
     """Launches ``programs`` programs on the current stream of the device."""
-    options: dict[str, Any] = {"enable_fp_fusion": True}
+    options = fusion(constants)
     if choice is not None:
         options |= {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..common.pairwise import Factors, Pairwise
 from ..common.panels import contract_by_panels
-from ..common.partials import Side, added, cut, log_if
+from ..common.partials import Side, Sums, added, cut
 from ..common.precision import scaled_to_float16
 from .contract import contract_kernel
 from .operands import Operands, as_operands, launch
@@ -20,7 +20,7 @@ from .sums import sums_kernel
 _STRIPES = 64
 
 
-def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[Tensor, Tensor]:
+def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[Sums, Sums]:
     """Sums of the pairs, with ``y = x`` from the tiles on and right of the diagonal alone.
 
     Args:
@@ -30,7 +30,8 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         total: whether only the total is wanted: rows are then incomplete where ``y`` is ``x``, their sum is not.
 
     Returns:
-        Row sums ``(B, M)`` and column sums ``(B, N)``; log-sum-exps where the mode is ``running``.
+        Row sums and column sums, which have no elements if not wanted; relative to maxima where the mode is
+        ``running``.
     """
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     choice = o.find("sums", mode)
@@ -58,12 +59,14 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         COLS=cols,
         TRIANGLE=o.symmetric,
     )
-    of_rows, of_cols = added(row, row_top), None if col is None else added(col, col_top)
-    if o.symmetric and of_cols is not None:
-        (row_sum, row_top), (col_sum, col_top) = of_rows, of_cols
-        tops = None if row_top is None or col_top is None else torch.stack([row_top, col_top])
-        of_rows, of_cols = added(torch.stack([row_sum, col_sum]), tops), None
-    return log_if(*of_rows), row.new_empty(batch, 0) if of_cols is None else log_if(*of_cols)
+    of_rows, nothing = added(row, row_top), Sums(row.new_empty(batch, 0))
+    if col is None:
+        return of_rows, nothing
+    of_cols = added(col, col_top)
+    if not o.symmetric:
+        return of_rows, of_cols
+    tops = None if of_rows.top is None or of_cols.top is None else torch.stack([of_rows.top, of_cols.top])
+    return added(torch.stack([of_rows.total, of_cols.total]), tops), nothing
 
 
 def contract(

@@ -20,6 +20,7 @@ from ..common.report import print_table, usage
 from . import config
 from .config import Architecture, Entry, padded
 from .contract import contract_kernel
+from .operands import fusion
 from .panel import panel_kernel
 from .rows import finish_kernel, prepare_kernel, row_block
 from .step import combine_kernel, finish_views_kernel, prepare_views_kernel
@@ -183,7 +184,7 @@ def compile_case(case: Case) -> Row:
     }
     source = ASTSource(kernel, case.signature, constexprs=case.constants, attrs=aligned)
     target = GPUTarget("cuda", int(case.architecture.removeprefix("sm_")), 32)
-    compiled = triton.compile(source, target=target, options={"enable_fp_fusion": True, **case.options})
+    compiled = triton.compile(source, target=target, options={**fusion(case.constants), **case.options})
     registers, spills = _resources(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     instructions = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")

@@ -60,6 +60,31 @@ def dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def high(b_value):
+    """float32 rounded to the nearest number of tf32."""
+    return ((b_value.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def product(b_x, b_y, b_s, PRECISION: tl.constexpr):
+    """``b_s + b_x b_y^T``, to the last bit the transpose of what it is with the roles of rows and columns exchanged.
+
+    A row's sum holds the logits of one side and its weights are made on the other. Of a single product the tensor
+    cores add up the same numbers either way. Of three the two small ones are added up apart, to be joined by one sum.
+    """
+    if INTERPRETED:  # exact, where NumPy's would depend on the shape
+        b_exact = tl.dot(b_x.to(tl.float64), tl.trans(b_y).to(tl.float64), out_dtype=tl.float64)
+        return b_s + b_exact.to(tl.float32)
+    if PRECISION == "tf32x3":
+        b_x_high, b_y_high = high(b_x), tl.trans(high(b_y))
+        b_x_rest, b_y_rest = b_x - b_x_high, tl.trans(b_y) - b_y_high
+        b_small = tl.dot(b_x_rest, b_y_high, input_precision="tf32")
+        b_small += tl.dot(b_x_high, b_y_rest, input_precision="tf32")
+        return b_s + tl.dot(b_x_high, b_y_high, b_small, input_precision="tf32")
+    return dot(b_x, tl.trans(b_y), b_s, PRECISION)
+
+
+@triton.jit
 def narrow(b_value, DTYPE: tl.constexpr):
     """float32 rounded to the nearest number of a dtype."""
     if INTERPRETED and tl.bfloat16 == DTYPE:
@@ -90,13 +115,13 @@ def similarity(
     """Inner products ``(BLOCK_M, BLOCK_N)``: of the blocks given, or chunk by chunk where a row is longer."""
     b_s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if BLOCK_D >= DIM:
-        b_s = dot(b_x, tl.trans(b_y), b_s, PRECISION)
+        b_s = product(b_x, b_y, b_s, PRECISION)
     else:
         for i_d in range(0, tl.cdiv(DIM, BLOCK_D)):
             o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
             b_x_chunk = load_rows(p_x, o_m, o_d, m, stride_x, DIM, DIM % BLOCK_D == 0, True)
             b_y_chunk = load_rows(p_y, o_n, o_d, n, stride_y, DIM, DIM % BLOCK_D == 0, True)
-            b_s = dot(b_x_chunk, tl.trans(b_y_chunk), b_s, PRECISION)
+            b_s = product(b_x_chunk, b_y_chunk, b_s, PRECISION)
     return b_s
 
 

@@ -1,0 +1,91 @@
+"""Long rows and tiny temperatures: logits so large that their last bit is a factor of a weight.
+
+Dense PyTorch is exact there, because its weights are made of the very numbers that its sums are made of. Where one
+number stands for another, the row side for the column side, a logit for its mirror image, the gradient is lost first.
+"""
+
+from collections.abc import Callable
+
+import oracle
+import pytest
+import torch
+from conftest import DEVICE
+from torch import Tensor
+
+import hyperkern
+
+LABELS = torch.arange(32) % 5
+Loss = Callable[..., Tensor]
+
+
+def views(module: object, name: str) -> Loss:
+    return lambda z, t, **options: getattr(module, name)(*z.chunk(2), temperature=t, **options)
+
+
+def scaled(module: object, name: str, **more: float) -> Loss:
+    return lambda z, t, **options: getattr(module, name)(*z.chunk(2), logit_scale=1 / t, **more, **options)
+
+
+def supervised(z: Tensor, t: float | Tensor, **options: object) -> Tensor:
+    return hyperkern.sup_con(z, LABELS.to(z.device), temperature=t, **options)
+
+
+def dense_supervised(z: Tensor, t: float | Tensor, normalize: bool, **_: object) -> Tensor:
+    return oracle.sup_con(z, labels=LABELS.to(z.device), temperature=t, normalize=normalize)
+
+
+LOSSES: dict[str, tuple[Loss, Loss]] = {
+    **{
+        name: (views(hyperkern, name), views(oracle, name)) for name in ("nt_xent", "dcl", "dclw", "info_nce")
+    },
+    "clip_loss": (scaled(hyperkern, "clip_loss"), scaled(oracle, "clip_loss")),
+    "siglip": (scaled(hyperkern, "siglip", logit_bias=-10.0), scaled(oracle, "siglip", logit_bias=-10.0)),
+    "sup_con": (supervised, dense_supervised),
+}  # fmt: skip
+
+
+def gradients(loss: Loss, z: Tensor, temperature: float, dtype: torch.dtype, learned: bool, **options: object) -> tuple:
+    z = z.to(dtype, copy=True).requires_grad_()
+    t = torch.tensor(temperature, dtype=dtype, device=z.device, requires_grad=True) if learned else temperature
+    value = loss(z, t, **options)
+    value.backward()
+    return tuple(found.double() for found in (value.detach(), z.grad, *([t.grad] if learned else [])))
+
+
+def check(name: str, rows: list[Tensor], temperature: float, backend: str, *, normalize: bool, learned: bool) -> None:
+    """As accurate as dense float32 beside float64, by the median: of one input dense PyTorch may make no error at all."""
+    fused, dense = LOSSES[name]
+    allowed, errors = [], []
+    for z in rows:
+        problem = (z, temperature)
+        truth = gradients(dense, *problem, torch.float64, learned, normalize=normalize)
+        by_dense = gradients(dense, *problem, torch.float32, learned, normalize=normalize)
+        found = gradients(fused, *problem, torch.float32, learned, normalize=normalize, backend=backend)
+        for results, into in ((by_dense, allowed), (found, errors)):
+            relative = [(r - t).abs().max() / t.abs().max() for r, t in zip(results, truth, strict=True)]
+            into.append(torch.stack(relative))
+    error, limit = torch.stack(errors).median(0)[0], 2 * torch.stack(allowed).median(0)[0] + 5e-7
+    assert (error <= limit).all(), f"of loss and gradients: {error.tolist()} where {limit.tolist()} is allowed"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_long_rows(name: str) -> None:
+    rows = [torch.randn(32, 64, device=DEVICE) / 8 for _ in range(31)]
+    for norm in (1.0, 32.0, 1000.0, 10_000.0):
+        check(name, [norm * z for z in rows], 0.07, "reference", normalize=False, learned=False)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_tiny_temperatures(name: str) -> None:
+    rows = [torch.randn(32, 64, device=DEVICE) for _ in range(31)]
+    for temperature in (1e-3, 1e-5, 1e-8):
+        check(name, rows, temperature, "reference", normalize=True, learned=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_backend_at_the_ends(name: str, device: torch.device, backend: str) -> None:
+    """Where nothing but the last bit of a logit decides."""
+    z = torch.randn(32, 64, device=device) / 8
+    for norm in (1000.0, 10_000.0):
+        check(name, [norm * z], 0.07, backend, normalize=False, learned=False)
+    check(name, [z], 1e-8, backend, normalize=True, learned=False)
