@@ -53,7 +53,7 @@ def gradients(loss: Loss, z: Tensor, temperature: float, dtype: torch.dtype, lea
 
 
 def check(name: str, rows: list[Tensor], temperature: float, backend: str, *, normalize: bool, learned: bool) -> None:
-    """As accurate as dense float32 beside float64, by the median: of one input dense PyTorch may make no error at all."""
+    """As accurate as dense float32 beside float64, by the median: of one input dense PyTorch may make no error."""
     fused, dense = LOSSES[name]
     allowed, errors = [], []
     for z in rows:

@@ -54,8 +54,9 @@ def dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
 
     Of three tf32 products Triton adds ``b_sum`` outside of the tensor cores, which would round it towards zero.
     """
-    if INTERPRETED:
-        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+    if INTERPRETED:  # as good as exact, where NumPy's last bit would depend on the shape
+        b_exact = tl.dot(b_left.to(tl.float64), b_right.to(tl.float64), out_dtype=tl.float64)
+        return b_sum + b_exact.to(tl.float32)
     return tl.dot(b_left, b_right, b_sum, input_precision=PRECISION)
 
 
@@ -72,16 +73,14 @@ def product(b_x, b_y, b_s, PRECISION: tl.constexpr):
     A row's sum holds the logits of one side and its weights are made on the other. Of a single product the tensor
     cores add up the same numbers either way. Of three the two small ones are added up apart, to be joined by one sum.
     """
-    if INTERPRETED:  # exact, where NumPy's would depend on the shape
-        b_exact = tl.dot(b_x.to(tl.float64), tl.trans(b_y).to(tl.float64), out_dtype=tl.float64)
-        return b_s + b_exact.to(tl.float32)
     if PRECISION == "tf32x3":
-        b_x_high, b_y_high = high(b_x), tl.trans(high(b_y))
-        b_x_rest, b_y_rest = b_x - b_x_high, tl.trans(b_y) - b_y_high
-        b_small = tl.dot(b_x_rest, b_y_high, input_precision="tf32")
-        b_small += tl.dot(b_x_high, b_y_rest, input_precision="tf32")
-        return b_s + tl.dot(b_x_high, b_y_high, b_small, input_precision="tf32")
-    return dot(b_x, tl.trans(b_y), b_s, PRECISION)
+        b_x_high, b_y_high = high(b_x), high(b_y)
+        b_zero = tl.zeros_like(b_s)
+        b_small = dot(b_x - b_x_high, tl.trans(b_y_high), b_zero, "tf32")
+        b_small += dot(b_x_high, tl.trans(b_y - b_y_high), b_zero, "tf32")
+        return b_s + dot(b_x_high, tl.trans(b_y_high), b_small, "tf32")
+    else:
+        return dot(b_x, tl.trans(b_y), b_s, PRECISION)
 
 
 @triton.jit
