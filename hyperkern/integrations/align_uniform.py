@@ -10,14 +10,16 @@ identical pairs is 0, and fewer than two rows raise a `ValueError` instead of re
 from torch import Tensor
 
 from .. import losses
+from ..losses._inputs import check_rows
 
 
 def align_loss(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
     """``mean_i |x_i - y_i|^alpha``.
 
     Args:
-        x: ``(N, D)`` features, normalised by the caller.
-        y: ``(N, D)`` features of the partners.
+        x: ``(N, D)`` features, normalised by the caller; or with further dimensions, ``(N, D, ...)``, over which the
+            mean is taken as well.
+        y: features of the partners, like ``x``.
         alpha: exponent, > 0.
 
     Returns:
@@ -30,6 +32,10 @@ def align_loss(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
     Source:
         Wang & Isola, ICML 2020, Figure 5.
     """
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 2:
+        if y.shape != x.shape:
+            raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+        x, y = (side.movedim(1, -1).flatten(end_dim=-2) for side in (x, y))
     return losses.alignment(x, y, alpha=alpha, normalize=False)
 
 
@@ -50,4 +56,5 @@ def uniform_loss(x: Tensor, t: float = 2) -> Tensor:
     Source:
         Wang & Isola, ICML 2020, Figure 5.
     """
+    check_rows("x", x, batched=False)
     return losses.uniformity(x, t=t, normalize=False, max_norm=1.0)

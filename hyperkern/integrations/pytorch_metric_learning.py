@@ -67,9 +67,7 @@ class _Loss(nn.Module):
         """
         if indices_tuple is not None:
             raise NotImplementedError("indices_tuple is not supported here: all pairs of the labels count")
-        check_rows("embeddings", embeddings)
-        if embeddings.dim() != 2:
-            raise ValueError(f"embeddings must have shape (N, D), got {tuple(embeddings.shape)}")
+        check_rows("embeddings", embeddings, batched=False)
         if labels is None:
             raise ValueError("labels must be given: indices_tuple, the other way to name the pairs, is not supported")
         labels = _checked_labels("labels", labels, "embeddings", embeddings)

@@ -379,9 +379,7 @@ def _check_columns(embeddings: list[Tensor]) -> None:
         raise ValueError(f"sentence_features must have 2 or more columns, anchors and positives, got {len(embeddings)}")
     for i, column in enumerate(embeddings):
         name, first = f"the embeddings of column {i}", embeddings[0]
-        check_rows(name, column)
-        if column.dim() != 2:
-            raise ValueError(f"{name} must have shape (N, D), got {tuple(column.shape)}")
+        check_rows(name, column, batched=False)
         for what in ("shape", "dtype", "device"):
             if getattr(column, what) != getattr(first, what):
                 expected, found = (getattr(rows, what) for rows in (first, column))
