@@ -10,7 +10,6 @@ identical pairs is 0, and fewer than two rows raise a `ValueError` instead of re
 from torch import Tensor
 
 from .. import losses
-from ..losses._inputs import check_rows
 
 
 def align_loss(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
@@ -32,9 +31,7 @@ def align_loss(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
     Source:
         Wang & Isola, ICML 2020, Figure 5.
     """
-    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 2:
-        if y.shape != x.shape:
-            raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 2 and x.shape == y.shape:
         x, y = (side.movedim(1, -1).flatten(end_dim=-2) for side in (x, y))
     return losses.alignment(x, y, alpha=alpha, normalize=False)
 
@@ -56,5 +53,7 @@ def uniform_loss(x: Tensor, t: float = 2) -> Tensor:
     Source:
         Wang & Isola, ICML 2020, Figure 5.
     """
-    check_rows("x", x, batched=False)
-    return losses.uniformity(x, t=t, normalize=False, max_norm=1.0)
+    loss = losses.uniformity(x, t=t, normalize=False, max_norm=1.0)
+    if loss.dim():  # `pdist` knows no batches
+        raise ValueError(f"x must have shape (N, D), got {tuple(x.shape)}")
+    return loss

@@ -114,7 +114,7 @@ def test_align_loss_of_more_dimensions_is_one_number(shape: tuple[int, ...], alp
     [
         ((4,), (4,), r"^x must have shape .*, got \(4,\)"),
         ((2, 3, 4), (4, 3, 2), r"^y must have the shape of x, \(2, 3, 4\), got \(4, 3, 2\)"),
-        ((2, 3, 4, 5), (2, 3, 5, 4), r"^y must have the shape of x, \(2, 3, 4, 5\), got \(2, 3, 5, 4\)"),
+        ((2, 3, 4, 5), (2, 3, 5, 4), r"^x must have shape .*, got \(2, 3, 4, 5\)"),
         ((2, 3, 4), (3, 4), r"^y must have the shape of x, \(2, 3, 4\), got \(3, 4\)"),
         ((5, 3), (1, 3), r"^y must have the shape of x, \(5, 3\), got \(1, 3\)"),
         ((0, 3, 4), (0, 3, 4), r"^x must not be empty"),
@@ -130,7 +130,7 @@ def test_uniform_loss_refuses_what_pdist_does(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     with pytest.raises(RuntimeError):
         original_uniform_loss(x)
-    with pytest.raises(ValueError, match=r"^x must have shape \(N, D\), got \("):
+    with pytest.raises(ValueError, match=r"^x must have shape \(N, D\)"):
         uniform_loss(x)
 
 
