@@ -92,8 +92,9 @@ class MemoryBankModule(nn.Module):
         if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
             raise ValueError(f"the size of a memory bank must be (rows, dimension), or 0 for none, got {size}")
         self.gather_distributed, self.feature_dim_first = gather_distributed, feature_dim_first
-        # Drawn by the default generator, as in the original: the same seed makes the same bank.
-        bank = nn.functional.normalize(torch.randn(self.size), dim=-1) if len(self.size) == 2 else torch.empty(0)
+        # As in the original drawn by the default generator, so the same seed makes the same bank, and float32.
+        bank = torch.randn(self.size).float() if len(self.size) == 2 else torch.empty(0, dtype=torch.float32)
+        bank = nn.functional.normalize(bank, dim=-1)
         self.register_buffer("bank", bank, persistent=False)
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=False)
 

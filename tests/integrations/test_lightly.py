@@ -159,6 +159,20 @@ class TestMemoryBank:
         assert bank.bank_ptr.tolist() == [0]
         assert bank.bank_ptr.dtype == torch.long
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_it_is_float32_whatever_the_default(self, lightly, dtype: torch.dtype) -> None:
+        banks = []
+        torch.set_default_dtype(dtype)
+        try:
+            for module in (ours, lightly):
+                for size in ((6, 4), 0):
+                    torch.manual_seed(3)
+                    banks.append(module.NTXentLoss(memory_bank_size=size).memory_bank.bank)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert {bank.dtype for bank in banks} == {torch.float32}
+        assert all(torch.equal(bank, other) for bank, other in zip(banks[:2], banks[2:], strict=True))
+
     def test_it_is_not_saved(self) -> None:
         loss = ours.NTXentLoss(memory_bank_size=(6, 4))
         assert loss.state_dict() == {}
