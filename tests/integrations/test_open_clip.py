@@ -199,7 +199,7 @@ class TestErrors:
             ours.ClipLoss()(*features(3, 4), 0)
 
     @pytest.mark.parametrize("name", CALLS)
-    def test_features_of_another_shape(self, open_clip, name: str) -> None:
+    def test_features_of_another_shape(self, name: str) -> None:
         for shape in ((2, 3, 4), (3, 3, 3), (4,)):
             x, y = torch.randn(2, *shape)
             with pytest.raises(ValueError, match=r"must have shape \(N, D\)"):
