@@ -16,8 +16,9 @@ def align_loss(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
     """``mean_i |x_i - y_i|^alpha``.
 
     Args:
-        x: ``(N, D)`` features, normalised by the caller.
-        y: ``(N, D)`` features of the partners.
+        x: ``(N, D)`` features, normalised by the caller; or with further dimensions, ``(N, D, ...)``, over which the
+            mean is taken as well.
+        y: features of the partners, like ``x``.
         alpha: exponent, > 0.
 
     Returns:
@@ -30,6 +31,8 @@ def align_loss(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
     Source:
         Wang & Isola, ICML 2020, Figure 5.
     """
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 2 and x.shape == y.shape:
+        x, y = (side.movedim(1, -1).flatten(end_dim=-2) for side in (x, y))
     return losses.alignment(x, y, alpha=alpha, normalize=False)
 
 
@@ -50,4 +53,7 @@ def uniform_loss(x: Tensor, t: float = 2) -> Tensor:
     Source:
         Wang & Isola, ICML 2020, Figure 5.
     """
-    return losses.uniformity(x, t=t, normalize=False, max_norm=1.0)
+    loss = losses.uniformity(x, t=t, normalize=False, max_norm=1.0)
+    if loss.dim():  # `pdist` knows no batches
+        raise ValueError(f"x must have shape (N, D), got {tuple(x.shape)}")
+    return loss

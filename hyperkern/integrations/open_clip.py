@@ -5,6 +5,7 @@ normalise nothing, since the models do. What differs:
 
 - the loss is float32 (float64 for float64) and computed in it, where the original's has the dtype of the features;
 - a ``logit_scale`` that is a number must be > 0;
+- ``get_logits`` and ``get_ground_truth`` cannot be replaced, nor ``labels`` given;
 - the gradient of the bias in `ClipLoss` is exactly 0, where the original has rounding errors.
 
 In several processes, all those of `torch.distributed`, a process has the value of the original and its gradient for the
@@ -18,16 +19,19 @@ features, as the options ask for it. What differs:
 - horovod is not supported.
 """
 
-from torch import Tensor, distributed, nn
+from typing import Any
+
+from torch import Tensor, distributed
 
 from .. import losses
 from ..distributed import Group
 from ..losses._inputs import accurate_dtype, check_choice
 from ..losses.clip import own_decisions
 from ._distributed import own_mean
+from ._options import DropIn
 
 
-class ClipLoss(nn.Module):
+class ClipLoss(DropIn):
     """CLIP's two-way contrastive loss.
 
     In several processes, with the loss of all pairs ``L`` and the loss ``L_r`` of the pairs of process r, the mean over
@@ -57,6 +61,8 @@ class ClipLoss(nn.Module):
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, Figure 3.
     """
 
+    _not_here = ("get_logits", "get_ground_truth", "labels")
+
     def __init__(
         self,
         local_loss: bool = False,
@@ -67,11 +73,6 @@ class ClipLoss(nn.Module):
         use_horovod: bool = False,
     ) -> None:
         super().__init__()
-        if use_horovod and world_size > 1:
-            raise NotImplementedError(
-                f"use_horovod=True with world_size={world_size}: features are gathered by torch.distributed here, "
-                "use_horovod=False"
-            )
         self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
         self.rank, self.world_size, self.use_horovod = rank, world_size, use_horovod
 
@@ -100,10 +101,20 @@ class ClipLoss(nn.Module):
             ValueError: wrong shapes or ``logit_scale <= 0``; a ``rank`` or ``world_size`` other than those of
                 `torch.distributed`, arguments that differ between processes.
         """
-        loss = self._loss(image_features, text_features, logit_scale)
+        loss = _of_one_batch(self._loss(image_features, text_features, logit_scale), image_features)
         if isinstance(logit_bias, Tensor):
             loss = loss + (0 * logit_bias).sum().to(loss.dtype)  # under DDP a parameter without a gradient is an error
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _check_option(self, name: str, value: Any) -> None:
+        processes, horovod = (
+            value if name == option else getattr(self, option, None) for option in ("world_size", "use_horovod")
+        )
+        if horovod and processes is not None and processes > 1:
+            raise NotImplementedError(
+                f"use_horovod=True with world_size={processes}: features are gathered by torch.distributed here, "
+                "use_horovod=False"
+            )
 
     def _loss(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
         if self.world_size == 1:
@@ -129,7 +140,7 @@ class ClipLoss(nn.Module):
         return (own_mean(ways[0]) + own_mean(ways[1])) / 2
 
 
-class SigLipLoss(nn.Module):
+class SigLipLoss(DropIn):
     """SigLIP's sigmoid loss.
 
     In several processes the loss of one is that of its images with the texts of all, divided by its number of pairs (by
@@ -150,13 +161,18 @@ class SigLipLoss(nn.Module):
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, Section 3.2.
     """
 
+    _not_here = ("get_logits", "get_ground_truth")
+
     def __init__(
         self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None
     ) -> None:
         super().__init__()
         self.cache_labels, self.rank, self.world_size = cache_labels, rank, world_size
         self.dist_impl = dist_impl or "bidir"
-        check_choice("dist_impl", self.dist_impl, ("bidir", "shift", "reduce", "gather"))
+
+    def _check_option(self, name: str, value: Any) -> None:
+        if name == "dist_impl":
+            check_choice(name, value, ("bidir", "shift", "reduce", "gather"))
 
     def forward(
         self,
@@ -199,7 +215,15 @@ class SigLipLoss(nn.Module):
                 group=Group(),
             )
             loss = own * (self.world_size / ranks.total)
+        loss = _of_one_batch(loss, image_features)
         return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _of_one_batch(loss: Tensor, images: Tensor) -> Tensor:
+    """The loss, of features without a leading batch dimension: looked at when all processes have agreed on them."""
+    if loss.dim():
+        raise ValueError(f"image_features must have shape (N, D), got {tuple(images.shape)}")
+    return loss
 
 
 def _check_processes(rank: int, world_size: int) -> None:

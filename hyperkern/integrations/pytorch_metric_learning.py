@@ -6,7 +6,8 @@ of its own (for C classes of equal size ``N^2 / C`` of them, for two views of ea
 What differs:
 
 - the loss is float32 (float64 for float64) and computed in it, where the original's has the dtype of the features;
-- ``indices_tuple``, so miners too, and another distance, reducer or regularizer are refused;
+- ``indices_tuple``, so miners too, and another distance, reducer or regularizer are refused, in the constructor and
+  when they are set after it;
 - the original bounds a term of `NTXentLoss` by ``-log(tiny)``, 87.3 in float32, and has no gradient beyond;
 - `SupConLoss` averages over the rows whose loss is > 0, as the original does: where losses are as small as their
   rounding errors, which rows count is a matter of rounding.
@@ -15,28 +16,46 @@ What differs:
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import autograd, losses
 from ..losses._inputs import check_columns, check_positive, check_rows
 from ..losses._logits import nll_from_excess
 from ..spec import accumulate_dtype
+from ._options import DropIn
 from ._positives import block_logits, classes_of, numbered
 
 # What the original's losses take beside the temperature, and has to be left alone.
 _OPTIONS = ("distance", "reducer", "embedding_regularizer", "collect_stats")
 
 
-class _Loss(nn.Module):
+class _Loss(DropIn):
+    _not_here = (
+        "loss_method",
+        "set_reducer",
+        "get_default_distance",
+        "get_default_reducer",
+        "compute_loss",
+        "_compute_loss",
+        "mat_based_loss",
+        "pair_based_loss",
+        "add_embedding_regularization_to_loss_dict",
+        "embedding_regularization_loss",
+    )
+
     def __init__(self, temperature: float, options: dict[str, Any]) -> None:
         super().__init__()
         check_positive("temperature", temperature)
         for name, value in options.items():
             if name not in (*_OPTIONS, "embedding_reg_weight"):  # a weight of what is not there
                 raise TypeError(f"{type(self).__name__} has no option {name!r}")
-            if name in _OPTIONS and value:
-                raise NotImplementedError(f"{name}={value!r} is not supported here: only the original's default is")
+            self._check_option(name, value)
         self.temperature = temperature
+
+    def _check_option(self, name: str, value: Any) -> None:
+        off = value is None or (name == "collect_stats" and not value)
+        if name in _OPTIONS and not off:
+            raise NotImplementedError(f"{name}={value!r} is not supported here: only the original's default is")
 
     def forward(
         self,
@@ -67,9 +86,7 @@ class _Loss(nn.Module):
         """
         if indices_tuple is not None:
             raise NotImplementedError("indices_tuple is not supported here: all pairs of the labels count")
-        check_rows("embeddings", embeddings)
-        if embeddings.dim() != 2:
-            raise ValueError(f"embeddings must have shape (N, D), got {tuple(embeddings.shape)}")
+        check_rows("embeddings", embeddings, batched=False)
         if labels is None:
             raise ValueError("labels must be given: indices_tuple, the other way to name the pairs, is not supported")
         labels = _checked_labels("labels", labels, "embeddings", embeddings)

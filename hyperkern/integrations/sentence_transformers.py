@@ -6,7 +6,8 @@ gradients of the original, without a matrix of all pairs. What differs:
 
 - the loss is float32 (float64 for float64) and computed in it, where the original's has the dtype of the embeddings;
 - ``similarity_fct`` is ``None`` or the library's ``cos_sim``, both the cosine, or its ``dot_score``;
-- each column of a batch is encoded on its own, where the original may join columns: the same up to dropout.
+- each column of a batch is encoded on its own, where the original may join columns: the same up to dropout;
+- options that are set after construction are checked like those that are given to it.
 
 With ``gather_across_devices=True`` and several processes a loss is the mean over the anchors of its own process, with
 the columns of all processes as candidates. As the original's, its gradient is that of the sum of the losses of all
@@ -17,6 +18,7 @@ This module does not import Sentence Transformers.
 """
 
 import importlib
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,6 +33,9 @@ from ..losses._inputs import check_choice, check_number, check_positive, check_r
 from ..losses._logits import merged, nll_from_excess, positive_logits
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
 from ._distributed import all_processes
+from ._options import DropIn
+
+logger = logging.getLogger(__name__)
 
 _DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 # Without the positive among its candidates a direction has no loss of its own.
@@ -41,7 +46,7 @@ _HARDNESS = ("in_batch_negatives", "hard_negatives", "all_negatives")
 Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
-class MultipleNegativesRankingLoss(nn.Module):
+class MultipleNegativesRankingLoss(DropIn):
     r"""Each anchor picks its positive among the documents of the batch, positives and hard negatives of all anchors.
 
     With ``directions`` more similarities join the candidates. All are of unit rows times ``scale``, for anchor
@@ -63,7 +68,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         hardness_mode: which logits of the anchor's documents grow by ``hardness_strength`` times the similarity, as a
             constant: ``"in_batch_negatives"``, those of other samples, ``"hard_negatives"``, the anchor's own hard
             negatives, or ``"all_negatives"``, both; ``None`` for none.
-        hardness_strength: >= 0.
+        hardness_strength: >= 0; with 0 a mode has no effect, which is logged as a warning.
 
     Raises:
         TypeError: a number that is none.
@@ -88,29 +93,45 @@ class MultipleNegativesRankingLoss(nn.Module):
         hardness_strength: float = 0.0,
     ) -> None:
         super().__init__()
-        check_positive("scale", scale)
-        _similarity_name(similarity_fct)
-        if isinstance(directions, str):
-            raise TypeError(f"directions must be a tuple of names, got {directions!r}")
-        directions = tuple(directions)
-        for direction in directions:
-            check_choice("directions", direction, _DIRECTIONS)
-        if "query_to_doc" not in directions:
-            raise ValueError(f"directions must contain 'query_to_doc', which has the positive, got {directions!r}")
-        check_choice("partition_mode", partition_mode, _PARTITIONS)
-        if partition_mode == "per_direction" and _JOINT_ONLY & set(directions):
-            raise ValueError(
-                f"partition_mode='per_direction' needs the positive in every direction, got directions={directions!r}"
-            )
-        if hardness_mode is not None:
-            check_choice("hardness_mode", hardness_mode, _HARDNESS)
-        check_number("hardness_strength", hardness_strength)
-        if hardness_strength < 0:
-            raise ValueError(f"hardness_strength must be >= 0, got {hardness_strength}")
         self.model, self.scale, self.similarity_fct = model, scale, similarity_fct
         self.gather_across_devices = gather_across_devices
-        self.directions, self.partition_mode = directions, partition_mode
+        self.directions = directions if isinstance(directions, str) else tuple(directions)
+        self.partition_mode = partition_mode
+        self._check_partition()
         self.hardness_mode, self.hardness_strength = hardness_mode, hardness_strength
+        if hardness_mode is not None and hardness_strength == 0:
+            logger.warning(
+                "hardness_mode=%r has no effect with hardness_strength=0: give a strength > 0", hardness_mode
+            )
+
+    def _check_option(self, name: str, value: Any) -> None:
+        if name == "scale":
+            check_positive(name, value)
+        elif name == "similarity_fct":
+            _similarity_name(value)
+        elif name == "directions":
+            if isinstance(value, str):
+                raise TypeError(f"directions must be a tuple of names, got {value!r}")
+            for direction in value:
+                check_choice(name, direction, _DIRECTIONS)
+            if "query_to_doc" not in value:
+                raise ValueError(f"directions must contain 'query_to_doc', which has the positive, got {value!r}")
+        elif name == "partition_mode":
+            check_choice(name, value, _PARTITIONS)
+        elif name == "hardness_mode" and value is not None:
+            check_choice(name, value, _HARDNESS)
+        elif name == "hardness_strength":
+            check_number(name, value)
+            if value < 0:
+                raise ValueError(f"hardness_strength must be >= 0, got {value}")
+
+    def _check_partition(self) -> None:
+        """Two options that have to fit together, in whatever order they were set."""
+        if self.partition_mode == "per_direction" and _JOINT_ONLY & set(self.directions):
+            raise ValueError(
+                "partition_mode='per_direction' needs the positive in every direction, "
+                f"got directions={self.directions!r}"
+            )
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The mean loss over the N samples of a batch.
@@ -139,6 +160,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         options = MultipleNegativesRankingLoss.get_config_dict(self)
         with checks(all_processes(self.gather_across_devices), "MultipleNegativesRankingLoss", **options) as agreed:
             _check_columns(embeddings)
+            self._check_partition()
             agreed.shard(**{f"column {i}": column for i, column in enumerate(embeddings)})
         normalize = _similarity_name(self.similarity_fct) == "cos_sim"
         logits = _Logits(self.scale, normalize, product_precision(embeddings[0]), agreed.ranks)
@@ -233,6 +255,8 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         "Training Deep Nets with Sublinear Memory Cost", 2016.
     """
 
+    _not_here = ("loss", "calculate_loss", "embed_minibatch", "embed_minibatch_iter", "forward_cached")
+
     def __init__(
         self,
         model: nn.Module,
@@ -257,16 +281,18 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
             hardness_mode,
             hardness_strength,
         )
-        if isinstance(mini_batch_size, bool) or not isinstance(mini_batch_size, int):
-            raise TypeError(f"mini_batch_size must be an integer, got {mini_batch_size!r}")
-        if mini_batch_size <= 0:
-            raise ValueError(f"mini_batch_size must be > 0, got {mini_batch_size}")
-        if mini_batch_num_tokens is not None:
-            raise NotImplementedError(
-                f"mini_batch_num_tokens={mini_batch_num_tokens!r} is not supported here: give mini_batch_size"
-            )
         self.mini_batch_size, self.mini_batch_num_tokens = mini_batch_size, mini_batch_num_tokens
         self.show_progress_bar = show_progress_bar
+
+    def _check_option(self, name: str, value: Any) -> None:
+        super()._check_option(name, value)
+        if name == "mini_batch_size":
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"mini_batch_size must be an integer, got {value!r}")
+            if value <= 0:
+                raise ValueError(f"mini_batch_size must be > 0, got {value}")
+        elif name == "mini_batch_num_tokens" and value is not None:
+            raise NotImplementedError(f"mini_batch_num_tokens={value!r} is not supported here: give mini_batch_size")
 
     def embed(self, features: dict[str, Any]) -> Tensor:
         """The embeddings of a column, whose activations are made again in the backward pass, part by part.
@@ -379,9 +405,7 @@ def _check_columns(embeddings: list[Tensor]) -> None:
         raise ValueError(f"sentence_features must have 2 or more columns, anchors and positives, got {len(embeddings)}")
     for i, column in enumerate(embeddings):
         name, first = f"the embeddings of column {i}", embeddings[0]
-        check_rows(name, column)
-        if column.dim() != 2:
-            raise ValueError(f"{name} must have shape (N, D), got {tuple(column.shape)}")
+        check_rows(name, column, batched=False)
         for what in ("shape", "dtype", "device"):
             if getattr(column, what) != getattr(first, what):
                 expected, found = (getattr(rows, what) for rows in (first, column))

@@ -44,9 +44,7 @@ def simcse_loss(
     Source:
         Gao et al., "SimCSE: Simple Contrastive Learning of Sentence Embeddings", EMNLP 2021, Eqs. 4 and 5.
     """
-    check_rows("z1", z1)
-    if z1.dim() != 2:
-        raise ValueError(f"z1 must have shape (N, D), got {tuple(z1.shape)}")
+    check_rows("z1", z1, batched=False)
     check_columns("z2", z2, z1, same_rows=True)
     if z3 is not None:
         check_columns("z3", z3, z1, same_rows=True)

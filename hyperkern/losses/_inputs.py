@@ -12,22 +12,22 @@ from ..distributed import Ranks, checks
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_rows(name: str, x: Tensor, *, may_be_empty: bool = False) -> None:
+def check_rows(name: str, x: Tensor, *, may_be_empty: bool = False, batched: bool = True) -> None:
     """Raises unless ``x`` is a floating tensor ``(N, D)`` or ``(B, N, D)`` without an empty dimension.
 
-    With ``may_be_empty`` it may have no rows.
+    With ``may_be_empty`` it may have no rows, without ``batched`` no leading dimension.
     """
+    shapes = "(N, D) or (B, N, D)" if batched else "(N, D)"
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{name} must be a torch.Tensor of features (N, D) or (B, N, D), got {type(x).__name__} (options are "
-            "keyword-only)"
+            f"{name} must be a torch.Tensor of features {shapes}, got {type(x).__name__} (options are keyword-only)"
         )
     if x.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16 features, got {x.dtype}")
     if x.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}")
-    if x.dim() not in (2, 3):
-        raise ValueError(f"{name} must have shape (N, D) or (B, N, D), got {tuple(x.shape)}")
+    if x.dim() != 2 and not (batched and x.dim() == 3):
+        raise ValueError(f"{name} must have shape {shapes}, got {tuple(x.shape)}")
     if 0 in (x.shape[:-2] + x.shape[-1:] if may_be_empty else x.shape):
         raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
 

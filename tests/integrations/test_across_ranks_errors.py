@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from across_ranks import DIM, own_features
+from across_ranks import CLIP_OPTIONS, DIM, own_features
 from oracle import assert_close
 from ranks import RankError, Ranks
 from torch import nn
@@ -49,6 +49,22 @@ def different_arguments(rank: int, name: str) -> None:
 def test_different_arguments(ranks: Ranks, name: str) -> None:
     with pytest.raises(RankError, match=r"(?s)rank 0:.*must call the same loss.*rank 1:.*must call the same loss"):
         ranks(2).run(different_arguments, name)
+
+
+def features_of_another_shape(rank: int) -> None:
+    batch = torch.stack([torch.stack(own_features(rank, 2))] * 2)  # (2, 2, rows, DIM)
+    processes = {"rank": rank, "world_size": 2}
+    for loss in (
+        *(getattr(lightly, name)(gather_distributed=True) for name in ("NTXentLoss", "DCLLoss", "DCLWLoss")),
+        *(lambda x, y, o=options: open_clip.ClipLoss(**o, **processes)(x, y, 1.0) for options in CLIP_OPTIONS),
+        lambda x, y: open_clip.SigLipLoss(**processes)(x, y, 1.0, 0.0),
+    ):
+        with pytest.raises(ValueError, match=r"must have shape \((N, D|2, 5)\).* got \("):
+            loss(*batch.unbind(1))
+
+
+def test_features_of_another_shape(ranks: Ranks) -> None:
+    ranks(2).run(features_of_another_shape)
 
 
 def in_one_process_nothing_is_gathered(rank: int) -> None:

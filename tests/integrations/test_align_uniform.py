@@ -96,3 +96,48 @@ def test_where_the_original_fails() -> None:
     for rows in (0, 1):
         with pytest.raises(ValueError, match="x must"):
             uniform_loss(x[:rows])
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 4), (2, 3, 4, 5), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_align_loss_of_more_dimensions_is_one_number(shape: tuple[int, ...], alpha: float) -> None:
+    # Distances along the second dimension, averaged over all others.
+    x, y = torch.randn(2, *shape, dtype=torch.float64)
+    found = value_and_grads(align_loss, x, y, alpha=alpha)
+    assert found[0].shape == ()
+    for actual, truth in zip(found, value_and_grads(original_align_loss, x, y, alpha=alpha), strict=True):
+        assert_close(actual, truth)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ((4,), (4,), r"^x must have shape .*, got \(4,\)"),
+        ((2, 3, 4), (4, 3, 2), r"^y must have the shape of x, \(2, 3, 4\), got \(4, 3, 2\)"),
+        ((2, 3, 4, 5), (2, 3, 5, 4), r"^x must have shape .*, got \(2, 3, 4, 5\)"),
+        ((2, 3, 4), (3, 4), r"^y must have the shape of x, \(2, 3, 4\), got \(3, 4\)"),
+        ((5, 3), (1, 3), r"^y must have the shape of x, \(5, 3\), got \(1, 3\)"),
+        ((0, 3, 4), (0, 3, 4), r"^x must not be empty"),
+    ],
+)
+def test_align_loss_refuses_other_shapes(x: tuple[int, ...], y: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        align_loss(torch.ones(x), torch.ones(y))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (2, 3, 4, 5)], ids=str)
+def test_uniform_loss_refuses_what_pdist_does(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    with pytest.raises(RuntimeError):
+        original_uniform_loss(x)
+    with pytest.raises(ValueError, match=r"^x must have shape \(N, D\)"):
+        uniform_loss(x)
+
+
+def test_arguments_that_are_no_features() -> None:
+    x = torch.ones(3, 2)
+    for call in (lambda: align_loss([[1.0]], x), lambda: uniform_loss([[1.0]])):
+        with pytest.raises(TypeError, match=r"^x must be a torch.Tensor"):
+            call()
+    with pytest.raises(TypeError, match=r"^y must be a torch.Tensor"):
+        align_loss(x[None], None)

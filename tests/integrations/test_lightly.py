@@ -1,6 +1,7 @@
 """The drop-in for lightly: against the library where it is installed, against dense formulas everywhere."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import oracle
 import pytest
@@ -158,6 +159,20 @@ class TestMemoryBank:
         assert bank.bank_ptr.tolist() == [0]
         assert bank.bank_ptr.dtype == torch.long
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_it_is_float32_whatever_the_default(self, lightly, dtype: torch.dtype) -> None:
+        banks = []
+        torch.set_default_dtype(dtype)
+        try:
+            for module in (ours, lightly):
+                for size in ((6, 4), 0):
+                    torch.manual_seed(3)
+                    banks.append(module.NTXentLoss(memory_bank_size=size).memory_bank.bank)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert {bank.dtype for bank in banks} == {torch.float32}
+        assert all(torch.equal(bank, other) for bank, other in zip(banks[:2], banks[2:], strict=True))
+
     def test_it_is_not_saved(self) -> None:
         loss = ours.NTXentLoss(memory_bank_size=(6, 4))
         assert loss.state_dict() == {}
@@ -269,6 +284,56 @@ class TestMemoryBank:
         assert ours.MemoryBankModule(0)(rows) == (rows, None)
 
 
+class TestHalfPrecision:
+    """Rows are normalised in float32: half precision has neither the range of the squares nor the original's 1e-12."""
+
+    @staticmethod
+    def views(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """With a zero row in either view, and a row whose squares float16 does not hold."""
+        x, y = (view.to(dtype) for view in features(16, 32))
+        x[3] = y[5] = 0
+        x[7] = 3e4
+        return x, y
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_a_zero_row_stays_out_of_the_memory_bank(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(4)
+        loss = ours.NTXentLoss(memory_bank_size=(32, 32))
+        before = loss.memory_bank.bank.clone()
+        x, y = self.views(dtype)
+        x.requires_grad_()
+        value = loss(x, y)
+        (grad,) = torch.autograd.grad(value, x)
+        a, b = (F.normalize(view.detach().double(), dim=1) for view in (x, y))
+        truth = oracle.info_nce(a, b, before.double(), in_batch=False, temperature=0.5, normalize=False)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), truth, rtol=0.01, atol=0)
+        assert grad.isfinite().all()
+        torch.testing.assert_close(loss.memory_bank.bank[:16].double(), b, rtol=0, atol=2 * torch.finfo(dtype).eps)
+        assert torch.equal(loss.memory_bank.bank[16:], before[16:])
+        # The next steps have the zero row among their negatives.
+        assert loss(x, y).isfinite()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_weights_are_made_of_unit_rows(self, dtype: torch.dtype) -> None:
+        def weight_fn(a: Tensor, b: Tensor) -> Tensor:
+            return ((a - b) ** 2).sum(1)
+
+        x, y = self.views(dtype)
+        value, *grads = value_and_grads(ours.DCLLoss(weight_fn=weight_fn), x, y)
+        truth = TestWeights.dense(weight_fn)(x.double(), y.double())
+        torch.testing.assert_close(value.double(), truth, rtol=0.02, atol=0)
+        assert not any(grad.isnan().any() for grad in grads)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_weights_see_the_dtype_of_the_features(self, dtype: torch.dtype) -> None:
+        seen = []
+        x, y = self.views(dtype)
+        ours.DCLLoss(weight_fn=lambda a, b: seen.append(a) or 1.0)(x, y)
+        assert [rows.dtype for rows in seen] == [dtype, dtype]
+        assert_close(seen[0].double(), F.normalize(x.double(), dim=1), 2 * torch.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("processes", [None, 1])
 @pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss", "DCLWLoss"])
 def test_one_process_has_nothing_to_gather(name: str, processes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +341,16 @@ def test_one_process_has_nothing_to_gather(name: str, processes: int | None, mon
     if processes is not None:
         pretend(monkeypatch, processes)
     assert getattr(ours, name)(gather_distributed=True)(x, y) == getattr(ours, name)()(x, y)
+
+
+LOSSES = [
+    ("HypersphereLoss", {}),
+    ("NTXentLoss", {}),
+    ("NTXentLoss", {"memory_bank_size": (8, 3)}),
+    ("DCLLoss", {}),
+    ("DCLLoss", {"weight_fn": lambda a, b: 1.0}),
+    ("DCLWLoss", {}),
+]
 
 
 class TestErrors:
@@ -290,6 +365,66 @@ class TestErrors:
                 ours.HypersphereLoss(**options)
         with pytest.raises(ValueError, match="sigma must be"):
             ours.DCLWLoss(sigma=0)
+
+    @pytest.mark.parametrize("temperature", [1e-9, -1e-9, 9.9e-9, 0])
+    def test_a_temperature_next_to_zero(self, temperature: float) -> None:
+        with pytest.raises(ValueError, match="temperature must"):
+            ours.NTXentLoss(temperature)
+
+    def test_a_temperature_next_to_zero_of_the_library(self, lightly) -> None:
+        for temperature in (1e-9, 9.9e-9):
+            with pytest.raises(ValueError, match="Illegal temperature"):
+                lightly.NTXentLoss(temperature)
+        for temperature in (1e-8, 1.1e-8):
+            for module in (ours, lightly):
+                assert module.NTXentLoss(temperature).temperature == temperature
+        for name in ("DCLLoss", "DCLWLoss"):  # they take it
+            for module in (ours, lightly):
+                assert getattr(module, name)(1e-9).temperature == 1e-9
+
+    @pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss", "DCLWLoss"])
+    def test_nothing_to_gather_by(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+        assert getattr(ours, name)() is not None
+        with pytest.raises(ValueError, match=r"^gather_distributed=True needs torch\.distributed"):
+            getattr(ours, name)(gather_distributed=True)
+
+    @pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss", "DCLWLoss"])
+    def test_nothing_to_gather_by_of_the_library(self, lightly, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+        with pytest.raises(ValueError, match=r"torch\.distributed is not available"):
+            getattr(lightly, name)(gather_distributed=True)
+
+    @pytest.mark.parametrize("shape", [(4, 4, 4), (4,)], ids=str)
+    @pytest.mark.parametrize(("name", "options"), LOSSES, ids=str)
+    def test_features_of_another_shape(self, name: str, options: dict[str, Any], shape: tuple[int, ...]) -> None:
+        x, y = torch.randn(2, *shape)
+        with pytest.raises(ValueError, match=r"^out0 must have shape \(N, D\)|^z_a must have shape \(N, D\)"):
+            getattr(ours, name)(**options)(x, y)
+
+    @pytest.mark.parametrize("shape", [(4, 4, 4), (4,)], ids=str)
+    @pytest.mark.parametrize(("name", "options"), LOSSES, ids=str)
+    def test_features_of_another_shape_in_the_library(self, lightly, name: str, options, shape) -> None:
+        x, y = torch.randn(2, *shape)
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            getattr(lightly, name)(**options)(x, y)
+
+    @pytest.mark.parametrize(
+        ("x", "y", "error", "message"),
+        [
+            ((4, 3), (4, 3), TypeError, "^out1 must have the dtype of x"),
+            ((4, 3), (5, 3), ValueError, "^out1 must have the shape of x"),
+            ((4, 2), (4, 2), ValueError, r"\(rows, 3\).* got \(4, 2\)"),
+            ((4, 1), (4, 1), ValueError, r"\(rows, 3\).* got \(4, 1\)"),
+        ],
+    )
+    def test_what_is_refused_is_not_written_into_the_bank(self, x, y, error: type[Exception], message: str) -> None:
+        loss = ours.NTXentLoss(memory_bank_size=(8, 3))
+        before = loss.memory_bank.bank.clone()
+        dtype = torch.float16 if error is TypeError else torch.float32
+        with pytest.raises(error, match=message):
+            loss(torch.randn(x, requires_grad=True), torch.randn(y, dtype=dtype))
+        assert torch.equal(loss.memory_bank.bank, before)
 
     @pytest.mark.parametrize("name", ["DCLLoss", "DCLWLoss", "HypersphereLoss"])
     def test_one_row(self, name: str) -> None:

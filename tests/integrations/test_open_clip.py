@@ -197,3 +197,10 @@ class TestErrors:
     def test_scale(self) -> None:
         with pytest.raises(ValueError, match="logit_scale must be a finite number > 0, got 0"):
             ours.ClipLoss()(*features(3, 4), 0)
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_features_of_another_shape(self, name: str) -> None:
+        for shape in ((2, 3, 4), (3, 3, 3), (4,)):
+            x, y = torch.randn(2, *shape)
+            with pytest.raises(ValueError, match=r"must have shape \(N, D\)"):
+                getattr(ours, name)()(x, y, 10.0, None)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -382,6 +383,29 @@ def test_wrong_options(loss: Callable, options: dict[str, Any], error: type[Exce
 def test_wrong_options_of_the_cached(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ours.CachedMultipleNegativesRankingLoss(nn.Identity(), **options)
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+@pytest.mark.parametrize("strength", [0.0, 0, 2.0])
+@pytest.mark.parametrize("name", [loss.__name__ for loss in BOTH])
+def test_a_hardness_without_strength_is_warned_of(
+    name: str, strength: float, mode: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    getattr(ours, name)(nn.Identity(), hardness_mode=mode, hardness_strength=strength)
+    expected = [] if mode is None or strength else [("hyperkern.integrations.sentence_transformers", logging.WARNING)]
+    assert [record[:2] for record in caplog.record_tuples] == expected
+    assert all(f"hardness_mode={mode!r}" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("name", [loss.__name__ for loss in BOTH])
+def test_the_library_warns_alike(original: ModuleType, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    for options in ({}, {"hardness_mode": MODES[0]}, {"hardness_mode": MODES[0], "hardness_strength": 2.0}):
+        levels = []
+        for module in (ours, original):
+            caplog.clear()
+            getattr(module, name)(new_model(), **options)
+            levels.append([record.levelno for record in caplog.records])
+        assert levels[0] == levels[1]
 
 
 @pytest.mark.parametrize("processes", [None, 1])
