@@ -6,7 +6,6 @@ import dataclasses
 import json
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,6 +15,7 @@ import rich.table
 import sklearn
 import torch
 
+from .. import __version__
 from .config import DemoConfig
 from .huge_batch import HugeBatch
 from .objectives import ALPHA, OBJECTIVES, TEMPERATURE, UNTRAINED, T
@@ -126,7 +126,7 @@ def to_json(results: Results) -> str:
         "objectives": {objective.name: objective.formula for objective in OBJECTIVES},
         "device": results.device,
         "versions": {
-            "hyperkern": metadata.version("hyperkern"),
+            "hyperkern": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "scikit-learn": sklearn.__version__,
