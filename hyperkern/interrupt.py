@@ -17,8 +17,9 @@ def raise_again() -> None:
 
 
 def _is_command() -> bool:
+    name = sys.argv[0] if getattr(sys, "argv", None) else ""  # some programs that embed Python have no arguments
     # "-m" stands there until the module has been found.
-    return Path(sys.argv[0]).stem == "hyperkern" or (sys.argv[0] == "-m" and "hyperkern" in sys.orig_argv)
+    return Path(name).stem == "hyperkern" or (name == "-m" and "hyperkern" in sys.orig_argv)
 
 
 def _handler_is(handler: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import warnings
 from importlib.util import find_spec
@@ -147,11 +148,14 @@ def _contents(args: argparse.Namespace, result: Evaluation, sources: list[Source
 
 
 def _print(result: Evaluation) -> None:
-    """A drawn table on a terminal, where `rich` is installed, and aligned lines elsewhere."""
+    """A drawn table on a terminal that is wide enough, where `rich` is installed, and aligned lines elsewhere."""
     from ..evaluation.report import table, title
 
     lines = table(result)
-    if sys.stdout.isatty() and find_spec("rich") is not None:
+    width = max(len(name) for name, _ in lines)
+    # A figure that is cut off says nothing: lines that wrap do.
+    fits = width + max(len(value) for _, value in lines) + 8 <= shutil.get_terminal_size().columns
+    if fits and sys.stdout.isatty() and find_spec("rich") is not None:
         import rich.box
         import rich.table
         from rich.console import Console
@@ -164,7 +168,6 @@ def _print(result: Evaluation) -> None:
             drawn.add_row(Text(name), Text(value))
         Console().print(drawn)
         return
-    width = max(len(name) for name, _ in lines)
     print(title(result))
     for name, value in lines:
         print(f"{name:<{width}}  {value}")

@@ -2,10 +2,12 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +87,8 @@ def test_closed_streams_are_no_error(features: str, monkeypatch: pytest.MonkeyPa
     assert main(["eval", features, "--device", "cpu"]) == 0
 
 
-def test_a_terminal_without_a_width_shows_the_table(features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_a_terminal(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a function shows there."""
     outer, inner = os.openpty()
     shown: list[bytes] = []
 
@@ -98,17 +101,36 @@ def test_a_terminal_without_a_width_shows_the_table(features: str, monkeypatch: 
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    monkeypatch.setenv("COLUMNS", "0")
-    monkeypatch.setenv("LINES", "0")
-    with open(inner, "w") as terminal:
-        monkeypatch.setattr(sys, "stdout", terminal)
-        assert terminal.isatty()
-        assert main(["eval", features, "--device", "cpu"]) == 0
+    with open(inner, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        run()
     reader.join(60)
     os.close(outer)
-    text = b"".join(shown).decode()
+    return b"".join(shown).decode()
+
+
+@pytest.mark.parametrize("columns", ["0", "30", "200"])
+def test_a_terminal_of_any_width_shows_every_figure(
+    columns: str, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", "0")
+    found: list[int] = []
+    text = on_a_terminal(lambda: found.append(main(["eval", features, "--device", "cpu"])), monkeypatch)
+    assert found == [0]
     assert "uniform distribution" in text
-    assert "norms" in text
+    assert re.search(r"gap to it +\+\d\.\d{6}\s", text)
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("columns", [30, 200])
+def test_the_table_of_the_demo_shows_every_figure(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = pytest.importorskip("hyperkern.demo.report")
+    rows = [["alignment only", *["12.345 ± 0.678"] * (len(report.HEADER) - 1)]]
+    console = pytest.importorskip("rich.console").Console
+    text = on_a_terminal(lambda: report.print_table(console(width=columns), "title", rows), monkeypatch)
+    assert text.count("12.345 ± 0.678") == len(report.HEADER) - 1
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("command", ["info", "bench", "tune"])
