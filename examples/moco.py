@@ -40,8 +40,8 @@ from hyperkern.demo.config import DemoConfig, OptionError, check_ranges, resolve
 from hyperkern.demo.data import augment, load
 from hyperkern.demo.encoder import new_encoder
 from hyperkern.demo.evaluate import Evaluation, evaluate
-from hyperkern.demo.files import write_files
 from hyperkern.demo.report import print_table
+from hyperkern.files import write_files
 
 # What a run can be resumed with only if it is the same.
 RECIPE = ("epochs", "batch", "queue", "momentum", "lr", "dim", "seed", "no_intra", "contrastive", "temperature")
@@ -171,7 +171,7 @@ def save(training: Training, path: Path) -> None:
     """Write a checkpoint; what was there stays whole until the new one is."""
     content = io.BytesIO()
     torch.save(training.state_dict(), content)
-    write_files(path.parent, {path.name: content.getvalue()})
+    write_files({path: content.getvalue()})
 
 
 def restore(training: Training, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import metrics
+from . import interrupt, metrics  # noqa: F401, interrupt is the first: it acts while PyTorch is being imported
 from .backends import backend_info
 from .cached import cached_step
 from .distributed import Group

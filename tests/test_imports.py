@@ -14,7 +14,7 @@ BACKENDS = {path.stem for path in (PACKAGE / "backends").iterdir()} - {"__init__
 
 # From the ground up. A part may import from the layers below it, and from itself; not from another of its layer.
 LAYERS = [
-    {"spec", "distributed"},
+    {"spec", "distributed", "files", "interrupt"},
     {"backends"},  # the contract and the choice, which imports a backend by name
     {"backends.common"},
     {f"backends.{name}" for name in BACKENDS},
@@ -27,6 +27,7 @@ LAYERS = [
     {"integrations", "demo"},
     {"bench"},  # measures memory as the demo does
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..files import OutputError, check_outputs, write_files
 from . import figures, page_tables, svg, units
 from .checked import Panel, Result, Setting, check
 from .svg import escape
@@ -242,28 +242,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--svg-dir", type=Path, metavar="DIR", help="also write every figure there, as SVG")
     options = parser.parse_args(arguments)
     try:
+        check_outputs({"out": options.out}, [options.result])
         result = json.loads(options.result.read_text(encoding="utf-8"))
-        page, images = render(result), files(result)
-        _write(options.out, page)
+        contents = {options.out: render(result)}
         if options.svg_dir:
             options.svg_dir.mkdir(parents=True, exist_ok=True)
-            for name, image in images.items():
-                _write(options.svg_dir / name, image)
+            contents |= {options.svg_dir / name: image for name, image in files(result).items()}
+        write_files({path: text.encode(errors="backslashreplace") for path, text in contents.items()})
     except json.JSONDecodeError as error:
         parser.error(f"{options.result} is not JSON: {error}")
+    except OutputError as error:
+        parser.error(str(error))
     except (OSError, ValueError) as error:
         parser.error(f"{options.result}: {error}" if isinstance(error, ValueError) else str(error))
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    # Moved into place when complete: a page that is there stays whole.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

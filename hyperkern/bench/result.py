@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..demo.files import write_files
 from .machine import Limit
 from .matrix import Point
 from .registry import CASES, BenchError
@@ -107,7 +106,7 @@ def with_baselines(rows: list[Row]) -> list[Row]:
 
 def as_json(result: Result) -> bytes:
     """The file that `read` reads."""
-    return (json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
 
 
 def as_csv(result: Result) -> bytes:
@@ -118,7 +117,7 @@ def as_csv(result: Result) -> bytes:
     for row in result["rows"]:
         samples = " ".join(f"{sample:.6g}" for sample in row["samples_ms"])
         writer.writerow({**row, "samples_ms": samples, **result["machine"]})
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def read(path: Path) -> Result:
@@ -163,9 +162,3 @@ def _problem(result: Any) -> str | None:
         if row["status"] == "ok" and not samples:
             return f"row {i} is ok and has no samples"
     return None
-
-
-def write(contents: dict[Path, bytes]) -> None:
-    """Writes files so that each is whole or as it was."""
-    for path, content in contents.items():
-        write_files(path.parent, {path.name: content})

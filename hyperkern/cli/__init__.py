@@ -1,21 +1,70 @@
 """The command ``hyperkern``."""
 
 import argparse
+import io
+import os
+import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
+from .. import __version__, interrupt
 from . import bench, demo, eval, info, tune
+
+# What a shell says of a command that the end of its pipe has ended, and of one that Ctrl-C has.
+BROKEN_PIPE, INTERRUPTED = 141, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    _prepare()
+    try:
+        interrupt.raise_again()
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, and not at the end of the process, where nobody catches what it raises
+    except KeyboardInterrupt:
+        print("hyperkern: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        print(f"hyperkern: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="hyperkern", description="Alignment, uniformity and contrastive losses without the N x N matrix."
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('hyperkern')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (bench, demo, eval, info, tune):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)
     return status
+
+
+def _prepare() -> None:
+    """Gives the standard streams that any text can be printed to, and a terminal without a width its own."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a sign that the encoding lacks is a question mark
+    for name in ("COLUMNS", "LINES"):
+        if os.environ.get(name) == "0":
+            del os.environ[name]  # `rich` would draw nothing
+
+
+def _drop_output() -> None:
+    """Nobody takes the output: what is left of it would fail again at the end of the process."""
+    with open(os.devnull, "wb") as nothing:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(nothing.fileno(), stream.fileno())

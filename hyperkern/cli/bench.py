@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import OutputError, check_outputs, write_files
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -111,36 +112,42 @@ def _guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
 
     try:
         return work(args)
+    except BrokenPipeError:  # of what is printed, see `main`
+        raise
     except ImportError as error:
         return _failed(1, str(error))
-    except (BenchError, OSError) as error:
+    except (BenchError, OutputError, OSError) as error:
         return _failed(2, f"error: {error}")
     except KeyboardInterrupt:
         return _failed(130, "interrupted, nothing written")
 
 
 def _bench(args: argparse.Namespace) -> int:
+    import torch
+
     from ..bench import registry
-    from ..bench.machine import describe
+    from ..bench.machine import check_device, describe
     from ..bench.plan import lines, plan
-    from ..bench.result import as_csv, as_json, read, write
+    from ..bench.result import as_csv, as_json, read
     from ..bench.table import print_result
 
     registry.load_all()
     for file in args.load:
         registry.load_file(file)
     matrix = _matrix(args)
+    if not args.plan or torch.cuda.is_available():  # a plan may be of a GPU that is elsewhere
+        check_device(matrix.device)
     if args.plan:
         print("\n".join(lines(plan(matrix), matrix)))
         return 0
     from ..bench.again import confirmed
     from ..bench.again import measure as measure_again
     from ..bench.compare import check_comparable, compare
-    from ..bench.machine import busy, check_device
+    from ..bench.machine import busy
     from ..bench.run import run as measure
 
-    check_device(matrix.device)
-    _check_outputs(args)
+    inputs = [*args.load, *([] if args.baseline is None else [args.baseline])]
+    check_outputs({"json": args.json, "csv": args.csv, "html": args.html}, inputs)
     baseline = None if args.baseline is None else read(args.baseline)
     if baseline is not None:
         check_comparable(baseline, describe(matrix.device))
@@ -155,9 +162,9 @@ def _bench(args: argparse.Namespace) -> int:
     if args.html is not None:
         from ..bench.page import render
 
-        contents[args.html] = render(result).encode()
+        contents[args.html] = render(result).encode(errors="backslashreplace")
+    write_files(contents)  # before anything is printed, which may find that nobody listens
     print_result(result)
-    write(contents)
     for path in contents:
         print(f"written: {path}")
     if baseline is None:
@@ -165,7 +172,10 @@ def _bench(args: argparse.Namespace) -> int:
     changes = compare(baseline, result, args.fail_over)
     if any(change.verdict == "slower" for change in changes):
         print(f"{COMMAND}: what looks slower is measured again", file=sys.stderr)
-        changes = confirmed(baseline, changes, args.fail_over, partial(measure_again, matrix))
+        try:
+            changes = confirmed(baseline, changes, args.fail_over, partial(measure_again, matrix))
+        except KeyboardInterrupt:
+            return _failed(130, "interrupted, what looks slower was not measured again")
     return _report(changes, args.fail_over)
 
 
@@ -190,10 +200,17 @@ def _matrix(args: argparse.Namespace) -> Matrix:
     from ..bench.matrix import DEFAULTS, check
     from ..bench.registry import BenchError
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = device.split(":")[0]
+    device = args.device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
     if kind not in DEFAULTS:
         raise BenchError(f"argument --device: must be cpu, cuda or cuda:<index>, got {device!r}")
+    if kind == "cpu":
+        device = kind  # of which there is one, whatever its index
     given = {
         name: getattr(args, name)
         for name in ("cases", "sizes", "dims", "dtypes", "modes", "executions", "rounds", "seconds", "longest")
@@ -207,24 +224,6 @@ def _matrix(args: argparse.Namespace) -> Matrix:
     matrix = replace(DEFAULTS[kind], device=device, memory=not args.no_memory, files=tuple(args.load), **given)
     check(matrix)
     return matrix
-
-
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Before minutes of work: whether what it finds can be written."""
-    from ..bench.registry import BenchError
-
-    seen: set[Path] = set()
-    for option in ("json", "csv", "html"):
-        path = getattr(args, option)
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise BenchError(f"argument --{option}: {path.parent} is no folder, got {str(path)!r}")
-        if path.is_dir():
-            raise BenchError(f"argument --{option}: is a folder, got {str(path)!r}")
-        if path.resolve() in seen:
-            raise BenchError(f"argument --{option}: another result goes there too, got {str(path)!r}")
-        seen.add(path.resolve())
 
 
 def _failed(status: int, message: str) -> int:

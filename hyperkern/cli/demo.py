@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..demo import DemoConfig, OptionError, run_demo
+from ..files import OutputError
 
 REQUIRED_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         run_demo(config)
-    except OptionError as error:
+    except (OptionError, OutputError) as error:
         print(f"hyperkern demo: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import warnings
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
+from ..files import check_outputs, write_files
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         _evaluate(args)
+    except BrokenPipeError:  # of what is printed, see `main`
+        raise
     except ImportError as error:
         return _failed(1, str(error))
     except (ValueError, TypeError, OSError) as error:
@@ -79,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ..demo.files import write_files
     from ..evaluation import evaluate, open_features
 
     _check_outputs(args)
@@ -91,9 +94,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         sources.append(open_features(args.positives, key=key))
     elif args.positives_key is not None:
         raise _OptionError("argument --positives-key: needs POSITIVES_FILE")
-    options: dict[str, Any] = {"method": "exact"}
-    if args.estimate is not None:
-        options = {"method": "estimate", "columns": args.estimate, "seed": args.seed}
+    options: dict[str, Any] = {} if args.estimate is None else {"method": "estimate", "columns": args.estimate}
     with warnings.catch_warnings(), progress_bar(COMMAND) as progress:
         warnings.simplefilter("ignore", UserWarning)  # they are in the result, and printed from there
         result = evaluate(
@@ -101,6 +102,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             t=args.t,
             alpha=args.alpha,
             normalize=not args.no_normalize,
+            seed=args.seed,
             device=args.device,
             block_rows=args.block_rows,
             backend=args.backend,
@@ -108,21 +110,18 @@ def _evaluate(args: argparse.Namespace) -> None:
             **options,
         )
     contents = _contents(args, result, sources)
+    write_files(contents)  # before anything is printed, which may find that nobody listens
     for warning in result.warnings:
         print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
     _print(result)
-    for path, content in contents.items():
-        write_files(path.parent, {path.name: content})
+    for path in contents:
         print(f"written: {path}")
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Before hours of work: whether what it finds can be written."""
-    for option, path in (("json", args.json), ("plot", args.plot)):
-        if path is not None and not path.parent.is_dir():
-            raise _OptionError(f"argument --{option}: {path.parent} is no folder, got {str(path)!r}")
-        if path is not None and path.is_dir():
-            raise _OptionError(f"argument --{option}: is a folder, got {str(path)!r}")
+    inputs = [path for path in (args.file, args.positives) if path is not None]
+    check_outputs({"json": args.json, "plot": args.plot}, inputs)
     if args.plot is not None:
         if args.plot.suffix not in PLOT_KINDS:
             raise _OptionError(f"argument --plot: must end in {' or '.join(PLOT_KINDS)}, got {str(args.plot)!r}")
@@ -136,10 +135,11 @@ def _contents(args: argparse.Namespace, result: Evaluation, sources: list[Source
     if args.json is not None:
         import torch
 
-        versions = {"hyperkern": version("hyperkern"), "torch": torch.__version__}
+        versions = {"hyperkern": __version__, "torch": torch.__version__}
         figures = {**result.to_dict(), "versions": versions}
         text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
-        contents[args.json] = f"{text}\n".encode()
+        # Of a file name that is no text, an escape of JSON.
+        contents[args.json] = f"{text}\n".encode(errors="backslashreplace")
     if args.plot is not None:
         from ..evaluation.plot import draw
 
@@ -148,11 +148,14 @@ def _contents(args: argparse.Namespace, result: Evaluation, sources: list[Source
 
 
 def _print(result: Evaluation) -> None:
-    """A drawn table on a terminal, where `rich` is installed, and aligned lines elsewhere."""
+    """A drawn table on a terminal that is wide enough, where `rich` is installed, and aligned lines elsewhere."""
     from ..evaluation.report import table, title
 
     lines = table(result)
-    if sys.stdout.isatty() and find_spec("rich") is not None:
+    width = max(len(name) for name, _ in lines)
+    # A figure that is cut off says nothing: lines that wrap do.
+    fits = width + max(len(value) for _, value in lines) + 8 <= shutil.get_terminal_size().columns
+    if fits and sys.stdout.isatty() and find_spec("rich") is not None:
         import rich.box
         import rich.table
         from rich.console import Console
@@ -165,7 +168,6 @@ def _print(result: Evaluation) -> None:
             drawn.add_row(Text(name), Text(value))
         Console().print(drawn)
         return
-    width = max(len(name) for name, _ in lines)
     print(title(result))
     for name, value in lines:
         print(f"{name:<{width}}  {value}")

@@ -2,8 +2,11 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ..files import OutputError, check_outputs
 
 OPERANDS = ("bfloat16", "tf32", "float32")
 
@@ -29,17 +32,23 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tunes; returns 0, 1 where there is no GPU to tune for, 2 for an option that cannot work."""
+    """Tunes; returns 0, 1 where there is no GPU to tune for, 2 for an option or a file that cannot work."""
     import torch
 
     if args.rows < 128:
         print(f"hyperkern tune: error: --rows must be at least 128, got {args.rows}", file=sys.stderr)
         return 2
-    if not torch.cuda.is_available():
-        print("hyperkern tune: needs a CUDA GPU, and PyTorch finds none", file=sys.stderr)
-        return 1
-    from ..backends.triton.tune import tune_device
+    try:
+        check_outputs({"out": args.out})
+        if not torch.cuda.is_available():
+            print("hyperkern tune: needs a CUDA GPU, and PyTorch finds none", file=sys.stderr)
+            return 1
+        from ..backends.triton.tune import tune_device
 
-    path = tune_device(args.out, args.rows, tuple(args.operand or OPERANDS), print)
+        # What it prints on the way goes where a pipe that is gone does not end it.
+        path = tune_device(args.out, args.rows, tuple(args.operand or OPERANDS), partial(print, file=sys.stderr))
+    except OutputError as error:
+        print(f"hyperkern tune: error: {error}", file=sys.stderr)
+        return 2
     print(f"written: {path}")
     return 0

@@ -23,6 +23,7 @@ def run_demo(config: DemoConfig) -> Results:
 
     Raises:
         OptionError: an option cannot work; raised before any training.
+        hyperkern.files.OutputError: the folder could be written to before the training, and not after it.
     """
     # Late, so that the command line can name the options without the demo's own dependencies.
     from .pipeline import run

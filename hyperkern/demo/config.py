@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import obstacle
+
 if TYPE_CHECKING:
     import torch
+
+# What is written to the output folder.
+FILES = ("table.md", "results.json", "picture.png", "picture.svg")
 
 
 class OptionError(ValueError):
@@ -105,14 +109,15 @@ def check_backend(backend: str | None, device: torch.device, dim: int) -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Make the output folder and write a scratch file in it.
+    """Make the output folder and look whether the results can be written there.
 
     Raises:
-        OptionError: the folder cannot be made or written to.
+        OptionError: the folder cannot be made, or one of the files not written.
     """
     try:
         os.makedirs(out, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
     except OSError as error:
         raise OptionError("out", out, f"cannot be written to ({error.strerror})") from error
+    for path in (out / name for name in FILES):
+        if (reason := obstacle(path)) is not None:
+            raise OptionError("out", out, f"{path.name} {reason}")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 
+from ..files import write_files
 from ..metrics import uniformity_limit
-from .config import DemoConfig, check_backend, check_ranges, check_writable, resolve_device
+from .config import FILES, DemoConfig, check_backend, check_ranges, check_writable, resolve_device
 from .data import Digits, load
 from .encoder import new_encoder
 from .evaluate import encode, evaluate, held_out_views
-from .files import write_files
 from .huge_batch import HugeBatch, default_rows, describe_huge_batch, measure_huge_batch
 from .objectives import OBJECTIVES, UNTRAINED, Objective, T
 from .picture import draw
@@ -48,29 +51,17 @@ def run(config: DemoConfig) -> Results:
     check_backend(config.backend, device, config.dim)
     check_writable(config.out)
 
-    console = Console()
-    say = console.print if console.is_terminal else print
-    say(
+    # Progress goes to the standard error output, so that what is printed can be piped.
+    on_the_way = Console(stderr=True)
+    tell = on_the_way.print if on_the_way.is_terminal else partial(print, file=sys.stderr)
+    tell(
         f"{len(digits.train_labels)} training and {len(digits.held_out_labels)} held-out images of "
         f"handwritten digits, {config.epochs} epochs, batch {config.batch}, on {device}"
     )
-    runs, circle = _train_all(config, digits, console)
+    runs, circle = _train_all(config, digits, on_the_way)
     summary = summarize(runs)
     limit = uniformity_limit(config.dim, T)
-    title, rows = table_title(config, len(digits.held_out_labels)), table_rows(summary, limit)
-    say("")
-    print_table(console, title, rows)
-
-    say("")
-    huge = _huge_batch(config, device, console)
-    for line in describe_huge_batch(huge):
-        say(line)
-
-    finding = judge(summary, len(digits.held_out_labels))
-    say("")
-    for line in finding.lines:
-        say(line)
-
+    huge = _huge_batch(config, device, on_the_way)
     results = Results(
         config=config,
         device=_device_name(device),
@@ -81,19 +72,38 @@ def run(config: DemoConfig) -> Results:
         circle=circle,
         limit=limit,
         huge=huge,
-        finding=finding,
+        finding=judge(summary, len(digits.held_out_labels)),
         seconds=time.perf_counter() - start,
     )
-    pictures = draw(runs, circle, digits.held_out_labels, limit)
-    files = {
-        "table.md": markdown(title, rows, finding).encode(),
+    write_files(_contents(results, digits))  # before anything is printed, which may find that nobody listens
+    _print(results)
+    return results
+
+
+def _contents(results: Results, digits: Digits) -> dict[Path, bytes]:
+    title, rows = table_title(results.config, results.held_out_size), table_rows(results.summary, results.limit)
+    pictures = draw(results.runs, results.circle, digits.held_out_labels, results.limit)
+    contents = {
+        "table.md": markdown(title, rows, results.finding).encode(),
         "results.json": to_json(results).encode(),
         **{f"picture.{kind}": content for kind, content in pictures.items()},
     }
-    write_files(config.out, files)
+    return {results.config.out / name: contents[name] for name in FILES}
+
+
+def _print(results: Results) -> None:
+    console = Console()
+    say = console.print if console.is_terminal else print
+    title, rows = table_title(results.config, results.held_out_size), table_rows(results.summary, results.limit)
+    print_table(console, title, rows)
     say("")
-    say(f"{time.perf_counter() - start:.0f} s in all; wrote {', '.join(files)} in {config.out}")
-    return results
+    for line in describe_huge_batch(results.huge):
+        say(line)
+    say("")
+    for line in results.finding.lines:
+        say(line)
+    say("")
+    say(f"{results.seconds:.0f} s in all; wrote {', '.join(FILES)} in {results.config.out}")
 
 
 def _train_all(config: DemoConfig, digits: Digits, console: Console) -> tuple[list[Run], list[CircleRun]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
@@ -13,7 +14,13 @@ Job = TypeVar("Job")
 
 
 def track(console: Console, jobs: Sequence[Job], describe: Callable[[Job], str]) -> Generator[Job, None, None]:
-    """Hand out the jobs one by one, with a bar on a terminal and one plain line for each job elsewhere."""
+    """Hand out the jobs one by one, with a bar on a terminal and one plain line for each job elsewhere.
+
+    Args:
+        console: of the standard error output.
+        jobs: what is to be done.
+        describe: names a job.
+    """
     if console.is_terminal:
         columns = (
             rich.progress.SpinnerColumn(),
@@ -33,4 +40,5 @@ def track(console: Console, jobs: Sequence[Job], describe: Callable[[Job], str])
         start = time.perf_counter()
         yield job
         seconds = time.perf_counter() - start
-        print(f"[{number:{len(str(len(jobs)))}}/{len(jobs)}] {describe(job)}: {seconds:.1f} s", flush=True)
+        line = f"[{number:{len(str(len(jobs)))}}/{len(jobs)}] {describe(job)}: {seconds:.1f} s"
+        print(line, file=sys.stderr, flush=True)

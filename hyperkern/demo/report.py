@@ -6,7 +6,6 @@ import dataclasses
 import json
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,6 +15,7 @@ import rich.table
 import sklearn
 import torch
 
+from .. import __version__
 from .config import DemoConfig
 from .huge_batch import HugeBatch
 from .objectives import ALPHA, OBJECTIVES, TEMPERATURE, UNTRAINED, T
@@ -89,8 +89,10 @@ def table_title(config: DemoConfig, held_out_size: int) -> str:
 
 
 def print_table(console: rich.console.Console, title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a drawn table on a terminal, plain aligned lines elsewhere."""
-    if console.is_terminal:
+    """Print a drawn table on a terminal that is wide enough, plain aligned lines elsewhere."""
+    widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in range(len(HEADER))]
+    # A figure that is cut off says nothing: lines that wrap do.
+    if console.is_terminal and sum(widths) + 4 * len(widths) <= console.width:
         table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
         for index, name in enumerate(HEADER):
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
@@ -98,7 +100,6 @@ def print_table(console: rich.console.Console, title: str, rows: Sequence[Sequen
             table.add_row(*row)
         console.print(table)
         return
-    widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in range(len(HEADER))]
     print(title)
     for row in (HEADER, *rows):
         first, *others = (
@@ -126,7 +127,7 @@ def to_json(results: Results) -> str:
         "objectives": {objective.name: objective.formula for objective in OBJECTIVES},
         "device": results.device,
         "versions": {
-            "hyperkern": metadata.version("hyperkern"),
+            "hyperkern": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "scikit-learn": sklearn.__version__,

@@ -21,7 +21,7 @@ from .exact import exact, exact_visits
 from .regression import Mean, student_quantile
 from .result import Evaluation, Side
 from .scan import Scan, scan
-from .sources import Source, as_source
+from .sources import Source, as_source, check_dense, check_unmasked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 METHODS = ("exact", "estimate")
 DEFAULT_COLUMNS = 1024
 _FEWEST_COLUMNS = 16
+_SEEDS = -(2**63), 2**64 - 1  # that PyTorch takes
 _LARGEST_T = 100.0  # of the estimate; far beyond where a sample still sees what makes up the mean
 _DOUBTFUL = 0.1  # a relative standard error from which on the interval is too narrow, seen at t = 20
 
@@ -72,7 +73,7 @@ def evaluate(
             with a standard error and an interval; A is exact all the same. It needs ``normalize``.
         columns: how many columns an estimate draws, >= 16. With as many as there are rows the result is exact.
         confidence: probability that the interval covers the exact value, in (0.5, 1).
-        seed: of the draws.
+        seed: of the draws, from -2^63 to 2^64 - 1.
         device: where to compute; by default where the features are if that is not the CPU, else a GPU if there is one.
         block_rows: rows of a block; by default as many as the device works well with.
         progress: called with the number of blocks done and of all, in the end with two equal numbers.
@@ -83,10 +84,11 @@ def evaluate(
         that of a few blocks, ``block_rows * D``, and for an estimate some 200 bytes for each row.
 
     Raises:
-        TypeError: an input is neither tensor nor array nor source, or of a dtype that is not supported; a number that
-            is none.
-        ValueError: a wrong or empty shape, fewer than two rows, positives of another shape, weights that are negative,
-            not finite or leave no pair, an option out of its range, an unknown or unusable device or backend.
+        TypeError: an input is neither tensor nor array nor source, a masked array, or of a dtype that is not
+            supported; a number that is none.
+        ValueError: a wrong or empty shape, a sparse, nested or meta tensor, fewer than two rows, positives of another
+            shape, weights that are negative, not finite or leave no pair, an option out of its range, an unknown or
+            unusable backend, or a device that is unknown or not here.
 
     Warns:
         UserWarning: for rows that are not of unit length, zero or not finite, and for an estimate that is too noisy.
@@ -101,6 +103,8 @@ def evaluate(
     _check_integer("columns", columns, _FEWEST_COLUMNS)
     if block_rows is not None:
         _check_integer("block_rows", block_rows, 1)
+    _check_integer("seed", seed, *_SEEDS)
+    check_positive("confidence", confidence)
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence must lie between 0.5 and 1, got {confidence}")
     sources = _checked_sources(features, positives)
@@ -262,7 +266,12 @@ def _checked_weights(weights: Tensor | np.ndarray | None, count: int) -> tuple[T
     """The weights over the largest of them, and the sum of ``w_i w_j`` over the distinct pairs."""
     if weights is None:
         return None, count * (count - 1) / 2
-    given = weights.detach() if isinstance(weights, Tensor) else torch.as_tensor(weights)
+    check_unmasked("weights", weights)
+    try:
+        given = torch.as_tensor(weights).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"weights must be a tensor or an array, got {type(weights).__name__} ({error})") from error
+    check_dense("weights", given)
     if not given.is_floating_point():
         raise TypeError(f"weights must have a floating dtype, got {given.dtype}")
     if given.shape != (count,):
@@ -278,11 +287,13 @@ def _checked_weights(weights: Tensor | np.ndarray | None, count: int) -> tuple[T
     return relative, (relative[1:] * relative.cumsum(0)[:-1]).sum().item()
 
 
-def _check_integer(name: str, value: int, least: int) -> None:
+def _check_integer(name: str, value: int, least: int, most: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _check_estimate(t: float, normalize: bool) -> None:
@@ -304,10 +315,15 @@ def _resolved_device(device: torch.device | str | None, source: Source) -> torch
         return torch.device("cuda" if torch.cuda.is_available() else "cpu") if on_cpu else source.device
     try:
         resolved = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device must be the name of a device such as cpu or cuda, got {device!r}") from None
     if resolved.type == "meta":
         raise ValueError("device must hold values, got meta")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    try:
+        torch.zeros(1, device=resolved).cpu()
+    except Exception as error:  # a device that is not here raises half a dozen kinds of errors
+        reason = str(error).split(". ")[0].split("\n")[0]
+        raise ValueError(f"device {device} is not here: {reason}") from error
     return resolved

@@ -15,6 +15,9 @@ from torch import Tensor
 from .sources import ArraySource, Source, TensorSource
 
 _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# What files begin with: archives, as torch.save and numpy.savez write them, and tensors as torch.save once wrote them.
+_ZIP = b"PK\x03\x04"
+_OLD_TORCH = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)
 
 
 def open_features(path: str | os.PathLike[str], *, key: str | None = None) -> Source:
@@ -45,6 +48,12 @@ def open_features(path: str | os.PathLike[str], *, key: str | None = None) -> So
     return openers[path.suffix](path, key)
 
 
+def _start(path: Path) -> bytes:
+    """What a file begins with."""
+    with path.open("rb") as file:
+        return file.read(16)
+
+
 def _open_npy(path: Path, key: str | None) -> Source:
     try:
         import numpy as np
@@ -52,20 +61,34 @@ def _open_npy(path: Path, key: str | None) -> Source:
         raise ImportError("a .npy file needs NumPy; install with: pip install numpy") from None
     if key is not None:
         raise ValueError(f"{path} holds one array without a name, got key {key!r}")
+    start = _start(path)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not start:
+            raise ValueError("it is empty")
+        if start.startswith(_ZIP):
+            raise ValueError("it is an archive of arrays")
+        if not start.startswith(np.lib.format.MAGIC_PREFIX):
+            raise ValueError("it does not begin as one, it may be text or a pickle: write it with numpy.save")
+        array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a .npy file ({error})") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"{path} cannot be read as a .npy file (it is an archive of arrays)")
     return ArraySource(str(path), array)
 
 
 def _open_torch(path: Path, key: str | None) -> Source:
+    start = _start(path)
     try:
+        if not start:
+            raise ValueError("it is empty")
+        if start.startswith(_OLD_TORCH):
+            raise ValueError("it has the old format, save it again with _use_new_zipfile_serialization=True")
+        if not start.startswith(_ZIP):
+            raise ValueError("it does not begin as one, it may be another pickle")
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        reason = "it holds more than tensors, which could run code of its own"
+        raise ValueError(f"{path} cannot be read as tensors saved by torch.save ({reason})") from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} cannot be read as tensors saved by torch.save ({reason})") from error
     if isinstance(content, Tensor):
@@ -73,8 +96,12 @@ def _open_torch(path: Path, key: str | None) -> Source:
             raise ValueError(f"{path} holds one tensor without a name, got key {key!r}")
         return TensorSource(str(path), content)
     tensors = _named_tensors(content)
-    chosen = _chosen(path, key, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    chosen = _chosen(path, key, {name: _shape(tensor) for name, tensor in tensors.items()})
     return TensorSource(f"{path}[{chosen}]", tensors[chosen])
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return () if tensor.is_nested else tuple(tensor.shape)  # a nested one has none
 
 
 def _named_tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:

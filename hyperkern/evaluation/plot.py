@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import matplotlib
@@ -125,8 +126,9 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _short(side: Side) -> str:
-    """The name of a file without its folder."""
-    return side.name.rsplit("/", 1)[-1]
+    """The name of a file without its folder, as text that is drawn as it is."""
+    name = side.name.rsplit("/", 1)[-1].encode(errors="replace").decode()
+    return name.replace("$", r"\$")  # which would begin a formula
 
 
 def _pairs(x: torch.Tensor, on_sphere: bool) -> NDArray[np.float64]:
@@ -146,7 +148,8 @@ def _draw_values(axes: Axes, result: Evaluation) -> None:
         shown = f"{side.uniformity:.4f}"
         if side.standard_error:
             shown += f" ± {side.standard_error:.2g}"
-            axes.errorbar(side.uniformity, row, xerr=1.96 * side.standard_error, color=color, capsize=5)
+            half = NormalDist().inv_cdf(0.5 + result.confidence / 2) * side.standard_error
+            axes.errorbar(side.uniformity, row, xerr=half, color=color, capsize=5)
         axes.plot(side.uniformity, row, color=color, marker="o", markersize=8)
         in_right_half = not side.uniformity < low / 2
         axes.annotate(

@@ -62,9 +62,8 @@ class TensorSource(Source):
 
     def __init__(self, name: str, tensor: Tensor) -> None:
         """Take the tensor; nothing is copied."""
+        check_dense(name, tensor)
         super().__init__(name, tuple(tensor.shape), tensor.dtype)
-        if tensor.layout != torch.strided:
-            raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
         self._tensor, self.device = tensor.detach(), tensor.device
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -115,13 +114,38 @@ def _read_only_mapping(array: np.ndarray) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor without a value in each place.
+
+    Raises:
+        ValueError: it is nested, sparse, or on the meta device.
+    """
+    if tensor.is_nested:
+        raise ValueError(f"{name} must be a dense tensor, got a nested one")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device")
+
+
+def check_unmasked(name: str, array: object) -> None:
+    """Refuse a masked array, whose mask would be ignored.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if any(kind.__name__ == "MaskedArray" for kind in type(array).__mro__):
+        raise TypeError(f"{name} must not be a masked array, got one: leave masked rows out, or fill them")
+
+
 def as_source(name: str, features: Any) -> Source:
     """The rows of a tensor or an array; a source is one already.
 
     Raises:
-        TypeError: neither, or of a dtype that the losses do not take.
-        ValueError: not two dimensions, or empty.
+        TypeError: neither, a masked array, or of a dtype that the losses do not take.
+        ValueError: not two dimensions, empty, or not dense.
     """
+    check_unmasked(name, features)
     if isinstance(features, Source):
         return features
     if isinstance(features, Tensor):

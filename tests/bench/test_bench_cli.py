@@ -63,6 +63,13 @@ def test_json_and_csv_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture
     assert as_csv(found) == out[1].read_bytes()
 
 
+def test_a_processor_with_an_index_is_the_processor(tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    options = ["--device", "cpu:0", "--cases", "uniformity", "--implementations", "dense", "--json", str(out)]
+    assert main(["bench", *TINY, *options]) == 0
+    assert read(out)["machine"]["device"] == "cpu"
+
+
 @pytest.mark.parametrize("mode", ["forward", "backward", "both"])
 def test_every_mode(tmp_path: Path, mode: str) -> None:
     out = tmp_path / "a.json"
@@ -145,6 +152,9 @@ def test_what_is_skipped_is_in_the_result(tmp_path: Path, capsys: pytest.Capture
         (["--longest", "nan"], "argument --longest: must be positive, got nan"),
         (["--device", "abacus"], "argument --device: must be cpu, cuda or cuda:<index>, got 'abacus'"),
         (["--device", "cuda:99"], "argument --device: PyTorch finds "),
+        (["--device", "mps"], "argument --device: must be cpu, cuda or cuda:<index>, got 'mps'"),
+        (["--device", ""], "argument --device: must be cpu, cuda or cuda:<index>, got ''"),
+        (["--device", "cuda:x", "--plan"], "argument --device: must be cpu, cuda or cuda:<index>, got 'cuda:x'"),
         (["--device", "cuda:x"], "argument --device: "),
         (["--load", "missing.py"], "argument --load: cannot read 'missing.py'"),
         (["--json", "no/such/folder/a.json"], "argument --json: no/such/folder is no folder"),

@@ -30,6 +30,8 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--device", "abacus"),
         ("--device", "meta"),
         ("--device", "cuda:99"),
+        ("--device", "mps"),
+        ("--device", ""),
         ("--backend", "abacus"),
     ],
 )
@@ -68,8 +70,8 @@ def test_prints_progress_table_huge_batch_and_finding(
     monkeypatch.setattr(huge_batch, "CPU_ROWS", 512)
     options = ["--seeds", "1", "--epochs", "1", "--dim", "4", "--device", "cpu", "--backend", "reference"]
     assert main(["demo", *options, "--out", str(tmp_path)]) == 0
-    text = capsys.readouterr().out
-    assert "[8/8] alignment + uniformity, 2 dimensions, seed 0: " in text
+    text, progress = capsys.readouterr()
+    assert "[8/8] alignment + uniformity, 2 dimensions, seed 0: " in progress
     header = next(line for line in text.splitlines() if line.startswith("objective"))
     row = next(line for line in text.splitlines() if line.startswith("untrained encoder"))
     assert len(header) == len(row)

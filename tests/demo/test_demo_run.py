@@ -9,7 +9,6 @@ import matplotlib.image
 import pytest
 
 from hyperkern.demo import DemoConfig, run_demo
-from hyperkern.demo.files import write_files
 from hyperkern.metrics import uniformity_limit
 
 FILES = {"table.md", "results.json", "picture.png", "picture.svg"}
@@ -86,12 +85,3 @@ def test_same_seeds_give_the_same_figures_and_replace_the_files(out: Path, resul
     assert timeless[0] == timeless[1]
     assert (tmp_path / "table.md").read_bytes() == (out / "table.md").read_bytes()
     assert (tmp_path / "picture.svg").read_bytes() == (out / "picture.svg").read_bytes()
-
-
-def test_files_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(TypeError):
-        write_files(tmp_path, {"a": b"new", "b": None})  # type: ignore[dict-item]
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
-    write_files(tmp_path, {"a": b"new", "b": b"new"})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new", "b": b"new"}

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 import hyperkern as hk
 import hyperkern.cli.eval
 from hyperkern.cli import main
 from hyperkern.cli import progress as cli_progress
 from hyperkern.evaluation import evaluate as evaluate_module
+from hyperkern.evaluation import plot
 from hyperkern.evaluation.plot import uniform_density
 
 
@@ -86,6 +89,22 @@ def test_plot(files, kind: str, options: list[str], tmp_path: Path) -> None:
     assert len(content) > 10_000
 
 
+@pytest.mark.parametrize(("confidence", "deviations"), [(0.95, 1.959964), (0.6827, 1.0), (0.99, 2.575829)])
+def test_the_error_bar_is_the_interval_of_that_confidence(confidence: float, deviations: float) -> None:
+    x, y = torch.randn(2, 100, 8)
+    found = hk.evaluate(x, y, method="estimate", columns=40, confidence=confidence, device="cpu")
+    axes = Figure().subplots()
+    plot._draw_values(axes, found)
+    bars = [artist for artist in axes.collections if isinstance(artist, LineCollection)]
+    assert len(bars) == 2
+    for bar, side in zip(bars, found.sides, strict=True):
+        ((start, end),) = bar.get_segments()
+        half = deviations * side.standard_error
+        assert start[0] == pytest.approx(side.uniformity - half, rel=1e-5)
+        assert end[0] == pytest.approx(side.uniformity + half, rel=1e-5)
+        assert half > 1e-3 * abs(side.uniformity)  # or ten times the bar would look the same
+
+
 @pytest.mark.parametrize("features", [torch.randn(30, 1), torch.randn(30, 2), torch.ones(30, 3), torch.zeros(30, 3)])
 def test_plot_of_unusual_features(features: torch.Tensor, tmp_path: Path) -> None:
     features[3, 0] = torch.nan
@@ -117,6 +136,12 @@ def test_density_of_the_uniform_distribution(dim: int) -> None:
         (["--estimate", "20", "--no-normalize"], "method='estimate' needs normalize=True"),
         (["--device", "abacus"], "device must be the name of a device such as cpu or cuda, got 'abacus'"),
         (["--device", "cuda:99"], "device cuda:99 is not here"),
+        (["--device", "mps:7"], "device mps:7 is not here: "),
+        (["--device", "xpu:99"], "device xpu:99 is not here: "),
+        (["--device", "vulkan"], "device vulkan is not here: "),
+        (["--device", "privateuseone"], "device privateuseone is not here: "),
+        (["--estimate", "20", "--seed", str(2**64)], f"seed must be at most {2**64 - 1}, got {2**64}"),
+        (["--seed", str(-(2**63) - 1)], f"seed must be at least {-(2**63)}, got {-(2**63) - 1}"),
         (["--backend", "abacus"], "backend='abacus' is unknown"),
         (["--block-rows", "0"], "block_rows must be at least 1, got 0"),
         (["--key", "a"], "x.npy holds one array without a name, got key 'a'"),

@@ -2,6 +2,7 @@
 
 import builtins
 import mmap
+import pickle
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*rows are not of unit length")
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 ROWS = torch.randn(37, 5, dtype=torch.float64)
+LITTLE = sys.byteorder == "little"
 
 
 def check(source, expected: torch.Tensor) -> None:
@@ -142,16 +144,22 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(ValueError, match=r"folder.npy is no file"):
         open_features(tmp_path / "folder.npy")
-    for content in (b"", b"nothing of the kind"):
-        with pytest.raises(ValueError, match=r"x.npy cannot be read as a .npy file \("):
+    other = r"\(it does not begin as one, it may be "
+    for content, reason in (
+        (b"", r"\(it is empty\)"),
+        (b"0.1 0.2\n0.3 0.4\n", other),
+        (pickle.dumps({"x": [0.1, 0.2]}), other),
+        (b"PK\x03\x04 and no more", r"\(.*archive"),
+    ):
+        with pytest.raises(ValueError, match=r"x.npy cannot be read as a .npy file " + reason):
             open_features(write("x.npy", content))
-        with pytest.raises(ValueError, match=r"x.pt cannot be read as tensors saved by torch.save \("):
+        with pytest.raises(ValueError, match=r"x.pt cannot be read as tensors saved by torch.save " + reason):
             open_features(write("x.pt", content))
     np.save(tmp_path / "objects.npy", np.array([Unsafe()]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"objects.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"objects.npy cannot be read .*Python objects"):
         open_features(tmp_path / "objects.npy")
     torch.save(Unsafe(), tmp_path / "unsafe.pt")
-    with pytest.raises(ValueError, match=r"unsafe.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"unsafe.pt cannot be read .*\(it holds more than tensors"):
         open_features(tmp_path / "unsafe.pt")
     assert "run by the file" not in capsys.readouterr().out
     np.savez(tmp_path / "archive.npz", a=ROWS.numpy())
@@ -191,3 +199,91 @@ def test_arrays_that_are_no_features(array: np.ndarray, error: type[Exception], 
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(error, match=text):
         open_features(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("method", ["exact", "estimate"])
+def test_tensors_of_inference_mode(method: str) -> None:
+    options = {"method": method, "columns": 16, "device": "cpu"}
+    with torch.inference_mode():
+        made_there = ROWS.clone()
+        weights = torch.ones(37)
+        inside = hk.evaluate(ROWS, made_there, weights=weights, **options)
+    outside = hk.evaluate(made_there, ROWS, weights=weights, **options)
+    assert inside.uniformity == outside.uniformity
+    assert hk.evaluate(ROWS, ROWS, **options).uniformity == pytest.approx(outside.uniformity, rel=1e-12)
+
+
+NO_VALUES = {
+    "meta": (ROWS[:, 0].to("meta"), ROWS.to("meta"), "must hold values, got a tensor on the meta device"),
+    "nested": (*[torch.nested.nested_tensor([ROWS[0], ROWS[1]])] * 2, "must be a dense tensor, got a nested one"),
+    "jagged": (
+        *[torch.nested.nested_tensor([ROWS[:9], ROWS[9:]], layout=torch.jagged)] * 2,
+        "must be a dense tensor, got a nested one",
+    ),
+    "sparse": (ROWS[:, 0].to_sparse(), ROWS.to_sparse(), "must be a dense tensor, got layout torch.sparse_coo"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_VALUES)
+def test_tensors_without_a_value_in_each_place(kind: str, tmp_path: Path) -> None:
+    weights, features, text = NO_VALUES[kind]
+    with pytest.raises(ValueError, match=f"^features {text}"):
+        hk.evaluate(features)
+    with pytest.raises(ValueError, match=f"^positives {text}"):
+        hk.evaluate(ROWS, features)
+    with pytest.raises(ValueError, match=f"^weights {text}"):
+        hk.evaluate(ROWS, weights=weights)
+    if kind in ("meta", "sparse"):
+        torch.save({"x": features}, tmp_path / "x.pt")
+        with pytest.raises(ValueError, match=rf"x.pt\[x\] {text}"):
+            open_features(tmp_path / "x.pt")
+
+
+def test_masked_arrays() -> None:
+    masked = np.ma.masked_array(ROWS.numpy(), mask=np.zeros(ROWS.shape))
+    with pytest.raises(TypeError, match=r"^features must not be a masked array"):
+        hk.evaluate(masked)
+    with pytest.raises(TypeError, match=r"^positives must not be a masked array"):
+        hk.evaluate(ROWS, masked)
+    with pytest.raises(TypeError, match=r"^weights must not be a masked array"):
+        hk.evaluate(ROWS, weights=masked[:, 0])
+
+
+@pytest.mark.parametrize("weights", ["many", {"a": 1}, object(), np.ones(37).astype(">f8" if LITTLE else "<f8")])
+def test_weights_that_are_none(weights: object) -> None:
+    with pytest.raises(TypeError, match=r"^weights must be a tensor or an array"):
+        hk.evaluate(ROWS, weights=weights)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_the_outermost_seeds(seed: int) -> None:
+    assert hk.evaluate(ROWS, method="estimate", columns=16, seed=seed, device="cpu").seed == seed
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "text"),
+    [
+        (2**64, ValueError, f"seed must be at most {2**64 - 1}, got {2**64}"),
+        (-(2**63) - 1, ValueError, f"seed must be at least {-(2**63)}, got {-(2**63) - 1}"),
+        (1.5, TypeError, "seed must be an integer, got float"),
+        (None, TypeError, "seed must be an integer, got NoneType"),
+        (True, TypeError, "seed must be an integer, got bool"),
+    ],
+)
+def test_absurd_seeds(seed: object, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        hk.evaluate(ROWS, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "device", ["mps:7", "xpu:99", "vulkan", "hpu", "xla", "mkldnn", "opengl", "cuda:99", torch.device("vulkan")]
+)
+def test_devices_that_are_not_here(device: str | torch.device) -> None:
+    with pytest.raises(ValueError, match=f"^device {device} is not here: "):
+        hk.evaluate(ROWS, device=device)
+
+
+@pytest.mark.parametrize("device", ["abacus", "", "cuda:-1", 3.5, True])
+def test_what_names_no_device(device: object) -> None:
+    with pytest.raises(ValueError, match=f"^device must be the name of a device such as cpu or cuda, got {device!r}$"):
+        hk.evaluate(ROWS, device=device)

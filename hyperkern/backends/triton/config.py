@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...files import write_files
+
 FOLDER = Path(__file__).parent / "configs"
 
 # Which file serves which compute capability; those with less shared memory per multiprocessor have one of their own.
@@ -98,7 +100,7 @@ def write(architecture: Architecture, path: Path) -> None:
     ]
     fields = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     body = ",\n".join([*fields, ' "entries": [\n  ' + ",\n  ".join(lines) + "\n ]"])
-    path.write_text("{\n" + body + "\n}\n")
+    write_files({path: ("{\n" + body + "\n}\n").encode()})
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...files import check_outputs
 from ...spec import PairSpec, PairTerms
 from ..common.pairwise import Factors
 from . import config
@@ -201,12 +202,16 @@ def tune_device(out: Path | None, rows: int, only: tuple[str, ...], report: Call
 
     Returns:
         The file written.
+
+    Raises:
+        OutputError: it cannot be written; raised before anything is measured.
     """
     from triton.testing import do_bench
 
     device = torch.device("cuda", torch.cuda.current_device())
     architecture = config.of_device(device.index)
     path = out or config.FOLDER / f"{architecture.name}.json"
+    check_outputs({"out": path})
     result = tune(
         architecture, device, rows, only, lambda run: do_bench(run, warmup=10, rep=40, return_mode="median"), report
     )

@@ -1,0 +1,131 @@
+"""The files that results go to: whether they can be written, asked before the work, and writing them safely."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+
+class OutputError(ValueError):
+    """A file cannot be written; the message names it."""
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
+    """Before the work: whether its results can be written.
+
+    Args:
+        outputs: the files by the option that names them, ``None`` where it was not given.
+        inputs: files that are read.
+
+    Raises:
+        OutputError: one cannot be written, or is an input or another output; the message names the option and the file.
+    """
+    seen: list[Path] = []
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        reason = obstacle(path)
+        if reason is None and any(_same(path, other) for other in inputs):
+            reason = "is read too"
+        if reason is None and any(_same(path, other) for other in seen):
+            reason = "another result goes there too"
+        if reason is not None:
+            raise OutputError(f"argument --{option}: {reason}, got {str(path)!r}")
+        seen.append(path)
+
+
+def obstacle(path: Path) -> str | None:
+    """Why a file cannot be written; ``None`` if it can. Nothing is changed."""
+    if not os.path.isdir(path.parent):
+        return f"{path.parent} is no folder"
+    if os.path.isdir(path):
+        return "is a folder"
+    try:
+        status = _status(path)
+        if status is None or _is_replaced(status):
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+                pass
+        if status is None:
+            return None
+        if stat.S_ISSOCK(status.st_mode):
+            return "is a socket"
+        if not stat.S_ISREG(status.st_mode):  # opening it may wait for a reader, or move a tape
+            return None if os.access(path, os.W_OK) else "cannot be written to (permission denied)"
+        if not status.st_mode & 0o222:  # root could write, but was asked not to
+            return "is read-only"
+        with open(path, "r+b"):
+            pass
+    except OSError as error:
+        return f"cannot be written to ({error.strerror})"
+    return None
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files so that each is whole or as it was.
+
+    All are written beside their places before the first is moved there. A link stays one: what it leads to is written.
+    What is no regular file, such as a FIFO or a device, and a file of several names or of another owner are written to
+    where they are, after all others.
+
+    Args:
+        contents: of each file.
+
+    Raises:
+        OutputError: a file cannot be written; the message names it and the reason.
+    """
+    moves: dict[Path, tuple[Path, str]] = {}
+    try:
+        for path, content in contents.items():
+            reason = obstacle(path)
+            if reason is not None:
+                raise OutputError(f"{path} {reason}")
+            status = _status(path)
+            if status is None or _is_replaced(status):
+                target = os.path.realpath(path)
+                temporary = Path(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
+                moves[path] = temporary, target
+                temporary.write_bytes(content)
+                if status is not None:
+                    with contextlib.suppress(OSError):  # a file system without permissions
+                        shutil.copymode(target, temporary)
+        for path, move in moves.items():  # noqa: B007, an error names the path
+            os.replace(*move)
+        for path in contents.keys() - moves.keys():
+            with open(path, "wb", opener=_open_existing) as file:
+                file.write(contents[path])
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from error
+    finally:
+        for temporary, _ in moves.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of what is there, at the end of a link too; ``None`` if there is nothing yet."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _is_replaced(status: os.stat_result) -> bool:
+    """Whether another file may take its place without anybody noticing."""
+    own = sys.platform == "win32" or status.st_uid == os.geteuid()
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and own
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)  # which some systems refuse for others' files in a shared folder
+
+
+def _same(path: Path, other: Path) -> bool:
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    return path.exists() and other.exists() and path.samefile(other)
