@@ -178,11 +178,11 @@ def dclw(
         check_positive("sigma", sigma)
         _check_views((x, y), checked, agreed, None, backend)
     ranks = agreed.ranks
-    with torch.no_grad():
-        a, b = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-        logits = positive_logits(a, b, PairSpec(1 / sigma))
-        softmax = (logits - autograd.logsumexp_over_ranks(logits.logsumexp(-1), ranks).unsqueeze(-1)).exp()
-        weights = 2 - ranks.total * softmax
+    # Not by no_grad, which is for reverse mode alone.
+    a, b = (autograd.prepare(side.detach(), normalize=normalize, backend=backend) for side in (x, y))
+    logits = positive_logits(a, b, PairSpec(1 / sigma))
+    softmax = (logits - autograd.logsumexp_over_ranks(logits.logsumexp(-1), ranks).unsqueeze(-1)).exp()
+    weights = 2 - ranks.total * softmax
     return _decoupled(x, y, checked, ranks, (weights, weights), backend)
 
 

@@ -11,6 +11,7 @@ from cases import BY_NAME, CASES, Case
 from conftest import needs_cuda_kernels, needs_triton
 from ranks import Ranks
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 
 import hyperkern as hk
@@ -232,6 +233,26 @@ def second_order(rank: int) -> None:
 
 def test_second_derivatives_are_refused(ranks: Ranks) -> None:
     ranks(2).run(second_order)
+
+
+def with_a_tangent(rank: int) -> str:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    message = r"of uniformity needs group=None: x has a tangent"
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.jvp(lambda x: hk.uniformity(x, normalize=False, group=hk.Group()), (x,), (x,))
+    y = torch.randn(4, 3)
+    with forward_ad.dual_level():
+        hk.clip_loss(y, y, logit_scale=3.0, group=hk.Group())
+        dual = forward_ad.make_dual(y, y) if rank == 0 else y
+        with pytest.raises((NotImplementedError, ValueError)) as refusal:
+            hk.clip_loss(y, dual, logit_scale=3.0, group=hk.Group())
+    return str(refusal.value)
+
+
+def test_forward_mode_is_refused_on_all_ranks(ranks: Ranks) -> None:
+    first, second = ranks(2).run(with_a_tangent)
+    assert "of clip_loss needs group=None: y has a tangent" in first
+    assert second.startswith("clip_loss was refused on rank 0 of the group: NotImplementedError: ")
 
 
 def in_a_compiled_step(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
