@@ -94,6 +94,18 @@ def test_hessian_vector_products(name: str) -> None:
             assert_close(product, expected)
 
 
+@pytest.mark.parametrize("name", ["uniformity-default", "siglip-learnable", "clip_loss-learnable", "sup_con-default"])
+def test_the_gradient_of_a_tangent(name: str) -> None:
+    loss, args = scalar(name), leaves(name, 5, 4, 3)
+    along = directions(args)
+    truth = torch.autograd.grad(torch.autograd.grad(loss(*args), args, create_graph=True), args, along)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(loss(*map(forward_ad.make_dual, args, along))).tangent
+        products = torch.autograd.grad(tangent, args)
+    for product, expected in zip(products, truth, strict=True):
+        assert_close(product, expected)
+
+
 def dense_uniformity(x: Tensor) -> Tensor:
     # F.normalize writes in place in forward mode, which reverse mode over it refuses.
     x = x / x.square().sum(-1, keepdim=True).sqrt()

@@ -232,7 +232,10 @@ class _Energy(Function):
             again = _Energy if forward_ad._current_level < 0 else _DualEnergy
             _, grad_x, sum_x, grad_y, sum_y = again.apply(*problem)
         contractions = grad_x, sum_x, grad_y, sum_y
-        function = _EnergyGrad if forward_ad._current_level < 0 else _DualEnergyGrad
+        function = _EnergyGrad
+        if forward_ad._current_level >= 0:
+            # Reverse mode over forward mode can pass PyTorch's zero without memory, which takes no tangent.
+            function, grad_total = _DualEnergyGrad, grad_total.clone()
         grads = function.apply(*operands, *contractions, ctx.spec, ctx.potential, grad_total)
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
 
