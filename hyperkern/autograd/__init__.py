@@ -1,8 +1,9 @@
 """The only autograd functions: normalisation and the pairwise primitives, differentiable more than once.
 
 Each derivative is a `torch.autograd.Function` of its own whose backward is plain PyTorch (for the primitives in
-`hyperkern.second_order`), so a gradient penalty works and nothing is silently dropped. Inside the functions every
-operand has a leading batch dimension, which also serves `torch.func.vmap`.
+`hyperkern.second_order`), so a gradient penalty works and nothing is silently dropped. Forward mode is in subclasses,
+see `hyperkern.autograd.functions.dual`. Inside the functions every operand has a leading batch dimension, which also
+serves `torch.func.vmap`.
 
 `remote_row_lse`, `remote_energy` and the sums over ranks are what a loss over a shared batch has besides.
 

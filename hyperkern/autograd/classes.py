@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
-from .functions import batched, bound_once, vmap_by_batch
+from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
 
 
 def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
@@ -21,7 +21,8 @@ def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
     Returns:
         ``(M, D)`` or ``(B, M, D)``; 0 for a class without rows. The order of addition is always the same.
     """
-    sums = _ClassSums.apply(batched(x), *(i if x.dim() == 3 else i.unsqueeze(0) for i in (index, of)), classes)
+    function = _ClassSums if forward_ad._current_level < 0 else in_forward_mode(_DualClassSums)
+    sums = function.apply(batched(x), *(i if x.dim() == 3 else i.unsqueeze(0) for i in (index, of)), classes)
     result: Tensor = sums if x.dim() == 3 else sums.squeeze(0)
     return result
 
@@ -42,11 +43,21 @@ class _ClassSums(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         index, of = ctx.saved_tensors
-        return _ClassSums.apply(grad, of, index, ctx.classes), None, None, None
+        function = _ClassSums if forward_ad._current_level < 0 else _DualClassSums
+        return function.apply(grad, of, index, ctx.classes), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_batch(_ClassSums, info, in_dims, args)
+
+
+@dual
+class _DualClassSums(_ClassSums):
+    @staticmethod
+    def tangents(ctx: Any, saved: list, tangent: Tensor, *_: Any) -> Tensor:
+        index, of = saved
+        sums: Tensor = _DualClassSums.apply(tangent, index, of, ctx.classes)
+        return sums
 
 
 def class_sums_of(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:

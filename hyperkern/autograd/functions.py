@@ -1,15 +1,61 @@
-"""What the autograd functions share: the leading batch dimension, `torch.func.vmap` by it, a cheap signature."""
+"""What the autograd functions share: the leading batch dimension, `torch.func.vmap` by it, a cheap signature.
+
+Forward mode is in a subclass of each function, `dual`, applied only inside of a level of forward mode
+(``forward_ad._current_level >= 0``): the compiler refuses a function with a ``jvp``, and saving tensors for it takes
+time. Without a ``jvp`` PyTorch raises; it never takes a tangent for zero.
+"""
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def bound_once(function: type[Function]) -> type[Function]:
     """PyTorch looks up the signature of ``forward`` at every call; stored, it costs a tenth of a small batch less."""
     function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function
+
+
+def dual(function: type[Function]) -> type[Function]:
+    """Completes a subclass that adds forward mode, ``tangents(ctx, saved, *tangents of the inputs)``.
+
+    ``saved`` are the tensors that its base saves for ``backward``, or those of a ``setup_context`` of its own.
+    """
+    base = cast(type[Function], function.__base__)
+
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        base.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        # PyTorch turns forward mode off here, and with it that of outer levels: their tangents would be lost.
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+            return function.tangents(ctx, saved, *tangents)  # type: ignore[attr-defined]
+
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_batch(function, info, in_dims, args)
+
+    if "setup_context" not in vars(function):
+        function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    function.jvp, function.vmap = staticmethod(jvp), staticmethod(vmap)  # type: ignore[method-assign]
+    return function
+
+
+def in_forward_mode(function: type[Function]) -> type[Function]:
+    """A `dual`, for the first of a loss; what the compiler would make of it has no tangents.
+
+    Raises:
+        NotImplementedError: the call is compiled.
+    """
+    if torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "forward mode (torch.func.jvp, jacfwd, torch.autograd.forward_ad) of a hyperkern loss does not compile: "
+            "take it outside of torch.compile(fullgraph=True)"
+        )
     return function
 
 

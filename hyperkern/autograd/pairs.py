@@ -5,12 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .. import ops
-from ..second_order import energy_second_order, lse_second_order
+from ..second_order import (
+    energy_grad_tangents,
+    energy_second_order,
+    energy_tangent,
+    lse_grad_tangents,
+    lse_second_order,
+    lse_tangents,
+)
 from ..spec import POTENTIALS, PairSpec, PairTerms
-from .functions import batched, bound_once, vmap_by_batch
+from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
 
 
 def row_lse(
@@ -37,7 +44,8 @@ def row_lse(
         without any pair is ``-inf`` and has gradient 0.
     """
     operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
-    row, col, _, _ = _RowLSE.apply(*operands, spec, need_cols and y is not None, backend)
+    function = _RowLSE if forward_ad._current_level < 0 else in_forward_mode(_DualRowLSE)
+    row, col, _, _ = function.apply(*operands, spec, need_cols and y is not None, backend)
     if need_cols and y is None:
         col = row
     return (row, col) if x.dim() == 3 else (row.squeeze(0), col.squeeze(0))
@@ -71,7 +79,8 @@ def energy(
     if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
         raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
     operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
-    total = _Energy.apply(*operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
+    function = _Energy if forward_ad._current_level < 0 else in_forward_mode(_DualEnergy)
+    total = function.apply(*operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
 
 
@@ -109,12 +118,22 @@ class _RowLSE(Function):
         *operands, row, col, row_rounding, col_rounding = ctx.saved_tensors
         col_side = (col, grad_col * col_rounding) if ctx.need_cols else (None, None)
         weights = row, col_side[0], grad_row * row_rounding, col_side[1]
-        grads = _PairGrad.apply(*operands, ctx.spec, *weights, *_needed_sides(ctx.needs_input_grad), ctx.backend)
+        function = _PairGrad if forward_ad._current_level < 0 else _DualPairGrad
+        grads = function.apply(*operands, ctx.spec, *weights, *_needed_sides(ctx.needs_input_grad), ctx.backend)
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_batch(_RowLSE, info, in_dims, args)
+
+
+@dual
+class _DualRowLSE(_RowLSE):
+    @staticmethod
+    def tangents(ctx: Any, saved: list, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        *operands, row, col, row_rounding, col_rounding = saved
+        of_row, of_col = lse_tangents(operands, ctx.spec, row, col if ctx.need_cols else None, tangents[:4])
+        return of_row * row_rounding, None if of_col is None else of_col * col_rounding, None, None
 
 
 @bound_once
@@ -159,6 +178,21 @@ class _PairGrad(Function):
         return vmap_by_batch(_PairGrad, info, in_dims, args)
 
 
+@dual
+class _DualPairGrad(_PairGrad):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        _PairGrad.setup_context(ctx, inputs, output)
+        *operands, _, row_lse, col_lse, a, b, ctx.need_x, ctx.need_y, _ = inputs
+        ctx.save_for_forward(*operands, row_lse, col_lse, a, b)
+
+    @staticmethod
+    def tangents(ctx: Any, saved: list, *tangents: Any) -> tuple[Tensor, ...]:
+        *operands, row_lse, col_lse, a, b = saved
+        weights, needs = (row_lse, col_lse, a, b), {"need_x": ctx.need_x, "need_y": ctx.need_y}
+        return lse_grad_tangents(operands, ctx.spec, weights, tangents[:4], tangents[7:11], **needs)
+
+
 @bound_once
 class _Energy(Function):
     """``operands -> total`` and the contractions of which `_EnergyGrad` makes the operand gradients."""
@@ -195,14 +229,27 @@ class _Energy(Function):
         if (need_x and not sum_x.shape[1]) or (need_y and not sum_y.shape[1]):
             # Under nested function transforms a tensor can hide that it requires grad from `energy`.
             problem = *operands, ctx.spec, ctx.potential, need_x, need_y, ctx.backend
-            _, grad_x, sum_x, grad_y, sum_y = _Energy.apply(*problem)
+            again = _Energy if forward_ad._current_level < 0 else _DualEnergy
+            _, grad_x, sum_x, grad_y, sum_y = again.apply(*problem)
         contractions = grad_x, sum_x, grad_y, sum_y
-        grads = _EnergyGrad.apply(*operands, *contractions, ctx.spec, ctx.potential, grad_total)
+        function = _EnergyGrad
+        if forward_ad._current_level >= 0:
+            # Reverse mode over forward mode can pass PyTorch's zero without memory, which takes no tangent.
+            function, grad_total = _DualEnergyGrad, grad_total.clone()
+        grads = function.apply(*operands, *contractions, ctx.spec, ctx.potential, grad_total)
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_batch(_Energy, info, in_dims, args)
+
+
+@dual
+class _DualEnergy(_Energy):
+    @staticmethod
+    def tangents(ctx: Any, saved: list, *tangents: Any) -> tuple[Tensor | None, ...]:
+        operands = saved[:6]
+        return energy_tangent(operands, ctx.spec, ctx.potential, tangents[:4]), None, None, None, None
 
 
 @bound_once
@@ -246,6 +293,29 @@ class _EnergyGrad(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_batch(_EnergyGrad, info, in_dims, args)
+
+
+@dual
+class _DualEnergyGrad(_EnergyGrad):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        _EnergyGrad.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:10], inputs[-1])
+
+    @staticmethod
+    def tangents(ctx: Any, saved: list, *tangents: Any) -> tuple[Tensor, ...]:
+        *operands_and_grads, grad_total = saved
+        operands, contractions = operands_and_grads[:6], operands_and_grads[6:]
+        needs = {"need_x": contractions[0].shape[1] > 0, "need_y": contractions[2].shape[1] > 0}
+        changes = energy_grad_tangents(operands, ctx.spec, ctx.potential, tangents[:4], **needs)
+        # By the function itself, linear in the last argument, which knows the derivative of the contractions.
+        given = *operands, *contractions, ctx.spec, ctx.potential, tangents[-1]
+        through_total = _DualEnergyGrad.apply(*given)
+        per_row = _per_pair(grad_total, operands[1]).unsqueeze(1)
+        return tuple(
+            part + change * (per_row.unsqueeze(2) if change.dim() == 3 else per_row)
+            for part, change in zip(through_total, changes, strict=True)
+        )
 
 
 def _per_pair(value: Tensor, y: Tensor | None) -> Tensor:

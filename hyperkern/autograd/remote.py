@@ -26,7 +26,8 @@ class RemoteLSE(NamedTuple):
     Attributes:
         row_lse: log-sum-exp over the columns there; -inf, with gradient 0, if there are none.
         col_lse: that of the columns here over the rows there; without elements if not wanted.
-        positives: with labels, the sum of ``<x_i, x_p>`` over the rows there of the same label; else without elements.
+        positives: with labels, the sum of ``<x_i, y_p>`` over the columns there of the same label; else without
+            elements.
         number: how many these are, not differentiable.
     """
 
@@ -46,7 +47,7 @@ def share(
         y: ``(N, D)`` or ``(B, N, D)`` prepared rows.
         v: ``(N,)`` or ``(B, N)`` log-weights.
         ids: integers, for ``exclude="same_id"``.
-        labels: integers, for the positives of `remote_row_lse`.
+        labels: integers, those of ``y``, for the positives of `remote_row_lse`.
 
     Returns:
         What the other ranks have; ``None`` where there are no others.
@@ -71,6 +72,7 @@ def remote_row_lse(
     spec: PairSpec,
     terms: PairTerms | None = None,
     labels: Tensor | None = None,
+    y_labels: Tensor | None = None,
     need_cols: bool = False,
     backend: str | None = None,
 ) -> RemoteLSE:
@@ -82,14 +84,15 @@ def remote_row_lse(
         remote: those of the others, from `share`.
         spec: the problem; ``"self"`` leaves out nothing here.
         terms: log-weights and ids of this rank.
-        labels: ``(N,)`` or ``(B, N)`` integers, for the positives; with ``y = None`` only.
+        labels: ``(N,)`` or ``(B, N)`` integers, those of the rows, for the positives.
+        y_labels: those of ``y``, as they were shared; ``None`` where they are those of the rows.
         need_cols: whether the column side is wanted.
         backend: name of a backend to force.
     """
     operands = batched(x), None if y is None else batched(y), *batched_terms(_with_wide_ids(terms), x)
-    if labels is not None:
-        labels = labels.to(torch.int64) if x.dim() == 3 else labels.to(torch.int64).unsqueeze(0)
-    found = _RemoteRowLSE.apply(*operands, labels, remote, _across(spec), need_cols, backend)
+    both = (None if t is None else t.to(torch.int64) for t in (labels, y_labels))
+    labels, y_labels = (t if t is None or x.dim() == 3 else t.unsqueeze(0) for t in both)
+    found = _RemoteRowLSE.apply(*operands, labels, y_labels, remote, _across(spec), need_cols, backend)
     return RemoteLSE(*(found if x.dim() == 3 else (t.squeeze(0) for t in found)))
 
 
@@ -161,7 +164,7 @@ class _SumOverRanks(Function):
 
 
 class _RemoteRowLSE(Function):
-    """``operands, labels -> row_lse, col_lse, positives, number``."""
+    """``operands, labels, y_labels -> row_lse, col_lse, positives, number``."""
 
     @staticmethod
     def forward(
@@ -173,6 +176,7 @@ class _RemoteRowLSE(Function):
         row_ids: Tensor | None,
         col_ids: Tensor | None,
         labels: Tensor | None,
+        y_labels: Tensor | None,
         remote: Remote,
         spec: PairSpec,
         need_cols: bool,
@@ -196,7 +200,8 @@ class _RemoteRowLSE(Function):
         if need_cols:
             for part in remote.ranks.to_owners(of_cols, like=col):
                 torch.logaddexp(col, part, out=col)
-        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, labels, row, col, sums, *remote.state())
+        y_labels = labels if y_labels is None else y_labels
+        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, labels, y_labels, row, col, sums, *remote.state())
         ctx.ranks, ctx.kept = remote.ranks, remote.is_kept
         ctx.spec, ctx.need_cols, ctx.backend = spec, need_cols, backend
         number = number.squeeze(2)
@@ -206,7 +211,7 @@ class _RemoteRowLSE(Function):
     @staticmethod
     def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor, grad_positives: Tensor, _: Tensor) -> tuple:
         _refuse_second_order()
-        x, y, u, v, row_ids, col_ids, labels, row, col, sums, *state = ctx.saved_tensors
+        x, y, u, v, row_ids, col_ids, labels, y_labels, row, col, sums, *state = ctx.saved_tensors
         needs, spec = ctx.needs_input_grad, ctx.spec
         need_x, need_y = needs[0] or needs[2], needs[1] or needs[3]
         (dx, du), (dy, dv) = _zeros(x, need_x), _zeros(x if y is None else y, need_y)
@@ -216,7 +221,8 @@ class _RemoteRowLSE(Function):
             # How the columns there weigh our rows: as columns, or with y = x as the rows that they are as well.
             weights = (row, grad_row) if y is None else col_side
             remote = Remote.restored(ctx.ranks, state, kept=ctx.kept)
-            of_labels = None if labels is None else grad_positives
+            # With y = x our rows are positives of the rows there as well.
+            of_labels = grad_positives if labels is not None and y is None else None
             for _there, tensors in remote.blocks(*weights, of_labels):
                 y_there, v_there, ids_there, labels_there, lse_there, grad_there, positives_there = tensors
                 operands = x, y_there, u, v_there, row_ids, ids_there
@@ -224,7 +230,7 @@ class _RemoteRowLSE(Function):
                 part, part_sum, _, _ = ops.pair_grad(*operands, *spec, *pairs, True, False, ctx.backend)
                 dx += part
                 du += part_sum
-                if labels is not None:
+                if positives_there is not None:
                     weighted = positives_there.unsqueeze(2) * y_there
                     of_positives += _sums_by_label(weighted, labels_there, labels)
             dx.mul_(spec.scale)
@@ -232,15 +238,23 @@ class _RemoteRowLSE(Function):
                 dx += of_positives
         if need_y:
             # The rows there, with what they make of our columns.
-            rows = Remote(ctx.ranks, [x, u, row_ids, row, grad_row])
-            for _there, (x_there, u_there, ids_there, lse_there, grad_there) in rows.blocks():
+            of_labels = None if labels is None else grad_positives
+            rows = Remote(ctx.ranks, [x, u, row_ids, row, grad_row, labels, of_labels])
+            of_positives = dy[:, :0] if labels is None else torch.zeros_like(dy)
+            for _there, tensors in rows.blocks():
+                x_there, u_there, ids_there, lse_there, grad_there, labels_there, positives_there = tensors
                 mirrored = x_there, y, u_there, v, ids_there, col_ids
                 both_sides = lse_there, col_side[0], grad_there, col_side[1]
                 _, _, part, part_sum = ops.pair_grad(*mirrored, *spec, *both_sides, False, True, ctx.backend)
                 dy += part
                 dv += part_sum
+                if labels is not None:
+                    weighted = positives_there.unsqueeze(2) * x_there
+                    of_positives += _sums_by_label(weighted, labels_there, y_labels)
             dy.mul_(spec.scale)
-        return *operand_grads((dx, du, dy, dv), needs), *(None,) * 5
+            if labels is not None:
+                dy += of_positives
+        return *operand_grads((dx, du, dy, dv), needs), *(None,) * 6
 
 
 class _RemoteEnergy(Function):

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .. import ops
 from ..backends import Problem, forced, select
 from ..spec import accumulate_dtype, norm_eps
-from .functions import batched, bound_once, vmap_by_batch
+from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
 
 
 def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor:
@@ -32,7 +32,8 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
         rows = x.to(accumulate_dtype(x.dtype))
         # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows
-    unit, _ = _Normalize.apply(batched(x), backend)
+    function = _Normalize if forward_ad._current_level < 0 else in_forward_mode(_DualNormalize)
+    unit, _ = function.apply(batched(x), backend)
     return unit.view(x.shape)
 
 
@@ -71,7 +72,8 @@ class _Normalize(Function):
         unit, rstd = ctx.saved_tensors
         dx = None
         if grad_unit is not None:
-            dx = _Finish.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
+            function = _Finish if forward_ad._current_level < 0 else _DualFinish
+            dx = function.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
         if grad_rstd is not None:
             # A row shorter than eps has the constant rstd = 1 / eps.
             slope = torch.where(rstd < 1 / norm_eps(ctx.dtype), -grad_rstd * rstd.square(), 0)
@@ -82,6 +84,19 @@ class _Normalize(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_batch(_Normalize, info, in_dims, args)
+
+
+@dual
+class _DualNormalize(_Normalize):
+    @staticmethod
+    def tangents(ctx: Any, saved: list, tangent: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None]:
+        if tangent is None:
+            return None, None
+        unit, rstd = saved
+        tangent = tangent.to(unit.dtype)
+        radial = (tangent * unit).sum(-1)
+        t_unit = rstd.unsqueeze(-1) * (tangent - radial.unsqueeze(-1) * unit)
+        return t_unit, torch.where(rstd < 1 / norm_eps(ctx.dtype), -radial * rstd.square(), 0)
 
 
 @bound_once
@@ -110,3 +125,20 @@ class _Finish(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_batch(_Finish, info, in_dims, args)
+
+
+@dual
+class _DualFinish(_Finish):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _Finish.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:3])
+        ctx.dtype = output.dtype
+
+    @staticmethod
+    def tangents(ctx: Any, saved: list, t_grad: Tensor, t_unit: Tensor, t_rstd: Tensor, *_: None) -> Tensor:
+        grad, unit, rstd = saved
+        radial = (grad * unit).sum(-1, keepdim=True)
+        t_radial = (t_grad * unit + grad * t_unit).sum(-1, keepdim=True)
+        through_rows = rstd.unsqueeze(-1) * (t_grad - t_radial * unit - radial * t_unit)
+        return (through_rows + t_rstd.unsqueeze(-1) * (grad - radial * unit)).to(ctx.dtype)

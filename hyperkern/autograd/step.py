@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .. import backends
 from ..backends import Problem
@@ -33,9 +33,9 @@ def align_uniform(
 
     Returns:
         Three tensors ``()`` or ``(B,)``; ``None`` where the composition is to be taken: the backend has no such
-        kernels, only one side needs a gradient, or the call is compiled or transformed.
+        kernels, only one side needs a gradient, or the call is compiled, transformed or in forward mode.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
     if type(x) not in _PLAIN or type(y) not in _PLAIN:  # a subclass may stand for anything, or for no memory at all
         return None

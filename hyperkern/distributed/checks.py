@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
 from .graphs import outside_of_graphs
 from .group import Group, GroupLike, ProcessGroup, resolve
@@ -35,6 +37,7 @@ class checks:
 
     Raises:
         TypeError: a ``group`` that is none.
+        NotImplementedError: forward mode, which no collective takes part in.
         ValueError: `torch.distributed` is not initialised, this process is not in the group, another rank's checks
             failed, the ranks disagree, or none of them has a row.
     """
@@ -75,9 +78,27 @@ class checks:
     ) -> None:
         """Agrees with the other ranks, and knows them from then on."""
         if self._shared is not None:
+            refusal = self._forward_mode() if error is None else None
+            if refusal is not None:
+                with temporarily_clear_interpreter_stack():  # objects do not travel inside of a function transform
+                    self._agree(*self._shared, refusal)
+                raise refusal
             self.ranks = self._agree(*self._shared, error)
         elif error is None:
             self.ranks = Ranks((next(iter(self._shards.values())).shape[-2],))
+
+    def _forward_mode(self) -> NotImplementedError | None:
+        """The refusal of tangents: a collective would lose them."""
+        if forward_ad._current_level < 0:
+            return None
+        tensors = {**self._shards, **self._same, **self._options}
+        for name, value in tensors.items():
+            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+                return NotImplementedError(
+                    f"forward mode (torch.func.jvp, jacfwd, torch.autograd.forward_ad) of {self._loss} needs "
+                    f"group=None: {name} has a tangent, which does not travel between ranks"
+                )
+        return None
 
     @outside_of_graphs
     def _agree(self, handle: ProcessGroup, options: Group, error: BaseException | None) -> Ranks:

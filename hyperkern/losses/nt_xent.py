@@ -178,13 +178,13 @@ def dclw(
         check_positive("sigma", sigma)
         _check_views((x, y), checked, agreed, None, backend)
     ranks = agreed.ranks
-    with torch.no_grad():
-        a, b = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-        logits = positive_logits(a, b, PairSpec(1 / sigma))
-        # Beside the maximum: a log-sum-exp of large logits has lost digits of its sum.
-        exponentials = (logits - ranks.max(logits.amax(-1, keepdim=True))).exp()
-        softmax = exponentials / ranks.sum(exponentials.sum(-1, keepdim=True))
-        weights = 2 - ranks.total * softmax
+    # Not by no_grad, which is for reverse mode alone.
+    a, b = (autograd.prepare(side.detach(), normalize=normalize, backend=backend) for side in (x, y))
+    logits = positive_logits(a, b, PairSpec(1 / sigma))
+    # Beside the maximum: a log-sum-exp of large logits has lost digits of its sum. A rank without rows has no maximum.
+    top = torch.cat([logits, torch.full_like(logits.sum(-1, keepdim=True), -torch.inf)], -1).amax(-1, keepdim=True)
+    exponentials = (logits - ranks.max(top)).exp()
+    weights = 2 - ranks.total * exponentials / ranks.sum(exponentials.sum(-1, keepdim=True))
     return _decoupled(x, y, checked, ranks, (weights, weights), backend)
 
 

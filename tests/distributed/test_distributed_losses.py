@@ -11,10 +11,14 @@ from cases import BY_NAME, CASES, Case
 from conftest import needs_cuda_kernels, needs_triton
 from ranks import Ranks
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 
 import hyperkern as hk
+from hyperkern import autograd
 from hyperkern.demo.memory import PeakMemory
+from hyperkern.distributed import checks
+from hyperkern.spec import PairSpec
 
 ROWS, QUEUE, DIM = 13, 6, 5
 # How the rows are spread, by the number of ranks: even, uneven, with ranks that have none.
@@ -232,6 +236,72 @@ def second_order(rank: int) -> None:
 
 def test_second_derivatives_are_refused(ranks: Ranks) -> None:
     ranks(2).run(second_order)
+
+
+def with_a_tangent(rank: int) -> str:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    message = r"of uniformity needs group=None: x has a tangent"
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.jvp(lambda x: hk.uniformity(x, normalize=False, group=hk.Group()), (x,), (x,))
+    y = torch.randn(4, 3)
+    with forward_ad.dual_level():
+        hk.clip_loss(y, y, logit_scale=3.0, group=hk.Group())
+        dual = forward_ad.make_dual(y, y) if rank == 0 else y
+        with pytest.raises((NotImplementedError, ValueError)) as refusal:
+            hk.clip_loss(y, dual, logit_scale=3.0, group=hk.Group())
+    return str(refusal.value)
+
+
+def test_forward_mode_is_refused_on_all_ranks(ranks: Ranks) -> None:
+    first, second = ranks(2).run(with_a_tangent)
+    assert "of clip_loss needs group=None: y has a tangent" in first
+    assert second.startswith("clip_loss was refused on rank 0 of the group: NotImplementedError: ")
+
+
+def rows_and_labels() -> tuple[Tensor, ...]:
+    draw = torch.Generator().manual_seed(2)
+    x, y = torch.randn(2, 7, 4, generator=draw, dtype=torch.float64)
+    labels, y_labels = torch.randint(3, (2, 7), generator=draw)
+    return x, y, labels, y_labels, *torch.randn(3, 7, generator=draw, dtype=torch.float64)
+
+
+def remote_positives(rank: int, counts: tuple[int, ...], transport: str, columns: str) -> list[Tensor]:
+    x, y, labels, y_labels, *weights = (own_rows(t, counts, rank) for t in rows_and_labels())
+    sides = [x.requires_grad_()] if columns == "x" else [x.requires_grad_(), y.requires_grad_()]
+    with checks(hk.Group(transport=transport), "a loss") as agreed:
+        agreed.shard(x=x)
+    own = y_labels if columns == "y of other labels" else labels
+    remote = autograd.share(agreed.ranks, sides[-1], labels=own)
+    found = autograd.remote_row_lse(
+        x,
+        None if columns == "x" else y,
+        remote,
+        spec=PairSpec(3.0),
+        labels=labels,
+        y_labels=own if columns == "y of other labels" else None,
+        need_cols=columns != "x",
+    )
+    outputs = [found.row_lse, found.positives] + [found.col_lse] * (columns != "x")
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, sides, weights[: len(outputs)])]
+
+
+@pytest.mark.parametrize("columns", ["x", "y", "y of other labels"])
+@pytest.mark.parametrize("counts", [(4, 3), (2, 0, 5)], ids=str)
+def test_positives_on_other_ranks(ranks: Ranks, counts: tuple[int, ...], columns: str) -> None:
+    x, y, labels, y_labels, *weights = rows_and_labels()
+    sides = [x.requires_grad_()] if columns == "x" else [x.requires_grad_(), y.requires_grad_()]
+    of_columns = y_labels if columns == "y of other labels" else labels
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    elsewhere = owner[:, None] != owner
+    products = x @ sides[-1].T
+    logits = (3 * products).masked_fill(~elsewhere, -torch.inf)
+    positives = (products * (elsewhere & (labels[:, None] == of_columns))).sum(1)
+    outputs = [logits.logsumexp(1), positives] + [logits.logsumexp(0)] * (columns != "x")
+    expected = [*outputs, *torch.autograd.grad(outputs, sides, weights[: len(outputs)])]
+    for transport in ("gather", "ring"):
+        by_rank = ranks(len(counts)).run(remote_positives, counts, transport, columns)
+        for found, truth in zip(zip(*by_rank, strict=True), expected, strict=True):
+            torch.testing.assert_close(torch.cat(found), truth, rtol=1e-12, atol=1e-12)
 
 
 def in_a_compiled_step(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from cases import BY_NAME, names, tensors, values_and_grads
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -266,8 +268,8 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("second_order", [False, True])
-def test_memory_never_holds_all_pairs(second_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["backward", "second order", "forward", "forward over reverse"])
+def test_memory_never_holds_all_pairs(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     n, block = 600, 64
     monkeypatch.setattr("hyperkern.backends.reference._BLOCK_CPU", block)
     monkeypatch.setattr("hyperkern.second_order._BLOCK_ELEMENTS", block * n)
@@ -276,12 +278,18 @@ def test_memory_never_holds_all_pairs(second_order: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr("hyperkern.ops.row_lse", getattr(hk.ops, "_row_lse"))  # noqa: B009
     monkeypatch.setattr("hyperkern.ops.pair_grad", getattr(hk.ops, "_pair_grad"))  # noqa: B009
     x, y = torch.randn(n, 8, requires_grad=True), torch.randn(n, 8, requires_grad=True)
-    with Largest() as seen:
-        for loss in (hk.uniformity(x), hk.uniformity(x, y, intra=True), hk.clip_loss(x, y, logit_scale=9.0)):
-            grads = torch.autograd.grad(loss, x, create_graph=second_order)
-            if second_order:
-                torch.autograd.grad(grads[0].square().sum(), x)
-    assert block * block <= seen.elements <= (block * n if second_order else n * 16)
+    with Largest() as seen, forward_ad.dual_level() if "forward" in mode else nullcontext():
+        a, b = (forward_ad.make_dual(t, t.detach().flip(0)) if "forward" in mode else t for t in (x, y))
+        for loss in (hk.uniformity(a), hk.uniformity(a, b, intra=True), hk.clip_loss(a, b, logit_scale=9.0)):
+            if mode == "forward":
+                assert forward_ad.unpack_dual(loss).tangent.isfinite()
+                continue
+            (grad,) = torch.autograd.grad(loss, x, create_graph=mode == "second order")
+            if mode == "second order":
+                torch.autograd.grad(grad.square().sum(), x)
+            if mode == "forward over reverse":
+                assert forward_ad.unpack_dual(grad).tangent.isfinite().all()
+    assert block * block <= seen.elements <= (n * 16 if mode == "backward" else block * n)
 
 
 def test_meta_tensors_have_shapes() -> None:
