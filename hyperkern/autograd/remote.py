@@ -6,6 +6,7 @@ sent: a rank that has seen the columns of all others, and one number or two for 
 gradient of its rows.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..distributed import Ranks, Remote, outside_of_graphs
+from ..distributed import Block, Ranks, Remote, outside_of_graphs
 from ..spec import PairSpec, PairTerms
 from .classes import class_index, class_sums_of
 from .functions import batched
@@ -182,26 +183,27 @@ class _RemoteRowLSE(Function):
         need_cols: bool,
         backend: str | None,
     ) -> tuple[Tensor, ...]:
-        row = x.new_full(x.shape[:2], -torch.inf)
+        row, row_rounding = _no_sum(x, x.shape[1])
         labelled = x if labels is not None else x[:, :0]
         sums, number = torch.zeros_like(labelled), torch.zeros_like(labelled[..., :1])
         of_cols: dict[int, Tensor] = {}
-        for owners, (y_there, v_there, ids_there, labels_there) in remote.blocks():
+        for owners, (y_there, v_there, ids_there, labels_there) in _visited(remote, spec):
             operands = x, y_there, u, v_there, row_ids, ids_there
-            part, col_part = ops.row_lse(*operands, *spec, need_cols, backend)
-            torch.logaddexp(row, part, out=row)
+            part, col_part, rounding, col_rounding = ops.row_lse(*operands, *spec, need_cols, backend)
+            row, row_rounding = _joined(row, row_rounding, part, rounding)
             if need_cols:
                 lengths = [remote.ranks.counts[owner] for owner in owners]
-                of_cols.update(zip(owners, col_part.split(lengths, 1), strict=True))
+                of_cols.update(zip(owners, torch.cat([col_part, col_rounding]).split(lengths, 1), strict=True))
             if labels is not None:
                 sums += _sums_by_label(y_there, labels_there, labels)
                 number += _sums_by_label(torch.ones_like(y_there[..., :1]), labels_there, labels)
-        col = x.new_full((x.shape[0], 0) if y is None or not need_cols else y.shape[:2], -torch.inf)
+        col, col_rounding = _no_sum(x, 0 if y is None or not need_cols else y.shape[1])
         if need_cols:
-            for part in remote.ranks.to_owners(of_cols, like=col):
-                torch.logaddexp(col, part, out=col)
+            for part in remote.ranks.to_owners(of_cols, like=torch.cat([col, col_rounding])):
+                col, col_rounding = _joined(col, col_rounding, *part.chunk(2))
         y_labels = labels if y_labels is None else y_labels
-        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, labels, y_labels, row, col, sums, *remote.state())
+        of_labels, of_pairs = (labels, y_labels, sums), (row, col, row_rounding, col_rounding)
+        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, *of_labels, *of_pairs, *remote.state())
         ctx.ranks, ctx.kept = remote.ranks, remote.is_kept
         ctx.spec, ctx.need_cols, ctx.backend = spec, need_cols, backend
         number = number.squeeze(2)
@@ -211,7 +213,9 @@ class _RemoteRowLSE(Function):
     @staticmethod
     def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor, grad_positives: Tensor, _: Tensor) -> tuple:
         _refuse_second_order()
-        x, y, u, v, row_ids, col_ids, labels, y_labels, row, col, sums, *state = ctx.saved_tensors
+        x, y, u, v, row_ids, col_ids, labels, y_labels, sums, *saved = ctx.saved_tensors
+        row, col, row_rounding, col_rounding, *state = saved
+        grad_row, grad_col = grad_row * row_rounding, grad_col * col_rounding
         needs, spec = ctx.needs_input_grad, ctx.spec
         need_x, need_y = needs[0] or needs[2], needs[1] or needs[3]
         (dx, du), (dy, dv) = _zeros(x, need_x), _zeros(x if y is None else y, need_y)
@@ -223,7 +227,7 @@ class _RemoteRowLSE(Function):
             remote = Remote.restored(ctx.ranks, state, kept=ctx.kept)
             # With y = x our rows are positives of the rows there as well.
             of_labels = grad_positives if labels is not None and y is None else None
-            for _there, tensors in remote.blocks(*weights, of_labels):
+            for _there, tensors in _visited(remote, spec, *weights, of_labels):
                 y_there, v_there, ids_there, labels_there, lse_there, grad_there, positives_there = tensors
                 operands = x, y_there, u, v_there, row_ids, ids_there
                 pairs = row, lse_there, grad_row, grad_there
@@ -241,7 +245,7 @@ class _RemoteRowLSE(Function):
             of_labels = None if labels is None else grad_positives
             rows = Remote(ctx.ranks, [x, u, row_ids, row, grad_row, labels, of_labels])
             of_positives = dy[:, :0] if labels is None else torch.zeros_like(dy)
-            for _there, tensors in rows.blocks():
+            for _there, tensors in _visited(rows, spec):
                 x_there, u_there, ids_there, lse_there, grad_there, labels_there, positives_there = tensors
                 mirrored = x_there, y, u_there, v, ids_there, col_ids
                 both_sides = lse_there, col_side[0], grad_there, col_side[1]
@@ -310,6 +314,36 @@ def _with_wide_ids(terms: PairTerms | None) -> PairTerms | None:
     if terms is None or terms.row_ids is None or terms.col_ids is None:
         return terms
     return terms._replace(row_ids=terms.row_ids.to(torch.int64), col_ids=terms.col_ids.to(torch.int64))
+
+
+def _visited(remote: Remote, spec: PairSpec, *vectors: Tensor | None) -> Iterator[Block]:
+    """The blocks of `Remote`; where logits may be of any size the rows of each rank alone.
+
+    The pairs of two ranks are computed on both: a sum on one, weights on the other. Of the same two shards a library's
+    product has the same last bit on either, of shards in company not. A learned scale, 1 here, goes without: its logits
+    are seldom beyond 100, and a call for every rank takes its time.
+    """
+    for owners, tensors in remote.blocks(*vectors):
+        if spec.bounded or spec.scale == 1.0 or len(owners) == 1:
+            yield Block(owners, tensors)
+            continue
+        lengths = [remote.ranks.counts[owner] for owner in owners]
+        shards = [[None] * len(owners) if t is None else t.split(lengths, 1) for t in tensors]
+        for i, owner in enumerate(owners):
+            yield Block([owner], tuple(shard[i] for shard in shards))
+
+
+def _no_sum(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp of nothing, and its rounding."""
+    return x.new_full((x.shape[0], length), -torch.inf), x.new_ones(x.shape[0], length)
+
+
+def _joined(lse: Tensor, rounding: Tensor, part: Tensor, part_rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp of two sets of pairs, and its rounding, see `hyperkern.backends.LogSumExp`."""
+    both = torch.logaddexp(lse, part)
+    finite = both.masked_fill(both == -torch.inf, 0)
+    total = (lse - finite).exp_().div_(rounding) + (part - finite).exp_().div_(part_rounding)
+    return both, total.masked_fill_(total == 0, 1).reciprocal_()
 
 
 def _zeros(x: Tensor, needed: bool) -> tuple[Tensor, Tensor]:

@@ -100,8 +100,8 @@ def runner(use: Use, rows: int, device: torch.device) -> Callable[[Config], torc
         chosen = replace(o, architecture=o.architecture._replace(entries=(*others, entry)))
         if use.kernel == "sums":
             total = use.mode == "exp"
-            row, _ = pair_sums(chosen, mode, need_cols=True, total=total)
-            return row.sum(1) if total else row  # of a total the rows alone mean nothing
+            sums = pair_sums(chosen, mode, need_cols=True, total=total)[0]
+            return sums.total.sum(1) if total else sums.logarithm()[0]  # of a total the rows alone mean nothing
         side, _ = contract(chosen, mode, factors, need_x=True, need_y=False)
         assert side is not None
         return side.added()[0]
