@@ -264,10 +264,10 @@ HYPERKERN_DEVICE void finish_view(
     radial += product_of(grad, x.v);
   });
   radial = warp_sum(radial);
-  const float rstd = x.length.rstd(views.eps);
+  const float rstd = x.length.rstd(views.eps), limit = gradient_limit(out.type, rstd, views.eps);
   for_pieces<P>(views.access.dim, [&](int first) {
     if constexpr (P::kLong) read(first);
-    project(grad, x.v, radial, rstd);
+    project(grad, x.v, radial, rstd, limit);
     store_piece<P>(out, at.i_b * views.m + at.i_m, views.access, first, grad);
   });
 }

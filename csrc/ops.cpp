@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
       "int exclude, int row_shift, float scale, float offset, int weight, bool split, int cuts, float out_scale, "
       "Tensor(a!) grad, Tensor(b!) sum, Tensor(c!)? value) -> ()");
   library.def("prepare(Tensor x, float eps, Tensor(a!) unit, Tensor(b!) rstd) -> ()");
-  library.def("finish(Tensor grad, Tensor unit, Tensor rstd, Tensor(a!) dx) -> ()");
+  library.def("finish(Tensor grad, Tensor unit, Tensor rstd, float eps, Tensor(a!) dx) -> ()");
   library.def(
       "prepare_views(Tensor x, Tensor y, float eps, float alpha, Tensor(a!) operand, Tensor(b!) align, "
       "Tensor(c!) zeros) -> ()");

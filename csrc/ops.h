@@ -39,9 +39,9 @@ void contract(
 void prepare(
     const torch::stable::Tensor& x, double eps, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd);
 
-// dx = rstd (grad - <grad, unit> unit)
+// dx = rstd (grad - <grad, unit> unit), finite where rstd is 1 / eps.
 void finish(
-    const torch::stable::Tensor& grad, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd,
+    const torch::stable::Tensor& grad, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd, double eps,
     const torch::stable::Tensor& dx);
 
 // Alignment + uniformity of two views, before the pairs, after them, and backward: see align_uniform.cuh.

@@ -117,7 +117,7 @@ void prepare(const Tensor& x, double eps, const Tensor& unit, const Tensor& rstd
   });
 }
 
-void finish(const Tensor& grad, const Tensor& unit, const Tensor& rstd, const Tensor& dx) {
+void finish(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double eps, const Tensor& dx) {
   check_device(unit, "unit");
   check_same_device(grad, "grad", unit);
   check_same_device(dx, "dx", unit);
@@ -128,6 +128,7 @@ void finish(const Tensor& grad, const Tensor& unit, const Tensor& rstd, const Te
   check_shape(dx, "dx", unit.size(0), unit.size(1), unit.size(2));
   check_shape(rstd, "rstd", unit.size(0), unit.size(1));
   args.rstd = contiguous_input(rstd, "rstd", unit);
+  args.eps = static_cast<float>(eps);
   args.dx = output_rows(dx, "dx");
   args.rows_per_batch = unit.size(1);
   args.rows = unit.size(0) * unit.size(1);

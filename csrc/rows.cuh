@@ -283,13 +283,24 @@ struct UnitRow {
   }
 };
 
-// grad := rstd (grad - radial unit)
+// What the elements of a row's gradient saturate at: the largest finite number of its type where rstd = 1 / eps, which
+// says nothing about the row. Any other row overflows to inf.
+HYPERKERN_DEVICE float gradient_limit(Element type, float rstd, float eps) {
+  if (rstd * eps < 1.0f) return INFINITY;
+  return type == Element::kFloat16 ? 65504.0f : type == Element::kBFloat16 ? 0x1.fep127f : 0x1.fffffep127f;
+}
+
+// grad := rstd (grad - radial unit), nan stays nan.
 template <int kChunks>
-HYPERKERN_DEVICE void project(float (&grad)[kChunks][4], const float (&unit)[kChunks][4], float radial, float rstd) {
+HYPERKERN_DEVICE void project(
+    float (&grad)[kChunks][4], const float (&unit)[kChunks][4], float radial, float rstd, float limit) {
 #pragma unroll
   for (int chunk = 0; chunk < kChunks; ++chunk) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) grad[chunk][e] = (grad[chunk][e] - radial * unit[chunk][e]) * rstd;
+    for (int e = 0; e < 4; ++e) {
+      const float of_input = (grad[chunk][e] - radial * unit[chunk][e]) * rstd;
+      grad[chunk][e] = fabsf(of_input) > limit ? copysignf(limit, of_input) : of_input;
+    }
   }
 }
 
@@ -322,6 +333,7 @@ struct FinishArgs {
   OutputRows dx;
   int64_t rows, rows_per_batch;
   Access access;
+  float eps;
 };
 
 template <class P>
@@ -330,7 +342,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_kernel(const FinishA
   if (i_row >= args.rows) return;
   const int64_t i_b = i_row / args.rows_per_batch, i_m = i_row % args.rows_per_batch;
   const int64_t grad_offset = args.grad.offset(i_b, i_m), unit_offset = args.unit.offset(i_b, i_m);
-  const float rstd = args.rstd[i_row];
+  const float rstd = args.rstd[i_row], limit = gradient_limit(args.dx.type, rstd, args.eps);
   Values<P> grad, unit;
   const auto read = [&](int first) {
     load_piece<P>(args.grad, grad_offset, args.access, first, grad);
@@ -344,7 +356,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_kernel(const FinishA
   radial = warp_sum(radial);
   for_pieces<P>(args.access.dim, [&](int first) {
     if constexpr (P::kLong) read(first);
-    project(grad, unit, radial, rstd);
+    project(grad, unit, radial, rstd, limit);
     store_piece<P>(args.dx, i_row, args.access, first, grad);
   });
 }

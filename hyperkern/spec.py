@@ -85,9 +85,33 @@ def norm_eps(dtype: torch.dtype) -> float:
     """The bound ``rstd <= 1 / eps`` on the reciprocal norm of a row, and with it on the gradient.
 
     That of `torch.nn.functional.normalize`, 1e-12, and for float16 its smallest normal number. A row shorter
-    than this still becomes a unit vector; a zero row stays zero.
+    than this still becomes a unit vector; a zero row stays zero. For both ``rstd`` is the constant ``1 / eps``, whose
+    size says nothing about the row. Where it takes the gradient out of the range of the dtype, in float16 from 4 for an
+    element of the unit row on, `gradient_limit` keeps it finite.
     """
     return 2.0**-14 if dtype == torch.float16 else 1e-12
+
+
+def longer_than_eps(rstd: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which rows are longer than `norm_eps`, so that their ``rstd`` is a function of them."""
+    return rstd * norm_eps(dtype) < 1  # for both eps the rounded product with the rounded 1 / eps is 1
+
+
+def gradient_limit(rstd: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the elements of a row's gradient saturate at, in either direction, before they are rounded to a dtype.
+
+    The largest finite number for a row no longer than `norm_eps`; none for any other: it overflows to inf, by which
+    `torch.amp.GradScaler` finds its scale too large. A nan stays nan in both.
+
+    Args:
+        rstd: ``(..., M)``.
+        dtype: of the gradient, which is that of the features.
+
+    Returns:
+        ``(..., M, 1)`` in the dtype of ``rstd``.
+    """
+    unlimited = torch.full_like(rstd, math.inf)
+    return torch.where(longer_than_eps(rstd, dtype), unlimited, torch.finfo(dtype).max).unsqueeze(-1)
 
 
 def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:

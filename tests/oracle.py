@@ -40,6 +40,27 @@ def rows(x: Tensor, normalize: bool) -> Tensor:
     return F.normalize(x, dim=-1) if normalize else x
 
 
+class UnitRows(torch.autograd.Function):
+    """``(x, eps, largest) -> x / |x|``, 0 for a zero row, with the bounded derivative that normalising promises.
+
+    ``1 / max(|x|, eps)`` stands for ``1 / |x|`` there, in all orders; it and the gradient of a row no longer than
+    ``eps``, whose elements end at ``largest``, are functions like any other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, largest: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.eps, ctx.largest = eps, largest
+        return F.normalize(x, dim=-1, eps=1e-300)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        unit, norm = UnitRows.apply(x, ctx.eps, ctx.largest), torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        dx = (grad - (grad * unit).sum(-1, keepdim=True) * unit) / norm.clamp_min(ctx.eps)
+        return torch.where(norm > ctx.eps, dx, dx.clamp(-ctx.largest, ctx.largest)), None, None
+
+
 @per_batch
 def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = True, reduction: str = "mean") -> Tensor:
     distance = torch.linalg.vector_norm(rows(x, normalize) - rows(y, normalize), dim=-1)

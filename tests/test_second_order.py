@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import oracle
 import pytest
 import torch
 
@@ -32,6 +33,40 @@ def test_blocks_do_not_change_the_result(loss, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(second_order, "_BLOCK_ELEMENTS", 23 * 5)
     for in_blocks, expected in zip(penalty(loss, x), whole, strict=True):
         torch.testing.assert_close(in_blocks, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("loss", "truth"),
+    [
+        (hk.clip_loss, oracle.clip_loss),
+        (
+            lambda x, y, logit_scale: hk.info_nce(x, y, negatives=y[:5].neg(), temperature=1 / logit_scale),
+            lambda x, y, logit_scale: oracle.info_nce(x, y, negatives=y[:5].neg(), temperature=1 / logit_scale),
+        ),
+        (
+            lambda x, y, logit_scale: hk.nt_xent(x, y, temperature=1 / logit_scale),
+            lambda x, y, logit_scale: oracle.nt_xent(x, y, temperature=1 / logit_scale),
+        ),
+        (
+            lambda x, y, logit_scale: hk.siglip(x, y, logit_scale=logit_scale, logit_bias=-10.0),
+            lambda x, y, logit_scale: oracle.siglip(x, y, logit_scale=logit_scale, logit_bias=-10.0),
+        ),
+    ],
+    ids=["clip_loss", "info_nce", "nt_xent", "siglip"],
+)
+def test_a_confident_model_has_a_second_derivative(loss, truth, dtype: torch.dtype) -> None:
+    # Of some rows the positive is far above all other candidates: beyond e^88 in float32, e^709 in float64.
+    scale = 150.0 if dtype == torch.float32 else 1200.0
+    x = torch.randn(8, 64, dtype=torch.float64)
+    y = (x + torch.tensor([0.1] * 4 + [3.0] * 4)[:, None] * torch.randn(8, 64)).to(dtype)
+    leaves = [t.to(dtype).requires_grad_() for t in (x, y)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    expected = penalty(lambda x, y: truth(x, y, logit_scale=scale), *exact)
+    assert all(t.any() for t in expected)
+    for found, want in zip(penalty(lambda x, y: loss(x, y, logit_scale=scale), *leaves), expected, strict=True):
+        error = (found.double() - want).abs().max() / want.abs().max()
+        assert error < (1e-3 if dtype == torch.float32 else 1e-9)
 
 
 @pytest.mark.slow

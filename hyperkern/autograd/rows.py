@@ -8,7 +8,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import ops
 from ..backends import Problem, forced, select
-from ..spec import accumulate_dtype, norm_eps
+from ..spec import accumulate_dtype, gradient_limit, longer_than_eps
 from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
 
 
@@ -76,7 +76,7 @@ class _Normalize(Function):
             dx = function.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
         if grad_rstd is not None:
             # A row shorter than eps has the constant rstd = 1 / eps.
-            slope = torch.where(rstd < 1 / norm_eps(ctx.dtype), -grad_rstd * rstd.square(), 0)
+            slope = torch.where(longer_than_eps(rstd, ctx.dtype), -grad_rstd * rstd.square(), 0)
             through_norm = (slope.unsqueeze(-1) * unit).to(ctx.dtype)
             dx = through_norm if dx is None else dx + through_norm
         return dx, None
@@ -96,12 +96,12 @@ class _DualNormalize(_Normalize):
         tangent = tangent.to(unit.dtype)
         radial = (tangent * unit).sum(-1)
         t_unit = rstd.unsqueeze(-1) * (tangent - radial.unsqueeze(-1) * unit)
-        return t_unit, torch.where(rstd < 1 / norm_eps(ctx.dtype), -radial * rstd.square(), 0)
+        return t_unit, torch.where(longer_than_eps(rstd, ctx.dtype), -radial * rstd.square(), 0)
 
 
 @bound_once
 class _Finish(Function):
-    """``rstd (g - <g, unit> unit)``, the derivative of the unit rows."""
+    """``rstd (g - <g, unit> unit)`` within `gradient_limit`, the derivative of the unit rows."""
 
     @staticmethod
     def forward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
@@ -110,12 +110,16 @@ class _Finish(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:3])
+        ctx.dtype = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
         grad, unit, rstd = ctx.saved_tensors
         h, scale = h.to(unit.dtype), rstd.unsqueeze(-1)
         grad_radial = (grad * unit).sum(-1, keepdim=True)
+        # What is saturated is constant.
+        saturated = (scale * (grad - grad_radial * unit)).abs() > gradient_limit(rstd, ctx.dtype)
+        h = h.masked_fill(saturated, 0)
         h_radial = (h * unit).sum(-1, keepdim=True)
         d_grad = scale * (h - h_radial * unit)
         d_unit = -scale * (h_radial * grad + grad_radial * h)

@@ -79,7 +79,9 @@ class Backend(Protocol):
         ...
 
     def finish(self, grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
-        """``rstd * (grad - <grad, unit> unit)`` in ``dtype``: the gradient behind the normalisation."""
+        """``rstd * (grad - <grad, unit> unit)`` in ``dtype``, within `hyperkern.spec.gradient_limit`: the gradient
+        behind the normalisation.
+        """
         ...
 
     def row_lse(self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> LogSumExp:

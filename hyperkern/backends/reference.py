@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..spec import PairSpec, PairTerms, accumulate_dtype, excluded_pairs, norm_eps
+from ..spec import PairSpec, PairTerms, accumulate_dtype, excluded_pairs, gradient_limit, longer_than_eps, norm_eps
 from . import LogSumExp, Problem
 from .common.partials import Sums
 
@@ -52,10 +52,15 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
-    """Tangent projection and rescale."""
+    """Tangent projection and rescale, within the limit of rows that are too short for it."""
     out = torch.mul(grad, unit, out=unit.new_empty(unit.shape))
     radial = out.sum(-1, keepdim=True)
-    return torch.addcmul(grad, unit, radial, value=-1, out=out).mul_(rstd.unsqueeze(-1)).to(dtype)
+    torch.addcmul(grad, unit, radial, value=-1, out=out).mul_(rstd.unsqueeze(-1))
+    # One more pass over the gradient, where there may be such rows: on a CPU it is free to look.
+    if out.device.type != "cpu" or not longer_than_eps(rstd, dtype).all():
+        limit = gradient_limit(rstd, dtype)
+        out.clamp_(-limit, limit)
+    return out.to(dtype)
 
 
 def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> LogSumExp:

@@ -174,7 +174,7 @@ class MultipleNegativesRankingLoss(DropIn):
         if "doc_to_query" not in self.directions:
             return nll_from_excess(excess).mean()
         # The positive is in both directions: -log(e^p / (2 e^p + e^o)).
-        return torch.logaddexp(excess, torch.full_like(excess, math.log(2))).mean()
+        return (nll_from_excess(excess - math.log(2)) + math.log(2)).mean()
 
     def get_config_dict(self) -> dict[str, Any]:
         """The options, for a model card."""

@@ -8,6 +8,7 @@ is computed in this form.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd
@@ -68,10 +69,14 @@ def merged(*parts: Tensor) -> Tensor:
     """The log-sum-exp over several sets of candidates from that of each; -inf, with gradient 0, if all are empty."""
     total, *rest = parts
     for part in rest:
-        # As logaddexp, whose gradient is made of its rounded result. Here it is made of the difference: what one side
-        # gets the other loses, however large the logits. Where both are -inf there is none, nor any gradient.
-        closeness = -(part - total).abs().nan_to_num(torch.inf)
-        total = torch.maximum(total, part) + nll_from_excess(closeness)
+        # Not logaddexp: its gradient is made of its rounded result, where this one is made of the difference, so that
+        # what one side gets the other loses; and its second derivative is nan where one is e^88 times the other (e^709
+        # in float64).
+        empty = (total == -torch.inf) & (part == -torch.inf)
+        first = total >= part
+        high, low = torch.where(first, total, part), torch.where(first, part, total)
+        both = high + nll_from_excess((low - high).masked_fill(empty, 0))
+        total = both.masked_fill(empty, -torch.inf)
     return total
 
 
@@ -81,4 +86,5 @@ def nll_from_excess(excess: Tensor) -> Tensor:
     Never negative, exact 0 without other candidates, and to full relative accuracy for a confident model, where the
     difference of two nearly equal logarithms would be rounding alone.
     """
-    return torch.logaddexp(excess, torch.zeros_like(excess))
+    # From 40 on it is the excess itself, to the last bit of float64. For logaddexp see `merged`.
+    return F.softplus(excess, threshold=40.0)

@@ -172,10 +172,10 @@ def test_bad_arguments_are_named() -> None:
         (lambda: ops.prepare(x, 1e-12, unit[:, :2], rstd), r"unit must have shape \(2, 3, 8\), got \(2, 2, 8\)"),
         (lambda: ops.prepare(x, 1e-12, unit, rstd.mT), r"rstd must have shape \(2, 3\), got \(3, 2\)"),
         (lambda: ops.prepare(x, 1e-12, unit, rstd.double()), "rstd must be Float, got Double"),
-        (lambda: ops.finish(x[:, :2], unit, rstd, dx), r"grad must have shape \(2, 3, 8\), got \(2, 2, 8\)"),
-        (lambda: ops.finish(x.half(), unit, rstd, dx), "grad must be Float, got Half"),
-        (lambda: ops.finish(x, unit, rstd, dx.mT.contiguous().mT), "dx must be contiguous"),
-        (lambda: ops.finish(x, unit[0], rstd, dx), r"unit must have shape \(batch, rows, D\), got \(3, 8\)"),
+        (lambda: ops.finish(x[:, :2], unit, rstd, 1e-12, dx), r"grad must have shape \(2, 3, 8\), got \(2, 2, 8\)"),
+        (lambda: ops.finish(x.half(), unit, rstd, 1e-12, dx), "grad must be Float, got Half"),
+        (lambda: ops.finish(x, unit, rstd, 1e-12, dx.mT.contiguous().mT), "dx must be contiguous"),
+        (lambda: ops.finish(x, unit[0], rstd, 1e-12, dx), r"unit must have shape \(batch, rows, D\), got \(3, 8\)"),
     ]
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):

@@ -11,7 +11,7 @@ from oracle import assert_close
 from torch import Tensor
 
 from hyperkern import backends
-from hyperkern.spec import PairSpec, PairTerms
+from hyperkern.spec import PairSpec, PairTerms, accumulate_dtype, norm_eps
 
 SCALE = 3.0
 
@@ -320,6 +320,38 @@ def test_prepare_and_finish(dtype: torch.dtype, backend: str, device: torch.devi
     (expected,) = torch.autograd.grad(torch.nn.functional.normalize(x64, dim=-1, eps=eps), x64, grad.double())
     rounding = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, torch.finfo(dtype).eps)
     torch.testing.assert_close(dx.double().cpu(), expected, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("dim", [7, 40, 1030])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_only_the_gradient_of_rows_no_longer_than_eps_saturates(
+    dtype: torch.dtype, dim: int, backend: str, device: torch.device
+) -> None:
+    module = backends.load(backend)
+    if module.unsupported(backends.Problem("prepare", device, dtype, dim)):
+        pytest.skip(f"{backend} does not serve {dtype}")
+    largest, eps, sums = torch.finfo(dtype).max, norm_eps(dtype), accumulate_dtype(dtype)
+    x = torch.zeros(1, 9, dim, dtype=torch.float64)
+    x[0, :, -1] = eps * torch.tensor([0, 0.5, 0.98, 1.02, 3, 1 / eps, 0, 0.5, 3])
+    x = x.to(dtype)
+    length, short = x[0, :, -1:].double(), torch.tensor([1, 1, 1, 0, 0, 0, 1, 1, 0]).bool()[:, None]
+    # Elements that leave the range behind 1 / eps, and some that do not.
+    grad = torch.randn(1, 9, dim, dtype=sums).sign() * (largest * eps * 8)
+    grad[..., ::3] = torch.randn(grad[..., ::3].shape, dtype=sums) * (largest * eps / 64)
+    grad[0, 6, 1] = torch.inf
+    grad[0, 7, 2] = grad[0, 8, 3] = torch.nan
+    unit, rstd = module.prepare(x.to(device))
+    dx = module.finish(grad.to(device), unit, rstd, dtype)[0].cpu()
+    g, u = grad[0].double(), unit[0].double().cpu()
+    # In units of the largest number, beyond which there is no float64 either.
+    expected = (g - (g * u).sum(-1, keepdim=True) * u) / length.clamp_min(eps) / largest
+    expected = torch.where(short, expected.clamp(-1, 1), expected)
+    expected = torch.where(expected.abs() > 1, torch.inf * expected, largest * expected)
+    torch.testing.assert_close(dx.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
+    assert (dx[:3].abs() == largest).any(1).all()
+    assert dx[:3].isfinite().all()
+    assert dx[3].isinf().any()
+    assert dx[6:].isnan().all()
 
 
 def test_a_symmetric_problem_has_no_column_side(

@@ -44,7 +44,9 @@ def on_rank(rank: int, name: str, norm: float, transport: str) -> list[Tensor]:
 def test_long_rows(name: str, transport: str, ranks: Ranks) -> None:
     for norm in (1000.0, 10_000.0):
         of_ranks = ranks(len(COUNTS)).run(on_rank, name, norm, transport)
-        for truth, parts in zip(gradients(name, *problem(norm, torch.float64)), zip(*of_ranks, strict=True), strict=True):
+        for truth, parts in zip(
+            gradients(name, *problem(norm, torch.float64)), zip(*of_ranks, strict=True), strict=True
+        ):
             found = torch.cat(parts).double() / len(COUNTS)  # as a wrapper that averages over ranks does
             error = (found - truth).abs().max() / truth.abs().max()
             assert error < 1e-6, (norm, error)

@@ -16,7 +16,7 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
-    """``rstd * (grad - <grad, unit> unit)`` in ``dtype``."""
+    """``rstd * (grad - <grad, unit> unit)`` in ``dtype``, within `hyperkern.spec.gradient_limit`."""
     dx = torch.empty(unit.shape, dtype=dtype, device=unit.device)
-    ops(unit.device).finish(grad, unit, rstd.contiguous(), dx)
+    ops(unit.device).finish(grad, unit, rstd.contiguous(), norm_eps(dtype), dx)
     return dx

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...spec import norm_eps
 from .config import padded
 from .operands import launch
-from .tile import narrow
+from .tile import INF, narrow
 
 
 @triton.jit
@@ -60,10 +60,14 @@ def prepare_kernel(
 
 
 @triton.jit
-def project(b_grad, b_unit, b_rstd):
-    """``rstd (g - <g, unit> unit)``."""
+def project(b_grad, b_unit, b_rstd, eps, DTYPE: tl.constexpr):
+    """``rstd (g - <g, unit> unit)`` in the dtype of the input, within `hyperkern.spec.gradient_limit`."""
+    WIDE: tl.constexpr = 3.3895313892515355e38 if tl.bfloat16 == DTYPE else 3.4028234663852886e38
+    LARGEST: tl.constexpr = 65504.0 if tl.float16 == DTYPE else WIDE
     b_radial = tl.sum(b_grad * b_unit, 1)
-    return (b_grad - b_radial[:, None] * b_unit) * b_rstd[:, None]
+    b_dx = (b_grad - b_radial[:, None] * b_unit) * b_rstd[:, None]
+    b_limit = tl.where(b_rstd * eps < 1.0, INF, LARGEST)[:, None]
+    return narrow(tl.clamp(b_dx, -b_limit, b_limit, propagate_nan=tl.PropagateNan.ALL), DTYPE)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -76,6 +80,7 @@ def finish_kernel(
     stride_grad,
     stride_unit,
     stride_dx,
+    eps,
     DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -87,8 +92,8 @@ def finish_kernel(
     b_grad = tl.load(p_grad + o_rows[:, None] * stride_grad + o_d[None, :], mask=mask, other=0.0)
     b_unit = tl.load(p_unit + o_rows[:, None] * stride_unit + o_d[None, :], mask=mask, other=0.0)
     b_rstd = tl.load(p_rstd + o_rows, mask=o_rows < rows, other=0.0)
-    b_dx = project(b_grad, b_unit, b_rstd)
-    tl.store(p_dx + o_rows[:, None] * stride_dx + o_d[None, :], narrow(b_dx, p_dx.dtype.element_ty), mask=mask)
+    b_dx = project(b_grad, b_unit, b_rstd, eps, p_dx.dtype.element_ty)
+    tl.store(p_dx + o_rows[:, None] * stride_dx + o_d[None, :], b_dx, mask=mask)
 
 
 def row_block(dim: int) -> tuple[int, int]:
@@ -117,7 +122,7 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
-    """``rstd * (grad - <grad, unit> unit)`` in ``dtype``."""
+    """``rstd * (grad - <grad, unit> unit)`` in ``dtype``, within `hyperkern.spec.gradient_limit`."""
     dx = torch.empty(unit.shape, dtype=dtype, device=unit.device)
     launch_finish(grad.contiguous(), unit.contiguous(), rstd.contiguous(), dx)
     return dx
@@ -131,7 +136,7 @@ def launch_finish(grad: Tensor, unit: Tensor, rstd: Tensor, dx: Tensor) -> None:
         finish_kernel,
         -(-batch * m // block_rows),
         unit.device,
-        (grad, unit, rstd, dx, batch * m, grad.stride(1), unit.stride(1), dx.stride(1)),
+        (grad, unit, rstd, dx, batch * m, grad.stride(1), unit.stride(1), dx.stride(1), norm_eps(dx.dtype)),
         None,
         DIM=dim,
         BLOCK_ROWS=block_rows,

@@ -221,10 +221,8 @@ def finish_views_kernel(
     b_gx = _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_b, rows, cuts, zero_x, c_uniform, t, DIM)
     b_gy = _pair_gradient(p_grad, p_total, rows + o_rows, o_d, mask, batch + i_b, rows, cuts, zero_y, c_uniform, t, DIM)
     o_out = o_rows[:, None] * DIM + o_d[None, :]
-    b_dx = project(b_gx + b_align, b_x, b_rstd_x)
-    tl.store(p_dx + o_out, narrow(b_dx, p_dx.dtype.element_ty), mask=mask)
-    b_dy = project(b_gy - b_align, b_y, b_rstd_y)
-    tl.store(p_dy + o_out, narrow(b_dy, p_dy.dtype.element_ty), mask=mask)
+    tl.store(p_dx + o_out, project(b_gx + b_align, b_x, b_rstd_x, eps, p_dx.dtype.element_ty), mask=mask)
+    tl.store(p_dy + o_out, project(b_gy - b_align, b_y, b_rstd_y, eps, p_dy.dtype.element_ty), mask=mask)
 
 
 def align_uniform(
