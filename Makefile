@@ -6,7 +6,7 @@ INTEGRATIONS ?= .venv-integrations
 ARGS ?=
 
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
-CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.cpp)
+CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.*)
 
 .PHONY: help demo build test test-fast test-integrations bench bench-pytest bench-integrations kernels-report lint format info clean
 help:  ## this list

@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
     small: tuple[int, ...]  # ordinary batches
     huge: int | None
     gate: tuple[int, ...]  # rows of the correctness gate
-    gate_large: tuple[int, int]  # rows that make several stripes and panels, and as long rows as panels take
+    gate_large: tuple[int, int]  # rows that make several stripes and panels and wrap rings; as long rows as panels take
 
 
 MODES = {
@@ -175,7 +175,10 @@ def gate(bench: Bench) -> None:
 
 
 def gate_large(bench: Bench) -> None:
-    """Several stripes of row blocks, several panels, cut columns: against the reference backend in float64."""
+    """Several stripes of row blocks, several panels, rings that wrap: against the reference backend in float64.
+
+    For each length of rows that a kernel of its own serves.
+    """
     n, long = bench.sizes.gate_large
     losses = {
         "uniformity": (1, hyperkern.uniformity),
@@ -183,7 +186,9 @@ def gate_large(bench: Bench) -> None:
         "symmetric log-sum-exp": (1, lambda x, backend: _lse_total(x, backend)),
     }
     for (name, (inputs, loss)), dtype, d in itertools.product(
-        losses.items(), (torch.float32, torch.bfloat16, torch.float16), (128, long)
+        losses.items(),
+        (torch.float32, torch.bfloat16, torch.float16),
+        sorted({d for d in bench.sizes.dims if d <= 256} | {long}),
     ):
 
         def compare(inputs: int = inputs, loss: Callable = loss, dtype: torch.dtype = dtype, d: int = d) -> str | None:
@@ -204,9 +209,13 @@ def _lse_total(x: Tensor, backend: str) -> Tensor:
 
 
 def behaviour(bench: Bench) -> None:
-    """Repeats, streams, graphs, for rows that go in one pass and for rows that go by panels."""
-    for d in (128, bench.sizes.gate_large[1]):
-        _behaviour(bench, bench.sizes.gate[-1], d)
+    """Repeats, streams, graphs, for rows that go in one pass and for rows that go by panels.
+
+    So many that the rings wrap: of fewer each block of threads has one tile.
+    """
+    n, long = bench.sizes.gate_large
+    for d in (128, long):
+        _behaviour(bench, n, d)
 
 
 def _behaviour(bench: Bench, n: int, d: int) -> None:

@@ -85,8 +85,8 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   const int first_row = i_block * T::kRows + warpgroup * 64;
   const Rows<1> rows(pairs, first_row + warp * 16, 16, lane);
   const RowFactors<1, kWeight> factors(pairs, rows);
-  const int x_pieces = static_cast<int>(x_tile) / kPieceBytes + warpgroup * 64 * kPanelBytes / kPieceBytes;
-  const uint32_t y_pieces = buffers / kPieceBytes;
+  const int x_pieces = static_cast<int>(piece_at(x_tile)) + warpgroup * 64 * kPanelBytes / kPieceBytes;
+  const uint32_t y_pieces = piece_at(buffers);
   const Turns<T::kConsumers> turns(warpgroup);
 
   float g[1][kDim / 8][4] = {};

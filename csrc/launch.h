@@ -37,8 +37,10 @@ TensorMap make_tensor_map(
 
 using Stream = cudaStream_t;
 
+// Throws what is not success. The runtime remembers it too, and would tell whoever asks it next: that is taken back.
 inline void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
+  cudaGetLastError();
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
@@ -56,8 +58,8 @@ void launch(void (*kernel)(Params...), int blocks, int threads, size_t shared_by
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  // It returns its error: cudaGetLastError would also return one that somebody else has left.
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "launching a kernel failed");
-  check_cuda(cudaGetLastError(), "launching a kernel failed");
 }
 
 namespace detail {

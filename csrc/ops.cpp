@@ -7,7 +7,7 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
 {
   library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int)");
   library.def("runs_on(int capability) -> bool");
-  library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int)");
+  library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int, int)");
   library.def(
       "sums(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, int exclude, "
       "int row_shift, float scale, float offset, int task, bool split, bool triangle, int stripes, int cuts, "

@@ -16,9 +16,9 @@ std::tuple<int64_t, int64_t, int64_t> tile(const torch::stable::Tensor& x, int64
 // Whether the library was built for a compute capability, 90 for 9.0.
 bool runs_on(int64_t capability);
 
-// Threads and dynamic shared memory of a block, for operands of so many bytes: for reports. `kind` is a weight of
-// contract, a task of sums; `wgmma` names the kernels for sm_90a.
-std::tuple<int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma);
+// Threads and dynamic shared memory of a block and the buffers of its ring, for operands of so many bytes: for reports
+// and tests. `kind` is a weight of contract, a task of sums; `wgmma` names the kernels for sm_90a.
+std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma);
 
 // Sums of rows and columns, or weights: see sums_epilogue.cuh.
 void sums(

@@ -147,14 +147,14 @@ std::tuple<int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int6
 
 bool runs_on(int64_t capability) { return has_code_for(to_int(capability, "capability")); }
 
-std::tuple<int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma) {
+std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma) {
   HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
   HYPERKERN_REQUIRE(bytes == 4 || bytes == 2, "operands have 2 or 4 bytes, got ", bytes);
   HYPERKERN_REQUIRE(kind >= 0 && kind <= (kernel == 0 ? 6 : 3), "there is no task or weight ", kind);
   const int size = static_cast<int>(bytes);
   const TileSize tile = kernel == 0 ? sums_tile(to_int(dim, "D") * size, static_cast<Task>(kind), wgmma)
                                     : contract_tile(size, to_int(dim, "D"), static_cast<Weight>(kind), wgmma);
-  return {tile.threads, tile.shared_bytes};
+  return {tile.threads, tile.shared_bytes, tile.stages};
 }
 
 void sums(

@@ -150,8 +150,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
 #pragma unroll
         for (int block = 0; block < T::kBlocks; ++block) {
           multiply_rows_async<Operand>(
-              s[block], x_panel / kPieceBytes + block * 64 * kPanelBytes / kPieceBytes, y_panel / kPieceBytes,
-              panel > 0);
+              s[block], piece_at(x_panel) + block * 64 * kPanelBytes / kPieceBytes, piece_at(y_panel), panel > 0);
         }
         ptx::wgmma_commit_group();
         if (panel > 0) {

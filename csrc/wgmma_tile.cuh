@@ -10,6 +10,9 @@ namespace hyperkern {
 // wgmma counts shared memory in pieces of 16 bytes.
 constexpr int kPieceBytes = 16;
 
+// The piece at an address. In a cluster the bits above the 18 that a descriptor has room for name a block of threads.
+HYPERKERN_DEVICE uint32_t piece_at(uint32_t address) { return (address & 0x3ffff) / kPieceBytes; }
+
 // What wgmma is told about a tile with 128-byte swizzle that starts at a piece. `kLeading` is used by a transposed
 // operand only: from one panel to the next. Eight rows lie behind the eight before. All but the start is constant, and
 // steps from one product to the next are constants that add to it.

@@ -66,9 +66,11 @@ void run_block(int block, int threads, size_t shared_bytes) {
       for (int i = warps - 1; i > 0; --i) std::swap(order[i], order[m.draw(i + 1)]);
     }
     for (const int warp : order) {
-      for (bool again = true; again;) {
+      bool& resting = m.warps[warp].resting;
+      resting = false;
+      for (bool again = true; again && !resting;) {
         again = false;
-        for (int lane = 0; lane < kLanes; ++lane) {
+        for (int lane = 0; lane < kLanes && !resting; ++lane) {
           if (!m.fibers[warp * kLanes + lane].runnable()) continue;
           resume(warp * kLanes + lane);
           if (!m.error.empty()) throw std::runtime_error(m.error);
@@ -115,6 +117,11 @@ void wait_while(const uint64_t* counter, uint64_t value, const char* reason) {
     if (_setjmp(fiber.state) == 0) leave();
   }
   fiber.counter = nullptr;
+}
+
+void let_others_run() {
+  machine.warps[machine.current / kLanes].resting = true;
+  if (_setjmp(machine.fibers[machine.current].state) == 0) leave();
 }
 
 MBarrier& mbarrier(uint32_t address) {

@@ -48,6 +48,10 @@ void mbarrier_init(uint32_t barrier, int arrivals);
 void mbarrier_arrive(uint32_t barrier, uint32_t bytes);
 void mbarrier_wait(uint32_t barrier, uint32_t parity);
 
+// The other warps run as far as they can before this one goes on. Behind an arrival, which may be what they wait for: a
+// warp that gives a buffer away too early then finds in it what comes next.
+void let_others_run();
+
 void cp_async(uint32_t to, const void* from, bool valid);
 void cp_async_commit_group();
 void cp_async_wait_group(int pending);

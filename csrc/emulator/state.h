@@ -37,6 +37,7 @@ struct Warp {
   unsigned char handed_out[kLanes * kExchangeBytes];
   int count = 0;
   uint64_t generation = 0;
+  bool resting = false;  // until the other warps have run
 };
 
 struct NamedBarrier {

@@ -105,7 +105,7 @@ def _block(name: _Name) -> tuple[int, int]:
         panels = _RESIDENT_PANELS if name.rows == "resident" else _STREAMED_PANELS
         dims, kind = [count * _PANEL_BYTES // element for count in panels], TASKS.index(name.problem)
     block = torch.ops.hyperkern_cuda.block
-    threads, shared = zip(
+    threads, shared, _ = zip(
         *(block(("sums", "contract").index(family), element, dim, kind, matrix == "wgmma") for dim in dims), strict=True
     )
     return threads[0], max(shared)
