@@ -84,8 +84,8 @@ MUTANTS = [
     _mutant(
         "log-sum-exps joined by the larger one",
         "losses/_logits.py",
-        "both = torch.logaddexp(",
-        "both = torch.maximum(",
+        "torch.maximum(total, part) + nll_from_excess(closeness)",
+        "torch.maximum(total, part)",
         f"{ALL_OPTIONS}[info_nce-mean-()-True]",
     ),
     # Rows.
@@ -128,7 +128,7 @@ MUTANTS = [
     _mutant(
         "the columns' weights are left out",
         "backends/reference.py",
-        "a[batch, rows] if b is None else a[batch, rows] + b[batch, :, cols]",
+        "a[batch, rows] if b is None or on_diagonal else a[batch, rows] + b[batch, :, cols]",
         "a[batch, rows]",
         f"{BLOCKS}[reference-cpu-7-23-5-None-clip_loss-10]",
     ),
@@ -289,6 +289,13 @@ MUTANTS = [
         '"tf32" if precision == "tf32" else "tf32x3"',
         '"tf32"',
         "backends/test_triton_precision.py::test_the_setting_of_pytorch_is_what_kernels_are_asked_for",
+    ),
+    _mutant(
+        "one of the three products of similarities is left out",
+        "backends/triton/tile.py",
+        '        b_small += tl.dot(b_x_high, b_y_rest, input_precision="tf32")\n',
+        "",
+        "backends/test_triton_precision.py::test_three_products_of_the_tensor_cores_for_one_of_float32",
     ),
     _mutant(
         "one tf32 product is made of three",
