@@ -8,7 +8,7 @@ ARGS ?=
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.*)
 
-.PHONY: help demo build test test-fast test-integrations bench bench-pytest bench-integrations kernels-report lint format info clean
+.PHONY: help demo build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -38,6 +38,9 @@ test: $(VENV)/.built  ## the whole test suite
 
 test-fast: $(VENV)/.built  ## the suite without the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
+
+mutants: $(VENV)/.built  ## whether the tests notice known faults, put into a copy of the code one at a time
+	$(BIN)/python tests/mutants $(ARGS)
 
 # The libraries whose losses hyperkern/integrations replaces, apart from the project's own environment: they bring a
 # hundred packages, and need a release of PyTorch that all of them know.

@@ -21,7 +21,7 @@ EXCLUSIONS = ("none", "self", "same_id")
 POTENTIALS = ("exp", "softplus")
 
 # Powers of two that a plain, unshifted sum of exponentials may reach. The dtype itself ends at 2^127 (2^1023); the
-# rest, 2^27 (2^33), is headroom for an incoming gradient that multiplies or divides such a sum.
+# rest, 2^27 (2^33), is headroom for an incoming gradient, and the scale, which multiply or divide such a sum.
 _LOG2_LIMIT = {torch.float32: 100.0, torch.float64: 990.0}
 
 

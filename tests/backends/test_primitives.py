@@ -196,6 +196,20 @@ def test_energy(
     check_sides(tuple(sides), weighted(p, w), p, need_x, need_y, exact.tolerance(1e-11, 3e-5))
 
 
+def test_softplus_to_the_last_digits(backend: str, device: torch.device, exact: Exact) -> None:
+    # Each logit is a problem of its own, of one pair, so that no sum hides what is lost: the log-weight alone.
+    u = torch.tensor([-80.0, -17, -5, -2, -1, -0.5, -0.1, -1e-3, 0, 1e-3, 0.1, 0.5, 1, 2, 5, 17, 80], dtype=exact.dtype)
+    x, terms = torch.zeros(len(u), 1, 3, dtype=exact.dtype, device=device), PairTerms(u.view(-1, 1).to(device))
+    value, _, slope, _, _ = backends.load(backend).energy(
+        x, x.clone(), terms, PairSpec(SCALE), "softplus", need_x=True, need_y=False
+    )
+    logits = u.double()
+    # An exponential has the relative error of its argument's rounding.
+    allowed = torch.finfo(exact.dtype).eps * (3 + logits.abs())
+    for found, truth in ((value, torch.nn.functional.softplus(logits, threshold=800)), (slope[:, 0], logits.sigmoid())):
+        assert ((found.double().cpu() - truth).abs() <= allowed * truth).all()
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

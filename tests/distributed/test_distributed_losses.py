@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from cases import BY_NAME, CASES, Case
 from conftest import needs_cuda_kernels, needs_triton
+from oracle import assert_close
 from ranks import Ranks
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -101,17 +102,17 @@ def check(case: Case, expected: Run, runs: list[Run], counts: Sequence[int], tol
     for rank, (outputs, grads) in enumerate(runs):
         for out, truth in zip(outputs, expected[0], strict=True):
             truth = own_anchors(truth, counts, rank, axis) if per_anchor else truth
-            torch.testing.assert_close(out, truth, rtol=tolerance, atol=tolerance)
+            assert_close(out, truth, tolerance)
         if not per_anchor:  # bit for bit
             assert all(map(torch.equal, outputs, runs[0][0]))
         for role, grad, truth in zip(case.roles, grads, expected[1], strict=True):
             if role in SHARDED:
                 truth = own_rows(truth, counts, rank, axis)
-                torch.testing.assert_close(grad, factor * truth, rtol=tolerance, atol=tolerance)
+                assert_close(grad, factor * truth, tolerance)
     for i, role in enumerate(case.roles):
         if role not in SHARDED:  # each rank has the part that its rows make
             total = sum(grads[i] for _, grads in runs)
-            torch.testing.assert_close(total, factor * expected[1][i], rtol=tolerance, atol=tolerance)
+            assert_close(total, factor * expected[1][i], tolerance)
 
 
 @pytest.mark.parametrize("size", SPREADS)

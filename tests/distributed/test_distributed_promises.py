@@ -1,5 +1,6 @@
 """What a user may rely on: errors everywhere at once, traffic, training under DDP."""
 
+import contextlib
 import functools
 import gc
 import math
@@ -180,6 +181,32 @@ def fails_after_the_agreement(rank: int) -> list[float]:
             hk.uniformity(100 * x_of(rank, 500), normalize=False, group=group, backend="triton")
         found.append(hk.clip_loss(x_of(rank), x_of(rank).sin(), logit_scale=2.0, group=group).item())
     return found
+
+
+def rows_of_a_failed_loss(rank: int, transport: str) -> list[int]:
+    """How many tensors of a loss that failed with its rows on their way are alive behind it, and behind the next."""
+    found, group = [], hk.Group(transport=transport)
+
+    def refused(*args: Any) -> None:
+        raise MemoryError("the pairs of this rank's own rows")
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(t) is Tensor and 500 in t.shape for t in gc.get_objects())
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(MemoryError):
+        patch.setattr("hyperkern.ops.row_lse", refused)
+        hk.nt_xent(x_of(rank, 250), x_of(rank, 250).sin(), group=group)
+    found.append(alive())
+    hk.clip_loss(x_of(rank), x_of(rank).sin(), logit_scale=2.0, group=group)
+    return [*found, alive()]
+
+
+@pytest.mark.parametrize("transport", ["gather", "ring"])
+def test_the_next_loss_takes_in_what_a_failed_one_has_sent(ranks: Ranks, transport: str) -> None:
+    for after_the_failure, after_the_next in ranks(3).run(rows_of_a_failed_loss, transport):
+        assert after_the_failure > 0
+        assert after_the_next == 0
 
 
 @needs_triton

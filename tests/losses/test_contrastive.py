@@ -94,6 +94,18 @@ def test_a_common_log_weight_changes_nothing_and_a_missing_candidate_is_minus_in
     )
 
 
+@pytest.mark.parametrize("shift", [-200.0, 200.0])
+def test_log_weights_of_any_size(shift: float) -> None:
+    # Beyond what an exponential of float32 holds; the same for all candidates, they change nothing.
+    expected, grads = value_and_grads(lambda x, y: hk.info_nce(x, y, negatives=QUEUE), X, Y)
+    weights = {"y_log_weights": torch.full((6,), shift), "negative_log_weights": torch.full((9,), shift)}
+    found, same = value_and_grads(lambda x, y: hk.info_nce(x, y, negatives=QUEUE, **weights), X, Y)
+    # A logit of 200 is rounded to 1e-5.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    for ours, truth in zip(same, grads, strict=True):
+        assert (ours - truth).abs().max() <= 1e-4 * truth.abs().max()
+
+
 def test_hard_negatives_belong_to_their_row() -> None:
     hard = torch.randn(6, 3, 4)
     each = hk.info_nce(X, Y, hard_negatives=hard, reduction="none")

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from oracle import assert_close
+from oracle import info_nce as dense_info_nce
 from oracle import uniformity as dense_uniformity
 
 import hyperkern as hk
+from hyperkern.spec import is_bounded
 
 
 @pytest.mark.parametrize("options", [{}, {"intra": True}], ids=str)
@@ -56,7 +59,7 @@ def test_euclidean_distances_do_not_cancel(kind: str) -> None:
     truth = dense_uniformity(x64, normalize=False)
     (true_grad,) = torch.autograd.grad(truth, x64)
     torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(grad.double(), true_grad, rtol=1e-5, atol=1e-6)
+    assert_close(grad.double(), true_grad, 1e-5)
 
 
 @pytest.mark.parametrize("scale", [5.0, 50.0, 500.0])
@@ -75,14 +78,57 @@ def test_an_infinite_negative_is_seen() -> None:
     assert hk.info_nce(x, y, negatives=negatives).isnan()
 
 
-def test_a_scale_beside_many_negatives_leaves_the_bounded_regime() -> None:
-    # exp(66) fits float32, a sum of 65,536 of them does not leave the headroom that a gradient needs.
-    x = torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
-    negatives = x[:1].expand(65536, 8)
-    args = [x.double(), x.flip(0).double(), negatives.double()]
-    expected = hk.info_nce(args[0], args[1], negatives=args[2], temperature=1 / 66)
-    torch.testing.assert_close(
-        hk.info_nce(x, x.flip(0), negatives=negatives, temperature=1 / 66).double(), expected, rtol=1e-5, atol=1e-5
+# The headroom of a plain sum, 2^27. Beside a large incoming gradient it has to hold twice the scale.
+INCOMING = [2.0**-26, 1.0, 2.0**20]
+
+
+def largest_bounded(terms: int, dtype: torch.dtype) -> float:
+    """The largest scale, in quarters, at which a sum of so many exponentials is taken without a maximum."""
+    return max(quarters / 4 for quarters in range(4 * 710) if is_bounded(quarters / 4, terms, dtype))
+
+
+def assert_gradient_of_any_size(loss, truth, *rows: torch.Tensor, incoming: float, scale: float) -> None:
+    """The gradient over the incoming one, a power of two, against that of the formula in float64."""
+
+    def run(function, args: list[torch.Tensor], size: float) -> list[torch.Tensor]:
+        args = [arg.detach().requires_grad_() for arg in args]
+        value = function(*args)
+        return [value.detach(), *(g / size for g in torch.autograd.grad(value, args, torch.full_like(value, size)))]
+
+    # A logit is off by the rounding of the scale, and so is its exponential, relatively.
+    allowed = 4 * torch.finfo(rows[0].dtype).eps * (1 + scale)
+    for found, exact in zip(run(loss, list(rows), incoming), run(truth, [r.double() for r in rows], 1.0), strict=True):
+        assert (found.double() - exact).abs().max() <= allowed * exact.abs().max()
+
+
+@pytest.mark.parametrize("incoming", INCOMING)
+@pytest.mark.parametrize("counted", [65536, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_headroom_beside_many_negatives(dtype: torch.dtype, counted: int, incoming: float) -> None:
+    # At the bound of so many terms, and at the bound of one: its exponential fits, a sum of 65,536 leaves no headroom.
+    scale = largest_bounded(counted, dtype)
+    x = torch.nn.functional.normalize(torch.randn(2, 8, dtype=dtype), dim=-1)
+    negatives = torch.nn.functional.normalize(x[:1] + 0.02 * torch.randn(65536, 8, dtype=dtype), dim=-1)
+    assert_gradient_of_any_size(
+        lambda x, y, q: hk.info_nce(x, y, negatives=q, temperature=1 / scale),
+        lambda x, y, q: dense_info_nce(x, y, q, temperature=1 / scale),
+        *(x, x.flip(0), negatives),
+        incoming=incoming,
+        scale=scale,
+    )
+
+
+@pytest.mark.parametrize("incoming", INCOMING)
+@pytest.mark.parametrize("kind", ["together", "apart"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_headroom_of_the_sum_of_all_pairs(dtype: torch.dtype, kind: str, incoming: float) -> None:
+    # Rows close to one another make the largest sum of the bounded regime, two opposite ones the smallest.
+    t = largest_bounded(4 if kind == "apart" else 300**2, dtype) / 2
+    x = 1 + 0.05 * torch.randn(2 if kind == "apart" else 300, 8, dtype=dtype)
+    if kind == "apart":
+        x[1] *= -1
+    assert_gradient_of_any_size(
+        lambda x: hk.uniformity(x, t=t), lambda x: dense_uniformity(x, t=t), x, incoming=incoming, scale=2 * t
     )
 
 

@@ -88,7 +88,11 @@ def test_any_integer_dtype(dtype: torch.dtype) -> None:
     x, y = features(7, 4), features(10, 4)
     assert hk.sup_con(x, LABELS.to(dtype)) == hk.sup_con(x, LABELS)
     # Of two dtypes they are compared as numbers.
-    assert hk.sup_con(x, LABELS.to(dtype), y, QUEUE_LABELS) == hk.sup_con(x, LABELS, y, QUEUE_LABELS)
+    expected = hk.sup_con(x, LABELS, y, QUEUE_LABELS)
+    assert hk.sup_con(x, LABELS.to(dtype), y, QUEUE_LABELS) == expected
+    # 9 is a class of the queue alone; in eight bits these are 3 and 0.
+    for other in (256 + 3, 2**40):
+        assert hk.sup_con(x, LABELS.to(dtype), y, QUEUE_LABELS.masked_fill(QUEUE_LABELS == 9, other)) == expected
 
 
 @pytest.mark.parametrize("shift", [-5, -(2**63), 2**63 - 10, 2**53])

@@ -54,7 +54,32 @@ def test_case_01_zero_row_in_low_precision(dtype: torch.dtype) -> None:
     truth = torch.pdist(unit).square().mul(-2).exp().mean().log()
     (expected,) = torch.autograd.grad(truth, rows)
     torch.testing.assert_close(loss.double(), truth)
-    torch.testing.assert_close(found.double(), expected, rtol=8 * torch.finfo(dtype).eps, atol=1e-3)
+    # The zero row's is 1e12 times as large: each row by its own size.
+    size = expected.abs().amax(-1, keepdim=True)
+    assert_close(found.double() / size, expected / size, 8 * torch.finfo(dtype).eps)
+
+
+def test_case_01_the_second_derivative_of_rows_shorter_than_eps() -> None:
+    # There rstd is the constant 1 / eps: the gradient of a row depends on its direction, not on its length.
+    direction = F.normalize(torch.randn(5, 3, dtype=torch.float64), dim=-1)
+    weights = 1e-12 * torch.randn(5, 3, dtype=torch.float64)
+    found = []
+    for length in (1e-13, 1e-14):
+        x = (length * direction).requires_grad_()
+        (first,) = torch.autograd.grad(hk.uniformity(x), x, create_graph=True)
+        found.append(torch.autograd.grad((first * weights).sum(), x)[0])
+
+    def tangent(grad: Tensor, unit: Tensor) -> Tensor:
+        return (grad - (grad * unit).sum(-1, keepdim=True) * unit) / 1e-12
+
+    unit = direction.clone().requires_grad_()
+    # pdist has no second derivative.
+    pairs = (-2 * (unit.unsqueeze(1) - unit).square().sum(-1)).exp().masked_fill(torch.eye(5, dtype=torch.bool), 0)
+    (of_unit,) = torch.autograd.grad((pairs.sum() / 20).log(), unit, create_graph=True)
+    (through_unit,) = torch.autograd.grad((tangent(of_unit, unit) * weights).sum(), unit)
+    expected = tangent(through_unit, direction)
+    for second in found:
+        torch.testing.assert_close(second, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -173,8 +173,8 @@ def _signature(
     return signature
 
 
-def compile_case(case: Case) -> Row:
-    """Compiles one case for its architecture."""
+def compiled(case: Case) -> Any:
+    """What Triton makes of a case for its architecture."""
     kernel = KERNELS[case.kernel]
     # As in a call: pointers and strides are multiples of 16, sizes are anything.
     aligned = {
@@ -184,18 +184,23 @@ def compile_case(case: Case) -> Row:
     }
     source = ASTSource(kernel, case.signature, constexprs=case.constants, attrs=aligned)
     target = GPUTarget("cuda", int(case.architecture.removeprefix("sm_")), 32)
-    compiled = triton.compile(source, target=target, options={**fusion(case.constants), **case.options})
-    registers, spills = _resources(compiled.asm["cubin"])
-    ptx = compiled.asm["ptx"]
+    return triton.compile(source, target=target, options={**fusion(case.constants), **case.options})
+
+
+def compile_case(case: Case) -> Row:
+    """Compiles one case, and looks at what came out."""
+    result = compiled(case)
+    registers, spills = _resources(result.asm["cubin"])
+    ptx = result.asm["ptx"]
     instructions = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
     return Row(
         *case[:5],
         blocks="x".join(str(case.constants[b]) for b in ("BLOCK_M", "BLOCK_N", "BLOCK_D") if b in case.constants),
-        num_warps=compiled.metadata.num_warps,
-        num_stages=compiled.metadata.num_stages,
+        num_warps=result.metadata.num_warps,
+        num_stages=result.metadata.num_stages,
         registers=registers,
         spill_bytes=spills,
-        shared_bytes=compiled.metadata.shared,
+        shared_bytes=result.metadata.shared,
         matrix=next((name.split(".")[0] for name in instructions if name in ptx), ""),
     )
 

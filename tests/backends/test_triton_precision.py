@@ -1,0 +1,71 @@
+"""How Triton multiplies float32 operands: what the kernels are asked for, and what the compiler makes of it.
+
+The interpreter computes every product in float32. So neither can be seen in a value here.
+"""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from conftest import DEVICE, needs_triton
+
+pytest.importorskip("triton")
+
+import hyperkern as hk
+from hyperkern.backends.triton import operands, primitives
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [8, 100], ids=["one-pass", "panels"])
+@pytest.mark.parametrize(
+    ("setting", "precision", "dtype"),
+    [
+        ("highest", "tf32x3", torch.float32),
+        ("high", "tf32", torch.float32),
+        ("medium", None, torch.bfloat16),  # of which there is one product only
+    ],
+)
+def test_the_setting_of_pytorch_is_what_kernels_are_asked_for(
+    setting: str, precision: str | None, dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = set()
+
+    def launch(kernel: Any, programs: int, device: torch.device, args: tuple, *rest: Any, **constants: Any) -> None:
+        asked.add((constants["PRECISION"] if precision else None, args[0].dtype))
+        operands.launch(kernel, programs, device, args, *rest, **constants)
+
+    monkeypatch.setattr(primitives, "launch", launch)
+    x, y = (torch.randn(5, dim, device=DEVICE, requires_grad=True) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        for loss in (
+            hk.align_uniform(x, y, backend="triton").loss,  # bounded
+            hk.info_nce(x, y, temperature=0.001, backend="triton"),  # relative to a maximum
+            hk.siglip(x, y, logit_scale=3.0, logit_bias=-1.0, backend="triton"),
+        ):
+            loss.backward()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert asked == {(precision, dtype)}
+
+
+PRODUCTS = """
+from hyperkern.backends.triton import config, report
+for operand in ("float32", "tf32"):
+    cases = report.cases(config.of_name("sm_90"))
+    case = next(case for case in cases if (case.kernel, case.operand) == ("contract", operand))
+    print(report.compiled(case).asm["ttgir"].count("warp_group_dot "))
+"""
+
+
+def test_three_products_of_the_tensor_cores_for_one_of_float32() -> None:
+    # The kernel with both products, similarities and weighted rows.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", PRODUCTS], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    of_float32, of_tf32 = map(int, result.stdout.split())
+    assert of_float32 == 3 * of_tf32 > 0

@@ -1,0 +1,379 @@
+"""The table of mutants: faults put into the code by `make mutants`, and for each the tests that have to notice."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutant(NamedTuple):
+    """One fault.
+
+    Attributes:
+        name: what is wrong.
+        file: where, from the root of the repository.
+        old: what stands there, exactly once.
+        new: what the mutant has in its place.
+        tests: node ids of pytest, of which one must fail: the cheapest ones, which all pass without the mutant.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied(self, text: str) -> str:
+        """The content of the file with the fault.
+
+        Raises:
+            ValueError: the old text does not stand there exactly once.
+        """
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.name}: {self.old!r} stands {count} times in {self.file}, expected once")
+        return text.replace(self.old, self.new)
+
+
+def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    """A row of the table, with the folder of the package and that of the tests left out."""
+    file = file if "/" in file and file.startswith(("csrc", "tests")) else f"hyperkern/{file}"
+    return Mutant(name, file, old, new, tuple(f"tests/{test}" for test in tests))
+
+
+ALL_OPTIONS = "losses/test_combinations.py::test_all_options_at_once"
+BLOCKS = "losses/test_values.py::test_many_blocks"
+PRIMITIVES = "backends/test_primitives.py"
+
+MUTANTS = [
+    # The regimes of the numbers.
+    _mutant(
+        "no headroom for a gradient in float32",
+        "spec.py",
+        "torch.float32: 100.0",
+        "torch.float32: 127.9",
+        "losses/test_properties.py::test_headroom_beside_many_negatives",
+    ),
+    _mutant(
+        "no headroom for a gradient in float64",
+        "spec.py",
+        "torch.float64: 990.0",
+        "torch.float64: 1023.9",
+        "losses/test_properties.py::test_headroom_of_the_sum_of_all_pairs",
+    ),
+    _mutant(
+        "info_nce counts one candidate for its bound",
+        "losses/info_nce.py",
+        "max(ranks.total, 0 if negatives is None else negatives.shape[-2])",
+        "1",
+        "losses/test_properties.py::test_headroom_beside_many_negatives",
+    ),
+    _mutant(
+        "a quarter of the bound of Euclidean exponents",
+        "losses/uniformity.py",
+        "4 * t * longest",
+        "t * longest",
+        "reliability/test_numbers.py::test_case_10_antipodal_points_at_a_large_t",
+    ),
+    _mutant(
+        "log-weights count as bounded",
+        "losses/_logits.py",
+        "unit and not weighted and is_bounded",
+        "unit and is_bounded",
+        "losses/test_contrastive.py::test_log_weights_of_any_size",
+    ),
+    _mutant(
+        "log-sum-exps joined by the larger one",
+        "losses/_logits.py",
+        "torch.maximum(total, part) + nll_from_excess(closeness)",
+        "torch.maximum(total, part)",
+        f"{ALL_OPTIONS}[info_nce-mean-()-True]",
+    ),
+    # Rows.
+    _mutant(
+        "rstd has a slope for rows shorter than eps",
+        "autograd/rows.py",
+        "-grad_rstd * rstd.square(), 0)",
+        "-grad_rstd * rstd.square(), -grad_rstd * rstd.square())",
+        "reliability/test_rows.py::test_case_01_the_second_derivative_of_rows_shorter_than_eps",
+    ),
+    _mutant(
+        "no projection behind the normalisation",
+        "backends/reference.py",
+        "unit, radial, value=-1, out=out",
+        "unit, radial, value=0, out=out",
+        f"{PRIMITIVES}::test_prepare_and_finish[reference-cpu-torch.float64]",
+    ),
+    _mutant(
+        "a pair at distance 0 keeps its power",
+        "losses/alignment.py",
+        ".masked_fill(same, 0)",
+        "",
+        "reliability/test_rows.py::test_case_03_identical_positive_pairs",
+    ),
+    # The reference, which the others are held against.
+    _mutant(
+        "a mirrored block counts once",
+        "backends/reference.py",
+        "2 * row_sum if block.mirrored else row_sum",
+        "row_sum",
+        f"{BLOCKS}[reference-cpu-7-23-5-None-uniformity-default]",
+    ),
+    _mutant(
+        "the excluded diagonal is off by twice an offset",
+        "backends/reference.py",
+        "+ rows.start - spec.col_offset",
+        "+ rows.start + spec.col_offset",
+        f"{PRIMITIVES}::test_row_lse[reference-cpu-False-offsets-(0, 7)]",
+    ),
+    _mutant(
+        "the columns' weights are left out",
+        "backends/reference.py",
+        "a[batch, rows] if b is None or on_diagonal else a[batch, rows] + b[batch, :, cols]",
+        "a[batch, rows]",
+        f"{BLOCKS}[reference-cpu-7-23-5-None-clip_loss-10]",
+    ),
+    _mutant(
+        "a row without candidates is not looked for",
+        "backends/reference.py",
+        "return lse.masked_fill(lse == -torch.inf, torch.inf)",
+        "return lse",
+        f"{PRIMITIVES}::test_rows_without_a_candidate[reference-cpu-False-False]",
+    ),
+    _mutant(
+        "gradients without the scale",
+        "autograd/pairs.py",
+        "return grad_x.mul_(spec.scale), sum_x, grad_y",
+        "return grad_x, sum_x, grad_y",
+        f"{BLOCKS}[reference-cpu-7-23-5-None-info_nce-default]",
+    ),
+    _mutant(
+        "the second derivative of softplus is its first",
+        "second_order.py",
+        "weights * (1 - weights)",
+        "weights",
+        "test_autograd.py::test_gradgradcheck[siglip-default]",
+    ),
+    # The losses.
+    _mutant(
+        "uniformity counts each row with itself",
+        "losses/uniformity.py",
+        "m * (m - 1) // 2 if distinct",
+        "m * (m + 1) // 2 if distinct",
+        f"{BLOCKS}[reference-cpu-7-23-5-None-uniformity-default]",
+    ),
+    _mutant(
+        "clip_loss in one direction",
+        "losses/clip.py",
+        "(by_row + by_col) / 2",
+        "by_row",
+        f"{ALL_OPTIONS}[clip_loss-mean-()-True]",
+    ),
+    _mutant(
+        "the sign of SigLIP's bias",
+        "losses/clip.py",
+        "terms = PairTerms(u=u)",
+        "terms = PairTerms(u=-u)",
+        f"{ALL_OPTIONS}[siglip-mean-()-True]",
+    ),
+    _mutant(
+        "sup_con has a row as its own positive",
+        "losses/sup_con.py",
+        "sums = sums - x",
+        "sums = sums - 0 * x",
+        "losses/test_sup_con.py::test_all_labels_equal",
+    ),
+    _mutant(
+        "labels are compared in the dtype of the first",
+        "autograd/classes.py",
+        "together = torch.cat(labels, -1)",
+        "together = torch.cat([part.to(labels[0].dtype) for part in labels], -1)",
+        "losses/test_sup_con.py::test_any_integer_dtype",
+    ),
+    _mutant(
+        "the weights of dclw are differentiated",
+        "losses/nt_xent.py",
+        "with torch.no_grad():",
+        "with torch.enable_grad():",
+        f"{ALL_OPTIONS}[dclw-mean-()-True]",
+    ),
+    _mutant(
+        "a learned temperature without a gradient",
+        "losses/_logits.py",
+        "return x * scale.to(x.dtype)",
+        "return x * scale.detach().to(x.dtype)",
+        "test_nn.py::test_every_learned_scale_has_a_gradient",
+    ),
+    _mutant(
+        "a learned temperature is taken for its reciprocal",
+        "nn/base.py",
+        "if scale is None else 1 / scale",
+        "if scale is None else scale",
+        "test_nn.py::test_learnable_temperature",
+    ),
+    _mutant(
+        "a module keeps an option to itself",
+        "nn/contrastive.py",
+        "            in_batch=self.in_batch,\n",
+        "",
+        "test_nn.py::test_same_as_the_function[info_nce-candidates]",
+    ),
+    _mutant(
+        "the limit of uniformity in an odd dimension is that of the even one below",
+        "metrics.py",
+        "half = dim / 2",
+        "half = dim // 2",
+        "test_metrics.py::test_closed_forms_of_one_two_and_three_dimensions",
+    ),
+    _mutant(
+        "a full queue writes over its newest rows",
+        "queue.py",
+        "= rows[before_end:]",
+        "= rows[: rows.shape[0] - before_end]",
+        "test_queue.py::test_it_holds_the_newest_rows",
+    ),
+    # Over ranks.
+    _mutant(
+        "what a failed loss has sent is never taken in",
+        "distributed/remote.py",
+        "    left = [transfer for transfer in _under_way if transfer[0] is handle]\n",
+        "    return\n    left = [transfer for transfer in _under_way if transfer[0] is handle]\n",
+        "distributed/test_distributed_promises.py::test_the_next_loss_takes_in_what_a_failed_one_has_sent",
+    ),
+    _mutant(
+        "a mean over the rows of one view",
+        "losses/_inputs.py",
+        "total / (per_row * ranks.total)",
+        "total / ranks.total",
+        "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
+    ),
+    _mutant(
+        "the padding of a shorter shard counts",
+        "distributed/remote.py",
+        "[shard[:, :count] for shard, count",
+        "[shard for shard, count",
+        "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
+    ),
+    _mutant(
+        "gradients are not scaled for DDP",
+        "distributed/ranks.py",
+        "self.grad_factor = len(counts) if",
+        "self.grad_factor = 1 if",
+        "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
+    ),
+    # The choice of a backend.
+    _mutant(
+        "a forced backend falls back",
+        "backends/__init__.py",
+        "for candidate in PRIORITY if name is None else (name,):",
+        "for candidate in (() if name is None else (name,)) + PRIORITY:",
+        "backends/test_select.py::test_forced_backend_never_falls_back",
+    ),
+    _mutant(
+        "an unverified backend is chosen",
+        "backends/__init__.py",
+        "([] if forced else backend.unverified(problem))",
+        "[]",
+        "backends/test_select.py::test_a_backend_that_is_not_verified_here_is_taken_by_name_alone",
+    ),
+    # Triton's kernels.
+    _mutant(
+        "the series of softplus is two terms shorter",
+        "backends/triton/tile.py",
+        "(1.0 / 9 + b_q * (1.0 / 11 + b_q * (1.0 / 13)))",
+        "(1.0 / 9)",
+        f"{PRIMITIVES}::test_softplus_to_the_last_digits[triton-cpu]",
+    ),
+    _mutant(
+        "one tf32 product is asked for instead of three",
+        "backends/common/precision.py",
+        '"tf32" if precision == "tf32" else "tf32x3"',
+        '"tf32"',
+        "backends/test_triton_precision.py::test_the_setting_of_pytorch_is_what_kernels_are_asked_for",
+    ),
+    _mutant(
+        "one of the three products of similarities is left out",
+        "backends/triton/tile.py",
+        '        b_small += tl.dot(b_x_high, b_y_rest, input_precision="tf32")\n',
+        "",
+        "backends/test_triton_precision.py::test_three_products_of_the_tensor_cores_for_one_of_float32",
+    ),
+    _mutant(
+        "one tf32 product is made of three",
+        "backends/triton/tile.py",
+        "input_precision=PRECISION",
+        'input_precision="tf32"',
+        "backends/test_triton_precision.py::test_three_products_of_the_tensor_cores_for_one_of_float32",
+    ),
+    _mutant(
+        "one column too many",
+        "backends/triton/tile.py",
+        "b_keep = (o_n < n)[None, :]",
+        "b_keep = (o_n <= n)[None, :]",
+        f"{BLOCKS}[triton-cpu-7-23-5-None-uniformity-default]",
+    ),
+    _mutant(
+        "the last range of columns is dropped",
+        "backends/common/partials.py",
+        "else parts.sum(0)",
+        "else parts[:-1].sum(0)",
+        f"{PRIMITIVES}::test_low_precision_operands[triton-cpu-torch.float32-False-False]",
+    ),
+    _mutant(
+        "gradients are off by three in a hundred thousand",
+        "backends/triton/rows.py",
+        "(b_grad - b_radial[:, None] * b_unit) * b_rstd[:, None]",
+        "(b_grad - b_radial[:, None] * b_unit) * (1.00003 * b_rstd[:, None])",
+        f"{BLOCKS}[triton-cpu-9-8-3-2-uniformity-t0.3]",
+    ),
+    _mutant(
+        "zero rows are at distance 1 from one another",
+        "backends/triton/step.py",
+        "+ zeros * (zeros - 1.0) * (_exp(2.0 * t) - 1.0)",
+        "+ zeros * (zeros - 1.0) * (_exp(t) - 1.0)",
+        "backends/test_step.py::test_zero_rows_and_identical_pairs_are_as_in_the_composition[triton-cpu]",
+    ),
+    # The kernels in CUDA C++, as far as no library has to be compiled anew.
+    _mutant(
+        "two rows of a tile meet in one bank",
+        "csrc/layout.h",
+        "^ (row % 8)",
+        "^ (row % 4)",
+        "backends/test_cuda_index_math.py::test_index_math",
+    ),
+    _mutant(
+        "the square of a diagonal block is mirrored",
+        "csrc/layout.h",
+        "i_tile >= (i_block + 1) * square",
+        "i_tile >= i_block * square",
+        "backends/test_cuda_index_math.py::test_index_math",
+    ),
+    _mutant(
+        "the emulator lets a product start without a fence",
+        "csrc/emulator/tensor_cores.cpp",
+        "require(thread.fenced, ",
+        "require(true, ",
+        "backends/test_cuda_index_math.py::test_the_emulator_finds_missing_synchronisation",
+    ),
+    # What is built upon the losses.
+    _mutant(
+        "the second encoding draws other numbers",
+        "cached/step.py",
+        "                    state.restore()\n",
+        "",
+        "cached/test_cached_replay.py::test_dropout_is_the_same_both_times[4]",
+    ),
+    _mutant(
+        "control variates of another mean than 0",
+        "evaluation/estimate.py",
+        "relative = relative - base @ relative",
+        "relative = relative - 0 * base @ relative",
+        "evaluation/test_evaluation_estimate.py::test_design_draws_what_stands_out",
+    ),
+    _mutant(
+        "the error bar is ten times as long",
+        "evaluation/plot.py",
+        "row, xerr=",
+        "row, xerr=10 * ",
+        "evaluation/test_evaluation_plot.py::test_the_error_bar_is_the_interval",
+    ),
+]
