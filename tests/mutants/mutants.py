@@ -84,8 +84,8 @@ MUTANTS = [
     _mutant(
         "log-sum-exps joined by the larger one",
         "losses/_logits.py",
-        "torch.maximum(total, part) + nll_from_excess(closeness)",
-        "torch.maximum(total, part)",
+        "both = high + nll_from_excess(",
+        "both = high + 0 * nll_from_excess(",
         f"{ALL_OPTIONS}[info_nce-mean-()-True]",
     ),
     # Rows.
@@ -192,8 +192,8 @@ MUTANTS = [
     _mutant(
         "the weights of dclw are differentiated",
         "losses/nt_xent.py",
-        "with torch.no_grad():",
-        "with torch.enable_grad():",
+        "autograd.prepare(side.detach(), ",
+        "autograd.prepare(side, ",
         f"{ALL_OPTIONS}[dclw-mean-()-True]",
     ),
     _mutant(
@@ -293,7 +293,7 @@ MUTANTS = [
     _mutant(
         "one of the three products of similarities is left out",
         "backends/triton/tile.py",
-        '        b_small += tl.dot(b_x_high, b_y_rest, input_precision="tf32")\n',
+        '        b_small += dot(b_x_high, tl.trans(b_y - b_y_high), b_zero, "tf32")\n',
         "",
         "backends/test_triton_precision.py::test_three_products_of_the_tensor_cores_for_one_of_float32",
     ),
