@@ -19,6 +19,8 @@ with contextlib.suppress(PackageNotFoundError):
         os.environ["TRITON_INTERPRET"] = "1"
 # What deterministic algorithms ask of the matrix library, read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Every process that a test starts takes warnings for errors, as pytest does in this one.
+os.environ.setdefault("PYTHONWARNINGS", "error")
 
 from ranks import Ranks
 
