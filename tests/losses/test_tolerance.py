@@ -55,7 +55,8 @@ def test_no_worse_than_torch(name: str, dtype: torch.dtype, backend: str, device
     case = BY_NAME[name]
     if case.in_float64 and exact.dtype != torch.float64:
         pytest.skip(f"computed in float64, which {backend} does not have")
-    found = results(case, dtype, device, backend, (60, 45, 24))
+    interpreted = backend == "triton" and device.type == "cpu"  # takes its time: a quarter of the tiles
+    found = results(case, dtype, device, backend, (30, 23, 24) if interpreted else (60, 45, 24))
     outputs = [f"output {i}" for i in range(len(found) - len(case.roles))]
     for what, (ours, peers, truth) in zip([*outputs, *case.roles], found, strict=True):
         lse = 25.0 if backend != "reference" and name in LARGE_LOGITS else case.largest_lse
