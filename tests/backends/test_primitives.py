@@ -103,7 +103,12 @@ def with_sides(problems: list, *, value_alone: bool) -> list:
     found = []
     for problem in problems:
         (options,) = problem.values
-        for name, needs in {"both": (True, True), "x": (True, False), "y": (False, True), "none": (False, False)}.items():
+        for name, needs in {
+            "both": (True, True),
+            "x": (True, False),
+            "y": (False, True),
+            "none": (False, False),
+        }.items():
             if (value_alone or any(needs)) and not (needs[1] and options.get("symmetric")):
                 found.append(pytest.param(options, *needs, id=f"{problem.id}-{name}"))
     return found

@@ -11,7 +11,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def run(command: list[str], *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*command, str(EXAMPLE), *options], capture_output=True, text=True, timeout=150)
+    return subprocess.run([*command, str(EXAMPLE), *options], capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow
