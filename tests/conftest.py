@@ -5,13 +5,14 @@ import functools
 import inspect
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # Without a GPU the Triton kernels run in Triton's interpreter, chosen when they are defined. That of Triton 3.6 cannot
@@ -150,6 +151,23 @@ def ranks() -> Iterator[Ranks]:
     started = Ranks()
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], str]], str]:
+    """``once(name, make)``: what ``make()`` gives, made by one of the processes that share the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def found(name: str, make: Callable[[], str]) -> str:
+        path = folder / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                path.write_text(make(), encoding="utf-8")
+            return path.read_text(encoding="utf-8")
+
+    return found
 
 
 @pytest.fixture
