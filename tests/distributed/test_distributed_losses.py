@@ -418,7 +418,7 @@ def memory_of(rank: int, rows: int, dim: int) -> dict[str, int]:
 @pytest.mark.slow
 def test_the_ring_holds_a_few_shards(ranks: Ranks) -> None:
     size = 4
-    for found in ranks(size).run(memory_of, 3000, 1024):
+    for found in ranks(size).run(memory_of, 750, 4096):
         # Unit rows, the gradient three times over while it is made, two shards that travel, and what blocks take.
         assert found["ring"] < 8
         # All shards, twice while they are put together.
