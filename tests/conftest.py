@@ -1,15 +1,18 @@
 """What every test shares: the backends of this machine, seeds, the Hypothesis profile, poisoned allocations."""
 
 import contextlib
+import functools
+import inspect
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # Without a GPU the Triton kernels run in Triton's interpreter, chosen when they are defined. That of Triton 3.6 cannot
@@ -19,6 +22,11 @@ with contextlib.suppress(PackageNotFoundError):
         os.environ["TRITON_INTERPRET"] = "1"
 # What deterministic algorithms ask of the matrix library, read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Every process that a test starts takes warnings for errors, as pytest does in this one, with the same exceptions.
+os.environ.setdefault(
+    "PYTHONWARNINGS",
+    "error,ignore::RuntimeWarning:triton.runtime.interpreter,ignore:torch.distributed.nn.functional.:FutureWarning",
+)
 
 from ranks import Ranks
 
@@ -42,6 +50,32 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("hyperkern")
+
+
+def _interpret_faster() -> None:
+    """Lets Triton's interpreter look once for what is built in, not at every call of a function: half of its time."""
+    try:
+        from triton.language.core import is_builtin
+        from triton.runtime import interpreter
+
+        patch = interpreter._patch_attr
+    except (ImportError, AttributeError):  # another Triton, as slow as it is
+        return
+
+    @functools.cache
+    def built_in(package: Any) -> list[str]:
+        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
+
+    def patch_builtin(package: Any, *how: Any) -> None:
+        names = built_in(package)
+        if names and is_builtin(getattr(package, names[0])):  # else a function is called by one that did it
+            for name in names:
+                patch(package, name, getattr(package, name), *how)
+
+    interpreter._patch_builtin = patch_builtin
+
+
+_interpret_faster()
 
 
 _ORDINARY = backends.Problem("energy", torch.device(DEVICE), torch.float32, 128, PairSpec(4.0, True))
@@ -120,6 +154,23 @@ def ranks() -> Iterator[Ranks]:
     started = Ranks()
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], str]], str]:
+    """``once(name, make)``: what ``make()`` gives, made by one of the processes that share the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def found(name: str, make: Callable[[], str]) -> str:
+        path = folder / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                path.write_text(make(), encoding="utf-8")
+            return path.read_text(encoding="utf-8")
+
+    return found
 
 
 @pytest.fixture

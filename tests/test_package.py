@@ -19,9 +19,8 @@ def build_wheel(tmp_path, *options, **environment):
         ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so")
     )
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path)]
-    return subprocess.run(
-        [*command, *options, str(source)], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "PYTHONWARNINGS": "default", **environment}  # those of pip are not ours
+    return subprocess.run([*command, *options, str(source)], env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

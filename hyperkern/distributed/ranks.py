@@ -10,6 +10,8 @@ from torch import Tensor
 from .graphs import outside_of_graphs
 from .group import Group, ProcessGroup
 
+# PyTorch 2.14 warns of the old name.
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 # Above it "auto" sends rows around a ring: what a rank may keep of other ranks' rows without much thought.
 GATHER_BYTES = 512 << 20
 
@@ -102,5 +104,5 @@ def all_gather(value: Tensor, ranks: int, handle: ProcessGroup | None, *, wait: 
     """``value`` of every rank, ``(ranks, ...)``, in one piece; unless ``wait``, with the work that fills it."""
     flat = value.reshape(1) if value.dim() == 0 else value.contiguous()
     everywhere = flat.new_empty(ranks * flat.shape[0], *flat.shape[1:])
-    work = dist.all_gather_into_tensor(everywhere, flat, group=handle, async_op=not wait)
+    work = getattr(dist, ALL_GATHER)(everywhere, flat, group=handle, async_op=not wait)
     return everywhere.view(ranks, *value.shape), work

@@ -1,5 +1,6 @@
 """Every loss over ranks is the loss of one process that has all rows, and so are the gradients."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -241,8 +242,10 @@ def in_a_compiled_step(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     found = []
     for run in (step, torch.compile(step, backend="aot_eager")):
         x = torch.arange(12.0).add(rank).view(4, 3).requires_grad_()
-        loss = run(x)
-        loss.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, of what it traces; as errors they stop it
+            loss = run(x)
+            loss.backward()
         found += [loss.detach(), x.grad]
     torch.compiler.reset()
     return tuple(found)
@@ -347,7 +350,7 @@ def memory_of(rank: int, rows: int, dim: int) -> dict[str, int]:
 @pytest.mark.slow
 def test_the_ring_holds_a_few_shards(ranks: Ranks) -> None:
     size = 4
-    for found in ranks(size).run(memory_of, 3000, 1024):
+    for found in ranks(size).run(memory_of, 750, 4096):
         # Unit rows, the gradient three times over while it is made, two shards that travel, and what blocks take.
         assert found["ring"] < 8
         # All shards, twice while they are put together.

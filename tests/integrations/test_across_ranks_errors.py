@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from across_ranks import DIM, own_features
 from oracle import assert_close
-from ranks import RankError, Ranks
+from ranks import Ranks
 from torch import nn
 
 import hyperkern as hk
@@ -29,6 +29,11 @@ def test_a_rank_that_is_another(ranks: Ranks) -> None:
 
 
 def different_arguments(rank: int, name: str) -> None:
+    with pytest.raises(ValueError, match="must call the same loss"):
+        call_with_own_arguments(rank, name)
+
+
+def call_with_own_arguments(rank: int, name: str) -> None:
     x, y = own_features(rank, 2)
     processes = {"rank": rank, "world_size": 2}
     options: dict[str, Any] = {"temperature": 0.1 + rank, "gather_distributed": True}
@@ -47,8 +52,7 @@ def different_arguments(rank: int, name: str) -> None:
     "name", ["ClipLoss", "SigLipLoss", "NTXentLoss", "DCLLoss", "DCLWLoss", "MemoryBankModule", "ranking"]
 )
 def test_different_arguments(ranks: Ranks, name: str) -> None:
-    with pytest.raises(RankError, match=r"(?s)rank 0:.*must call the same loss.*rank 1:.*must call the same loss"):
-        ranks(2).run(different_arguments, name)
+    ranks(2).run(different_arguments, name)
 
 
 def in_one_process_nothing_is_gathered(rank: int) -> None:
