@@ -46,6 +46,11 @@ H200 = {
 }
 
 
+# Side of the product and bytes of the copy, of which no cache holds the second.
+SIDE = {"cpu": 2048, "cuda": 8192}
+COPIED = {"cpu": 1 << 27, "cuda": 1 << 28}
+
+
 class Rates:
     """Measures the rates of a dtype, again and again in the course of a run.
 
@@ -55,15 +60,16 @@ class Rates:
     """
 
     def __init__(self, device: str, dtype: str) -> None:
-        self._size = 2048 if device == "cpu" else 8192
+        of_device = "cpu" if device == "cpu" else "cuda"
+        self._size = SIDE[of_device]
         kind = DTYPES[dtype]
         if device == "cpu" and kind.itemsize == 2:
-            self._size = 512  # not every processor has instructions for them
+            self._size //= 4  # not every processor has instructions for them
         self._device = device
         a, b = (torch.randn(self._size, self._size, device=device).to(kind) for _ in range(2))
         product = torch.empty_like(a)
-        # Larger than any cache, and no zeros, which some memories compress.
-        source = torch.rand((1 << (27 if device == "cpu" else 28)) // kind.itemsize, device=device).to(kind)
+        # No zeros, which some memories compress.
+        source = torch.rand(COPIED[of_device] // kind.itemsize, device=device).to(kind)
         target = torch.empty_like(source)
         self._runs: dict[str, Callable[[], Tensor]] = {
             "flops": lambda: torch.mm(a, b, out=product),

@@ -1,17 +1,22 @@
 """Two runs side by side: a slower implementation is found, noise is not."""
 
 import copy
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bench_runs import TINY, machine, result, row, simulated, written
+from torch import Tensor
 
+from hyperkern.bench import again, clock
+from hyperkern.bench import machine as machine_of_run
+from hyperkern.bench import run as runs
 from hyperkern.bench.again import confirmed, measure
 from hyperkern.bench.compare import check_comparable, compare
-from hyperkern.bench.matrix import Matrix
-from hyperkern.bench.registry import BenchError
+from hyperkern.bench.matrix import Matrix, Point
+from hyperkern.bench.registry import IMPLEMENTATIONS, BenchError
 from hyperkern.bench.result import as_json
 from hyperkern.cli import main
 
@@ -149,16 +154,18 @@ def test_slower_is_what_is_slower_every_time(speeds: list[float], regressions: i
 
 
 def test_what_fails_when_measured_again_is_a_regression() -> None:
-    old, first, again = simulated(1), simulated(2, slower=2.0), simulated(3)
-    again["rows"] = [row | {"status": "failed", "reason": "wrong", "samples_ms": []} for row in again["rows"]]
-    changes = confirmed(old, compare(old, first, 0.05), 0.05, lambda rows: again)
+    old, first, second = simulated(1), simulated(2, slower=2.0), simulated(3)
+    second["rows"] = [row | {"status": "failed", "reason": "wrong", "samples_ms": []} for row in second["rows"]]
+    changes = confirmed(old, compare(old, first, 0.05), 0.05, lambda rows: second)
     assert sum(change.regression for change in changes) == 3
 
 
 def test_measured_again_are_those_rows_in_another_process(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
-    written(mine, slowed(1))
-    matrix = Matrix("cpu", ("clip", "uniformity"), (20, 30), (8, 16), ("float32",), rounds=5, files=(mine,))
+    written(mine, MINE)
+    matrix = Matrix(
+        "cpu", ("clip", "uniformity"), (20, 30), (8, 16), ("float32",), rounds=5, seconds=1e3, files=(mine,)
+    )
     found = measure(matrix, [row("mine", [1.0], n=30, d=8)])
     assert [(r["implementation"], r["n"], r["d"], len(r["samples_ms"])) for r in found["rows"]] == [
         ("dense", 30, 8, 5),
@@ -169,35 +176,55 @@ def test_measured_again_are_those_rows_in_another_process(tmp_path: Path) -> Non
         measure(replace(matrix, files=(tmp_path / "no.py",)), [row("mine", [1.0])])
 
 
-def slowed(factor: int) -> str:
-    return f"""
+MINE = """
 from hyperkern.bench import implementation
 from hyperkern.bench.textbook import dense_uniformity
 
 @implementation("uniformity", "mine")
 def mine():
-    def loss(x):
-        for _ in range({factor} - 1):
-            dense_uniformity(x.detach())
-        return dense_uniformity(x)
-    return loss
+    return dense_uniformity
 """
 
 
-def test_a_real_run_against_its_like_and_against_a_slower_one(tmp_path: Path) -> None:
-    base = tmp_path / "base.json"
-    options = ["--cases", "uniformity", "--implementations", "mine", "--rounds", "11", "--seconds", "1"]
-    options = [*TINY, "--sizes", "200", *options]
-    mine = written(tmp_path / "mine.py", slowed(1))
-    assert main(["bench", *options, "--load", mine, "--json", str(base)]) == 0
-    _forget()
-    assert main(["bench", *options, "--load", mine, "--baseline", str(base), "--fail-over", "100%"]) == 0
-    _forget()
-    slower = written(tmp_path / "slower.py", slowed(30))
-    assert main(["bench", *options, "--load", slower, "--baseline", str(base), "--fail-over", "100%"]) == 3
+@pytest.fixture
+def milliseconds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What the calls of an implementation take, give or take some percent, whatever the machine does meanwhile."""
+    times, draw, ready = {"dense": 3.0, "mine": 1.0}, random.Random(0), runs._ready
+
+    def warmed_up(point: Point, inputs: list[Tensor], matrix: Matrix) -> clock.Runner:
+        return ready(point, inputs, matrix)._replace(settled_ms=times[point.implementation.name])
+
+    monkeypatch.setattr(runs, "_ready", warmed_up)
+    monkeypatch.setattr(clock, "sample", lambda runner, *_: [runner.settled_ms * draw.lognormvariate(0, 0.03)])
+    monkeypatch.setattr(machine_of_run, "once", lambda *_: 1.0)
+    return times
 
 
-def _forget() -> None:
-    from hyperkern.bench.registry import IMPLEMENTATIONS
+@pytest.mark.parametrize(
+    ("now", "then", "status"),
+    [(1.0, None, 0), (30.0, 30.0, 3), (30.0, 1.0, 0)],
+    ids=["its like", "a slower one", "slower once"],
+)
+def test_a_run_against_another(
+    now: float,
+    then: float | None,
+    status: int,
+    tmp_path: Path,
+    milliseconds: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
 
+    def measured_again(matrix: Matrix, rows: Sequence[dict]) -> dict:
+        asked.append([row["implementation"] for row in rows])
+        milliseconds["mine"] = then
+        return runs.run(matrix)
+
+    monkeypatch.setattr(again, "measure", measured_again)
+    base, mine = tmp_path / "base.json", written(tmp_path / "mine.py", MINE)
+    options = [*TINY, "--cases", "uniformity", "--implementations", "mine", "--rounds", "11", "--load", mine]
+    assert main(["bench", *options, "--json", str(base)]) == 0
     del IMPLEMENTATIONS["uniformity", "mine"]
+    milliseconds["mine"] = now
+    assert main(["bench", *options, "--baseline", str(base), "--fail-over", "100%"]) == status
+    assert asked == [["mine"]] * {None: 0, 30.0: again.TIMES, 1.0: 1}[then]
