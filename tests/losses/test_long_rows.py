@@ -54,7 +54,12 @@ def gradients(loss: Loss, z: Tensor, temperature: float, dtype: torch.dtype, lea
 
 def check(name: str, rows: list[Tensor], temperature: float, backend: str, *, normalize: bool, learned: bool) -> None:
     """As accurate as dense float32 beside float64, by the median: of one input dense PyTorch may make no error."""
-    fused, dense = LOSSES[name]
+    compare(*LOSSES[name], rows, temperature, backend, normalize=normalize, learned=learned)
+
+
+def compare(
+    fused: Loss, dense: Loss, rows: list[Tensor], temperature: float, backend: str, *, normalize: bool, learned: bool
+) -> None:
     allowed, errors = [], []
     for z in rows:
         problem = (z, temperature)
@@ -89,3 +94,38 @@ def test_every_backend_at_the_ends(name: str, device: torch.device, backend: str
     for norm in (1000.0, 10_000.0):
         check(name, [norm * z], 0.07, backend, normalize=False, learned=False)
     check(name, [z], 1e-8, backend, normalize=True, learned=False)
+
+
+@pytest.mark.parametrize("kind", ["collapsed", "clustered"])
+def test_a_learned_temperature_of_collapsed_features(kind: str) -> None:
+    """All similarities are nearly 1, and the gradient of the temperature is what their differences leave."""
+    allowed, errors = [], []
+    for _ in range(12):
+        labels = torch.randint(10, (513,), device=DEVICE)
+        z = torch.randn(513, 8, device=DEVICE)
+        z = z + 100 if kind == "collapsed" else torch.randn(10, 8, device=DEVICE)[labels] + 0.01 * z
+        found = []
+        for dtype, dense in ((torch.float64, True), (torch.float32, True), (torch.float32, False)):
+            t = torch.tensor(0.02, dtype=dtype, device=DEVICE, requires_grad=True)
+            options = {"temperature": t, "backend": "reference"}
+            value = (
+                oracle.sup_con(z.to(dtype), labels=labels, temperature=t)
+                if dense
+                else hyperkern.sup_con(z.to(dtype), labels, **options)
+            )
+            (grad,) = torch.autograd.grad(value, t)
+            found.append(grad.double())
+        truth, by_dense, ours = found
+        allowed.append((by_dense - truth).square())
+        errors.append((ours - truth).square())
+    assert torch.stack(errors).mean().sqrt() <= torch.stack(allowed).mean().sqrt()
+
+
+def test_the_weights_of_dclw_on_raw_rows() -> None:
+    """A narrow weighting of logits of some hundreds: a softmax beside the maximum."""
+    rows = [torch.randn(64, 64, device=DEVICE) for _ in range(15)]
+    fused, dense = (
+        lambda z, t, m=module, **options: m.dclw(*z.chunk(2), temperature=t, sigma=0.1, **options)
+        for module in (hyperkern, oracle)
+    )
+    compare(fused, dense, rows, 0.1, "reference", normalize=False, learned=False)

@@ -88,6 +88,43 @@ MUTANTS = [
         "both = high + 0 * nll_from_excess(",
         f"{ALL_OPTIONS}[info_nce-mean-()-True]",
     ),
+    # Logits of any size.
+    _mutant(
+        "weights without the rounding of their log-sum-exp",
+        "autograd/pairs.py",
+        "grad_row * row_rounding, col_side[1]",
+        "grad_row, col_side[1]",
+        "losses/test_long_rows.py::test_long_rows[sup_con]",
+        "losses/test_long_rows.py::test_a_learned_temperature_of_collapsed_features",
+    ),
+    _mutant(
+        "no rounding in kernels' log-sum-exps",
+        "backends/common/partials.py",
+        "relative.div_(self.total).masked_fill_(empty, 1)",
+        "torch.ones_like(relative)",
+        f"{PRIMITIVES}::test_weights_of_a_row_sum_to_one",
+    ),
+    _mutant(
+        "a scale within the product",
+        "backends/reference.py",
+        "spec.scale if spec.bounded else 1.0",
+        "spec.scale",
+        "distributed/test_distributed_long_rows.py",
+    ),
+    _mutant(
+        "shards of large logits in company",
+        "autograd/remote.py",
+        "if spec.bounded or spec.scale == 1.0 or len(owners) == 1:",
+        "if True:",
+        "distributed/test_distributed_long_rows.py",
+    ),
+    _mutant(
+        "weights of dclw from a rounded log-sum-exp",
+        "losses/nt_xent.py",
+        "exponentials = (logits - ranks.max(top)).exp()",
+        "exponentials = (logits - (ranks.max(top) + 0.3) + 0.3).exp()",
+        "losses/test_long_rows.py::test_the_weights_of_dclw_on_raw_rows",
+    ),
     # Rows.
     _mutant(
         "rstd has a slope for rows shorter than eps",
