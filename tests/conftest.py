@@ -22,16 +22,11 @@ with contextlib.suppress(PackageNotFoundError):
         os.environ["TRITON_INTERPRET"] = "1"
 # What deterministic algorithms ask of the matrix library, read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-<<<<<<< HEAD
-# Every process that a test starts takes warnings for errors, as pytest does in this one.
-os.environ.setdefault("PYTHONWARNINGS", "error")
-=======
 # Every process that a test starts takes warnings for errors, as pytest does in this one, with the same exceptions.
 os.environ.setdefault(
     "PYTHONWARNINGS",
     "error,ignore::RuntimeWarning:triton.runtime.interpreter,ignore:torch.distributed.nn.functional.:FutureWarning",
 )
->>>>>>> suite
 
 from ranks import Ranks
 

@@ -34,14 +34,6 @@ MACHINES = [Machine(90, False), Machine(90, True), Machine(80, False), Machine(8
 
 def identify(machine: Machine) -> str:
     return f"sm_{machine.capability}-{('copies', 'products')[machine.products_first]}-first"
-<<<<<<< HEAD
-=======
-
-
-@pytest.fixture(params=MACHINES, ids=identify)
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    from hyperkern.backends.cuda import operands
->>>>>>> suite
 
 
 @pytest.fixture(params=MACHINES, ids=identify)
@@ -56,7 +48,6 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
     operands.emulate(90)
 
 
-<<<<<<< HEAD
 class Rings:
     """The operators, which note how often a block of threads fills the ring of each kernel that is launched.
 
@@ -107,9 +98,6 @@ def rings(monkeypatch: pytest.MonkeyPatch) -> Rings:
 
 
 # Of masks and padding, which are the same in both timings: `test_masks_do_not_depend_on_timing`.
-=======
-# Of masks and padding, which are the same in both timings: `test_results_do_not_depend_on_timing`.
->>>>>>> suite
 copies_first = pytest.mark.parametrize("machine", MACHINES[::2], ids=identify, indirect=True)
 
 
@@ -193,11 +181,7 @@ def test_every_dimension(dtype: torch.dtype, dim: int, machine: Machine) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(len(ROWS)), ids=lambda i: str(ROWS[i]))
 def test_ragged_rows_and_columns(first: int, machine: Machine) -> None:
-<<<<<<< HEAD
     """Sizes on both sides of every tile's edge.
-=======
-    """Sizes on both sides of every tile's edge; more column tiles than a ring has buffers.
->>>>>>> suite
 
     Where rows end and where columns do are two masks: each size meets three of the other side.
     """
@@ -229,7 +213,6 @@ def test_a_ring_that_wraps(dtype: torch.dtype, dim: int, machine: Machine, rings
     assert {kernel for kernel, laps in rings.laps.items() if laps <= 1} == set()
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("mode", ["quick", "full"])
 def test_the_gpu_check_fills_rings(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many multiprocessors as an H200 has: what it repeats is more than a tile for each block of threads."""
@@ -250,11 +233,6 @@ def test_the_gpu_check_fills_rings(mode: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_results_do_not_depend_on_timing(rings: Rings) -> None:
-=======
-@pytest.mark.parametrize(("dim", "bounded"), [(72, True), (72, False), (300, True)])
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
-def test_results_do_not_depend_on_timing(dtype: torch.dtype, dim: int, bounded: bool) -> None:
->>>>>>> suite
     """Bit for bit: whatever the hardware does first, sums are added in one order."""
     if DEVICE == "cuda":
         pytest.skip("this is about the emulator")
@@ -263,7 +241,6 @@ def test_results_do_not_depend_on_timing(dtype: torch.dtype, dim: int, bounded: 
         for products_first in (False, True):
             torch.manual_seed(1)
             operands.emulate(capability, products_first=products_first)
-<<<<<<< HEAD
             asked = problem(300, 530, 72, torch.bfloat16, exclude="self")
             found.append(everything(backends.load("cuda"), *asked, need_y=False))
         assert min(rings.laps.values()) > 1
@@ -283,8 +260,6 @@ def test_masks_do_not_depend_on_timing(dtype: torch.dtype, dim: int, bounded: bo
         for products_first in (False, True):
             torch.manual_seed(1)
             operands.emulate(capability, products_first=products_first)
-=======
->>>>>>> suite
             given = problem(70, 420, dim, dtype, exclude="self", bounded=bounded)
             found.append(everything(backends.load("cuda"), *given))
         operands.emulate(90)

@@ -53,7 +53,6 @@ def call_with_own_arguments(rank: int, name: str) -> None:
 )
 def test_different_arguments(ranks: Ranks, name: str) -> None:
     ranks(2).run(different_arguments, name)
-<<<<<<< HEAD
 
 
 def features_of_another_shape(rank: int) -> None:
@@ -70,8 +69,6 @@ def features_of_another_shape(rank: int) -> None:
 
 def test_features_of_another_shape(ranks: Ranks) -> None:
     ranks(2).run(features_of_another_shape)
-=======
->>>>>>> suite
 
 
 def in_one_process_nothing_is_gathered(rank: int) -> None:
