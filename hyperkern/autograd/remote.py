@@ -189,7 +189,10 @@ class _RemoteRowLSE(Function):
         of_cols: dict[int, Tensor] = {}
         for owners, (y_there, v_there, ids_there, labels_there) in _visited(remote, spec):
             operands = x, y_there, u, v_there, row_ids, ids_there
-            part, col_part, rounding, col_rounding = ops.row_lse(*operands, *spec, need_cols, backend)
+            if y is None and _is_turned(owners, remote.ranks, spec):
+                _, part, _, rounding = ops.row_lse(*_turned(operands), *spec, True, backend)
+            else:
+                part, col_part, rounding, col_rounding = ops.row_lse(*operands, *spec, need_cols, backend)
             row, row_rounding = _joined(row, row_rounding, part, rounding)
             if need_cols:
                 lengths = [remote.ranks.counts[owner] for owner in owners]
@@ -227,11 +230,15 @@ class _RemoteRowLSE(Function):
             remote = Remote.restored(ctx.ranks, state, kept=ctx.kept)
             # With y = x our rows are positives of the rows there as well.
             of_labels = grad_positives if labels is not None and y is None else None
-            for _there, tensors in _visited(remote, spec, *weights, of_labels):
+            for owners, tensors in _visited(remote, spec, *weights, of_labels):
                 y_there, v_there, ids_there, labels_there, lse_there, grad_there, positives_there = tensors
                 operands = x, y_there, u, v_there, row_ids, ids_there
-                pairs = row, lse_there, grad_row, grad_there
-                part, part_sum, _, _ = ops.pair_grad(*operands, *spec, *pairs, True, False, ctx.backend)
+                if y is None and _is_turned(owners, ctx.ranks, spec):
+                    pairs = lse_there, row, grad_there, grad_row
+                    _, _, part, part_sum = ops.pair_grad(*_turned(operands), *spec, *pairs, False, True, ctx.backend)
+                else:
+                    pairs = row, lse_there, grad_row, grad_there
+                    part, part_sum, _, _ = ops.pair_grad(*operands, *spec, *pairs, True, False, ctx.backend)
                 dx += part
                 du += part_sum
                 if positives_there is not None:
@@ -317,20 +324,36 @@ def _with_wide_ids(terms: PairTerms | None) -> PairTerms | None:
 
 
 def _visited(remote: Remote, spec: PairSpec, *vectors: Tensor | None) -> Iterator[Block]:
-    """The blocks of `Remote`; where logits may be of any size the rows of each rank alone.
-
-    The pairs of two ranks are computed on both: a sum on one, weights on the other. Of the same two shards a library's
-    product has the same last bit on either, of shards in company not. A learned scale, 1 here, goes without: its logits
-    are seldom beyond 100, and a call for every rank takes its time.
-    """
+    """The blocks of `Remote`, the rows of each rank alone where their pairs must be `_the_same_on_both`."""
     for owners, tensors in remote.blocks(*vectors):
-        if spec.bounded or spec.scale == 1.0 or len(owners) == 1:
+        if not _the_same_on_both(spec) or len(owners) == 1:
             yield Block(owners, tensors)
             continue
         lengths = [remote.ranks.counts[owner] for owner in owners]
         shards = [[None] * len(owners) if t is None else t.split(lengths, 1) for t in tensors]
         for i, owner in enumerate(owners):
             yield Block([owner], tuple(shard[i] for shard in shards))
+
+
+def _the_same_on_both(spec: PairSpec) -> bool:
+    """Whether two ranks must have the same last bit of the logits of their pairs, which may be of any size.
+
+    Each pair is computed on both: a sum on one, its weight on the other. A library's product has the same bits of the
+    same two shards in the same order; not of shards in company, nor always of its transpose. A learned scale, 1 here,
+    goes without: its logits are seldom beyond 100, and a call for every rank takes its time.
+    """
+    return not spec.bounded and spec.scale != 1.0
+
+
+def _is_turned(owners: list[int], ranks: Ranks, spec: PairSpec) -> bool:
+    """Whether the pairs with the rows of a lower rank, with ``y = x``, are to be computed as that rank does."""
+    return _the_same_on_both(spec) and owners[0] < ranks.rank
+
+
+def _turned(operands: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The same pairs with the roles of rows and columns exchanged."""
+    x, y, u, v, row_ids, col_ids = operands
+    return y, x, v, u, col_ids, row_ids
 
 
 def _no_sum(x: Tensor, length: int) -> tuple[Tensor, Tensor]:

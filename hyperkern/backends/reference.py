@@ -218,9 +218,6 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
     m, n = min(size, x.shape[1]), min(size, y.shape[1])
     batch_size = max(1, min(x.shape[0], size * size // max(1, m * n)))
     buffer = x.new_empty(batch_size * m * n)
-    # A library multiplies one operand by its scale: then <x, y> and <y, x> differ in their last bit, which large logits
-    # must not. They meet where two ranks compute the same pairs.
-    scale_within = spec.scale if spec.bounded else 1.0
     for batch in _slices(x.shape[0], batch_size):
         in_batch = PairTerms(*(None if term is None else term[batch] for term in terms))
         for rows in _slices(x.shape[1], m):
@@ -230,9 +227,7 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
                 x_block, y_block = x[batch, rows], y[batch, cols]
                 shape = (x_block.shape[0], x_block.shape[1], y_block.shape[1])
                 logits = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-                torch.baddbmm(logits, x_block, y_block.mT, beta=0, alpha=scale_within, out=logits)
-                if scale_within != spec.scale:
-                    logits *= spec.scale
+                torch.baddbmm(logits, x_block, y_block.mT, beta=0, alpha=spec.scale, out=logits)
                 if in_batch.u is not None:
                     logits += in_batch.u[:, rows, None]
                 if in_batch.v is not None:

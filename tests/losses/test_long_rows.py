@@ -80,6 +80,12 @@ def test_long_rows(name: str) -> None:
         check(name, [norm * z for z in rows], 0.07, "reference", normalize=False, learned=False)
 
 
+def test_many_long_rows() -> None:
+    """As many as a library multiplies by another kernel, of which the product of rows by themselves is not symmetric."""
+    rows = [125 * torch.randn(256, 64, device=DEVICE) for _ in range(3)]
+    check("nt_xent", rows, 0.07, "reference", normalize=False, learned=False)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_tiny_temperatures(name: str) -> None:
     rows = [torch.randn(32, 64, device=DEVICE) for _ in range(31)]

@@ -90,6 +90,14 @@ MUTANTS = [
     ),
     # Logits of any size.
     _mutant(
+        "a logit on the diagonal for its mirror image",
+        "backends/reference.py",
+        "on_diagonal = symmetric and not block.mirrored",
+        "on_diagonal = False",
+        "losses/test_long_rows.py::test_long_rows[nt_xent]",
+        "losses/test_long_rows.py::test_many_long_rows",
+    ),
+    _mutant(
         "weights without the rounding of their log-sum-exp",
         "autograd/pairs.py",
         "grad_row * row_rounding, col_side[1]",
@@ -105,17 +113,17 @@ MUTANTS = [
         f"{PRIMITIVES}::test_weights_of_a_row_sum_to_one",
     ),
     _mutant(
-        "a scale within the product",
-        "backends/reference.py",
-        "spec.scale if spec.bounded else 1.0",
-        "spec.scale",
+        "shards of large logits in company",
+        "autograd/remote.py",
+        "not spec.bounded and spec.scale != 1.0",
+        "False",
         "distributed/test_distributed_long_rows.py",
     ),
     _mutant(
-        "shards of large logits in company",
+        "two ranks compute a pair in different orders",
         "autograd/remote.py",
-        "if spec.bounded or spec.scale == 1.0 or len(owners) == 1:",
-        "if True:",
+        "_the_same_on_both(spec) and owners[0] < ranks.rank",
+        "False",
         "distributed/test_distributed_long_rows.py",
     ),
     _mutant(
