@@ -129,8 +129,8 @@ MUTANTS = [
     _mutant(
         "weights of dclw from a rounded log-sum-exp",
         "losses/nt_xent.py",
-        "exponentials = (logits - ranks.max(top)).exp()",
-        "exponentials = (logits - (ranks.max(top) + 0.3) + 0.3).exp()",
+        "ranks.total * exponentials / ranks.sum(exponentials.sum(-1, keepdim=True))",
+        "ranks.total * (logits - (ranks.max(top) + exponentials.sum(-1, keepdim=True).log())).exp()",
         "losses/test_long_rows.py::test_the_weights_of_dclw_on_raw_rows",
     ),
     # Rows.
