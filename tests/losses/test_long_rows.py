@@ -128,8 +128,9 @@ def test_a_learned_temperature_of_collapsed_features(kind: str) -> None:
 
 
 def test_the_weights_of_dclw_on_raw_rows() -> None:
-    """A narrow weighting of logits of some thousands: a softmax beside the maximum."""
-    rows = [3 * torch.randn(64, 64, device=DEVICE) for _ in range(15)]
+    """A softmax of logits that are large and nearly equal, each close to a thirty-second."""
+    first = [8 * torch.nn.functional.normalize(torch.randn(32, 64, device=DEVICE), dim=1) for _ in range(15)]
+    rows = [torch.cat([x, x + 0.01 * torch.randn_like(x)]) for x in first]
     fused, dense = (
         lambda z, t, m=module, **options: m.dclw(*z.chunk(2), temperature=t, sigma=0.1, **options)
         for module in (hyperkern, oracle)
