@@ -174,6 +174,15 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
 
 
 @pytest.fixture
+def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark measures the machine's own rates on little: what they are is nothing to a test."""
+    from hyperkern.bench import machine
+
+    monkeypatch.setitem(machine.SIDE, "cpu", 64)
+    monkeypatch.setitem(machine.COPIED, "cpu", 1 << 16)
+
+
+@pytest.fixture
 def poisoned_allocations() -> Iterator[None]:
     """Fresh memory holds NaN (floats) or the largest integer, so that an element never written is seen."""
     fill = torch.utils.deterministic.fill_uninitialized_memory

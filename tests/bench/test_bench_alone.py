@@ -16,6 +16,7 @@ from hyperkern.bench.registry import CASES, Setup
 from hyperkern.bench.result import read
 from hyperkern.cli import main
 
+pytestmark = pytest.mark.usefixtures("small_rates")
 WITH_MEMORY = [option for option in TINY if option != "--no-memory"]
 
 # What they take is the tests' to say.

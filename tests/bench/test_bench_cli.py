@@ -20,7 +20,7 @@ from hyperkern.bench.result import COLUMNS, MACHINE, as_csv, as_json, read
 from hyperkern.bench.table import HEADS, WORDS, print_table
 from hyperkern.cli import main
 
-pytestmark = pytest.mark.usefixtures("registry_as_it_was")
+pytestmark = pytest.mark.usefixtures("registry_as_it_was", "small_rates")
 ROOT = Path(__file__).parents[2]
 
 

@@ -20,7 +20,7 @@ from hyperkern.bench.registry import IMPLEMENTATIONS, BenchError
 from hyperkern.bench.result import as_json
 from hyperkern.cli import main
 
-pytestmark = pytest.mark.usefixtures("registry_as_it_was")
+pytestmark = pytest.mark.usefixtures("registry_as_it_was", "small_rates")
 
 
 def test_noise_alone_is_no_regression() -> None:

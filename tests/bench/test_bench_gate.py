@@ -14,7 +14,7 @@ from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Implementation, Set
 from hyperkern.bench.textbook import dense_uniformity
 from hyperkern.cli import main
 
-pytestmark = pytest.mark.usefixtures("registry_as_it_was")
+pytestmark = pytest.mark.usefixtures("registry_as_it_was", "small_rates")
 SETUP = Setup("uniformity", "float32", 40, 8, "both")
 
 

@@ -12,6 +12,7 @@ import pytest
 from hyperkern.bench import figures, page, page_tables, svg, units
 from hyperkern.bench.checked import Setting, check
 
+pytestmark = pytest.mark.usefixtures("small_rates")
 VOID = {"meta", "link", "br", "rect", "path", "polyline", "polygon"}
 SPECIAL = "<script>alert(1)</script> & \"quotes\" 'too'"
 

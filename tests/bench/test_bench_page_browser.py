@@ -33,7 +33,10 @@ FLAGS = (
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu.json"
 SIZES = {"phone": (360, 800), "desktop": (1280, 900)}
 
-pytestmark = pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"not installed: {', '.join(MISSING)}")
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"not installed: {', '.join(MISSING)}"),
+    pytest.mark.usefixtures("small_rates"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,9 @@ import pytest
 from hyperkern.bench import figures, page
 
 
+pytestmark = pytest.mark.usefixtures("small_rates")
+
+
 def without(result, *keys):
     result = copy.deepcopy(result)
     inner = result
