@@ -46,6 +46,18 @@ def test_every_problem_finds_its_kernels(architecture: Architecture, operand: st
 
 
 @each_file
+@pytest.mark.parametrize("dim", [16, 64, 65, 256, 1024])
+def test_sums_and_weights_of_float32_add_up_in_the_same_steps(architecture: Architecture, dim: int) -> None:
+    """Of three products each step's sum is rounded on its own: a logit has the same last bit in both kernels."""
+    sums = config.find(architecture, "sums", "float32", dim, "running")
+    one_pass = config.find(architecture, "contract", "float32", dim, "running")
+    weights = one_pass or config.find(architecture, "panel", "float32", dim, "running")
+    assert sums is not None
+    assert weights is not None
+    assert sums.block_d == weights.block_d
+
+
+@each_file
 def test_entries_keep_what_the_kernels_rely_on(architecture: Architecture) -> None:
     for entry in architecture.entries:
         choice = entry.config

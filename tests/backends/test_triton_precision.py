@@ -69,3 +69,24 @@ def test_three_products_of_the_tensor_cores_for_one_of_float32() -> None:
     assert result.returncode == 0, result.stderr[-4000:]
     of_float32, of_tf32 = map(int, result.stdout.split())
     assert of_float32 == 3 * of_tf32 > 0
+
+
+SUMS_AND_WEIGHTS = """
+from hyperkern.backends.triton import config, report
+for case in report.cases(config.of_name("sm_90")):
+    if (case.operand, case.dim) == ("bfloat16", 64):
+        ptx = report.compiled(case).asm["ptx"]
+        print(case.kernel, case.constants["MODE"], "mul.rn.f32" in ptx, "fma.rn.f32" in ptx)
+"""
+
+
+def test_a_logit_is_rounded_before_a_log_sum_exp_is_off_it() -> None:
+    # In the sums as in the weights, whether or not a mask stands between them: the same number is subtracted from.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", SUMS_AND_WEIGHTS], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    found = [line.split() for line in result.stdout.splitlines()]
+    running = [line for line in found if line[1] == "running"]
+    assert {line[0] for line in running} == {"sums", "contract"}
+    assert all(line[2:] == ["True", "False"] for line in running)
+    assert any(line[3] == "True" for line in found)  # elsewhere it costs nothing

@@ -10,7 +10,6 @@ import pytest
 
 from hyperkern.bench import figures, page
 
-
 pytestmark = pytest.mark.usefixtures("small_rates")
 
 
