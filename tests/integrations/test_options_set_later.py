@@ -116,7 +116,9 @@ HONOURED: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")  # the original's own
-@pytest.mark.parametrize(("of", "name", "options"), HONOURED, ids=str)
+@pytest.mark.parametrize(
+    ("of", "name", "options"), HONOURED, ids=lambda value: value if isinstance(value, str) else ",".join(value)
+)
 def test_what_is_honoured(of: str, name: str, options: dict[str, Any]) -> None:
     pair = both(of, name)
     for loss in pair:
