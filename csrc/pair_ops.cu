@@ -69,7 +69,7 @@ constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {0, 2, 3, 1};
 // `cols` is what the tiles cover, of which the terms must be readable; pairs of them are read at once.
 Pairs make_pairs(
     const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, double scale,
-    double offset, int64_t row_count, int64_t col_count, int64_t cols) {
+    double offset, bool rounded, int64_t row_count, int64_t col_count, int64_t cols) {
   HYPERKERN_REQUIRE(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
   Pairs pairs{};
   pairs.exclude = static_cast<Exclude>(exclude);
@@ -81,6 +81,7 @@ Pairs make_pairs(
   pairs.row_shift = row_shift;
   pairs.scale = static_cast<float>(scale);
   pairs.offset = static_cast<float>(offset);
+  pairs.rounded = rounded;
   pairs.row_terms = terms(from.row_terms, "row_terms", x, row_count, x.size(1));
   pairs.col_terms = terms(from.col_terms, "col_terms", x, col_count, cols);
   if (pairs.row_terms != nullptr) {
@@ -160,8 +161,8 @@ std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64
 void sums(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
     const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    double offset, int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts, const Tensor& row,
-    const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
+    double offset, bool rounded, int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts,
+    const Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
   const Task task = static_cast<Task>(task_code);
@@ -182,7 +183,7 @@ void sums(
       "stripes must be between 1 and the number of row blocks (", schedule.blocks, ") and cuts at least 1, got ",
       stripes, " and ", cuts);
   args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset,
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, rounded,
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
       stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1,
       static_cast<int64_t>(schedule.tiles) * size.cols);
@@ -224,7 +225,7 @@ void sums(
 void contract(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
     const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    double offset, int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad,
+    double offset, bool rounded, int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad,
     const Tensor& sum, const OptionalTensor& value) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
@@ -240,8 +241,8 @@ void contract(
   HYPERKERN_REQUIRE(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
   args.out_scale = static_cast<float>(out_scale);
   args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, kRowTerms[weight_code],
-      kColTerms[weight_code], static_cast<int64_t>(args.tiles) * size.cols);
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, rounded,
+      kRowTerms[weight_code], kColTerms[weight_code], static_cast<int64_t>(args.tiles) * size.cols);
   check_grid(args.pairs, args.blocks, args.cuts);
   HYPERKERN_REQUIRE(
       weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");

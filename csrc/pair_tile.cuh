@@ -36,6 +36,7 @@ struct Pairs {
   Exclude exclude;
   float scale;
   float offset;  // added to every p_i, but not to p'_i
+  bool rounded;  // whether products are rounded before anything is added to them, for kExp and kFactor
 };
 
 // The pointers of one batch element.
@@ -84,8 +85,29 @@ struct Rows {
 
 // ---- logits -------------------------------------------------------------------------------------------------------
 
-// A logit has to be the same number in the maximum of a sum and in each weight. So no product with the scale is rounded
-// before the log-sum-exp is subtracted from it: where there are no terms of columns, that takes one step.
+// Beside a log-sum-exp a logit has to be the number that is in the sum, or in its maximum: they may be so large that
+// their last bit is a factor of e^100. So there products with the scale are rounded before anything is added.
+
+// s = scale s
+template <int kBlocks, int kGroups>
+HYPERKERN_DEVICE void scale_products(float (&s)[kBlocks][kGroups][4], float scale) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[block][group][e] = ptx::mul(s[block][group][e], scale);
+    }
+  }
+}
+
+// The same if products are to be rounded, and what is left to multiply them by.
+template <int kBlocks, int kGroups>
+HYPERKERN_DEVICE float scale_if_rounded(float (&s)[kBlocks][kGroups][4], const Pairs& pairs) {
+  if (!pairs.rounded) return pairs.scale;
+  scale_products(s, pairs.scale);
+  return 1.0f;
+}
 
 // s = scale s + p_i
 template <int kBlocks, int kGroups>
@@ -108,7 +130,8 @@ HYPERKERN_DEVICE float2 col_term(const Pairs& pairs, Term which, int col) {
 // s = scale s + p_i + q_j, with p = 0 unless kRows
 template <bool kRows, int kBlocks, int kGroups>
 HYPERKERN_DEVICE void add_terms(
-    float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
+    float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, float scale, const Pairs& pairs, int first_col,
+    int lane) {
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
     const float2 q = col_term(pairs, kP, first_col + group * 8 + fragment_col(lane, 0));
@@ -117,7 +140,7 @@ HYPERKERN_DEVICE void add_terms(
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float of_col = e % 2 == 0 ? q.x : q.y;
-        s[block][group][e] = fmaf(s[block][group][e], pairs.scale, kRows ? rows.p[block][e / 2] + of_col : of_col);
+        s[block][group][e] = fmaf(s[block][group][e], scale, kRows ? rows.p[block][e / 2] + of_col : of_col);
       }
     }
   }
@@ -225,7 +248,8 @@ HYPERKERN_DEVICE void weigh(
   float of_tile[kBlocks][2] = {};
   float (&tile_sum)[kBlocks][2] = kOfTile ? of_tile : row_sum;
   if constexpr (kWeight == Weight::kTwo) {
-    // Two exponents of one product, which is masked before it is scaled.
+    // Two exponents of one product: it is scaled and masked before the terms are added.
+    scale_products(s, pairs.scale);
     if (mask) mask_pairs(s, rows, pairs, first_col, lane);
     // In parts, each under a branch: the compiler fetches the terms of what it may reorder at once, into registers.
     constexpr int kPart = 2;
@@ -249,8 +273,8 @@ HYPERKERN_DEVICE void weigh(
               const float l = s[block][group][e];
               const float p = rows.p[block][e / 2] + (e % 2 == 0 ? q.x : q.y);
               const float second_p = factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y);
-              const float of_row = exp_of<kLog2Units>(fmaf(l, pairs.scale, p));
-              const float of_col = exp_of<kLog2Units>(fmaf(l, pairs.scale, second_p));
+              const float of_row = exp_of<kLog2Units>(l + p);
+              const float of_col = exp_of<kLog2Units>(l + second_p);
               const float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
               tile_sum[block][e / 2] += w;
               s[block][group][e] = w;
@@ -269,10 +293,11 @@ HYPERKERN_DEVICE void weigh(
       }
     }
   } else {
+    const float scale = kWeight == Weight::kSoftplus ? pairs.scale : scale_if_rounded(s, pairs);
     if constexpr (kWeight == Weight::kExp) {
-      add_row_terms(s, rows, pairs.scale);
+      add_row_terms(s, rows, scale);
     } else {
-      add_terms<true>(s, rows, pairs, first_col, lane);
+      add_terms<true>(s, rows, scale, pairs, first_col, lane);
     }
     if (mask) mask_pairs(s, rows, pairs, first_col, lane);
 #pragma unroll

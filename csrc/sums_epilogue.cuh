@@ -74,14 +74,16 @@ struct SumsEpilogue {
       return;
     }
     constexpr bool kRunning = kTask == Task::kSumRunning;  // without row terms: the host adds them to the maximum
+    if constexpr (kRunning) scale_products(s, pairs.scale);
+    const float scale = kRunning ? 1.0f : pairs.scale;
     if (pairs.col_terms != nullptr) {
-      add_terms<!kRunning>(s, rows, pairs, first_col, lane);
+      add_terms<!kRunning>(s, rows, scale, pairs, first_col, lane);
     } else if constexpr (!kRunning) {
-      add_row_terms(s, rows, pairs.scale);
+      add_row_terms(s, rows, scale);
     }
     if (mask) mask_pairs(s, rows, pairs, first_col, lane);
     if constexpr (kRunning) {
-      add_relative_to_maximum(s, pairs.col_terms != nullptr ? 1.0f : pairs.scale);
+      add_relative_to_maximum(s);
     } else {
       const float times = twice ? 2.0f : 1.0f;
 #pragma unroll
@@ -156,24 +158,22 @@ struct SumsEpilogue {
  private:
   static HYPERKERN_DEVICE float finite(float top) { return top == -INFINITY ? 0.0f : top; }
 
-  // Of s times a scale > 0.
-  HYPERKERN_DEVICE void add_relative_to_maximum(float (&s)[kBlocks][kSumsGroups][4], float scale) {
+  HYPERKERN_DEVICE void add_relative_to_maximum(float (&s)[kBlocks][kSumsGroups][4]) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float largest = -INFINITY;
+        float top = second[block][half];
 #pragma unroll
         for (int group = 0; group < kSumsGroups; ++group) {
-          largest = fmaxf(largest, fmaxf(s[block][group][2 * half], s[block][group][2 * half + 1]));
+          top = fmaxf(top, fmaxf(s[block][group][2 * half], s[block][group][2 * half + 1]));
         }
-        const float top = fmaxf(second[block][half], largest * scale);
         const float base = finite(top);
         float tile = 0.0f;
 #pragma unroll
         for (int group = 0; group < kSumsGroups; ++group) {
-          tile += exp_of<kLog2Units>(fmaf(s[block][group][2 * half], scale, -base));
-          tile += exp_of<kLog2Units>(fmaf(s[block][group][2 * half + 1], scale, -base));
+          tile += exp_of<kLog2Units>(s[block][group][2 * half] - base);
+          tile += exp_of<kLog2Units>(s[block][group][2 * half + 1] - base);
         }
         sum[block][half] = sum[block][half] * exp_of<kLog2Units>(second[block][half] - base) + tile;
         second[block][half] = top;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -49,7 +50,7 @@ def obstacle(path: Path) -> str | None:
         return "is a folder"
     try:
         status = _status(path)
-        if status is None or _is_replaced(status):
+        if status is None or _is_replaced(path, status):
             with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
                 pass
         if status is None:
@@ -71,8 +72,9 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write files so that each is whole or as it was.
 
     All are written beside their places before the first is moved there. A link stays one: what it leads to is written.
-    What is no regular file, such as a FIFO or a device, and a file of several names or of another owner are written to
-    where they are, after all others.
+    What cannot be replaced unnoticed is written to where it is, after all others: what is no regular file, such as a
+    FIFO or a device, and a file of several names, of another owner, with attributes of its own, that is a mount point
+    or an output of this process.
 
     Args:
         contents: of each file.
@@ -87,18 +89,27 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
             if reason is not None:
                 raise OutputError(f"{path} {reason}")
             status = _status(path)
-            if status is None or _is_replaced(status):
+            if status is None or _is_replaced(path, status):
                 target = os.path.realpath(path)
                 temporary = Path(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
                 moves[path] = temporary, target
-                temporary.write_bytes(content)
+                with open(temporary, "xb", opener=None if status is None else _open_private) as file:
+                    file.write(content)
                 if status is not None:
                     with contextlib.suppress(OSError):  # a file system without permissions
                         shutil.copymode(target, temporary)
-        for path, move in moves.items():  # noqa: B007, an error names the path
-            os.replace(*move)
+        for path in list(moves):
+            try:
+                os.replace(*moves[path])
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                moves.pop(path)[0].unlink()  # a mount point
         for path in contents.keys() - moves.keys():
-            with open(path, "wb", opener=_open_existing) as file:
+            printed = _standard_output(path.stat())
+            # Behind what has been printed, and before what will be.
+            place = path if printed is None else os.dup(printed)
+            with open(place, "wb", opener=_open_existing if printed is None else None) as file:
                 file.write(contents[path])
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror})") from error
@@ -115,10 +126,36 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _is_replaced(status: os.stat_result) -> bool:
+def _is_replaced(path: Path, status: os.stat_result) -> bool:
     """Whether another file may take its place without anybody noticing."""
-    own = sys.platform == "win32" or status.st_uid == os.geteuid()
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and own
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        return False
+    if sys.platform == "win32":
+        return True
+    # The group is that of a new file of this process, unless the folder says otherwise.
+    mine = status.st_uid == os.geteuid() and status.st_gid == os.getegid()
+    return mine and not _has_attributes(path) and _standard_output(status) is None
+
+
+def _has_attributes(path: Path) -> bool:
+    """Whether a file has extended attributes, access control lists among them."""
+    try:
+        return any(not name.startswith("security.") for name in os.listxattr(path))  # which new files get as well
+    except (AttributeError, OSError):  # a system, or a file system, without them
+        return False
+
+
+def _standard_output(status: os.stat_result) -> int | None:
+    """The descriptor by which what is printed goes to this file: another file in its place would get nothing of it."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(status, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # until it has the mode of the file that it replaces
 
 
 def _open_existing(path: str, flags: int) -> int:

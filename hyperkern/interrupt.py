@@ -18,8 +18,11 @@ def raise_again() -> None:
 
 def _is_command() -> bool:
     name = sys.argv[0] if getattr(sys, "argv", None) else ""  # some programs that embed Python have no arguments
-    # "-m" stands there until the module has been found.
-    return Path(name).stem == "hyperkern" or (name == "-m" and "hyperkern" in sys.orig_argv)
+    if name == "-m":  # until the module has been found: the word behind the first "-m", or what it starts
+        options = iter(sys.orig_argv[1:])
+        module = next((word[2:] or next(options, "") for word in options if word.startswith("-m")), "")
+        return module == "hyperkern"
+    return Path(name).stem == "hyperkern" and Path(name).is_file()
 
 
 def _handler_is(handler: object) -> bool:

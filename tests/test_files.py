@@ -1,8 +1,10 @@
 """Where results go: links, FIFOs, devices and what may not be written to."""
 
+import errno
 import os
 import socket
 import stat
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -190,3 +192,38 @@ def test_an_input_or_another_output_is_no_output(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="argument --csv: another result goes there too"):
         check_outputs({"json": new, "csv": new})
     assert not new.exists()
+
+
+def test_a_mount_point_is_written_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", busy)
+    write_files({tmp_path / "a": NEW})
+    assert everything_in(tmp_path) == {"a": NEW}
+
+
+def test_a_group_and_attributes_are_kept(tmp_path: Path) -> None:
+    a = tmp_path / "a"
+    a.write_bytes(b"old")
+    try:
+        os.chown(a, -1, os.getegid() + 1)
+        os.setxattr(a, "user.of", b"mine")
+    except (AttributeError, OSError):
+        pytest.skip("needs the right to change the group of a file, and attributes")
+    write_files({a: NEW})
+    assert a.read_bytes() == NEW
+    assert a.stat().st_gid == os.getegid() + 1
+    assert os.getxattr(a, "user.of") == b"mine"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd/1"), reason="needs names for open files")
+def test_what_is_printed_stays_beside_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, hyperkern.files as files;"
+        "print('before', flush=True); files.write_files({pathlib.Path('/proc/self/fd/1'): b'result '}); print('after')"
+    )
+    with (tmp_path / "log").open("wb") as log:
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
+    assert (tmp_path / "log").read_text() == "before\nresult after\n"

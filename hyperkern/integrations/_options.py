@@ -18,7 +18,7 @@ class DropIn(nn.Module):
         """Refuses a method that the original would call and this loss would not."""
         super().__init_subclass__(**kwargs)
         for name in cls._not_here:
-            if name in vars(cls):
+            if hasattr(cls, name):
                 raise NotImplementedError(f"{cls.__name__} overrides {name}, which this replacement never calls")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -30,7 +30,16 @@ def contract_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype
     x, y = (torch.randn(2, rows, dim, device=DEVICE).to(dtype) for rows in (m, n))
     return {
         **{"x": x, "y": y, "row_terms": None, "col_terms": None, "row_ids": None, "col_ids": None},
-        **{"exclude": 1, "row_shift": 0, "scale": 4.0, "offset": 0.0, "weight": 0, "split": False, "cuts": 1},
+        **{
+            "exclude": 1,
+            "row_shift": 0,
+            "scale": 4.0,
+            "offset": 0.0,
+            "rounded": False,
+            "weight": 0,
+            "split": False,
+            "cuts": 1,
+        },
         **{"out_scale": 1.0, "grad": torch.empty(1, 2, m, dim, device=DEVICE)},
         **{"sum": torch.empty(1, 2, m, device=DEVICE), "value": None},
     }
@@ -40,7 +49,16 @@ def sums_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype = t
     x, y = (torch.randn(2, rows, dim, device=DEVICE).to(dtype) for rows in (m, n))
     return {
         **{"x": x, "y": y, "row_terms": None, "col_terms": None, "row_ids": None, "col_ids": None},
-        **{"exclude": 0, "row_shift": 0, "scale": 4.0, "offset": 0.0, "task": 0, "split": False, "triangle": False},
+        **{
+            "exclude": 0,
+            "row_shift": 0,
+            "scale": 4.0,
+            "offset": 0.0,
+            "rounded": False,
+            "task": 0,
+            "split": False,
+            "triangle": False,
+        },
         **{"stripes": 1, "cuts": 1, "row": torch.empty(1, 2, m, device=DEVICE)},
         **{"row_second": None, "col": None, "weights": None},
     }

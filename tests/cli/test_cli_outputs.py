@@ -150,10 +150,10 @@ def test_the_page_of_a_result_is_no_other_file(capsys: pytest.CaptureFixture[str
 def test_a_disk_that_fills_up_is_an_error_that_names_the_file(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     assert main([*command, "--json", "a.json"]) == 2
     assert f"{command[0]}: error: a.json cannot be written (No space left on device)" in capsys.readouterr().err
     assert not Path("a.json").exists()

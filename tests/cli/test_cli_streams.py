@@ -85,6 +85,9 @@ def test_closed_streams_are_no_error(features: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["eval", features, "--device", "cpu"]) == 0
+    for stream in (sys.stdout, sys.stderr):  # what it has opened in their place
+        assert stream is not None
+        stream.close()
 
 
 def on_a_terminal(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:

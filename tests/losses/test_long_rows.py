@@ -99,7 +99,8 @@ def test_every_backend_at_the_ends(name: str, device: torch.device, backend: str
     z = torch.randn(32, 64, device=device) / 8
     for norm in (1000.0, 10_000.0):
         check(name, [norm * z], 0.07, backend, normalize=False, learned=False)
-    check(name, [z], 1e-8, backend, normalize=True, learned=False)
+    for norm in (1.0, 10.0, 10_000.0):
+        check(name, [norm * z], 1e-8, backend, normalize=norm == 1.0, learned=False)
 
 
 @pytest.mark.parametrize("kind", ["collapsed", "clustered"])
