@@ -250,8 +250,11 @@ def test_results_do_not_depend_on_timing(rings: Rings) -> None:
             assert torch.equal(first, found[1][name]), (capability, name)
 
 
-@pytest.mark.parametrize(("dim", "bounded"), [(72, True), (72, False), (300, True)])
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "dim", "bounded"),
+    [(HALF[0], 72, True), (HALF[0], 72, False), (HALF[0], 300, True), (HALF[1], 72, True), (torch.float32, 72, False)],
+    ids=str,
+)
 def test_masks_do_not_depend_on_timing(dtype: torch.dtype, dim: int, bounded: bool) -> None:
     if DEVICE == "cuda":
         pytest.skip("this is about the emulator")
@@ -260,7 +263,7 @@ def test_masks_do_not_depend_on_timing(dtype: torch.dtype, dim: int, bounded: bo
         for products_first in (False, True):
             torch.manual_seed(1)
             operands.emulate(capability, products_first=products_first)
-            given = problem(70, 420, dim, dtype, exclude="self", bounded=bounded)
+            given = problem(70, 260, dim, dtype, exclude="self", bounded=bounded)
             found.append(everything(backends.load("cuda"), *given))
         operands.emulate(90)
         for name, first in found[0].items():

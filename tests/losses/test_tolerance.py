@@ -23,7 +23,7 @@ from torch import Tensor
 DRAWS = 8
 # Their logits reach 14 to 25 and round by 1e-6; PyTorch and the reference, which share a library's products, happen to
 # be closer than a kernel with another order of sums.
-LARGE_LOGITS = ("logsumexp-raw", "info_nce-negatives")
+LARGE_LOGITS = ("logsumexp-raw", "info_nce-negatives", "dcl-learnable")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -55,8 +55,8 @@ def test_no_worse_than_torch(name: str, dtype: torch.dtype, backend: str, device
     case = BY_NAME[name]
     if case.in_float64 and exact.dtype != torch.float64:
         pytest.skip(f"computed in float64, which {backend} does not have")
-    if dtype == torch.float16 and backend == "triton" and device.type == "cpu" and not name.endswith("-default"):
-        # It takes seconds, and every primitive has its test in float16: `test_products_in_half_precision`.
+    if dtype != torch.float32 and backend == "triton" and device.type == "cpu" and not name.endswith("-default"):
+        # It takes seconds, and every primitive has its test in half precision: `test_products_in_half_precision`.
         pytest.skip("in the interpreter one case of each loss")
     found = results(case, dtype, device, backend, (60, 45, 24))
     outputs = [f"output {i}" for i in range(len(found) - len(case.roles))]
@@ -67,6 +67,8 @@ def test_no_worse_than_torch(name: str, dtype: torch.dtype, backend: str, device
 
 @pytest.mark.parametrize("t", [0.01, 0.5, 2.0, 10.0, 30.0])
 def test_uniformity_of_large_batches(t: float, backend: str, device: torch.device) -> None:
+    if backend != "reference" and device.type == "cpu" and t not in (2.0, 30.0):
+        pytest.skip("an interpreter takes its time: one of either regime")
     # The sum over pairs grows with N^2 and the loss does not: a logarithm of the sum loses what was not divided.
     from cases import _uniformity
 
