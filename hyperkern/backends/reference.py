@@ -81,9 +81,11 @@ def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, ne
             _add_relative(row_sum[batch, rows], row_top[batch, rows], block.logits, 2)
             if cols_too:
                 _add_relative(col_sum[batch, cols], col_top[batch, cols], block.logits, 1)
-    nothing = x.new_empty(x.shape[0], 0)
     row_lse, row_rounding = Sums(row_sum, row_top).logarithm()
-    col_lse, col_rounding = (nothing, nothing) if symmetric else Sums(col_sum, col_top).logarithm()
+    if symmetric:  # two tensors: those that an operator returns may not share their memory
+        col_lse, col_rounding = x.new_empty(x.shape[0], 0), x.new_empty(x.shape[0], 0)
+    else:
+        col_lse, col_rounding = Sums(col_sum, col_top).logarithm()
     return LogSumExp(row_lse, col_lse, row_rounding, col_rounding)
 
 
