@@ -25,7 +25,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Every process that a test starts takes warnings for errors, as pytest does in this one, with the same exceptions.
 os.environ.setdefault(
     "PYTHONWARNINGS",
-    "error,ignore::RuntimeWarning:triton.runtime.interpreter,ignore:torch.distributed.nn.functional.:FutureWarning",
+    "error,ignore::RuntimeWarning:triton.runtime.interpreter,ignore:torch.distributed.nn.functional.:FutureWarning,"
+    "ignore:`torch.jit.script` is deprecated:FutureWarning",
 )
 
 from ranks import Ranks
