@@ -89,7 +89,7 @@ def test_plot(files, kind: str, options: list[str], tmp_path: Path) -> None:
     assert len(content) > 10_000
 
 
-@pytest.mark.filterwarnings("ignore:features. rows are not of unit length")
+@pytest.mark.filterwarnings("ignore:.*rows are not of unit length")
 @pytest.mark.parametrize(("confidence", "deviations"), [(0.95, 1.959964), (0.6827, 1.0), (0.99, 2.575829)])
 def test_the_error_bar_is_the_interval_of_that_confidence(confidence: float, deviations: float) -> None:
     x, y = torch.randn(2, 100, 8)
