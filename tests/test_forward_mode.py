@@ -91,7 +91,7 @@ def test_hessian_vector_products(name: str) -> None:
         found["reverse over forward"] = grad(lambda *a: jvp(loss, a, along)[1], argnums)(*primals)
     for products in found.values():
         for product, expected in zip(products, truth, strict=True):
-            assert_close(product, expected)
+            assert_close(product, expected, 1e-9)  # their terms are a hundred times as large, and cancel
 
 
 @pytest.mark.parametrize("name", ["uniformity-default", "siglip-learnable", "clip_loss-learnable", "sup_con-default"])
