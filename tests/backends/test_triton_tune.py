@@ -62,6 +62,7 @@ def test_a_tuned_file_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tune, "candidates", lambda use, _: iter((
         Config(16, 16, None if use.dim else 32, 4, 2), Config(32, 32, None if use.dim else 32, 4, 2)
     )))  # fmt: skip
+    monkeypatch.setattr(tune, "_ANY", 70)
     clock = itertools.count(1000, -1)
 
     def milliseconds(run) -> float:
@@ -79,6 +80,22 @@ def test_a_tuned_file_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "sm_90.json"
     config.write(tuned, path)
     assert config.read(path) == tuned
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the CPU")
+def test_weights_are_tuned_to_the_steps_of_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The last one is the fastest: other steps for the panels than for the sums.
+    def both(use: tune.Use, _: int):
+        steps = (64, 32) if use.kernel == "panel" else (32, 64)
+        return (Config(16, 16, None if use.dim else block_d, 4, 2) for block_d in steps)
+
+    monkeypatch.setattr(tune, "candidates", both)
+    monkeypatch.setattr(tune, "_ANY", 70)
+    clock = itertools.count(1000, -1)
+    tuned = tune.tune(config.of_name("sm_90"), CPU, 20, ("float32",), lambda run: float(next(clock)), lambda line: None)
+    found = {(e.kernel, e.mode): e.config.block_d for e in tuned.entries if e.operand == "float32" and e.dim is None}
+    assert found == {("sums", None): 64, ("panel", None): 64, ("panel", "exp"): 32}
 
 
 def test_command(capsys: pytest.CaptureFixture) -> None:

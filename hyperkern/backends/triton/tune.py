@@ -28,7 +28,7 @@ _WHOLE_ROW = {
     ("contract", "float32"): (64,),
     ("sums", "bfloat16"): (64, 128, 256),
     ("sums", "tf32"): (128,),
-    ("sums", "float32"): (),
+    ("sums", "float32"): (64,),
     ("panel", "bfloat16"): (),
     ("panel", "tf32"): (),
     ("panel", "float32"): (),
@@ -167,20 +167,24 @@ def tune(
         milliseconds: times a function.
         report: takes a line of text for each result.
     """
-    tuned: dict[Use, Config] = {}
+    entries = {Use(e.kernel, e.operand, e.dim, e.mode): e.config for e in architecture.entries}
     for use in uses():
         if use.operand in only:
+            choices = candidates(use, architecture.shared_bytes)
+            if use == Use("panel", "float32", None, None):
+                # A weight subtracts a log-sum-exp: both add up their logit in the same steps (`operands.fusion`).
+                steps = entries[use._replace(kernel="sums")].block_d
+                choices = (choice for choice in choices if choice.block_d == steps)
             choice = best(
                 use,
-                candidates(use, architecture.shared_bytes),
+                choices,
                 runner(use, rows, device),
                 expected(use, rows, device),
                 milliseconds,
                 report,
             )
             if choice is not None:
-                tuned[use] = choice
-    entries = {Use(e.kernel, e.operand, e.dim, e.mode): e.config for e in architecture.entries} | tuned
+                entries[use] = choice
     # An entry that says what the general one says is no help to a reader.
     kept = [
         Entry(*use, config=c)
