@@ -54,12 +54,14 @@ settings.load_profile("hyperkern")
 
 
 def _interpret_faster() -> None:
-    """Lets Triton's interpreter look once for what is built in, not at every call of a function: half of its time."""
+    """Lets Triton's interpreter look up once what never changes, not at every call of a function: most of its time."""
     try:
+        from triton import language
         from triton.language.core import is_builtin
         from triton.runtime import interpreter
 
-        patch = interpreter._patch_attr
+        patch, patch_language, scope = interpreter._patch_attr, interpreter._patch_lang, interpreter._LangPatchScope
+        numpy_dtype, ordinary_range = interpreter._get_np_dtype, language.range
     except (ImportError, AttributeError):  # another Triton, as slow as it is
         return
 
@@ -68,12 +70,30 @@ def _interpret_faster() -> None:
         return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
 
     def patch_builtin(package: Any, *how: Any) -> None:
-        names = built_in(package)
-        if names and is_builtin(getattr(package, names[0])):  # else a function is called by one that did it
-            for name in names:
-                patch(package, name, getattr(package, name), *how)
+        for name in built_in(package):
+            patch(package, name, getattr(package, name), *how)
 
+    of_element = functools.cache(numpy_dtype)
+
+    def dtype_of(kind: Any) -> Any:
+        element = kind.scalar
+        return numpy_dtype(kind) if element.is_ptr() else of_element(element)
+
+    @functools.cache
+    def named(function: Any) -> list:
+        modules = {id(member) for member in function.__globals__.values() if inspect.ismodule(member)}
+        return [module for module in (language, language.core) if id(module) in modules]
+
+    def patch_once(function: Any) -> Any:
+        # Else the function is called by one that did it.
+        to_do = any(module.range is ordinary_range for module in named(function))
+        return patch_language(function) if to_do else scope()
+
+    # It computes whether integers overflow and, without `debug`, asserts nothing.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     interpreter._patch_builtin = patch_builtin
+    interpreter._patch_lang = patch_once
+    interpreter._get_np_dtype = dtype_of
 
 
 _interpret_faster()
@@ -136,6 +156,11 @@ def exact(backend: str, device: torch.device) -> Exact:
     """The dtype in which `backend` is held against the truth, and how closely."""
     problem = backends.Problem("energy", device, torch.float64, 128, PairSpec(4.0, True))
     return Exact(torch.float32 if backends.load(backend).unsupported(problem) else torch.float64)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes a minute to set up comes first: at the end one process would wait for the other."""
+    items.sort(key=lambda item: "once" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,11 @@ def check(
     return compiled
 
 
-@pytest.mark.parametrize("name", names())
+# Those that differ from another in a number alone would trace the same graph.
+NUMBERS = ("-t0.3", "-t400", "-tau0.5-sum", "-1000", "-0.005", "-alpha0.5-none", "-alpha3-raw")
+
+
+@pytest.mark.parametrize("name", [name for name in names() if not name.endswith(NUMBERS)])
 def test_forward_and_backward(name: str) -> None:
     case = BY_NAME[name]
     check(case.ours, tensors(case, 9, 7, 5, dtype=torch.float32))
@@ -50,9 +54,8 @@ def arguments(n: int = 9, k: int = 6, dtype: torch.dtype = torch.float32) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_inductor(dtype: torch.dtype) -> None:
-    check(everything, arguments(dtype=dtype), "inductor", 1e-5 if dtype == torch.float32 else 2e-2)
+def test_inductor_in_half_precision() -> None:  # in float32: `test_inductor_with_strides`
+    check(everything, arguments(dtype=torch.bfloat16), "inductor", 2e-2)
 
 
 @pytest.mark.slow
@@ -68,16 +71,15 @@ def test_inductor_with_strides(normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(inside: bool, dtype: torch.dtype) -> None:
+def test_autocast(inside: bool) -> None:
     def function(x: Tensor, y: Tensor, queue: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast("cpu", dtype, enabled=inside):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
             return everything(x, y, queue, scale)
 
     args = arguments()
     expected = values_and_grads(everything, args)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    with torch.autocast("cpu", dtype, enabled=not inside):
+    with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
         found = values_and_grads(compiled, args)
     # Autocast is for the matrix products of a model; the losses keep float32.
     for actual, truth in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
@@ -120,7 +122,7 @@ def test_marked_dynamic_compiles_once(name: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["align_uniform", "info_nce-learnable", "uniformity-queue"])
 def test_dynamic_compiles(name: str) -> None:
     compiled = torch.compile(LOSSES[name], fullgraph=True, backend="aot_eager", dynamic=True)
     for n in (5, 9):

@@ -156,11 +156,12 @@ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) - machine.shared);
 }
 
-const void* exchange(const void* value, size_t size) {
+const void* exchange(const void* value, size_t size, void (*combine)(void*)) {
   Warp& warp = machine.warps[machine.current / kLanes];
   std::memcpy(warp.handed_in + machine.current % kLanes * size, value, size);
   if (++warp.count == kLanes) {
     std::memcpy(warp.handed_out, warp.handed_in, kLanes * size);
+    if (combine != nullptr) combine(warp.handed_out);
     warp.count = 0;
     ++warp.generation;
   } else {

@@ -38,8 +38,9 @@ int block();
 unsigned char* shared_memory();
 uint32_t shared_address(const void* pointer);
 
-// Lanes of a warp hand in `size` bytes each and get those of all 32, in the order of lanes.
-const void* exchange(const void* value, size_t size);
+// Lanes of a warp hand in `size` bytes each and get those of all 32, in the order of lanes; `combine` may change them
+// first.
+const void* exchange(const void* value, size_t size, void (*combine)(void* all) = nullptr);
 
 void bar_sync(int id, int threads);
 void bar_arrive(int id, int threads);

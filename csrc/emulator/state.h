@@ -16,7 +16,7 @@ namespace hyperkern::emulator {
 constexpr int kLanes = 32;
 constexpr int kGroupThreads = 128;
 constexpr size_t kStackBytes = 128 << 10;
-constexpr size_t kExchangeBytes = 32;
+constexpr size_t kExchangeBytes = 48;
 
 // A fiber waits while a counter has a value.
 struct Fiber {
@@ -33,8 +33,8 @@ struct Fiber {
 };
 
 struct Warp {
-  unsigned char handed_in[kLanes * kExchangeBytes];
-  unsigned char handed_out[kLanes * kExchangeBytes];
+  alignas(16) unsigned char handed_in[kLanes * kExchangeBytes];
+  alignas(16) unsigned char handed_out[kLanes * kExchangeBytes];
   int count = 0;
   uint64_t generation = 0;
   bool resting = false;  // until the other warps have run

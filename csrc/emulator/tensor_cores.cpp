@@ -8,17 +8,18 @@
 namespace hyperkern::emulator {
 namespace {
 
-double product(uint32_t left, uint32_t right, Half type) {
-  return static_cast<double>(widen(static_cast<uint16_t>(left), type)) * widen(static_cast<uint16_t>(right), type);
-}
-
 Warpgroup& warpgroup() { return machine.warpgroups[machine.current / kGroupThreads]; }
 
 // Tensor cores round what they accumulate towards zero: see Fasi et al., "Numerical behavior of NVIDIA tensor cores",
 // PeerJ Computer Science, 2021. The products of one instruction are taken as exact.
 float toward_zero(double x) {
   auto rounded = static_cast<float>(x);
-  if (std::fabs(static_cast<double>(rounded)) > std::fabs(x)) rounded = std::nextafter(rounded, 0.0f);
+  if (std::fabs(static_cast<double>(rounded)) > std::fabs(x)) {
+    uint32_t bits;
+    std::memcpy(&bits, &rounded, sizeof bits);
+    --bits;
+    std::memcpy(&rounded, &bits, sizeof bits);
+  }
   return rounded;
 }
 
@@ -72,6 +73,59 @@ void perform(Product& product) {
       float& d = product.parts[m / 16 * kLanes + lane].d[j / 8 * 4 + m % 16 / 8 * 2 + j % 2];
       d = toward_zero(product.add ? d + sum[j] : sum[j]);
     }
+  }
+}
+
+struct Tf32 {
+  static constexpr int kPerWord = 1;
+  // The hardware ignores the last 13 bits.
+  static float element(uint32_t word, int) {
+    word &= 0xffffe000;
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return x;
+  }
+};
+
+template <Half kType>
+struct Halves {
+  static constexpr int kPerWord = 2;
+  static float element(uint32_t word, int i) { return widen(static_cast<uint16_t>(word >> 16 * i), kType); }
+};
+using Bf16 = Halves<Half::kBf16>;
+using F16 = Halves<Half::kF16>;
+
+// What a lane holds of d (16 x 8), a (16 x k) and b (k x 8).
+struct Fragment {
+  float d[4];
+  uint32_t a[4], b[2];
+};
+
+// d += a b for a warp. Lane 4 g + t holds, of rows g and g + 8 of a and of column g of b, words t and t + 4; of d the
+// columns 2 t and 2 t + 1 of the rows g and g + 8.
+template <class Type>
+void multiply(void* fragments) {
+  constexpr int kM = 16, kN = 8, kK = 8 * Type::kPerWord;
+  auto* lanes = static_cast<Fragment*>(fragments);
+  double a[kM][kK], b[kK][kN], sum[kM][kN];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < Type::kPerWord; ++i) {
+        const int k = (half * 4 + t) * Type::kPerWord + i;
+        b[k][g] = Type::element(lanes[lane].b[half], i);
+        for (int high = 0; high < 2; ++high) a[high * 8 + g][k] = Type::element(lanes[lane].a[half * 2 + high], i);
+      }
+    }
+    for (int e = 0; e < 4; ++e) sum[e / 2 * 8 + g][2 * t + e % 2] = lanes[lane].d[e];
+  }
+  for (int m = 0; m < kM; ++m) {
+    for (int k = 0; k < kK; ++k) {
+      for (int n = 0; n < kN; ++n) sum[m][n] += a[m][k] * b[k][n];
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int e = 0; e < 4; ++e) lanes[lane].d[e] = toward_zero(sum[e / 2 * 8 + lane / 4][2 * (lane % 4) + e % 2]);
   }
 }
 
@@ -139,32 +193,10 @@ void wgmma_wait_group(int pending) {
 }
 
 void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Half* type) {
-  struct Words {
-    uint32_t a[4], b[2];
-  };
-  const Words mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
-  const auto* words = static_cast<const Words*>(exchange(&mine, sizeof mine));
-  const int lane = machine.current % kLanes;
-  // Lane 4 g + t: rows g and g + 8 of the left operand, column g of the right one.
-  for (int e = 0; e < 4; ++e) {
-    const int m = lane / 4, high = e / 2, col = lane % 4 * 2 + e % 2;
-    double sum = d[e];
-    for (int half = 0; half < 2; ++half) {
-      for (int t = 0; t < 4; ++t) {
-        const uint32_t left = words[m * 4 + t].a[high + 2 * half], right = words[col * 4 + t].b[half];
-        if (type == nullptr) {  // the hardware ignores the last 13 bits
-          const uint32_t l = left & 0xffffe000, r = right & 0xffffe000;
-          float x, y;
-          std::memcpy(&x, &l, 4);
-          std::memcpy(&y, &r, 4);
-          sum += static_cast<double>(x) * y;
-        } else {
-          sum += product(left, right, *type) + product(left >> 16, right >> 16, *type);
-        }
-      }
-    }
-    d[e] = toward_zero(sum);
-  }
+  const Fragment mine{{d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const auto combine = type == nullptr ? multiply<Tf32> : *type == Half::kBf16 ? multiply<Bf16> : multiply<F16>;
+  const auto* all = static_cast<const Fragment*>(exchange(&mine, sizeof mine, combine));
+  std::memcpy(d, all[machine.current % kLanes].d, sizeof d);
 }
 
 float widen(uint16_t bits, Half type) {
