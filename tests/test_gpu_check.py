@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import usable
 
+from benchmarks import gpu
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
 
@@ -30,12 +32,12 @@ def test_an_unknown_option_is_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [pytest.param(name, marks=usable(name)) for name in ("cuda", "triton")])
-def test_every_stage_runs(backend: str, tmp_path: Path) -> None:
+def test_every_stage_runs(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     out = tmp_path / "figures.json"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--backend", backend, "--mode", "smoke", "--out", str(out)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", ["gpu", "--backend", backend, "--mode", "smoke", "--out", str(out)])
+    assert gpu.main() == 0, capsys.readouterr().out[-3000:]
     figures = json.loads(out.read_text())
     assert all(check["problem"] is None for check in figures["checks"])
     assert len(figures["checks"]) == 9 + 18 + 2
