@@ -174,6 +174,8 @@ TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 8e-4, torch.float32: 5e-6}
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 def test_every_primitive(dtype: torch.dtype, bounded: bool, exclude: str, machine: Machine) -> None:
     skip_if_portable_again(dtype, machine)
+    if DEVICE == "cpu" and dtype == torch.float16 and exclude != "self":
+        pytest.skip("masks are those of bfloat16")
     spec = {"bounded": bounded, "exclude": exclude, "row_offset": 37, "col_offset": 11}
     check(*problem(150, 141, 40, dtype, batch=2, **spec), TOLERANCE[dtype])
 
@@ -204,6 +206,8 @@ def test_ragged_rows_and_columns(first: int, machine: Machine) -> None:
 def test_a_ring_that_wraps(dtype: torch.dtype, dim: int, machine: Machine, rings: Rings) -> None:
     """Every kernel, with more to fetch than its ring has buffers: what the memory checkers are shown."""
     skip_if_portable_again(dtype, machine)
+    if DEVICE == "cpu" and dtype == torch.float32 and dim in (128, 256):
+        pytest.skip("what is contracted is like 64, what is not like 400")
     wgmma = machine.capability == 90 and dtype == torch.bfloat16
     n = {64: 1100, 128: 650, 256: 420, 400: 300}[dim] if wgmma else {64: 260}.get(dim, 200)
     # Rows for every warpgroup: the last one to free a buffer is the one that finds it overwritten.
