@@ -51,7 +51,7 @@ $(INTEGRATIONS)/.ready: pyproject.toml setup.py
 	@touch $@
 
 test-integrations: $(INTEGRATIONS)/.ready  ## the drop-in replacements against the libraries that they replace
-	HYPERKERN_REQUIRE_INTEGRATIONS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/bench/test_bench_gate.py $(ARGS)
+	HYPERKERN_REQUIRE_INTEGRATIONS=1 $(INTEGRATIONS)/bin/python -m pytest -n 2 --dist worksteal tests/integrations tests/bench/test_bench_gate.py $(ARGS)
 
 # The peers bring a hundred packages, as the drop-ins' originals do: the same environment serves both.
 $(INTEGRATIONS)/.peers: $(INTEGRATIONS)/.ready

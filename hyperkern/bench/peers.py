@@ -186,7 +186,7 @@ class _Identity(nn.Module):
 )
 def sentence_transformers_cached() -> Loss:
     """Its CachedMultipleNegativesRankingLoss in both directions, behind a model that does nothing."""
-    loss = load("sentence_transformers.losses").CachedMultipleNegativesRankingLoss(
+    loss = load("sentence_transformers.sentence_transformer.losses").CachedMultipleNegativesRankingLoss(
         nn.Sequential(_Identity()),  # it asks for a model's first module
         scale=textbook.LOGIT_SCALE,
         mini_batch_size=textbook.CHUNK,
