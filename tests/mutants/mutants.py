@@ -354,7 +354,7 @@ MUTANTS = [
         "backends/triton/tile.py",
         "b_keep = (o_n < n)[None, :]",
         "b_keep = (o_n <= n)[None, :]",
-        f"{BLOCKS}[triton-cpu-7-23-5-None-uniformity-default]",
+        f"{BLOCKS}[triton-cpu-9-8-3-2-uniformity-default]",
     ),
     _mutant(
         "the last range of columns is dropped",
