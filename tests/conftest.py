@@ -108,6 +108,11 @@ def usable(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(reasons), reason=f"{name}: {'; '.join(reasons)}")
 
 
+def interpreted(backend: str, device: torch.device) -> bool:
+    """Whether kernels run in Triton's interpreter or the emulator: right, and a thousand times slower."""
+    return backend != "reference" and device.type == "cpu"
+
+
 needs_triton = usable("triton")
 needs_cuda_kernels = usable("cuda")
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import Exact
+from conftest import Exact, interpreted
 from oracle import assert_close
 from torch import Tensor
 
@@ -160,8 +160,7 @@ def check_lse(actual: Tensor, truth: Tensor, tolerance: float) -> None:
 
 def skip_one_side_again(options: dict, need_x: bool, need_y: bool, backend: str, device: torch.device) -> None:
     """Log-weights and sides do not meet in a kernel, and an interpreter takes its time."""
-    interpreted = backend != "reference" and device.type == "cpu"
-    if interpreted and options.get("weights") and not options.get("symmetric") and need_x != need_y:
+    if interpreted(backend, device) and options.get("weights") and not options.get("symmetric") and need_x != need_y:
         pytest.skip("one side alone: without log-weights")
 
 

@@ -27,7 +27,7 @@ def own_features(rank: int, count: int, rows: int = ROWS, seed: int = 0) -> list
 def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-10) -> None:
     for actual, truth in zip(found, expected, strict=True):
         # Of pairs told apart with confidence the weights are p - 1: the original too has the rounding of 1.
-        rounded = (actual - truth).abs().max() <= 100 * torch.finfo(truth.dtype).eps
+        rounded = (actual - truth).abs().max() <= 100 * torch.finfo(torch.float64).eps
         assert rounded or relative_error(actual, truth) <= tolerance
 
 

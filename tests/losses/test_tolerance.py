@@ -16,7 +16,7 @@ together, so that a maximum says something.
 import pytest
 import torch
 from cases import BY_NAME, FEATURES, Case, names, tensors, values_and_grads
-from conftest import Exact
+from conftest import Exact, interpreted
 from oracle import assert_within_tolerance
 from torch import Tensor
 
@@ -29,8 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def draws(case: Case, backend: str, device: torch.device) -> int:
-    interpreted = backend != "reference" and device.type == "cpu"
-    return FEWER_DRAWS if interpreted and not case.name.startswith("alignment") else DRAWS
+    return FEWER_DRAWS if interpreted(backend, device) and not case.name.startswith("alignment") else DRAWS
 
 
 def results(case: Case, dtype: torch.dtype, device: torch.device, backend: str, shape: tuple) -> list[tuple]:
@@ -73,7 +72,7 @@ def test_no_worse_than_torch(name: str, dtype: torch.dtype, backend: str, device
 
 @pytest.mark.parametrize("t", [0.01, 0.5, 2.0, 10.0, 30.0])
 def test_uniformity_of_large_batches(t: float, backend: str, device: torch.device) -> None:
-    if backend != "reference" and device.type == "cpu" and t not in (2.0, 30.0):
+    if interpreted(backend, device) and t not in (2.0, 30.0):
         pytest.skip("an interpreter takes its time: one of either regime")
     # The sum over pairs grows with N^2 and the loss does not: a logarithm of the sum loses what was not divided.
     from cases import _uniformity
@@ -111,7 +110,7 @@ def test_dtypes(name: str, dtype: torch.dtype, backend: str, device: torch.devic
     case = BY_NAME[name]
     if case.in_float64 and exact.dtype != torch.float64:
         pytest.skip(f"computed in float64, which {backend} does not have")
-    if backend != "reference" and device.type == "cpu" and not name.endswith("-default"):
+    if interpreted(backend, device) and not name.endswith("-default"):
         pytest.skip("in an interpreter one case of each loss")
     outputs, grads = values_and_grads(
         lambda *a: case.ours(*a, backend=backend), tensors(case, 5, 4, 3, dtype=dtype, device=device)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import BY_NAME, CASES, Case, names, tensors, values_and_grads
-from conftest import Exact
+from conftest import Exact, interpreted
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_close
@@ -91,7 +91,7 @@ def nudged(arg: Tensor, dtype: torch.dtype) -> Tensor:
 @given(problem=problems())
 def test_matches_textbook(name: str, backend: str, device: torch.device, exact: Exact, problem: tuple) -> None:
     m, n, d, batch, layouts, expanded, seed = problem
-    if backend != "reference" and device.type == "cpu":  # an interpreter takes its time
+    if interpreted(backend, device):  # an interpreter takes its time
         if seed % 3:  # a third of the problems; every primitive has its own tests in `test_primitives`
             return
         most = 13 if backend == "triton" else 65
@@ -118,11 +118,11 @@ def test_many_blocks(
     d: int,
     batch: int | None,
 ) -> None:
-    if backend != "reference" and device.type == "cpu" and batch is None:
+    if interpreted(backend, device) and batch is None:
         pytest.skip("blocks of 8 are the reference's; what a kernel does in a batch is more")
     case = BY_NAME[name]
     check(case, tensors(case, m, n, d, batch, device=device), backend, exact)
-    if backend == "reference":
+    if not interpreted(backend, device):
         check(case, tensors(case, n, m, d, batch, device=device), backend, exact)
 
 
@@ -130,14 +130,14 @@ def test_many_blocks(
 def test_large(name: str, backend: str, device: torch.device, exact: Exact) -> None:
     case = BY_NAME[name]
     # Several tiles and ranges of columns; an interpreter takes its time.
-    m, n = (403, 257) if backend != "reference" and device.type == "cpu" else (1025, 513)
+    m, n = (403, 257) if interpreted(backend, device) else (1025, 513)
     check(case, tensors(case, m, n, 31, device=device), backend, exact)
 
 
 @pytest.mark.parametrize("name", ["uniformity-default", "align_uniform-default", "info_nce-default"])
 def test_wide(name: str, backend: str, device: torch.device, exact: Exact) -> None:
     case = BY_NAME[name]
-    rows = (19, 17, 7, 5) if backend != "reference" and device.type == "cpu" else (129, 127, 31, 29)
+    rows = (19, 17, 7, 5) if interpreted(backend, device) else (129, 127, 31, 29)
     check(case, tensors(case, *rows[:2], 768, 3, device=device), backend, exact)
     check(case, tensors(case, *rows[2:], 4097, device=device), backend, exact)
 
