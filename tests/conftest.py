@@ -1,25 +1,35 @@
 """What every test shares: the backends of this machine, seeds, the Hypothesis profile, poisoned allocations."""
 
 import contextlib
-import functools
-import inspect
+import gc
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+# Threads that wait sleep, here and in every process that a test starts: others have work for the core. Read when the
+# libraries are loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Those processes keep what they compile of the sources, in a folder that is not the sources'.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(tempfile.gettempdir(), "hyperkern-tests-bytecode"))
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from interpreter import interpret_faster
 
 # Without a GPU the Triton kernels run in Triton's interpreter, chosen when they are defined. That of Triton 3.6 cannot
 # count a loop with new versions of NumPy.
 with contextlib.suppress(PackageNotFoundError):
     if not torch.cuda.is_available() and not version("triton").startswith("3.6."):
         os.environ["TRITON_INTERPRET"] = "1"
+        interpret_faster()
 # What deterministic algorithms ask of the matrix library, read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Every process that a test starts takes warnings for errors, as pytest does in this one, with the same exceptions.
@@ -51,52 +61,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("hyperkern")
-
-
-def _interpret_faster() -> None:
-    """Lets Triton's interpreter look up once what never changes, not at every call of a function: most of its time."""
-    try:
-        from triton import language
-        from triton.language.core import is_builtin
-        from triton.runtime import interpreter
-
-        patch, patch_language, scope = interpreter._patch_attr, interpreter._patch_lang, interpreter._LangPatchScope
-        numpy_dtype, ordinary_range = interpreter._get_np_dtype, language.range
-    except (ImportError, AttributeError):  # another Triton, as slow as it is
-        return
-
-    @functools.cache
-    def built_in(package: Any) -> list[str]:
-        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
-
-    def patch_builtin(package: Any, *how: Any) -> None:
-        for name in built_in(package):
-            patch(package, name, getattr(package, name), *how)
-
-    of_element = functools.cache(numpy_dtype)
-
-    def dtype_of(kind: Any) -> Any:
-        element = kind.scalar
-        return numpy_dtype(kind) if element.is_ptr() else of_element(element)
-
-    @functools.cache
-    def named(function: Any) -> list:
-        modules = {id(member) for member in function.__globals__.values() if inspect.ismodule(member)}
-        return [module for module in (language, language.core) if id(module) in modules]
-
-    def patch_once(function: Any) -> Any:
-        # Else the function is called by one that did it.
-        to_do = any(module.range is ordinary_range for module in named(function))
-        return patch_language(function) if to_do else scope()
-
-    # It computes whether integers overflow and, without `debug`, asserts nothing.
-    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
-    interpreter._patch_builtin = patch_builtin
-    interpreter._patch_lang = patch_once
-    interpreter._get_np_dtype = dtype_of
-
-
-_interpret_faster()
 
 
 _ORDINARY = backends.Problem("energy", torch.device(DEVICE), torch.float32, 128, PairSpec(4.0, True))
@@ -161,6 +125,19 @@ def exact(backend: str, device: torch.device) -> Exact:
     """The dtype in which `backend` is held against the truth, and how closely."""
     problem = backends.Problem("energy", device, torch.float64, 128, PairSpec(4.0, True))
     return Exact(torch.float32 if backends.load(backend).unsupported(problem) else torch.float64)
+
+
+# Ten thousand tests and three libraries are a million objects, none of which ever goes: the garbage collector is spared
+# looking at them again and again, a tenth of the time of all tests.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,10 +16,14 @@ constexpr size_t kMostShared = 228 << 10;
 
 [[noreturn]] void leave() { _longjmp(machine.scheduler, 1); }
 
+// A fiber is made once, for all blocks: that takes two calls of the system.
 void enter() {
-  (*machine.body)();
-  machine.fibers[machine.current].finished = true;
-  leave();
+  for (;;) {
+    (*machine.body)();
+    Fiber& fiber = machine.fibers[machine.current];
+    fiber.finished = true;
+    if (_setjmp(fiber.state) == 0) leave();
+  }
 }
 
 void resume(int index) {
@@ -28,6 +32,11 @@ void resume(int index) {
   if (_setjmp(machine.scheduler) != 0) return;
   if (fiber.started) _longjmp(fiber.state, 1);
   fiber.started = true;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStackBytes;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, enter, 0);
   setcontext(&fiber.start);
 }
 
@@ -48,13 +57,10 @@ void run_block(int block, int threads, size_t shared_bytes) {
   for (auto& barrier : m.barriers) barrier = {};
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = m.fibers[i];
-    fiber.started = fiber.finished = false;
+    // One that an error stopped on its way starts again.
+    fiber.started = fiber.started && fiber.finished;
+    fiber.finished = false;
     fiber.counter = nullptr;
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
-    fiber.start.uc_stack.ss_size = kStackBytes;
-    fiber.start.uc_link = nullptr;
-    makecontext(&fiber.start, enter, 0);
   }
   const int warps = threads / kLanes;
   std::vector<int> order(warps);

@@ -40,10 +40,9 @@ float element(uint64_t descriptor, int line, int k, bool transposed, Half type) 
 }
 
 void perform(Product& product) {
-  constexpr int kM = 64, kK = 16;
+  constexpr int kM = 64, kK = 16, kN = 8;  // columns at a time: a number that the compiler knows makes vectors of them
   const int n = product.n;
-  static float a[kM][kK], b[kK][256];
-  static double sum[256];
+  static double a[kM][kK], b[256 / kN][kK][kN];
   require(product.b >> 62 == 1 && (product.transposed || product.a >> 62 == 1), "only the 128-byte swizzle is known");
   for (int m = 0; m < kM; ++m) {
     for (int k = 0; k < kK; ++k) {
@@ -58,20 +57,21 @@ void perform(Product& product) {
     }
   }
   for (int k = 0; k < kK; ++k) {
-    for (int j = 0; j < n; ++j) b[k][j] = element(product.b, j, k, product.transposed, product.type);
+    for (int j = 0; j < n; ++j) b[j / kN][k][j % kN] = element(product.b, j, k, product.transposed, product.type);
   }
   for (auto& part : product.parts) {
     if (!part.initial.empty()) std::memcpy(part.d, part.initial.data(), part.initial.size() * sizeof(float));
   }
   for (int m = 0; m < kM; ++m) {
-    std::memset(sum, 0, sizeof sum);
-    for (int k = 0; k < kK; ++k) {
-      for (int j = 0; j < n; ++j) sum[j] += static_cast<double>(a[m][k]) * b[k][j];
-    }
-    for (int j = 0; j < n; ++j) {
-      const int lane = m % 8 * 4 + j % 8 / 2;
-      float& d = product.parts[m / 16 * kLanes + lane].d[j / 8 * 4 + m % 16 / 8 * 2 + j % 2];
-      d = toward_zero(product.add ? d + sum[j] : sum[j]);
+    for (int group = 0; group < n / kN; ++group) {
+      double sum[kN] = {};
+      for (int k = 0; k < kK; ++k) {
+        for (int j = 0; j < kN; ++j) sum[j] += a[m][k] * b[group][k][j];
+      }
+      for (int j = 0; j < kN; ++j) {
+        float& d = product.parts[m / 16 * kLanes + m % 8 * 4 + j / 2].d[group * 4 + m % 16 / 8 * 2 + j % 2];
+        d = toward_zero(product.add ? d + sum[j] : sum[j]);
+      }
     }
   }
 }

@@ -24,7 +24,7 @@ from hyperkern.spec import PairSpec
 
 ROWS, QUEUE, DIM = 13, 6, 5
 # How the rows are spread, by the number of ranks: even, uneven, with ranks that have none.
-SPREADS = {1: [(13,)], 2: [(7, 6), (12, 1), (0, 13)], 3: [(5, 4, 4), (1, 0, 12)], 4: [(4, 3, 3, 3), (0, 12, 0, 1)]}
+SPREADS = {1: [(13,)], 2: [(7, 6), (0, 13)], 3: [(5, 4, 4), (1, 0, 12)], 4: [(4, 3, 3, 3), (0, 12, 0, 1)]}
 SHARDED = ("x", "y", "third", "hard", "x_weights", "u")
 SHARED_LOSSES = [case for case in CASES if not case.name.startswith("logsumexp")]
 
@@ -116,8 +116,14 @@ def check(case: Case, expected: Run, runs: list[Run], counts: Sequence[int], tol
             assert_close(total, factor * expected[1][i], tolerance)
 
 
-@pytest.mark.parametrize("size", SPREADS)
-@pytest.mark.parametrize("name", cases.names(SHARED_LOSSES))
+def losses_and_sizes() -> list[tuple[str, int]]:
+    """Every loss over four ranks and over two; over an odd number, and over one alone, each once."""
+    return [
+        (name, size) for name in cases.names(SHARED_LOSSES) for size in SPREADS if size in (2, 4) or "-default" in name
+    ]
+
+
+@pytest.mark.parametrize(("name", "size"), losses_and_sizes())
 def test_every_loss(ranks: Ranks, name: str, size: int) -> None:
     case = BY_NAME[name]
     expected = one_process(case, tensors_of(case))

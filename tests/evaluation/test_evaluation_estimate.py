@@ -12,7 +12,7 @@ from hyperkern.evaluation.regression import controlled_mean, student_quantile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows are not of unit length", "ignore:.*rows are zero")
 
-ROWS, DIM, COLUMNS, DRAWS = 1200, 32, 64, 300
+ROWS, DIM, COLUMNS, DRAWS = 1200, 32, 64, 200
 
 
 def uniform() -> torch.Tensor:
@@ -88,9 +88,9 @@ def test_weights_zero_rows_and_two_sides(weighted: bool) -> None:
         weights[100:150] = 0
     exact = hk.evaluate(x, y, weights=weights)
     options = {"method": "estimate", "columns": COLUMNS, "weights": weights, "block_rows": 500}
-    results = [hk.evaluate(x, y, seed=seed, **options) for seed in range(150)]
+    results = [hk.evaluate(x, y, seed=seed, **options) for seed in range(100)]
     covered = sum(low <= exact.uniformity <= high for low, high in (result.interval for result in results))
-    assert stats.binom.ppf(0.001, 150, 0.95) <= covered
+    assert stats.binom.ppf(0.001, 100, 0.95) <= covered
     assert results[0].alignment == pytest.approx(exact.alignment, rel=1e-14)
     first = results[0]
     assert first.uniformity == sum(side.uniformity for side in first.sides) / 2
@@ -102,10 +102,10 @@ def test_other_confidence(confidence: float) -> None:
     x = uniform()
     exact = hk.evaluate(x.double()).uniformity
     options = {"method": "estimate", "columns": COLUMNS, "confidence": confidence}
-    intervals = [hk.evaluate(x, seed=seed, **options).interval for seed in range(200)]
+    intervals = [hk.evaluate(x, seed=seed, **options).interval for seed in range(150)]
     covered = sum(low <= exact <= high for low, high in intervals)
-    assert stats.binom.ppf(0.001, 200, confidence) <= covered
-    assert covered <= stats.binom.ppf(0.9999, 200, min(1.0, confidence + 0.02))
+    assert stats.binom.ppf(0.001, 150, confidence) <= covered
+    assert covered <= stats.binom.ppf(0.9999, 150, min(1.0, confidence + 0.02))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

@@ -60,8 +60,8 @@ def test_exact_needs_a_few_blocks_whatever_the_number_of_rows(mapped: Path, tmp_
     # Every pair of 200,000 rows takes minutes; what grows with the rows would show between these two.
     small, large = tmp_path / "small.npy", tmp_path / "large.npy"
     rows = np.load(mapped, mmap_mode="r")
-    np.save(small, rows[:8_192])
-    np.save(large, rows[:24_576])
+    np.save(small, rows[:4_096])
+    np.save(large, rows[:14_336])
     (of_small, _), (of_large, before) = peaks(small, "--block-rows", 2048), peaks(large, "--block-rows", 2048)
     assert of_large < 1000
     assert of_large - before < 400

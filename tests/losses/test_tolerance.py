@@ -60,9 +60,9 @@ def test_no_worse_than_torch(name: str, dtype: torch.dtype, backend: str, device
     case = BY_NAME[name]
     if case.in_float64 and exact.dtype != torch.float64:
         pytest.skip(f"computed in float64, which {backend} does not have")
-    if dtype != torch.float32 and backend == "triton" and device.type == "cpu" and not name.endswith("-default"):
+    if dtype != torch.float32 and interpreted(backend, device) and not name.endswith("-default"):
         # It takes seconds, and every primitive has its test in half precision: `test_products_in_half_precision`.
-        pytest.skip("in the interpreter one case of each loss")
+        pytest.skip("in an interpreter one case of each loss")
     found = results(case, dtype, device, backend, (60, 45, 24))
     outputs = [f"output {i}" for i in range(len(found) - len(case.roles))]
     for what, (ours, peers, truth) in zip([*outputs, *case.roles], found, strict=True):

@@ -118,12 +118,11 @@ def test_many_blocks(
     d: int,
     batch: int | None,
 ) -> None:
-    if interpreted(backend, device) and batch is None:
-        pytest.skip("blocks of 8 are the reference's; what a kernel does in a batch is more")
+    if interpreted(backend, device):
+        pytest.skip("blocks of 8 are the reference's")
     case = BY_NAME[name]
     check(case, tensors(case, m, n, d, batch, device=device), backend, exact)
-    if not interpreted(backend, device):
-        check(case, tensors(case, n, m, d, batch, device=device), backend, exact)
+    check(case, tensors(case, n, m, d, batch, device=device), backend, exact)
 
 
 @pytest.mark.parametrize("name", ["uniformity-queue-intra", "info_nce-negatives", "clip_loss-10", "logsumexp-weights"])
@@ -137,9 +136,12 @@ def test_large(name: str, backend: str, device: torch.device, exact: Exact) -> N
 @pytest.mark.parametrize("name", ["uniformity-default", "align_uniform-default", "info_nce-default"])
 def test_wide(name: str, backend: str, device: torch.device, exact: Exact) -> None:
     case = BY_NAME[name]
-    rows = (19, 17, 7, 5) if interpreted(backend, device) else (129, 127, 31, 29)
-    check(case, tensors(case, *rows[:2], 768, 3, device=device), backend, exact)
-    check(case, tensors(case, *rows[2:], 4097, device=device), backend, exact)
+    if interpreted(backend, device):  # by panels, and rows that are longer than a warp holds
+        check(case, tensors(case, 19, 17, 330, 2, device=device), backend, exact)
+        check(case, tensors(case, 7, 5, 1031, device=device), backend, exact)
+        return
+    check(case, tensors(case, 129, 127, 768, 3, device=device), backend, exact)
+    check(case, tensors(case, 31, 29, 4097, device=device), backend, exact)
 
 
 def test_only_one_of_two_outputs_is_used() -> None:
