@@ -25,13 +25,15 @@ $(VENV)/.has-%: pyproject.toml setup.py
 demo: $(VENV)/.has-demo  ## the main job on real images: train, evaluate, table, picture, huge batch
 	$(BIN)/hyperkern demo $(ARGS)
 
+BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 # The CUDA extension where there is nvcc and a CUDA build of PyTorch (no GPU is needed), and its emulator for the tests.
 $(VENV)/.built: $(VENV)/.has-test $(CSRC) setup.py
 	@if command -v nvcc >/dev/null && $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; \
 	then cuda=1; else cuda=0; echo "no nvcc, or PyTorch without CUDA: the CUDA extension is left out"; fi; \
 	if command -v c++ >/dev/null; then emulator=1; else emulator=0; echo "no C++ compiler: its emulator is left out"; fi; \
 	echo "compiling the kernels: about two minutes"; \
-	HYPERKERN_BUILD_CUDA=$$cuda HYPERKERN_BUILD_EMULATOR=$$emulator $(BIN)/python setup.py --quiet build_ext --inplace
+	HYPERKERN_BUILD_EMULATOR=$$emulator $(BUILD) --build-temp build/emulator & beside=$$!; \
+	HYPERKERN_BUILD_CUDA=$$cuda $(BUILD); built=$$?; wait $$beside && exit $$built
 	@touch $@
 
 build: $(VENV)/.built  ## compile the CUDA C++ kernels, and their emulator for the tests

@@ -59,6 +59,7 @@ def test_compiling_asks_for_torch_and_nothing_else_does(value, expected):
 def test_a_compiled_wheel_holds_its_library(tmp_path):
     # In place: what `make build` compiled is up to date.
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(tmp_path / "lib")]
+    command += ["--build-temp", "build/emulator"]
     command += ["bdist_wheel", "--skip-build", "--bdist-dir", str(tmp_path / "bdist"), "--dist-dir", str(tmp_path)]
     environment = {**os.environ, "HYPERKERN_BUILD_CUDA": "", "HYPERKERN_BUILD_EMULATOR": "1", "PYTHONWARNINGS": ""}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 Key = tuple[str, str]
 
 _INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(@\S+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+_ENCODING = " " * 20
 
 
 class Usage(NamedTuple):
@@ -71,6 +72,8 @@ def instructions(path: str | Path) -> Iterator[tuple[Key, list[Instruction]]]:
     architecture, name = "", ""
     code: list[Instruction] = []
     for line in _lines("-sass", path):
+        if line.startswith(_ENCODING):  # of half of the lines, all that stands there
+            continue
         if match := _INSTRUCTION.match(line):
             code.append(_instruction(*match.groups()))
         elif match := re.match(r"arch = (\S+)|\s*Function : (\S+)", line):
