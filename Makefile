@@ -8,8 +8,9 @@ ARGS ?=
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.*)
 
-# uv, where it is installed, takes a fraction of pip's time.
-install = $(if $(shell command -v uv),uv pip install --compile-bytecode --python $(1)/bin/python,$(1)/bin/python -m pip install)
+# `make UV=uv ...` takes uv instead of pip, in a fraction of the time. It does not read pip's configuration.
+UV ?=
+install = $(if $(UV),$(UV) pip install --compile-bytecode --python $(1)/bin/python,$(1)/bin/python -m pip install)
 
 .PHONY: help demo build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report lint format info clean
 help:  ## this list
@@ -32,8 +33,9 @@ $(VENV)/.built: $(VENV)/.has-test $(CSRC) setup.py
 	then cuda=1; else cuda=0; echo "no nvcc, or PyTorch without CUDA: the CUDA extension is left out"; fi; \
 	if command -v c++ >/dev/null; then emulator=1; else emulator=0; echo "no C++ compiler: its emulator is left out"; fi; \
 	echo "compiling the kernels: about two minutes"; \
-	HYPERKERN_BUILD_EMULATOR=$$emulator $(BUILD) --build-temp build/emulator & beside=$$!; \
-	HYPERKERN_BUILD_CUDA=$$cuda $(BUILD); built=$$?; wait $$beside && exit $$built
+	HYPERKERN_BUILD_CUDA=0 HYPERKERN_BUILD_EMULATOR=$$emulator $(BUILD) --build-temp build/emulator & beside=$$!; \
+	trap 'kill $$beside' INT TERM; \
+	HYPERKERN_BUILD_CUDA=$$cuda HYPERKERN_BUILD_EMULATOR=0 $(BUILD); built=$$?; wait $$beside && exit $$built
 	@touch $@
 
 build: $(VENV)/.built  ## compile the CUDA C++ kernels, and their emulator for the tests

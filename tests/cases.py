@@ -284,6 +284,14 @@ def names(cases: Sequence[Case] = CASES) -> list[str]:
     return [case.name for case in cases]
 
 
+def loss_of(name: str) -> str:
+    return name.split("-")[0]
+
+
+# One case of each loss, its first.
+FIRST = list({loss_of(name): name for name in reversed(names())}.values())
+
+
 def tensors(
     case: Case,
     m: int,

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -13,9 +12,6 @@ from typing import NamedTuple
 # libraries are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Those processes keep what they compile of the sources, in a folder that is not the sources'.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-os.environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(tempfile.gettempdir(), "hyperkern-tests-bytecode"))
 
 import numpy as np
 import pytest
@@ -131,11 +127,13 @@ def exact(backend: str, device: torch.device) -> Exact:
 # looking at them again and again, a tenth of the time of all tests.
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
     gc.disable()
     try:
         return (yield)
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
         gc.collect()
         gc.freeze()
 

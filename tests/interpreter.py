@@ -1,4 +1,4 @@
-"""Triton's interpreter, made faster: it looks up once what never changes. Half the time of all its tests, else."""
+"""Triton's interpreter in half of its time: it looks up once what never changes."""
 
 import builtins
 import functools
@@ -17,7 +17,7 @@ def interpret_faster() -> None:
 
 
 def _patch_once() -> None:
-    """It patches its language at every call of a function, with what calls the built-in functions at two removes."""
+    """The interpreter patches its language at every call of a function, and calls what is built in by two wrappers."""
     from triton import language
     from triton.language import core
     from triton.runtime import interpreter
@@ -59,7 +59,7 @@ def _patch_once() -> None:
         to_do = any(module.range is ordinary_range for module in named(function))
         return patch_language(function) if to_do else scope()
 
-    # It computes whether integers overflow and, without `debug`, asserts nothing.
+    # The interpreter computes whether integers overflow and, without `debug`, asserts nothing.
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     interpreter._patch_builtin = patch_builtin
     interpreter._patch_lang = patch_once
@@ -67,7 +67,7 @@ def _patch_once() -> None:
 
 
 def _share_types() -> None:
-    """It makes and checks the shape of every result anew: a tuple of constants, each with a type of its own."""
+    """The interpreter makes and checks the shape of every result anew: a tuple of constants, each with its own type."""
     from triton.language import core
 
     make_block_type, unwrap = core.block_type.__init__, core._unwrap_if_constexpr

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cases import BY_NAME, tensors, values_and_grads
+from cases import BY_NAME, loss_of, tensors, values_and_grads
 from oracle import assert_close
 from torch import Tensor
 
@@ -39,6 +39,10 @@ GRAPHS = [
     *("dcl-learnable", "dclw-default", "sup_con-learnable", "siglip-learnable"),
     *("logsumexp-none", "logsumexp-same_id-one-side", "logsumexp-weights"),
 ]
+
+
+def test_the_graphs_are_of_every_loss() -> None:
+    assert set(map(loss_of, GRAPHS)) == set(map(loss_of, BY_NAME))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -114,11 +118,12 @@ LOSSES = {
     "align_uniform": lambda x: hk.align_uniform(x, x.flip(0)).loss,
     "info_nce-learnable": lambda x: hk.info_nce(x, x.flip(0), temperature=x.new_tensor(0.1)),
     "clip_loss": lambda x: hk.clip_loss(x, x.flip(0), logit_scale=5.0),
+    "pairwise_logsumexp": lambda x: hk.pairwise_logsumexp(x, scale=5.0)[0].sum(),
 }
 
 
-# One of each kind: without pairs, of one and of two sides, with a tensor as scale.
-@pytest.mark.parametrize("name", ["alignment", "uniformity", "uniformity-queue", "info_nce-learnable", "clip_loss"])
+# The others are sums of these, or have the same graph with numbers instead of a tensor.
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "align_uniform"])
 def test_marked_dynamic_compiles_once(name: str) -> None:
     # A last batch of another size must not mean another compilation, or an error for those who mark it.
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -139,14 +144,16 @@ def test_dynamic_compiles(name: str) -> None:
         torch.testing.assert_close(compiled(x), LOSSES[name](x))
 
 
-@pytest.mark.parametrize("option", ["t", "temperature", "alpha"])
+@pytest.mark.parametrize("option", ["t", "temperature", "logit_scale", "alpha", "scale"])
 def test_an_option_that_changes_from_step_to_step(option: str) -> None:
     # A schedule of the temperature: at the second value the compiler turns the number into a symbol.
     x, y = torch.randn(2, 9, 4)
     function = {
         "t": lambda value: hk.uniformity(x, t=value),
         "temperature": lambda value: hk.info_nce(x, y, temperature=value),
+        "logit_scale": lambda value: hk.clip_loss(x, y, logit_scale=value),
         "alpha": lambda value: hk.alignment(x, y, alpha=value),
+        "scale": lambda value: hk.pairwise_logsumexp(x, y, scale=value)[0],
     }[option]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for value in (0.5, 0.75, 1.25):

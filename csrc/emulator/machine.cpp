@@ -16,7 +16,7 @@ constexpr size_t kMostShared = 228 << 10;
 
 [[noreturn]] void leave() { _longjmp(machine.scheduler, 1); }
 
-// A fiber is made once, for all blocks: that takes two calls of the system.
+// A fiber serves all blocks: making one costs two system calls.
 void enter() {
   for (;;) {
     (*machine.body)();

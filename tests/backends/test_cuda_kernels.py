@@ -182,10 +182,12 @@ def test_every_primitive(dtype: torch.dtype, bounded: bool, exclude: str, machin
 
 
 @copies_first
-@pytest.mark.parametrize("dim", [1, 63, 64, 65, 136, 255, 256, 257, 400])
+@pytest.mark.parametrize("dim", [1, 8, 63, 64, 65, 128, 136, 255, 256, 257, 400])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_every_dimension(dtype: torch.dtype, dim: int, machine: Machine) -> None:
     skip_if_portable_again(dtype, machine)
+    if DEVICE == "cpu" and dtype == torch.float32 and dim in (8, 63, 128):
+        pytest.skip("edges in columns, not in bytes, are those of bfloat16")
     check(*problem(67, 130, dim, dtype, exclude="self"), TOLERANCE[dtype])
 
 
@@ -195,9 +197,9 @@ def test_every_dimension(dtype: torch.dtype, dim: int, machine: Machine) -> None
 def test_ragged_rows_and_columns(first: int, machine: Machine) -> None:
     """Sizes on both sides of every tile's edge.
 
-    Where rows end and where columns do are two masks: each size meets two of the other side.
+    Where rows end and where columns do are two masks: each size meets two or three of the other side.
     """
-    for step in (0, 3):
+    for step in (0, 3) if DEVICE == "cpu" else (0, 3, 7):
         m, n = ROWS[first], COLUMNS[(first + step) % len(COLUMNS)]
         check(*problem(m, n, 64, torch.bfloat16, exclude="self"), TOLERANCE[torch.bfloat16])
 

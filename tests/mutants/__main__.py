@@ -20,11 +20,13 @@ from mutants import MUTANTS, ROOT, Mutant
 
 # What a test session may take; a mutant that hangs has not been noticed by a test.
 SECONDS = 300
+# Of names of tests: there is a test of a backend only where the backend is.
+HERE = ("reference-cpu", "triton-cpu", "cuda-cpu")
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
 
 
 class Outcome(NamedTuple):
-    """``killed``, ``survived``, ``skipped`` (no test runs on this machine) or ``broken``, and why."""
+    """``killed``, ``survived``, ``skipped`` (what its tests need is not here) or ``broken``, and why."""
 
     verdict: str
     detail: str
@@ -80,7 +82,10 @@ def tried(mutant: Mutant, names: list[str]) -> Outcome:
         except (OSError, ValueError) as error:
             return Outcome("broken", str(error))
         (tree / mutant.file).write_text(text)
-        return tested(tree, mutant.tests)
+        outcome = tested(tree, mutant.tests)
+    if outcome.verdict == "skipped" and any(backend in test for backend in HERE for test in mutant.tests):
+        return Outcome("broken", "its tests are skipped where they could run")
+    return outcome
 
 
 def main() -> int:

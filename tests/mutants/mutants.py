@@ -42,6 +42,7 @@ def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 ALL_OPTIONS = "losses/test_combinations.py::test_all_options_at_once"
 BLOCKS = "losses/test_values.py::test_many_blocks"
+TEXTBOOK = "losses/test_values.py::test_matches_textbook"
 PRIMITIVES = "backends/test_primitives.py"
 
 MUTANTS = [
@@ -354,7 +355,7 @@ MUTANTS = [
         "backends/triton/tile.py",
         "b_keep = (o_n < n)[None, :]",
         "b_keep = (o_n <= n)[None, :]",
-        f"{BLOCKS}[triton-cpu-9-8-3-2-uniformity-default]",
+        f"{TEXTBOOK}[triton-cpu-uniformity-default]",
     ),
     _mutant(
         "the last range of columns is dropped",
@@ -368,7 +369,7 @@ MUTANTS = [
         "backends/triton/rows.py",
         "(b_grad - b_radial[:, None] * b_unit) * b_rstd[:, None]",
         "(b_grad - b_radial[:, None] * b_unit) * (1.00003 * b_rstd[:, None])",
-        f"{BLOCKS}[triton-cpu-9-8-3-2-uniformity-t0.3]",
+        "losses/test_tolerance.py::test_no_worse_than_torch[triton-cpu-uniformity-t0.3-torch.float32]",
     ),
     _mutant(
         "zero rows are at distance 1 from one another",

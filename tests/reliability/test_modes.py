@@ -193,21 +193,21 @@ def test_case_21_threads() -> None:
 
 
 PROGRAM = """
-import sys, torch, hyperkern as hk
+import torch, hyperkern as hk
 torch.manual_seed(0)
-x, number = torch.randn(9, 4), float(sys.argv[1])
-print(torch.compile(lambda x: hk.uniformity(x + number), fullgraph=True)(x).item())
+x = torch.randn(9, 4)
+print(torch.compile(lambda x: hk.uniformity(x + NUMBER), fullgraph=True)(x).item())
 """
 
 
 @pytest.mark.slow
 def test_case_21_two_processes_compile_at_once() -> None:
-    number = str(time.time_ns() % 1_000_003 / 1e6)  # of which no cache knows
-    command = [sys.executable, "-c", PROGRAM, number]
+    number = str(time.time_ns() % 1_000_003 / 1e6)  # of a program that is in no cache yet
+    command = [sys.executable, "-c", PROGRAM.replace("NUMBER", number)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=900) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0] != ""
+    assert [process.returncode for process in processes] == [0, 0], (number, outputs)
+    assert outputs[0][0] == outputs[1][0] != "", number
 
 
 @pytest.mark.parametrize("name", names())

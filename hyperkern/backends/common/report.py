@@ -72,7 +72,7 @@ def instructions(path: str | Path) -> Iterator[tuple[Key, list[Instruction]]]:
     architecture, name = "", ""
     code: list[Instruction] = []
     for line in _lines("-sass", path):
-        if line.startswith(_ENCODING):  # of half of the lines, all that stands there
+        if line.startswith(_ENCODING):  # every second line holds nothing else
             continue
         if match := _INSTRUCTION.match(line):
             code.append(_instruction(*match.groups()))
