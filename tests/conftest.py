@@ -32,6 +32,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault(
     "PYTHONWARNINGS",
     "error,ignore::RuntimeWarning:triton.runtime.interpreter,ignore:torch.distributed.nn.functional.:FutureWarning,"
+    "ignore:`torch._prims_common.check` is deprecated:FutureWarning,"
     "ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:To copy construct from a tensor:UserWarning",
 )
 
