@@ -8,7 +8,7 @@ ARGS ?=
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.*)
 
-# `make UV=uv ...` takes uv instead of pip, in a fraction of the time. It does not read pip's configuration.
+# `make UV=uv ...` takes uv instead of pip. It does not read pip's configuration.
 UV ?=
 install = $(if $(UV),$(UV) pip install --compile-bytecode --python $(1)/bin/python,$(1)/bin/python -m pip install)
 
