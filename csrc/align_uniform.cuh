@@ -204,7 +204,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kCombineThreads, 1) combine_kernel(const
 
 struct FinishViewsArgs {
   Views views;
-  InputRows grad;        // (2 batch, m, dim): of one cut, sum_j exp(2 t <x_i, x_j>) x_j
+  InputRows grad;        // (2 batch, m, dim), float32: of one cut, sum_j exp(2 t <x_i, x_j>) x_j
   int64_t grad_cut;      // from one cut to the next
   const float* total;    // (2, batch)
   const float* of_loss;  // (batch): the cotangents, each may be absent
@@ -236,11 +236,11 @@ HYPERKERN_DEVICE void finish_view(
   const int64_t offset = args.grad.offset(i_view, at.i_m);
   Values<P> grad;
   const auto read = [&](int first) {
-    load_piece<P>(args.grad, offset, views.access, first, grad);
+    load_elements<P, Fp32Element>(args.grad, offset, views.access, first, grad);
 #pragma unroll 1
     for (int i_cut = 1; i_cut < args.cuts; ++i_cut) {
       Values<P> more;
-      load_piece<P>(args.grad, offset + i_cut * args.grad_cut, views.access, first, more);
+      load_elements<P, Fp32Element>(args.grad, offset + i_cut * args.grad_cut, views.access, first, more);
 #pragma unroll
       for (int chunk = 0; chunk < P::kChunks; ++chunk) {
 #pragma unroll
@@ -283,8 +283,13 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads, 1) finish_views_kernel(cons
   const float of_align = cotangent(args.of_loss, args.of_alignment, args.align_weight, at.i_b);
   const float of_pairs = cotangent(args.of_loss, args.of_uniformity, args.uniform_weight, at.i_b);
   const float of_direction = distance.slope() * of_align / static_cast<float>(views.m);
-  finish_view(args, at, 0, x, y, distance, of_direction, of_pairs, args.dx);
-  finish_view(args, at, 1, y, x, distance, of_direction, of_pairs, args.dy);
+#pragma unroll 1  // the code for any type, stride and length is long enough once
+  for (int view = 0; view < 2; ++view) {
+    finish_view(args, at, view, x, y, distance, of_direction, of_pairs, view == 0 ? args.dx : args.dy);
+    const UnitRow<P> other = x;
+    x = y;
+    y = other;
+  }
 }
 
 }  // namespace hyperkern

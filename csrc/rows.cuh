@@ -102,30 +102,33 @@ HYPERKERN_DEVICE void with_element(Element type, const Function& function) {
 }
 
 // The piece from column `first` on of the row at `offset`; 0 beyond D.
+template <class P, class T>
+HYPERKERN_DEVICE void load_elements(
+    const InputRows& rows, int64_t offset, const Access& access, int first, float (&v)[P::kChunks][4]) {
+  const auto* row = static_cast<const typename T::Bits*>(rows.data) + offset;
+  if (access.vector) {
+#pragma unroll
+    for (int chunk = 0; chunk < P::kChunks; ++chunk) {
+      v[chunk][0] = v[chunk][1] = v[chunk][2] = v[chunk][3] = 0.0f;
+      const int col = column(access, first, chunk, 0);
+      if (col < access.dim) T::load_four(row + col, v[chunk]);
+    }
+  } else {
+#pragma unroll
+    for (int chunk = 0; chunk < P::kChunks; ++chunk) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int col = column(access, first, chunk, e);
+        v[chunk][e] = col < access.dim ? T::widen(row[col * rows.stride_d]) : 0.0f;
+      }
+    }
+  }
+}
+
 template <class P>
 HYPERKERN_DEVICE void load_piece(
     const InputRows& rows, int64_t offset, const Access& access, int first, float (&v)[P::kChunks][4]) {
-  with_element(rows.type, [&](auto element) {
-    using T = decltype(element);
-    const auto* row = static_cast<const typename T::Bits*>(rows.data) + offset;
-    if (access.vector) {
-#pragma unroll
-      for (int chunk = 0; chunk < P::kChunks; ++chunk) {
-        v[chunk][0] = v[chunk][1] = v[chunk][2] = v[chunk][3] = 0.0f;
-        const int col = column(access, first, chunk, 0);
-        if (col < access.dim) T::load_four(row + col, v[chunk]);
-      }
-    } else {
-#pragma unroll
-      for (int chunk = 0; chunk < P::kChunks; ++chunk) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int col = column(access, first, chunk, e);
-          v[chunk][e] = col < access.dim ? T::widen(row[col * rows.stride_d]) : 0.0f;
-        }
-      }
-    }
-  });
+  with_element(rows.type, [&](auto element) { load_elements<P, decltype(element)>(rows, offset, access, first, v); });
 }
 
 template <class P>
@@ -243,8 +246,8 @@ struct Length {
 // A row that is read as one of length 1.
 template <class P>
 struct UnitRow {
-  const InputRows& rows;
-  const Access& access;
+  InputRows rows;
+  Access access;
   int64_t offset;
   Values<P> v;  // the piece that was read last
   Length length;
@@ -328,7 +331,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_kernel(const Prepar
 }
 
 struct FinishArgs {
-  InputRows grad, unit;
+  InputRows grad, unit;  // of float32
   const float* rstd;
   OutputRows dx;
   int64_t rows, rows_per_batch;
@@ -345,8 +348,8 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_kernel(const FinishA
   const float rstd = args.rstd[i_row], limit = gradient_limit(args.dx.type, rstd, args.eps);
   Values<P> grad, unit;
   const auto read = [&](int first) {
-    load_piece<P>(args.grad, grad_offset, args.access, first, grad);
-    load_piece<P>(args.unit, unit_offset, args.access, first, unit);
+    load_elements<P, Fp32Element>(args.grad, grad_offset, args.access, first, grad);
+    load_elements<P, Fp32Element>(args.unit, unit_offset, args.access, first, unit);
   };
   float radial = 0.0f;
   for_pieces<P>(args.access.dim, [&](int first) {
