@@ -32,7 +32,7 @@ def uniformity_limit(dim: int, t: float = 2.0) -> float:
         raise TypeError(f"dim must be an integer, got {type(dim).__name__}")
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
-    check_positive("t", t)
+    t = check_positive("t", t)
     # The series of 0F1, sum_k t^2k / ((D/2)_k k!), by the logarithms of its terms, outward from the largest.
     half = dim / 2
 

@@ -98,8 +98,11 @@ class FeatureQueue(nn.Module):
 
     @property
     def ids(self) -> Tensor | None:
-        """Their ids, ``(len(queue),)`` int64, in the same order and without a copy; ``None`` without ``with_ids``."""
-        return None if self.id_buffer is None else self.id_buffer[: self._fill]
+        """Their ids, ``(len(queue),)`` int64, in the same order; ``None`` without ``with_ids``.
+
+        A copy: a loss keeps them for its backward as they are.
+        """
+        return None if self.id_buffer is None else self.id_buffer[: self._fill].clone()
 
     @property
     def is_full(self) -> bool:
@@ -134,8 +137,8 @@ class FeatureQueue(nn.Module):
         state = {"dim": self.dim, "dtype": self.buffer.dtype, "with_ids": self.with_ids}
         with checks(group, "FeatureQueue.enqueue", rows_optional=True, **state) as agreed:
             self._check(features, ids)
-            rows = features.detach().to(self.buffer.dtype)
-            ids = None if ids is None else ids.to(torch.int64)
+            rows = _apart(features.detach().to(self.buffer.dtype), self.buffer)
+            ids = None if ids is None or self.id_buffer is None else _apart(ids.to(torch.int64), self.id_buffer)
             agreed.shard(features=rows, ids=ids)
         ranks = agreed.ranks
         if not ranks.alone:
@@ -199,3 +202,9 @@ class FeatureQueue(nn.Module):
         before_end = min(rows.shape[0], self.size - start)
         ring[start : start + before_end] = rows[:before_end]
         ring[: rows.shape[0] - before_end] = rows[before_end:]
+
+
+def _apart(rows: Tensor, ring: Tensor) -> Tensor:
+    """The rows where writing to the ring does not change them: a queue may be given its own."""
+    shared = rows.untyped_storage().data_ptr() == ring.untyped_storage().data_ptr()
+    return rows.clone() if shared else rows

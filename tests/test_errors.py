@@ -258,6 +258,9 @@ def test_ids() -> None:
         lse(x_ids=[0, 1, 2, 3, 4], y_ids=ids)
     # Any integers will do, also of two kinds.
     expected = lse(x_ids=ids, y_ids=ids)[0]
+    for dtype in (torch.uint16, torch.uint32, torch.uint64):
+        with pytest.raises(TypeError, match=rf"y_ids must be signed integers or uint8, got {dtype}.*to\(torch.int64\)"):
+            lse(x_ids=ids, y_ids=ids.to(dtype))
     for dtype in (torch.uint8, torch.int16, torch.int32):
         assert torch.equal(lse(x_ids=ids.to(dtype), y_ids=ids)[0], expected)
 

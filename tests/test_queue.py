@@ -225,6 +225,33 @@ def test_enqueue_between_loss_and_backward(name: str, dtype: torch.dtype) -> Non
         assert torch.equal(found, expected)
 
 
+def test_enqueue_of_ids_between_loss_and_backward() -> None:
+    grads = []
+    for enqueue_first in (True, False):
+        queue = hk.FeatureQueue(8, DIM, with_ids=True)
+        queue.enqueue(Y, torch.arange(6) // 2)
+        x = X.clone().requires_grad_()
+        loss = hk.info_nce(x, Y, negatives=queue.features, ids=torch.arange(6), negative_ids=queue.ids)
+        if enqueue_first:
+            queue.enqueue(torch.full((8, DIM), torch.nan), torch.arange(8))
+        grads.append(torch.autograd.grad(loss, x)[0])
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("held", [3, 5, 8])
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_its_own_rows(held: int, first: int, count: int) -> None:
+    queues = [hk.FeatureQueue(5, DIM, with_ids=True) for _ in range(2)]
+    for index in range(held):
+        for queue in queues:
+            queue.enqueue(rows(1, index), torch.tensor([index]))
+    part = slice(first, first + count)
+    queues[0].enqueue(queues[0].features[part], queues[0].id_buffer[: len(queues[0])][part])
+    queues[1].enqueue(queues[1].features[part].clone(), queues[1].ids[part])
+    assert_same_state(*queues)
+
+
 def test_an_expression_of_ones_own_is_told() -> None:
     queue = hk.FeatureQueue(8, DIM)
     queue.enqueue(Y)

@@ -60,7 +60,7 @@ struct Copy {  // by the TMA unit
   int column, row, batch;
 };
 
-struct Product {  // of a warpgroup
+struct Product {  // of a warpgroup; each of its warps has tensor cores of its own, which may be done at another time
   struct Part {
     float* d = nullptr;
     const uint32_t* registers = nullptr;
@@ -72,11 +72,12 @@ struct Product {  // of a warpgroup
   bool add = false, transposed = false;
   Part parts[kGroupThreads];
   int issued = 0;
+  bool done[kGroupThreads / kLanes] = {};
 };
 
 struct Warpgroup {
-  std::deque<Product> products;  // not yet done
-  uint64_t first = 0;            // number of the first of them: so many are done
+  std::deque<Product> products;  // that a warp has not done yet
+  uint64_t first = 0;            // number of the first of them: so many are done by all
   uint64_t complete = 0;         // so many have been issued by all threads
 };
 

@@ -1,6 +1,8 @@
 // Products: wgmma, mma.sync, and the numbers that they take.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include "state.h"
@@ -39,28 +41,31 @@ float element(uint64_t descriptor, int line, int k, bool transposed, Half type) 
   return widen(bits, type);
 }
 
-void perform(Product& product) {
-  constexpr int kM = 64, kK = 16, kN = 8;  // columns at a time: a number that the compiler knows makes vectors of them
+// The 16 rows of a warp.
+void perform(Product& product, int warp) {
+  constexpr int kM = 16, kK = 16, kN = 8;  // columns at a time: a number that the compiler knows makes vectors of them
   const int n = product.n;
   static double a[kM][kK], b[256 / kN][kK][kN];
+  Product::Part* parts = product.parts + warp * kLanes;
   require(product.b >> 62 == 1 && (product.transposed || product.a >> 62 == 1), "only the 128-byte swizzle is known");
   for (int m = 0; m < kM; ++m) {
     for (int k = 0; k < kK; ++k) {
       if (product.transposed) {
-        // Lane 4 g + t of warp w holds rows 16 w + g and + 8, and of each the columns 2 t, 2 t + 1 and those + 8.
-        const int lane = m % 8 * 4 + k % 8 / 2, reg = m % 16 / 8 + k / 8 * 2;
-        const uint32_t pair = product.parts[m / 16 * kLanes + lane].registers[reg];
+        // Lane 4 g + t holds rows g and g + 8, and of each the columns 2 t, 2 t + 1 and those + 8.
+        const int lane = m % 8 * 4 + k % 8 / 2, reg = m / 8 + k / 8 * 2;
+        const uint32_t pair = parts[lane].registers[reg];
         a[m][k] = widen(static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16), product.type);
       } else {
-        a[m][k] = element(product.a, m, k, false, product.type);
+        a[m][k] = element(product.a, warp * kM + m, k, false, product.type);
       }
     }
   }
   for (int k = 0; k < kK; ++k) {
     for (int j = 0; j < n; ++j) b[j / kN][k][j % kN] = element(product.b, j, k, product.transposed, product.type);
   }
-  for (auto& part : product.parts) {
-    if (!part.initial.empty()) std::memcpy(part.d, part.initial.data(), part.initial.size() * sizeof(float));
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const std::vector<float>& initial = parts[lane].initial;
+    if (!initial.empty()) std::memcpy(parts[lane].d, initial.data(), initial.size() * sizeof(float));
   }
   for (int m = 0; m < kM; ++m) {
     for (int group = 0; group < n / kN; ++group) {
@@ -69,7 +74,7 @@ void perform(Product& product) {
         for (int j = 0; j < kN; ++j) sum[j] += a[m][k] * b[group][k][j];
       }
       for (int j = 0; j < kN; ++j) {
-        float& d = product.parts[m / 16 * kLanes + m % 8 * 4 + j / 2].d[group * 4 + m % 16 / 8 * 2 + j % 2];
+        float& d = parts[m % 8 * 4 + j / 2].d[group * 4 + m / 8 * 2 + j % 2];
         d = toward_zero(product.add ? d + sum[j] : sum[j]);
       }
     }
@@ -129,9 +134,18 @@ void multiply(void* fragments) {
   }
 }
 
-void perform_products(Warpgroup& group, uint64_t upto) {
-  while (group.first < upto) {
-    perform(group.products.front());
+// What a warp has not done yet of the products before number `upto`.
+void perform_products(Warpgroup& group, uint64_t upto, int warp) {
+  for (uint64_t i = group.first; i < upto; ++i) {
+    Product& product = group.products[i - group.first];
+    if (product.done[warp]) continue;
+    perform(product, warp);
+    product.done[warp] = true;
+  }
+  const auto everywhere = [](const Product& product) {
+    return std::all_of(std::begin(product.done), std::end(product.done), [](bool done) { return done; });
+  };
+  while (!group.products.empty() && everywhere(group.products.front())) {
     group.products.pop_front();
     ++group.first;
   }
@@ -162,7 +176,10 @@ void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, ui
   part.d = d;
   part.registers = registers;
   bool pending = false;
-  for (uint64_t i = 0; i < index; ++i) pending = pending || group.products[i].parts[lane].d == d;
+  for (uint64_t i = 0; i < index; ++i) {
+    const Product& earlier = group.products[i];
+    pending = pending || (!earlier.done[lane / kLanes] && earlier.parts[lane].d == d);
+  }
   if (!pending) {
     part.initial.assign(d, d + n / 2);
     // Until the wait nobody may look at them.
@@ -170,7 +187,9 @@ void wgmma(float* d, int n, Half type, const uint32_t* registers, uint64_t a, ui
   }
   if (++product.issued == kGroupThreads) {
     ++group.complete;
-    if (timing == Timing::kProductsFirst) perform_products(group, group.complete);
+    for (int warp = 0; timing == Timing::kProductsFirst && warp < kGroupThreads / kLanes; ++warp) {
+      perform_products(group, group.complete, warp);
+    }
   }
 }
 
@@ -189,7 +208,7 @@ void wgmma_wait_group(int pending) {
   Warpgroup& group = warpgroup();
   const uint64_t upto = thread.committed[done - 1];
   while (group.complete < upto) wait_while(&group.complete, group.complete, "the other warps of its warpgroup");
-  perform_products(group, upto);
+  perform_products(group, upto, machine.current % kGroupThreads / kLanes);
 }
 
 void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Half* type) {

@@ -97,14 +97,14 @@ def evaluate(
         Wang & Isola, ICML 2020, Section 4.1; the estimate is explained in `hyperkern.evaluation.estimate`.
     """
     started = time.perf_counter()
-    check_positive("t", t)
-    check_positive("alpha", alpha)
+    t = check_positive("t", t)
+    alpha = check_positive("alpha", alpha)
     check_choice("method", method, METHODS)
     _check_integer("columns", columns, _FEWEST_COLUMNS)
     if block_rows is not None:
         _check_integer("block_rows", block_rows, 1)
     _check_integer("seed", seed, *_SEEDS)
-    check_positive("confidence", confidence)
+    confidence = check_positive("confidence", confidence)
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence must lie between 0.5 and 1, got {confidence}")
     sources = _checked_sources(features, positives)
@@ -154,6 +154,7 @@ def evaluate(
                 side.source.name,
                 mean.value,
                 mean.standard_error if method == "estimate" else None,
+                _interval(*mean, confidence) if method == "estimate" else None,
                 found.norms,
                 found.zero_rows,
                 found.bad_rows,
@@ -205,8 +206,12 @@ def _result(
         return value, error, (value, value)
     # Welch and Satterthwaite's degrees of freedom of a sum.
     degrees = sum(variances) ** 2 / sum(v * v / mean.degrees for v, mean in zip(variances, means, strict=True))
-    half = student_quantile(0.5 + confidence / 2, degrees) * error
-    return value, error, (value - half, value + half)
+    return value, error, _interval(value, error, degrees, confidence)
+
+
+def _interval(value: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
+    half = student_quantile(0.5 + confidence / 2, degrees) * error if error > 0 else 0.0
+    return value - half, value + half
 
 
 def _are_unit(side: Rows, found: Scan) -> bool:

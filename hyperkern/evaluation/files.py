@@ -95,7 +95,10 @@ def _open_torch(path: Path, key: str | None) -> Source:
         if key is not None:
             raise ValueError(f"{path} holds one tensor without a name, got key {key!r}")
         return TensorSource(str(path), content)
-    tensors = _named_tensors(content)
+    try:
+        tensors = _named_tensors(content)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as tensors by name ({error})") from error
     chosen = _chosen(path, key, {name: _shape(tensor) for name, tensor in tensors.items()})
     return TensorSource(f"{path}[{chosen}]", tensors[chosen])
 
@@ -109,10 +112,12 @@ def _named_tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if isinstance(content, Mapping):
         for name, value in content.items():
-            if isinstance(value, Tensor):
-                found[f"{prefix}{name}"] = value
-            else:
-                found |= _named_tensors(value, f"{prefix}{name}.")
+            here = (
+                {f"{prefix}{name}": value} if isinstance(value, Tensor) else _named_tensors(value, f"{prefix}{name}.")
+            )
+            if twice := found.keys() & here.keys():
+                raise ValueError(f"it holds two tensors that would both be called {min(twice)!r}")
+            found |= here
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import matplotlib
@@ -146,10 +145,9 @@ def _draw_values(axes: Axes, result: Evaluation) -> None:
     axes.set_xlim(low - 0.06 * (high - low) - 1e-3, high + 0.03 * (high - low) + 1e-3)
     for row, (side, color) in enumerate(zip(result.sides, COLORS, strict=False)):
         shown = f"{side.uniformity:.4f}"
-        if side.standard_error:
+        if side.standard_error and side.interval:
             shown += f" ± {side.standard_error:.2g}"
-            half = NormalDist().inv_cdf(0.5 + result.confidence / 2) * side.standard_error
-            axes.errorbar(side.uniformity, row, xerr=half, color=color, capsize=5)
+            axes.errorbar(side.uniformity, row, xerr=side.interval[1] - side.uniformity, color=color, capsize=5)
         axes.plot(side.uniformity, row, color=color, marker="o", markersize=8)
         in_right_half = not side.uniformity < low / 2
         axes.annotate(

@@ -16,6 +16,7 @@ class Side:
         name: what it was called.
         uniformity: logarithm of the mean potential of its distinct pairs; nan with a row that is not finite.
         standard_error: of ``uniformity``; ``None`` where it is exact.
+        interval: confidence interval of ``uniformity``; ``None`` where it is exact.
         norms: smallest, mean and largest norm of its finite rows, before they are normalised.
         zero_rows: how many rows are zero.
         bad_rows: how many rows hold nan or inf.
@@ -24,6 +25,7 @@ class Side:
     name: str
     uniformity: float
     standard_error: float | None
+    interval: tuple[float, float] | None
     norms: tuple[float, float, float]
     zero_rows: int
     bad_rows: int

@@ -10,6 +10,8 @@ from .. import autograd
 from ..distributed import Ranks, checks
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# PyTorch does not compare them with integers of other dtypes.
+_WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def check_rows(name: str, x: Tensor, *, may_be_empty: bool = False, batched: bool = True) -> None:
@@ -82,6 +84,8 @@ def check_vector(name: str, vector: Tensor, rows_name: str, rows: Tensor, *, int
     if not isinstance(vector, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(vector).__name__}")
     is_integer = not (vector.is_floating_point() or vector.is_complex() or vector.dtype == torch.bool)
+    if integer and vector.dtype in _WIDE_UNSIGNED:
+        raise TypeError(f"{name} must be signed integers or uint8, got {vector.dtype}: convert it by .to(torch.int64)")
     if not (is_integer if integer else vector.is_floating_point()):
         raise TypeError(f"{name} must have {'an integer' if integer else 'a floating'} dtype, got {vector.dtype}")
     if vector.shape != rows.shape[:-1]:
@@ -93,20 +97,22 @@ def check_vector(name: str, vector: Tensor, rows_name: str, rows: Tensor, *, int
         raise ValueError(f"{name} must be on the device of {rows_name}, {rows.device}, got {vector.device}")
 
 
-def check_number(name: str, value: float) -> None:
-    """Raises unless ``value`` is a finite number."""
-    _check_real(name, value)
+def check_number(name: str, value: float) -> float:
+    """The value in Python's own precision; raises unless it is a finite number."""
+    value = _real(name, value)
     if not -math.inf < value < math.inf:  # math.isfinite does not compile for a number that changes
         raise ValueError(f"{name} must be a finite number, got {value}")
+    return value
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raises unless ``value`` is a number above 0 that float32 holds, and its reciprocal too."""
-    _check_real(name, value)
+def check_positive(name: str, value: float) -> float:
+    """The same; raises unless it is above 0 and float32 holds it, and its reciprocal too."""
+    value = _real(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
     if not 1e-30 <= value <= 1e30:
         raise ValueError(f"{name} must lie between 1e-30 and 1e30, got {value}")
+    return value
 
 
 def check_max_norm(value: float | None, normalize: bool) -> None:
@@ -117,9 +123,11 @@ def check_max_norm(value: float | None, normalize: bool) -> None:
             raise ValueError(f"max_norm is for normalize=False: normalised rows have norm 1, got max_norm={value}")
 
 
-def _check_real(name: str, value: float) -> None:
+def _real(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    # A reciprocal of NumPy's float16 has its three digits, and fractions do not multiply tensors.
+    return value if isinstance(value, (int, float)) else float(value)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -128,24 +136,22 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_scale(name: str, value: float | Tensor, x: Tensor | None = None) -> None:
-    """Raises unless ``value`` is a positive number or a scalar tensor (whose value stays on its device, unread)."""
+def check_scale(name: str, value: float | Tensor, x: Tensor | None = None) -> float | Tensor:
+    """The value; raises unless it is a positive number or a scalar tensor (which stays on its device, unread)."""
     if not isinstance(value, Tensor):
-        check_positive(name, value)
-    elif value.numel() != 1 or not value.is_floating_point():
+        return check_positive(name, value)
+    if value.numel() != 1 or not value.is_floating_point():
         error = ValueError if value.is_floating_point() else TypeError
         got = f"{value.dtype} of shape {tuple(value.shape)}"
         raise error(f"{name} must be a number or a floating tensor with one element, got {got}")
-    elif x is not None and value.device != x.device and (value.dim() > 0 or value.device.type != "cpu"):
+    if x is not None and value.device != x.device and (value.dim() > 0 or value.device.type != "cpu"):
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+    return value
 
 
-def check_scalar(name: str, value: float | Tensor, x: Tensor) -> None:
-    """Raises unless ``value`` is a finite number or a scalar tensor (whose value stays on its device, unread)."""
-    if isinstance(value, Tensor):
-        check_scale(name, value, x)
-    else:
-        check_number(name, value)
+def check_scalar(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
+    """The value; raises unless it is a finite number or a scalar tensor (which stays on its device, unread)."""
+    return check_scale(name, value, x) if isinstance(value, Tensor) else check_number(name, value)
 
 
 def accurate_dtype(x: Tensor) -> torch.dtype:

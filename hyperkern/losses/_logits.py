@@ -65,6 +65,18 @@ def queue_lse(x: Tensor, queue: Tensor, spec: PairSpec, terms: PairTerms | None,
     return autograd.row_lse(x, queue, spec=spec, terms=terms, backend=backend)[0]
 
 
+def logsumexp(logits: Tensor) -> Tensor:
+    """Over the last dimension; -inf, with gradient 0, if all are -inf.
+
+    PyTorch's gradient is nan there, and elsewhere made of the rounded result: of large logits it does not sum to one.
+    """
+    top = logits.detach().amax(-1, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0)
+    total = (logits - top).exp().sum(-1)
+    empty = total == 0
+    return (total.masked_fill(empty, 1).log() + top.squeeze(-1)).masked_fill(empty, -torch.inf)
+
+
 def merged(*parts: Tensor) -> Tensor:
     """The log-sum-exp over several sets of candidates from that of each; -inf, with gradient 0, if all are empty."""
     total, *rest = parts

@@ -71,10 +71,10 @@ def align_uniform(
     with checks(group, "align_uniform", normalize=normalize, **numbers) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
-        check_positive("alpha", alpha)
-        check_positive("t", t)
-        check_number("align_weight", align_weight)
-        check_number("uniform_weight", uniform_weight)
+        alpha = check_positive("alpha", alpha)
+        t = check_positive("t", t)
+        align_weight = check_number("align_weight", align_weight)
+        uniform_weight = check_number("uniform_weight", uniform_weight)
         check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks = agreed.ranks
@@ -92,7 +92,7 @@ def align_uniform(
         return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)
 
     if ranks.alone and normalize and is_bounded(2 * t, x.shape[-2] ** 2, x.dtype):
-        options = AlignUniformOptions(*map(float, numbers.values()))
+        options = AlignUniformOptions(*map(float, (alpha, t, align_weight, uniform_weight)))
         in_few_launches = autograd.align_uniform(x, y, options, precision, backend=backend, composed=composed)
         if in_few_launches is not None:
             return AlignUniform(*in_few_launches)

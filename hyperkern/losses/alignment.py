@@ -49,7 +49,7 @@ def alignment(
     with checks(group, "alignment", alpha=alpha, normalize=normalize, reduction=reduction) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
-        check_positive("alpha", alpha)
+        alpha = check_positive("alpha", alpha)
         check_choice("reduction", reduction, REDUCTIONS)
         check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)

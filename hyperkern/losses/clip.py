@@ -69,7 +69,7 @@ def clip_loss(
     with checks(group, "clip_loss", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
-        check_scale("logit_scale", logit_scale, x)
+        logit_scale = check_scale("logit_scale", logit_scale, x)
         check_choice("reduction", reduction, REDUCTIONS)
         if ids is not None:
             check_vector("ids", ids, "x", x, integer=True)
@@ -175,8 +175,8 @@ def own_decisions(
     with checks(group, "siglip", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
-        check_scale("logit_scale", logit_scale, x)
-        check_scalar("logit_bias", logit_bias, x)
+        logit_scale = check_scale("logit_scale", logit_scale, x)
+        logit_bias = check_scalar("logit_bias", logit_bias, x)
         check_choice("reduction", reduction, ("mean", "sum"))
         check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)

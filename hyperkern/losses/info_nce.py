@@ -19,7 +19,7 @@ from ._inputs import (
     is_empty_queue,
     reduce_rows,
 )
-from ._logits import inverse, merged, nll_from_excess, positive_logits, queue_lse, scaled
+from ._logits import inverse, logsumexp, merged, nll_from_excess, positive_logits, queue_lse, scaled
 
 
 def info_nce(
@@ -95,7 +95,7 @@ def info_nce(
     with checks(group, "info_nce", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
-        check_scale("temperature", temperature, x)
+        temperature = check_scale("temperature", temperature, x)
         check_choice("reduction", reduction, REDUCTIONS)
         if ids is not None:
             check_vector("ids", ids, "x", x, integer=True)
@@ -144,7 +144,7 @@ def info_nce(
     if hard_negatives is not None:
         rows = hard_negatives.reshape(*x.shape[:-2], -1, x.shape[-1])
         rows = autograd.prepare(rows, normalize=normalize, backend=backend).view(hard_negatives.shape)
-        others.append(positive_logits(x.unsqueeze(-2), rows, spec).logsumexp(-1))
+        others.append(logsumexp(positive_logits(x.unsqueeze(-2), rows, spec)))
     if not others:
         # An empty queue and no other candidate: loss 0, connected to the input.
         return reduce_rows(0 * positives, reduction, ranks)

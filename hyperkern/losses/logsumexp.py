@@ -49,7 +49,7 @@ def pairwise_logsumexp(
             or not used, log-weights or ids of a missing ``y``, an unknown or unusable ``backend``.
     """
     check_rows("x", x)
-    check_positive("scale", scale)
+    scale = check_positive("scale", scale)
     check_choice("exclude", exclude, EXCLUSIONS)
     if y is not None:
         check_columns("y", y, x)

@@ -76,7 +76,7 @@ def nt_xent(
     """
     sides, checked = (x, y, *views), _Checked(temperature, normalize, reduction)
     with checks(group, "nt_xent", **checked._asdict()) as agreed:
-        _check_views(sides, checked, agreed, negatives, backend)
+        checked = _check_views(sides, checked, agreed, negatives, backend)
     others, positives = _candidates(sides, checked, agreed.ranks, negatives, backend)
     losses = [
         torch.stack([nll_from_excess(rest - logits) for logits in of_view]).mean(0)
@@ -129,7 +129,7 @@ def dcl(
     """
     checked = _Checked(temperature, normalize, reduction)
     with checks(group, "dcl", **checked._asdict()) as agreed:
-        _check_views((x, y), checked, agreed, None, backend)
+        checked = _check_views((x, y), checked, agreed, None, backend)
         if weights is not None:
             _check_weights(weights, x, y)
             agreed.shard(x_weights=weights[0], y_weights=weights[1])
@@ -175,8 +175,8 @@ def dclw(
     """
     checked = _Checked(temperature, normalize, reduction)
     with checks(group, "dclw", sigma=sigma, **checked._asdict()) as agreed:
-        check_positive("sigma", sigma)
-        _check_views((x, y), checked, agreed, None, backend)
+        sigma = check_positive("sigma", sigma)
+        checked = _check_views((x, y), checked, agreed, None, backend)
     ranks = agreed.ranks
     # Not by no_grad, which is for reverse mode alone.
     a, b = (autograd.prepare(side.detach(), normalize=normalize, backend=backend) for side in (x, y))
@@ -198,19 +198,20 @@ class _Checked(NamedTuple):
 
 def _check_views(
     views: tuple[Tensor, ...], options: _Checked, agreed: checks, negatives: Tensor | None, backend: str | None
-) -> None:
+) -> _Checked:
     first, may_be_empty = views[0], agreed.may_be_empty
     names = ["x", "y", *(f"views[{i}]" for i in range(len(views) - 2))]
     check_rows("x", first, may_be_empty=may_be_empty)
     for name, view in zip(names[1:], views[1:], strict=True):
         check_columns(name, view, first, same_rows=True, may_be_empty=may_be_empty)
-    check_scale("temperature", options.temperature, first)
+    temperature = check_scale("temperature", options.temperature, first)
     check_choice("reduction", options.reduction, REDUCTIONS)
     if negatives is not None:
         check_columns("negatives", negatives, first, may_be_empty=True)
     check_backend(backend, first, agreed)
     agreed.shard(**dict(zip(names, views, strict=True)))
     agreed.same(negatives=negatives)
+    return options._replace(temperature=temperature)
 
 
 def _check_weights(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> None:

@@ -70,7 +70,7 @@ def sup_con(
         if y is not None and y_labels is not None:
             check_columns("y", y, x)
             check_vector("y_labels", y_labels, "y", y, integer=True)
-        check_scale("temperature", temperature, x)
+        temperature = check_scale("temperature", temperature, x)
         check_choice("reduction", reduction, REDUCTIONS)
         check_backend(backend, x, agreed)
         agreed.shard(x=x, labels=labels)

@@ -19,7 +19,7 @@ from ._inputs import (
     check_rows,
     check_vector,
 )
-from ._logits import merged
+from ._logits import logsumexp, merged
 
 
 def uniformity(
@@ -84,7 +84,7 @@ def uniformity(
     options: dict[str, Any] = {"t": t, "intra": intra, "normalize": normalize, "max_norm": max_norm}
     with checks(group, "uniformity", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
-        check_positive("t", t)
+        t = check_positive("t", t)
         check_max_norm(max_norm, normalize)
         if x_weights is not None:
             check_vector("x_weights", x_weights, "x", x)
@@ -211,8 +211,8 @@ def _log_mean(
         if part.remote is not None:
             there = autograd.remote_row_lse(x, None, part.remote, spec=spec, terms=part.terms, backend=backend)
             row_lse = merged(row_lse, there.row_lse)
-        logs.append(row_lse.to(count.dtype).logsumexp(-1) + math.log(part.factor))
-    return autograd.logsumexp_over_ranks(torch.stack(logs).logsumexp(0), ranks) - count.log()
+        logs.append(logsumexp(row_lse.to(count.dtype)) + math.log(part.factor))
+    return autograd.logsumexp_over_ranks(logsumexp(torch.stack(logs, -1)), ranks) - count.log()
 
 
 # On the sphere no row is farther from any point of the ball than 2; and a little for rounding.
@@ -266,16 +266,24 @@ def _relative(
     The loss does not see the factor. With ``intra`` the pairs inside ``x`` count against those with ``y``, so there
     both sides share one factor.
     """
-    x_weights = torch.ones_like(x[..., 0]) if x_weights is None else x_weights.to(x.dtype)
+    x_weights = _no_narrower(x_weights, x)
     # A rank without rows has no largest weight; no weight is below 0.
-    x_top = ranks.max(torch.cat([x_weights.detach(), x.new_zeros(*x.shape[:-2], 1)], -1).amax(-1, keepdim=True))
+    zero = x_weights.new_zeros(*x.shape[:-2], 1)
+    x_top = ranks.max(torch.cat([x_weights.detach(), zero], -1).amax(-1, keepdim=True))
     if y is None:
-        return x_weights / x_top, None
-    y_weights = torch.ones_like(y[..., 0]) if y_weights is None else y_weights.to(y.dtype)
+        return (x_weights / x_top).to(x.dtype), None
+    y_weights = _no_narrower(y_weights, y)
     y_top = y_weights.detach().amax(-1, keepdim=True)
     if intra:
         x_top = y_top = torch.maximum(x_top, y_top)
-    return x_weights / x_top, y_weights / y_top
+    return (x_weights / x_top).to(x.dtype), (y_weights / y_top).to(y.dtype)
+
+
+def _no_narrower(weights: Tensor | None, rows: Tensor) -> Tensor:
+    """The weights of rows, all the same by default, in the wider of both dtypes."""
+    if weights is None:
+        return torch.ones_like(rows[..., 0])
+    return weights.to(torch.promote_types(weights.dtype, rows.dtype))
 
 
 def _log_weights(x: Tensor, t: float, is_unit: bool, weights: Tensor | None) -> Tensor:

@@ -41,7 +41,7 @@ class ScaledLoss(Loss):
         group: GroupLike = None,
     ) -> None:
         super().__init__(backend, group)
-        check_positive("max_logit_scale", max_logit_scale)
+        max_logit_scale = check_positive("max_logit_scale", max_logit_scale)
         if learnable and logit_scale > max_logit_scale:
             raise ValueError(f"logit_scale must not exceed max_logit_scale={max_logit_scale}, got {logit_scale}")
         self.learnable, self.max_logit_scale = learnable, max_logit_scale
@@ -71,7 +71,7 @@ class TemperatureLoss(ScaledLoss):
         group: GroupLike = None,
         backend: str | None = None,
     ) -> None:
-        check_positive("temperature", temperature)
+        temperature = check_positive("temperature", temperature)
         check_choice("reduction", reduction, REDUCTIONS)
         super().__init__(1 / temperature, learnable, max_logit_scale, backend, group)
         self.temperature, self.normalize, self.reduction = temperature, normalize, reduction

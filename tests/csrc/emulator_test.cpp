@@ -37,7 +37,8 @@ enum class Without {
   kFence
 };
 
-// Sums x y_t^T over kTiles tiles of y, 64 x 64 each, with a ring of two buffers, as the kernels do.
+// Sums x y_t^T over kTiles tiles of y, 64 x 64 each, with a ring of two buffers, as the kernels do: each tile is
+// multiplied twice, and the wait for the first product lets one warp run ahead of the others.
 struct Kernel {
   Without without;
   TensorMap x_map, y_map;
@@ -69,14 +70,19 @@ struct Kernel {
       return;
     }
     const int lane = ptx::thread() % kWarp, warp = ptx::thread() % kWarpgroup / kWarp;
-    float s[8][4];
+    float first[8][4], s[8][4];
     if (without != Without::kRowsWait) ptx::mbarrier_wait(x_full, 0);
     RingPosition at;
     for (int tile = 0; tile < kTiles; ++tile) {
       if (without != Without::kFullWait) ring.wait(at);
       if (without != Without::kFence) ptx::wgmma_fence();
+      multiply_rows_async<Bf16>(first, piece_at(x_tile), piece_at(buffers + at.stage * kBytes), false);
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_fence();
       multiply_rows_async<Bf16>(s, piece_at(x_tile), piece_at(buffers + at.stage * kBytes), tile > 0);
       ptx::wgmma_commit_group();
+      ptx::syncwarp();  // else the buffer is overwritten before the slowest lanes have issued the product
       if (without == Without::kProductBeforeRelease) ring.release(at, lane);
       if (without != Without::kProductWait) ptx::wgmma_wait_group<0>();
       if (without != Without::kRelease && without != Without::kProductBeforeRelease) ring.release(at, lane);

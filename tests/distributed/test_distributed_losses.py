@@ -312,6 +312,32 @@ def test_positives_on_other_ranks(ranks: Ranks, counts: tuple[int, ...], columns
             torch.testing.assert_close(torch.cat(found), truth, rtol=1e-12, atol=1e-12)
 
 
+def weights_and_queue() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    x, queue = (torch.randn(n, 4, dtype=torch.float64, generator=generator) for n in (5, 3))
+    return x, torch.tensor([0.0, 0, 1, 2, 1], dtype=torch.float64), queue
+
+
+def without_weight(rank: int, intra: bool, normalize: bool) -> tuple[Tensor, Tensor]:
+    x, weights, queue = weights_and_queue()
+    x, weights = (own_rows(t, (2, 3), rank) for t in (x, weights))
+    options = {"intra": intra, "normalize": normalize, "x_weights": weights, "group": hk.Group()}
+    value = hk.uniformity(x.requires_grad_(), queue, **options)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("intra", [True, False])
+def test_a_rank_of_which_no_row_has_a_weight(ranks: Ranks, intra: bool, normalize: bool) -> None:
+    x, weights, queue = weights_and_queue()
+    value = hk.uniformity(x.requires_grad_(), queue, intra=intra, normalize=normalize, x_weights=weights)
+    (grad,) = torch.autograd.grad(value, x)
+    runs = ranks(2).run(without_weight, intra, normalize)
+    for found, _ in runs:
+        assert_close(found, value)
+    assert_close(torch.cat([of_rank for _, of_rank in runs]), 2 * grad)  # which DDP averages
+
+
 def in_a_compiled_step(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def step(x: Tensor) -> Tensor:
         return hk.clip_loss(x.sin(), x.cos(), logit_scale=3.0, group=hk.Group()) + 1

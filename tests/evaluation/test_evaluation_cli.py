@@ -90,17 +90,20 @@ def test_plot(files, kind: str, options: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*rows are not of unit length")
+@pytest.mark.parametrize("columns", [16, 40])
 @pytest.mark.parametrize(("confidence", "deviations"), [(0.95, 1.959964), (0.6827, 1.0), (0.99, 2.575829)])
-def test_the_error_bar_is_the_interval_of_that_confidence(confidence: float, deviations: float) -> None:
+def test_the_error_bar_is_the_interval_of_that_confidence(confidence: float, deviations: float, columns: int) -> None:
     x, y = torch.randn(2, 100, 8)
-    found = hk.evaluate(x, y, method="estimate", columns=40, confidence=confidence, device="cpu")
+    found = hk.evaluate(x, y, method="estimate", columns=columns, confidence=confidence, device="cpu")
     axes = Figure().subplots()
     plot._draw_values(axes, found)
     bars = [artist for artist in axes.collections if isinstance(artist, LineCollection)]
     assert len(bars) == 2
     for bar, side in zip(bars, found.sides, strict=True):
         ((start, end),) = bar.get_segments()
-        half = deviations * side.standard_error
+        half = side.interval[1] - side.uniformity
+        # Student's distribution is wider than the normal one, the less so the more columns.
+        assert 1 < half / (deviations * side.standard_error) < 1 + 8 / columns
         assert start[0] == pytest.approx(side.uniformity - half, rel=1e-5)
         assert end[0] == pytest.approx(side.uniformity + half, rel=1e-5)
         assert half > 1e-3 * abs(side.uniformity)  # or ten times the bar would look the same

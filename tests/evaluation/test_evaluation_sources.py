@@ -108,6 +108,14 @@ def test_safetensors_file(dtype: torch.dtype, tmp_path: Path) -> None:
         open_features(path)
 
 
+@pytest.mark.parametrize("content", [{"a.b": ROWS, "a": {"b": ROWS}}, {1: ROWS, "1": ROWS}], ids=["a.b", "1"])
+def test_two_tensors_of_one_name(content: dict, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    name = "a.b" if "a" in content else "1"
+    with pytest.raises(ValueError, match=f"x.pt .*two tensors that would both be called '{name}'"):
+        open_features(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize(("package", "suffix"), [("safetensors", ".safetensors"), ("numpy", ".npy")])
 def test_missing_package_is_named(package: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"x{suffix}"
@@ -255,6 +263,7 @@ def test_weights_that_are_none(weights: object) -> None:
         hk.evaluate(ROWS, weights=weights)
 
 
+@pytest.mark.filterwarnings("ignore:the standard error")
 @pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
 def test_the_outermost_seeds(seed: int) -> None:
     assert hk.evaluate(ROWS, method="estimate", columns=16, seed=seed, device="cpu").seed == seed

@@ -6,6 +6,7 @@ number stands for another, the row side for the column side, a logit for its mir
 
 from collections.abc import Callable
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -137,3 +138,47 @@ def test_the_weights_of_dclw_on_raw_rows() -> None:
         for module in (hyperkern, oracle)
     )
     compare(fused, dense, rows, 0.1, "reference", normalize=False, learned=False)
+
+
+def test_hard_negatives_of_long_rows() -> None:
+    """Of three candidates for each row, whose log-sum-exp is the last bit of a large number."""
+    fused, dense = (
+        lambda z, t, m=module, **options: m.info_nce(
+            *z[:64].chunk(2), hard_negatives=z[64:].unflatten(0, (32, 3)), temperature=t, **options
+        )
+        for module in (hyperkern, oracle)
+    )
+    rows = [torch.randn(160, 64, device=DEVICE) / 8 for _ in range(9)]
+    for norm in (32.0, 10_000.0):
+        compare(fused, dense, [norm * z for z in rows], 0.07, "reference", normalize=False, learned=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("queue", [False, True])
+def test_uniformity_of_long_rows(queue: bool, dtype: torch.dtype) -> None:
+    """Where the closest pair decides alone, its potential is `e^-t` to the power of a large number."""
+    rows = torch.randn(33, 16, dtype=torch.float64, device=DEVICE) / 4
+    for norm, t in ((1.0, 2.0), (32.0, 2.0), (1e3, 2.0), (1e4, 2.0), (1e3, 5e3), (1e4, 5e3)):
+        z = (norm * rows).to(dtype)
+
+        def fused(z: Tensor, t: float = t) -> Tensor:
+            return hyperkern.uniformity(*(z[:20], z[20:]) if queue else (z,), t=t, normalize=False)
+
+        def dense(z: Tensor, t: float = t) -> Tensor:
+            distances = z[:20, None] - z[20:] if queue else (z[:, None] - z)[tuple(torch.triu_indices(33, 33, 1))]
+            return (-t * distances.square().sum(-1)).flatten().logsumexp(0)
+
+        wide = z.cpu().numpy().astype(np.longdouble)
+        differences = wide[:20, None] - wide[20:] if queue else (wide[:, None] - wide)[np.triu_indices(33, 1)]
+        exponents = -t * np.square(differences).sum(-1)
+        weights = np.exp(exponents - exponents.max())
+        pairs = -2 * t * (weights / weights.sum())[..., None] * differences
+        truth = np.zeros_like(wide)
+        i, j = np.indices((20, 13)).reshape(2, -1) if queue else np.triu_indices(33, 1)
+        np.add.at(truth, i, pairs.reshape(-1, 16))
+        np.add.at(truth, j + 20 * queue, -pairs.reshape(-1, 16))
+        error, allowed = (
+            np.linalg.norm(torch.func.grad(loss)(z).cpu().numpy() - truth) / np.linalg.norm(truth)
+            for loss in (fused, dense)
+        )
+        assert error <= 2 * allowed + torch.finfo(dtype).eps, (norm, t, error, allowed)

@@ -46,6 +46,35 @@ TEXTBOOK = "losses/test_values.py::test_matches_textbook"
 PRIMITIVES = "backends/test_primitives.py"
 
 MUTANTS = [
+    # Rows and sums that are left out.
+    _mutant(
+        "a row of log-weight -inf has a rounding of nan",
+        "backends/common/partials.py",
+        "            empty = empty | (self.u == -torch.inf)\n",
+        "            pass\n",
+        "reliability/test_rows.py::test_case_08_a_log_weight_leaves_a_row_out[cuda-cpu-x-torch.float32]",
+    ),
+    _mutant(
+        "the log-sum-exp over rows is PyTorch's, where none has a weight",
+        "losses/_logits.py",
+        "    empty = total == 0\n    return (total.masked_fill(empty, 1).log() + top.squeeze(-1)).masked_fill(empty, -torch.inf)",
+        "    return logits.logsumexp(-1)",
+        "reliability/test_rows.py::test_case_08_weights_of_zero_leave_a_sum_without_pairs",
+    ),
+    _mutant(
+        "the log-sum-exp over rows is PyTorch's, of large logits",
+        "losses/_logits.py",
+        "    return (total.masked_fill(empty, 1).log() + top.squeeze(-1)).masked_fill(empty, -torch.inf)",
+        "    return logits.masked_fill(empty.unsqueeze(-1), 0).logsumexp(-1).masked_fill(empty, -torch.inf)",
+        "losses/test_long_rows.py::test_uniformity_of_long_rows",
+    ),
+    _mutant(
+        "a queue reads its own rows while it writes them",
+        "queue.py",
+        "return rows.clone() if shared else rows",
+        "return rows",
+        "test_queue.py::test_its_own_rows",
+    ),
     # The regimes of the numbers.
     _mutant(
         "no headroom for a gradient in float32",

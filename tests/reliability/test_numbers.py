@@ -1,5 +1,8 @@
 """Extreme options and sizes, strides and gradients: cases 9 to 14 of the table of promises."""
 
+from fractions import Fraction
+
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -63,6 +66,28 @@ def test_case_09_temperature_not_positive(bad: float) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{name} must be .*> 0.*got {bad}"):
             loss()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, Fraction], ids=lambda kind: kind.__name__)
+def test_case_09_numbers_of_other_libraries(kind: type) -> None:
+    x, y = (t.detach() for t in pair())
+    value = kind(0.07)
+    labels = torch.arange(len(x)) // 2
+    losses = {
+        "info_nce": lambda v: hk.info_nce(x, y, temperature=v),
+        "nt_xent": lambda v: hk.nt_xent(x, y, temperature=v),
+        "dclw": lambda v: hk.dclw(x, y, temperature=v, sigma=v),
+        "sup_con": lambda v: hk.sup_con(x, labels, temperature=v),
+        "clip_loss": lambda v: hk.clip_loss(x, y, logit_scale=v),
+        "siglip": lambda v: hk.siglip(x, y, logit_scale=v, logit_bias=v),
+        "uniformity": lambda v: hk.uniformity(x, t=v),
+        "alignment": lambda v: hk.alignment(x, y, alpha=v),
+        "align_uniform": lambda v: hk.align_uniform(x, y, t=v, alpha=v, align_weight=v, uniform_weight=v).loss,
+        "pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(x, y, scale=v)[0].sum(),
+        "InfoNCELoss": lambda v: hk.InfoNCELoss(temperature=v, learnable=True)(x, y),
+    }
+    for name, loss in losses.items():
+        assert torch.equal(loss(value), loss(float(value))), name
 
 
 # At 26 exp(-4 t) is 0 in float32, and exp(-t) is not; at 190 the same in float64.

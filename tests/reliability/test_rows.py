@@ -232,5 +232,59 @@ def test_case_08_weights_of_zero_leave_rows_out() -> None:
     assert_close(grad[w > 0], torch.autograd.grad(expected, kept)[0])
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("which", ["one row left", "queue", "rows"])
+def test_case_08_weights_of_zero_leave_a_sum_without_pairs(which: str, normalize: bool) -> None:
+    x, y = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 2))
+    w, v = torch.ones(3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    if which == "one row left":  # no pair inside x
+        w[1:] = 0
+        loss, kept = hk.uniformity(x, y, intra=True, x_weights=w, normalize=normalize), (x[:1], y)
+    elif which == "queue":  # none with y
+        v[:] = 0
+        loss, kept = hk.uniformity(x, y, intra=True, y_weights=v, normalize=normalize), (x,)
+    else:  # one row of each
+        w[1:], v[1:] = 0, 0
+        loss, kept = hk.uniformity(x, y, x_weights=w, y_weights=v, normalize=normalize), (x[:1], y[:1])
+    expected = hk.uniformity(*kept, normalize=normalize)
+    assert_close(loss, expected)
+    # A loss of one pair has the gradient 0 nowhere but by rounding: compared with the rows.
+    for grad, truth in zip(
+        *(torch.autograd.grad(f, (x, y), materialize_grads=True) for f in (loss, expected)), strict=True
+    ):
+        assert_close(grad, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("side", ["x", "y"])
+def test_case_08_a_log_weight_leaves_a_row_out(
+    side: str, dtype: torch.dtype, backend: str, device: torch.device
+) -> None:
+    x, y = (torch.randn(n, 5, device=device).to(dtype).requires_grad_() for n in (7, 6))
+    u = torch.randn(len(x if side == "x" else y), device=device)
+    u[2] = -torch.inf
+    options = {"scale": 2.0, "backend": backend}
+    found = hk.pairwise_logsumexp(x, y, **{f"{side}_log_weights": u}, **options)
+    rest = torch.arange(len(u), device=device) != 2
+    sides = (x[rest], y) if side == "x" else (x, y[rest])
+    expected = hk.pairwise_logsumexp(*sides, **{f"{side}_log_weights": u[rest]}, **options)
+    found = tuple(lse[rest] if len(lse) == len(u) else lse for lse in found)
+    for lse, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(lse, truth)
+    grads, truths = (torch.autograd.grad(sum(lse.square().sum() for lse in both), (x, y)) for both in (found, expected))
+    for grad, truth in zip(grads, truths, strict=True):
+        torch.testing.assert_close(grad, truth)
+
+
+@pytest.mark.parametrize("common", [1e-200, 1.0, 1e200])
+def test_case_08_a_common_factor_of_wide_weights(common: float) -> None:
+    x, y = torch.randn(8, 4), torch.randn(5, 4)
+    for given, expected in (
+        (hk.uniformity(x, x_weights=torch.full((8,), common, dtype=torch.float64)), hk.uniformity(x)),
+        (hk.uniformity(x, y, y_weights=torch.full((5,), common, dtype=torch.float64)), hk.uniformity(x, y)),
+    ):
+        torch.testing.assert_close(given, expected)
+
+
 def test_the_zero_row_test_covers_the_cases() -> None:
     assert len([case for case in CASES if "raw" not in case.name]) > 25

@@ -50,6 +50,8 @@ class Sums(NamedTuple):
     def logarithm(self) -> tuple[Tensor, Tensor]:
         """The log-sum-exp and its rounding, see `hyperkern.backends.LogSumExp`."""
         empty = self.total == 0
+        if self.u is not None:
+            empty = empty | (self.u == -torch.inf)
         if self.top is None:
             lse = self.total.log()
             relative = lse.exp()
