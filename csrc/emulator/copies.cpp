@@ -36,6 +36,7 @@ void perform(const Copy& copy) {
       }
     }
   }
+  ++machine.copied;
   MBarrier& barrier = mbarrier(copy.barrier);
   barrier.bytes -= static_cast<int64_t>(row_bytes) * map.box[1];
   require(barrier.bytes >= 0, "more bytes arrive at an mbarrier than it expects");

@@ -73,6 +73,8 @@ struct Product {  // of a warpgroup; each of its warps has tensor cores of its o
   Part parts[kGroupThreads];
   int issued = 0;
   bool done[kGroupThreads / kLanes] = {};
+  std::vector<double> columns;  // of b, as they were after so many copies: by 8, the contracted index, and one of the 8
+  uint64_t copies = 0;
 };
 
 struct Warpgroup {
@@ -103,6 +105,7 @@ struct Machine {
   NamedBarrier barriers[16];
   std::map<uint32_t, MBarrier> mbarriers;
   std::deque<Copy> copies;
+  uint64_t copied = 0;  // so many boxes: nothing else changes what wgmma reads
   std::vector<unsigned char> memory;
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;

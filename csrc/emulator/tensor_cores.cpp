@@ -45,7 +45,7 @@ float element(uint64_t descriptor, int line, int k, bool transposed, Half type) 
 void perform(Product& product, int warp) {
   constexpr int kM = 16, kK = 16, kN = 8;  // columns at a time: a number that the compiler knows makes vectors of them
   const int n = product.n;
-  static double a[kM][kK], b[256 / kN][kK][kN];
+  static double a[kM][kK];
   Product::Part* parts = product.parts + warp * kLanes;
   require(product.b >> 62 == 1 && (product.transposed || product.a >> 62 == 1), "only the 128-byte swizzle is known");
   for (int m = 0; m < kM; ++m) {
@@ -60,8 +60,13 @@ void perform(Product& product, int warp) {
       }
     }
   }
-  for (int k = 0; k < kK; ++k) {
-    for (int j = 0; j < n; ++j) b[j / kN][k][j % kN] = element(product.b, j, k, product.transposed, product.type);
+  if (product.columns.empty() || product.copies != machine.copied) {
+    product.columns.resize(n * kK);
+    product.copies = machine.copied;
+    for (int j = 0; j < n; ++j) {
+      double* column = product.columns.data() + j / kN * (kK * kN) + j % kN;
+      for (int k = 0; k < kK; ++k) column[k * kN] = element(product.b, j, k, product.transposed, product.type);
+    }
   }
   for (int lane = 0; lane < kLanes; ++lane) {
     const std::vector<float>& initial = parts[lane].initial;
@@ -69,9 +74,10 @@ void perform(Product& product, int warp) {
   }
   for (int m = 0; m < kM; ++m) {
     for (int group = 0; group < n / kN; ++group) {
+      const double* b = product.columns.data() + group * (kK * kN);
       double sum[kN] = {};
       for (int k = 0; k < kK; ++k) {
-        for (int j = 0; j < kN; ++j) sum[j] += a[m][k] * b[group][k][j];
+        for (int j = 0; j < kN; ++j) sum[j] += a[m][k] * b[k * kN + j];
       }
       for (int j = 0; j < kN; ++j) {
         float& d = parts[m % 8 * 4 + j / 2].d[group * 4 + m / 8 * 2 + j % 2];

@@ -70,7 +70,9 @@ def logsumexp(logits: Tensor) -> Tensor:
 
     PyTorch's gradient is nan there, and elsewhere made of the rounded result: of large logits it does not sum to one.
     """
-    top = logits.detach().amax(-1, keepdim=True)
+    known = logits.detach()
+    # A rank without rows has no maximum.
+    top = torch.cat([known, torch.full_like(known.sum(-1, keepdim=True), -torch.inf)], -1).amax(-1, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0)
     total = (logits - top).exp().sum(-1)
     empty = total == 0
