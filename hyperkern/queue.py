@@ -23,9 +23,10 @@ class FeatureQueue(nn.Module):
         queue.enqueue(k)
         loss.backward()
 
-    Enqueueing between a loss and its backward is safe: the losses keep copies of their rows. An expression of your own,
-    ``q @ queue.features.T``, does not; PyTorch then raises in backward, and ``queue.features.clone()`` helps. Under
-    ``torch.compile`` the compiler chooses what is kept, with the same error if it is the queue.
+    Enqueueing between a loss and its backward is safe: the losses keep copies of their rows, and ``queue.ids`` is one.
+    An expression of your own, ``q @ queue.features.T``, keeps none; PyTorch then raises in backward, and
+    ``queue.features.clone()`` helps. Under ``torch.compile`` the compiler chooses what is kept, with the same error if
+    it is the queue.
 
     **Empty**, it gives ``(0, D)`` features. `hyperkern.info_nce` and `hyperkern.nt_xent` count these as no negatives,
     so ``info_nce(in_batch=False)``, which has no others, is 0; `hyperkern.uniformity` raises a `ValueError`, since a

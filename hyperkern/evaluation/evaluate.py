@@ -202,10 +202,9 @@ def _result(
         return value, None, None
     variances = [(mean.standard_error / len(means)) ** 2 for mean in means]
     error = math.sqrt(sum(variances))
-    if not error > 0:
-        return value, error, (value, value)
     # Welch and Satterthwaite's degrees of freedom of a sum.
-    degrees = sum(variances) ** 2 / sum(v * v / mean.degrees for v, mean in zip(variances, means, strict=True))
+    squares = sum(v * v / mean.degrees for v, mean in zip(variances, means, strict=True))
+    degrees = sum(variances) ** 2 / squares if squares > 0 else math.inf
     return value, error, _interval(value, error, degrees, confidence)
 
 

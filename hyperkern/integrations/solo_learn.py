@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from .. import losses
 from ..losses._inputs import check_positive, check_rows, check_vector
-from ..losses._logits import nll_from_excess
+from ..losses._logits import logsumexp, nll_from_excess
 from ._distributed import all_processes
 from ._positives import block_logits, classes_of
 
@@ -61,6 +61,6 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     terms = []
     for block, logits in zip(classes.blocks, block_logits(z, None, classes.blocks, temperature), strict=True):
         itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=z.device)
-        positives = logits.masked_fill(itself, -torch.inf).logsumexp(-1)
+        positives = logsumexp(logits.masked_fill(itself, -torch.inf))
         terms.append(nll_from_excess(negatives[block.rows] - positives).flatten())
     return torch.cat(terms).mean()

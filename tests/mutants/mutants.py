@@ -50,8 +50,8 @@ MUTANTS = [
     _mutant(
         "a row of log-weight -inf has a rounding of nan",
         "backends/common/partials.py",
-        "            empty = empty | (self.u == -torch.inf)\n",
-        "            pass\n",
+        "masked_fill_(lse == -torch.inf, 1)",
+        "masked_fill_(empty, 1)",
         "reliability/test_rows.py::test_case_08_a_log_weight_leaves_a_row_out[cuda-cpu-x-torch.float32]",
     ),
     _mutant(
@@ -138,7 +138,7 @@ MUTANTS = [
     _mutant(
         "no rounding in kernels' log-sum-exps",
         "backends/common/partials.py",
-        "relative.div_(self.total).masked_fill_(empty, 1)",
+        "relative.div_(self.total).masked_fill_(lse == -torch.inf, 1)",
         "torch.ones_like(relative)",
         f"{PRIMITIVES}::test_weights_of_a_row_sum_to_one",
     ),

@@ -50,8 +50,6 @@ class Sums(NamedTuple):
     def logarithm(self) -> tuple[Tensor, Tensor]:
         """The log-sum-exp and its rounding, see `hyperkern.backends.LogSumExp`."""
         empty = self.total == 0
-        if self.u is not None:
-            empty = empty | (self.u == -torch.inf)
         if self.top is None:
             lse = self.total.log()
             relative = lse.exp()
@@ -60,7 +58,7 @@ class Sums(NamedTuple):
             lse = lse if self.u is None else lse + self.u
             shift = (lse if self.u is None else lse - self.u) * self.unit
             relative = ((shift - self.top.masked_fill(empty, 0)) / self.unit).exp_()
-        return lse, relative.div_(self.total).masked_fill_(empty, 1)
+        return lse, relative.div_(self.total).masked_fill_(lse == -torch.inf, 1)
 
 
 def add_cuts(parts: Tensor) -> Tensor:
