@@ -67,13 +67,58 @@ class PairTerms(NamedTuple):
         return self._replace(v=self.u, col_ids=self.row_ids)
 
 
-class AlignUniformOptions(NamedTuple):
-    """The numbers of ``align_weight * alignment(alpha) + uniform_weight * uniformity(t)``."""
+class LossSpec(NamedTuple):
+    """A whole loss: the static part, plain numbers known on the host.
 
-    alpha: float
-    t: float
-    align_weight: float
-    uniform_weight: float
+    Attributes:
+        loss: the name of its function in `hyperkern.losses`.
+        scale: factor of the inner products, ``1 / temperature`` or ``2 t``; 1 where a tensor stands for it.
+        temperature: whether that tensor is a temperature, the reciprocal of the factor.
+        bias: added to the logits of SigLIP; 0 where a tensor stands for it.
+        normalize: whether rows are scaled to unit length.
+        mean: whether losses of anchors are averaged rather than summed.
+        in_batch: whether the other rows of the batch are candidates beside those of a queue.
+        sigma: width of the weights of DCLW.
+        alpha: exponent of the distances of alignment + uniformity.
+        align_weight: weight of the alignment.
+        uniform_weight: weight of the uniformity.
+        precision: the dtype in which operands may be multiplied, see `product_precision`.
+    """
+
+    loss: str
+    scale: float = 1.0
+    temperature: bool = False
+    bias: float = 0.0
+    normalize: bool = True
+    mean: bool = True
+    in_batch: bool = True
+    sigma: float = 1.0
+    alpha: float = 2.0
+    align_weight: float = 1.0
+    uniform_weight: float = 1.0
+    precision: str = "float32"
+
+
+class LossInputs(NamedTuple):
+    """The tensors of a whole loss; a gradient is that of the features and of the scalars.
+
+    Attributes:
+        x: ``(N, D)`` or ``(B, N, D)`` features.
+        y: those of the partners, or other candidates.
+        queue: ``(K, D)`` or ``(B, K, D)`` further candidates.
+        scale: one number, `LossSpec.scale` or its reciprocal.
+        bias: one number, `LossSpec.bias`.
+        labels: ``(N,)`` or ``(B, N)`` integers, the classes of ``x``.
+        y_labels: those of ``y``.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    queue: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    labels: Tensor | None = None
+    y_labels: Tensor | None = None
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

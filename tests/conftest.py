@@ -207,7 +207,7 @@ def poisoned_allocations() -> Iterator[None]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 8 in the reference: small shapes walk over many blocks with ragged ends."""
-    monkeypatch.setattr(backends.load("reference"), "_BLOCK_CPU", 8)
+    monkeypatch.setattr(backends.load("reference").primitives, "_BLOCK_CPU", 8)
 
 
 @pytest.fixture

@@ -7,22 +7,22 @@ serves `torch.func.vmap`.
 
 `remote_row_lse`, `remote_energy` and the sums over ranks are what a loss over a shared batch has besides.
 
-`align_uniform` is a whole loss in few launches, for backends that have one; elsewhere a loss is a composition.
+`loss` is a loss in one function, for backends that have it; elsewhere it is a composition.
 """
 
 from .classes import class_index, class_sums
 from .pairs import energy, row_lse
 from .remote import logsumexp_over_ranks, remote_energy, remote_row_lse, share, sum_over_ranks
 from .rows import check_backend, prepare
-from .step import align_uniform
+from .step import loss
 
 __all__ = [
-    "align_uniform",
     "check_backend",
     "class_index",
     "class_sums",
     "energy",
     "logsumexp_over_ranks",
+    "loss",
     "prepare",
     "remote_energy",
     "remote_row_lse",

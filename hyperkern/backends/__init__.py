@@ -7,12 +7,13 @@ A backend is a module with the functions of `Backend`. Adding one means: write t
 import functools
 import importlib
 import os
+from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ..spec import PairSpec, PairTerms
+from ..spec import LossInputs, LossSpec, PairSpec, PairTerms
 
 # From the most to the least specialised: `select` takes the first that can do the job.
 PRIORITY: tuple[str, ...] = ("cuda", "triton", "reference")
@@ -24,11 +25,11 @@ class Problem(NamedTuple):
     """What a backend is asked for, and all it may base a refusal on.
 
     Attributes:
-        primitive: one of ``prepare``, ``finish``, ``row_lse``, ``pair_grad``, ``energy``.
+        primitive: one of ``prepare``, ``finish``, ``row_lse``, ``pair_grad``, ``energy``; ``loss`` for a whole loss.
         device: where the operands are.
         dtype: dtype of the operand ``x``.
         dim: feature dimension D.
-        spec: the pairwise problem; ``None`` for the row-wise primitives.
+        spec: the pairwise problem; ``None`` for the row-wise primitives and for a whole loss.
     """
 
     primitive: str
@@ -64,7 +65,13 @@ class Backend(Protocol):
     precision. An output that was not asked for has no rows: ``(B, 0, D)`` or ``(B, 0)``. With ``y = None`` the
     problem is symmetric: the logit is ``scale * <x_i, x_j> + u_i + u_j``, there is no column side, and the row side
     holds the whole answer.
+
+    Attributes:
+        LOSSES: names of the losses that the backend computes as a whole, by `loss` and `loss_grad`; the others, and all
+            where there are none, are compositions of the primitives.
     """
+
+    LOSSES: Collection[str]
 
     def unsupported(self, problem: Problem) -> list[str]:
         """The reasons why this backend cannot serve the problem; empty when it can."""
@@ -131,6 +138,27 @@ class Backend(Protocol):
         """
         ...
 
+    def loss(
+        self, inputs: LossInputs, spec: LossSpec, need: Collection[str]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
+        """A whole loss in few steps: its outputs ``()`` or ``(B,)``, and what `loss_grad` needs besides the inputs.
+
+        ``need`` names the fields of ``inputs`` whose gradient is wanted later. ``None``, before anything is lost, for
+        what is left to the composition.
+        """
+        ...
+
+    def loss_grad(
+        self,
+        inputs: LossInputs,
+        spec: LossSpec,
+        need: Collection[str],
+        state: tuple[Tensor, ...],
+        cotangents: tuple[Tensor | None, ...],
+    ) -> dict[str, Tensor]:
+        """The gradients of the ``need``, by name, from those of the outputs, of which one at least is there."""
+        ...
+
 
 def load(name: str) -> Backend:
     """The backend module of that name.
@@ -186,7 +214,12 @@ def select(requested: str | None, problem: Problem) -> Backend:
     Raises:
         ValueError: an unknown name, or no backend left, with the reasons of each: a forced one never falls back.
     """
-    name, source = forced(requested)
+    return _chosen(*forced(requested), problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(name: str | None, source: str, problem: Problem) -> Backend:
+    """Asked for each problem once: a loss chooses at every call."""
     refusals = {}
     for candidate in PRIORITY if name is None else (name,):
         reasons = objections(candidate, problem, forced=name is not None)

@@ -50,6 +50,11 @@ def scaled_views(
     return list(views), PairSpec(scale, unit and is_bounded(scale, terms, views[0].dtype), precision=precision)
 
 
+def number_or_tensor(value: float | Tensor, in_its_place: float = 1.0) -> tuple[float, Tensor | None]:
+    """The two places that a `hyperkern.spec.LossSpec` and its inputs have for a number."""
+    return (in_its_place, value) if isinstance(value, Tensor) else (float(value), None)
+
+
 def inverse(temperature: float | Tensor, x: Tensor) -> float | Tensor:
     """The scale of the logits, in the dtype of the rows."""
     return 1 / (temperature.to(accumulate_dtype(x.dtype)) if isinstance(temperature, Tensor) else temperature)

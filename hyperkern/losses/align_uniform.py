@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..distributed import GroupLike, checks
-from ..spec import AlignUniformOptions, is_bounded, product_precision
+from ..spec import LossInputs, LossSpec, product_precision
 from ._inputs import check_backend, check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
 from .alignment import alignment_of_rows
 from .uniformity import uniformity_of_rows
@@ -81,8 +81,9 @@ def align_uniform(
     check_pairs("x", x, ranks)
     precision = product_precision(x) if normalize else "float32"
 
-    def composed(x: Tensor, y: Tensor) -> AlignUniform:
-        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+    def composed(inputs: LossInputs) -> AlignUniform:
+        sides = (inputs.x, inputs.y)
+        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
         align = reduce_rows(alignment_of_rows(x, y, alpha), "mean", ranks)
         of_x, of_y = (
             uniformity_of_rows(side, t=t, is_unit=normalize, precision=precision, ranks=ranks, backend=backend)
@@ -91,9 +92,15 @@ def align_uniform(
         uniform = (of_x + of_y) / 2
         return AlignUniform(align_weight * align + uniform_weight * uniform, align, uniform)
 
-    if ranks.alone and normalize and is_bounded(2 * t, x.shape[-2] ** 2, x.dtype):
-        options = AlignUniformOptions(*map(float, (alpha, t, align_weight, uniform_weight)))
-        in_few_launches = autograd.align_uniform(x, y, options, precision, backend=backend, composed=composed)
-        if in_few_launches is not None:
-            return AlignUniform(*in_few_launches)
-    return composed(x, y)
+    inputs = LossInputs(x, y)
+    if not (ranks.alone and normalize):
+        return composed(inputs)
+    whole = LossSpec(
+        "align_uniform",
+        2.0 * t,
+        alpha=float(alpha),
+        align_weight=float(align_weight),
+        uniform_weight=float(uniform_weight),
+        precision=precision,
+    )
+    return AlignUniform(*autograd.loss(inputs, whole, composed, backend=backend))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..distributed import GroupLike, Ranks, checks
-from ..spec import PairSpec, PairTerms, product_precision
+from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
     check_backend,
@@ -18,7 +18,7 @@ from ._inputs import (
     check_vector,
     reduce_rows,
 )
-from ._logits import merged, nll_from_excess, positive_logits, scaled
+from ._logits import merged, nll_from_excess, number_or_tensor, positive_logits, scaled
 
 
 def clip_loss(
@@ -75,23 +75,35 @@ def clip_loss(
             check_vector("ids", ids, "x", x, integer=True)
         check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, ids=ids)
-    ranks = agreed.ranks
-    precision = product_precision(x)
-    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    x, spec = scaled(x, logit_scale, ranks.total, unit=normalize, precision=precision)
-    remote = autograd.share(ranks, y, ids=ids)
-    # A partner has the same id.
-    without_partner = spec._replace(exclude="self" if ids is None else "same_id")
-    terms = PairTerms(row_ids=ids, col_ids=ids)
-    other_cols, other_rows = autograd.row_lse(x, y, spec=without_partner, terms=terms, need_cols=True, backend=backend)
-    if remote is not None:
-        there = autograd.remote_row_lse(
-            x, y, remote, spec=without_partner, terms=terms, need_cols=True, backend=backend
+    ranks, precision = agreed.ranks, product_precision(x)
+    number, tensor = number_or_tensor(logit_scale)
+    inputs = LossInputs(x, y, scale=tensor)
+
+    def composed(inputs: LossInputs) -> tuple[Tensor]:
+        sides = (inputs.x, inputs.y)
+        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        scale = number if inputs.scale is None else inputs.scale
+        x, spec = scaled(x, scale, ranks.total, unit=normalize, precision=precision)
+        remote = autograd.share(ranks, y, ids=ids)
+        # A partner has the same id.
+        without_partner = spec._replace(exclude="self" if ids is None else "same_id")
+        terms = PairTerms(row_ids=ids, col_ids=ids)
+        other_cols, other_rows = autograd.row_lse(
+            x, y, spec=without_partner, terms=terms, need_cols=True, backend=backend
         )
-        other_cols, other_rows = merged(other_cols, there.row_lse), merged(other_rows, there.col_lse)
-    positives = positive_logits(x, y, spec)
-    by_row, by_col = nll_from_excess(other_cols - positives), nll_from_excess(other_rows - positives)
-    return reduce_rows((by_row + by_col) / 2, reduction, ranks)
+        if remote is not None:
+            there = autograd.remote_row_lse(
+                x, y, remote, spec=without_partner, terms=terms, need_cols=True, backend=backend
+            )
+            other_cols, other_rows = merged(other_cols, there.row_lse), merged(other_rows, there.col_lse)
+        positives = positive_logits(x, y, spec)
+        by_row, by_col = nll_from_excess(other_cols - positives), nll_from_excess(other_rows - positives)
+        return (reduce_rows((by_row + by_col) / 2, reduction, ranks),)
+
+    if ids is not None or reduction == "none" or not ranks.alone:
+        return composed(inputs)[0]
+    whole = LossSpec("clip_loss", number, normalize=normalize, mean=reduction == "mean", precision=precision)
+    return autograd.loss(inputs, whole, composed, backend=backend)[0]
 
 
 def siglip(
@@ -146,6 +158,8 @@ def siglip(
         group=group,
         backend=backend,
     )
+    if ranks.alone:
+        return own
     total = autograd.sum_over_ranks(own, ranks)
     return total / ranks.total if reduction == "mean" else total
 
@@ -163,8 +177,8 @@ def own_decisions(
 ) -> tuple[Tensor, Ranks]:
     """The part of this rank in `siglip`, and who shares the batch.
 
-    It is the sum over the pairs of its rows of ``x`` with all rows of ``y``. Its gradient is that of the sum of the
-    parts of all ranks, which must go backward with the same gradient.
+    It is the sum over the pairs of its rows of ``x`` with all rows of ``y``; reduced where nobody shares it. Its
+    gradient is that of the sum of the parts of all ranks, which must go backward with the same gradient.
     """
     options: dict[str, Any] = {
         "logit_scale": logit_scale,
@@ -180,20 +194,34 @@ def own_decisions(
         check_choice("reduction", reduction, ("mean", "sum"))
         check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
-    ranks = agreed.ranks
-    precision = product_precision(x)
-    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    x, spec = scaled(x, logit_scale, ranks.total, unit=normalize, precision=precision)
-    remote = autograd.share(ranks, y)
-    spec = PairSpec(spec.scale, exclude="self", precision=precision)
-    bias = logit_bias.to(x.dtype) if isinstance(logit_bias, Tensor) else x.new_full((), logit_bias)
-    u = bias.reshape(()).expand(x.shape[:-1])
-    terms = PairTerms(u=u)
-    # First, so that backward comes to them last: their gradients would wait beside those of the pairs, twice 2 N D.
-    partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
-    others = autograd.energy(x, y, spec=spec, terms=terms, potential="softplus", backend=backend)
-    if remote is not None:
-        others = others + autograd.remote_energy(
-            x, y, remote, spec=spec, terms=terms, potential="softplus", backend=backend
-        )
-    return others + partners.sum(-1), ranks
+    ranks, precision = agreed.ranks, product_precision(x)
+    scale_number, scale_tensor = number_or_tensor(logit_scale)
+    bias_number, bias_tensor = number_or_tensor(logit_bias, 0.0)
+    inputs = LossInputs(x, y, scale=scale_tensor, bias=bias_tensor)
+
+    def composed(inputs: LossInputs) -> tuple[Tensor]:
+        sides = (inputs.x, inputs.y)
+        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        scale = scale_number if inputs.scale is None else inputs.scale
+        x, spec = scaled(x, scale, ranks.total, unit=normalize, precision=precision)
+        remote = autograd.share(ranks, y)
+        spec = PairSpec(spec.scale, exclude="self", precision=precision)
+        bias = x.new_full((), bias_number) if inputs.bias is None else inputs.bias.to(x.dtype)
+        u = bias.reshape(()).expand(x.shape[:-1])
+        terms = PairTerms(u=u)
+        # First, so that backward comes to them last: their gradients would wait beside those of the pairs, twice 2 N D.
+        partners = nll_from_excess(-(positive_logits(x, y, spec) + u))
+        others = autograd.energy(x, y, spec=spec, terms=terms, potential="softplus", backend=backend)
+        if remote is not None:
+            others = others + autograd.remote_energy(
+                x, y, remote, spec=spec, terms=terms, potential="softplus", backend=backend
+            )
+        total = others + partners.sum(-1)
+        return (total / ranks.total if ranks.alone and reduction == "mean" else total,)
+
+    if not ranks.alone:
+        return composed(inputs)[0], ranks
+    whole = LossSpec(
+        "siglip", scale_number, bias=bias_number, normalize=normalize, mean=reduction == "mean", precision=precision
+    )
+    return autograd.loss(inputs, whole, composed, backend=backend)[0], ranks

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..distributed import GroupLike, checks
-from ..spec import PairTerms, product_precision
+from ..spec import LossInputs, LossSpec, PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
     check_backend,
@@ -19,7 +19,16 @@ from ._inputs import (
     is_empty_queue,
     reduce_rows,
 )
-from ._logits import inverse, logsumexp, merged, nll_from_excess, positive_logits, queue_lse, scaled
+from ._logits import (
+    inverse,
+    logsumexp,
+    merged,
+    nll_from_excess,
+    number_or_tensor,
+    positive_logits,
+    queue_lse,
+    scaled,
+)
 
 
 def info_nce(
@@ -114,41 +123,60 @@ def info_nce(
     ranks = agreed.ranks
     if is_empty_queue(negatives):
         negatives = negative_ids = negative_log_weights = None
-
-    precision = product_precision(x)
-    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
-    # Of each log-sum-exp, which are bounded on their own: they are merged as logarithms.
-    candidates = max(ranks.total, 0 if negatives is None else negatives.shape[-2])
     weighted = y_log_weights is not None or negative_log_weights is not None
-    x, spec = scaled(x, inverse(temperature, x), candidates, unit=normalize, precision=precision, weighted=weighted)
-    if y_log_weights is not None:
-        y_log_weights = y_log_weights.to(x.dtype)
-    remote = autograd.share(ranks, y, v=y_log_weights, ids=ids) if in_batch else None
-    positives = positive_logits(x, y, spec)
-    if y_log_weights is not None:
-        positives = positives + y_log_weights
-    others = []
-    if in_batch:
-        terms = PairTerms(v=y_log_weights, row_ids=ids, col_ids=ids)
-        # The positive has the id of its query.
-        without = spec._replace(exclude="self" if ids is None else "same_id")
-        others.append(queue_lse(x, y, without, terms, backend))
-        if remote is not None:
-            others.append(autograd.remote_row_lse(x, y, remote, spec=without, terms=terms, backend=backend).row_lse)
-    if negatives is not None:
-        n = autograd.prepare(negatives, normalize=normalize, backend=backend)
-        weights = None if negative_log_weights is None else negative_log_weights.to(x.dtype)
-        terms = PairTerms(v=weights, row_ids=None if negative_ids is None else ids, col_ids=negative_ids)
-        without = spec._replace(exclude="none" if negative_ids is None else "same_id")
-        others.append(queue_lse(x, n, without, terms, backend))
-    if hard_negatives is not None:
-        rows = hard_negatives.reshape(*x.shape[:-2], -1, x.shape[-1])
-        rows = autograd.prepare(rows, normalize=normalize, backend=backend).view(hard_negatives.shape)
-        others.append(logsumexp(positive_logits(x.unsqueeze(-2), rows, spec)))
-    if not others:
-        # An empty queue and no other candidate: loss 0, connected to the input.
-        return reduce_rows(0 * positives, reduction, ranks)
-    return reduce_rows(nll_from_excess(merged(*others) - positives), reduction, ranks)
+    precision = product_precision(x)
+    number, tensor = number_or_tensor(temperature)
+    inputs = LossInputs(x, y, negatives, scale=tensor)
+
+    def composed(inputs: LossInputs) -> tuple[Tensor]:
+        sides = (inputs.x, inputs.y)
+        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        negatives, temperature = inputs.queue, number if inputs.scale is None else inputs.scale
+        # Of each log-sum-exp, which are bounded on their own: they are merged as logarithms.
+        candidates = max(ranks.total, 0 if negatives is None else negatives.shape[-2])
+        scale = inverse(temperature, x)
+        x, spec = scaled(x, scale, candidates, unit=normalize, precision=precision, weighted=weighted)
+        of_keys = None if y_log_weights is None else y_log_weights.to(x.dtype)
+        remote = autograd.share(ranks, y, v=of_keys, ids=ids) if in_batch else None
+        positives = positive_logits(x, y, spec)
+        if of_keys is not None:
+            positives = positives + of_keys
+        others = []
+        if in_batch:
+            terms = PairTerms(v=of_keys, row_ids=ids, col_ids=ids)
+            # The positive has the id of its query.
+            without = spec._replace(exclude="self" if ids is None else "same_id")
+            others.append(queue_lse(x, y, without, terms, backend))
+            if remote is not None:
+                others.append(autograd.remote_row_lse(x, y, remote, spec=without, terms=terms, backend=backend).row_lse)
+        if negatives is not None:
+            n = autograd.prepare(negatives, normalize=normalize, backend=backend)
+            weights = None if negative_log_weights is None else negative_log_weights.to(x.dtype)
+            terms = PairTerms(v=weights, row_ids=None if negative_ids is None else ids, col_ids=negative_ids)
+            without = spec._replace(exclude="none" if negative_ids is None else "same_id")
+            others.append(queue_lse(x, n, without, terms, backend))
+        if hard_negatives is not None:
+            rows = hard_negatives.reshape(*x.shape[:-2], -1, x.shape[-1])
+            rows = autograd.prepare(rows, normalize=normalize, backend=backend).view(hard_negatives.shape)
+            others.append(logsumexp(positive_logits(x.unsqueeze(-2), rows, spec)))
+        if not others:
+            # An empty queue and no other candidate: loss 0, connected to the input.
+            return (reduce_rows(0 * positives, reduction, ranks),)
+        return (reduce_rows(nll_from_excess(merged(*others) - positives), reduction, ranks),)
+
+    plain = ids is None and negative_ids is None and hard_negatives is None and not weighted
+    if not plain or reduction == "none" or not ranks.alone or (negatives is None and not in_batch):
+        return composed(inputs)[0]
+    whole = LossSpec(
+        "info_nce",
+        1.0 if tensor is not None else 1 / number,
+        temperature=tensor is not None,
+        normalize=normalize,
+        mean=reduction == "mean",
+        in_batch=in_batch,
+        precision=precision,
+    )
+    return autograd.loss(inputs, whole, composed, backend=backend)[0]
 
 
 def _check_negatives(

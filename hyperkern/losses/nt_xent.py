@@ -1,14 +1,15 @@
 """Losses of several views of the same samples: NT-Xent of SimCLR and its decoupled forms."""
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import autograd
 from ..distributed import GroupLike, Ranks, checks
-from ..spec import PairSpec, product_precision
+from ..spec import LossInputs, LossSpec, PairSpec, product_precision
 from ._inputs import (
     REDUCTIONS,
     check_backend,
@@ -21,7 +22,7 @@ from ._inputs import (
     is_empty_queue,
     reduce_rows,
 )
-from ._logits import merged, nll_from_excess, positive_logits, queue_lse, scaled_views
+from ._logits import merged, nll_from_excess, number_or_tensor, positive_logits, queue_lse, scaled_views
 
 
 def nt_xent(
@@ -77,12 +78,19 @@ def nt_xent(
     sides, checked = (x, y, *views), _Checked(temperature, normalize, reduction)
     with checks(group, "nt_xent", **checked._asdict()) as agreed:
         checked = _check_views(sides, checked, agreed, negatives, backend)
-    others, positives = _candidates(sides, checked, agreed.ranks, negatives, backend)
-    losses = [
-        torch.stack([nll_from_excess(rest - logits) for logits in of_view]).mean(0)
-        for rest, of_view in zip(others, positives, strict=True)
-    ]
-    return reduce_rows(torch.cat(losses, -1), reduction, agreed.ranks, len(sides))
+
+    def composed(sides: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
+        options = checked._replace(temperature=temperature)
+        others, positives = _candidates(sides, options, agreed.ranks, negatives, backend)
+        losses = [
+            torch.stack([nll_from_excess(rest - logits) for logits in of_view]).mean(0)
+            for rest, of_view in zip(others, positives, strict=True)
+        ]
+        return reduce_rows(torch.cat(losses, -1), reduction, agreed.ranks, len(sides))
+
+    if views or not (negatives is None or is_empty_queue(negatives)):
+        return composed(sides, checked.temperature)
+    return _of_two_views("nt_xent", x, y, checked, agreed.ranks, composed, backend)
 
 
 def dcl(
@@ -133,7 +141,15 @@ def dcl(
         if weights is not None:
             _check_weights(weights, x, y)
             agreed.shard(x_weights=weights[0], y_weights=weights[1])
-    return _decoupled(x, y, checked, agreed.ranks, weights, backend)
+    ranks = agreed.ranks
+    _check_negatives(x, ranks)
+
+    def composed(sides: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
+        return _decoupled(sides, checked._replace(temperature=temperature), ranks, weights, backend)
+
+    if weights is not None:
+        return composed((x, y), checked.temperature)
+    return _of_two_views("dcl", x, y, checked, ranks, composed, backend)
 
 
 def dclw(
@@ -178,14 +194,19 @@ def dclw(
         sigma = check_positive("sigma", sigma)
         checked = _check_views((x, y), checked, agreed, None, backend)
     ranks = agreed.ranks
-    # Not by no_grad, which is for reverse mode alone.
-    a, b = (autograd.prepare(side.detach(), normalize=normalize, backend=backend) for side in (x, y))
-    logits = positive_logits(a, b, PairSpec(1 / sigma))
-    # Beside the maximum: a log-sum-exp of large logits has lost digits of its sum. A rank without rows has no maximum.
-    top = torch.cat([logits, torch.full_like(logits.sum(-1, keepdim=True), -torch.inf)], -1).amax(-1, keepdim=True)
-    exponentials = (logits - ranks.max(top)).exp()
-    weights = 2 - ranks.total * exponentials / ranks.sum(exponentials.sum(-1, keepdim=True))
-    return _decoupled(x, y, checked, ranks, (weights, weights), backend)
+    _check_negatives(x, ranks)
+
+    def composed(sides: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
+        # Not by no_grad, which is for reverse mode alone.
+        a, b = (autograd.prepare(side.detach(), normalize=normalize, backend=backend) for side in sides)
+        logits = positive_logits(a, b, PairSpec(1 / sigma))
+        # Beside the maximum: a log-sum-exp of large logits has lost digits of its sum. A rank without rows has none.
+        top = torch.cat([logits, torch.full_like(logits.sum(-1, keepdim=True), -torch.inf)], -1).amax(-1, keepdim=True)
+        exponentials = (logits - ranks.max(top)).exp()
+        weights = 2 - ranks.total * exponentials / ranks.sum(exponentials.sum(-1, keepdim=True))
+        return _decoupled(sides, checked._replace(temperature=temperature), ranks, (weights, weights), backend)
+
+    return _of_two_views("dclw", x, y, checked, ranks, composed, backend, sigma=float(sigma))
 
 
 class _Checked(NamedTuple):
@@ -221,17 +242,51 @@ def _check_weights(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> None
         check_vector(f"weights[{i}]", of_view, "xy"[i], view)
 
 
-def _decoupled(
+def _check_negatives(x: Tensor, ranks: Ranks) -> None:
+    if ranks.total < 2:
+        raise ValueError(f"x must have at least 2 rows: one alone has no negatives, got shape {tuple(x.shape)}")
+
+
+def _of_two_views(
+    loss: str,
     x: Tensor,
     y: Tensor,
+    options: _Checked,
+    ranks: Ranks,
+    composed: Callable[[Sequence[Tensor], float | Tensor], Tensor],
+    backend: str | None,
+    **further: Any,
+) -> Tensor:
+    """A loss of two views and nothing else; ``composed`` makes it of the views and the temperature."""
+    number, tensor = number_or_tensor(options.temperature)
+
+    def of_inputs(inputs: LossInputs) -> tuple[Tensor]:
+        assert inputs.y is not None
+        return (composed((inputs.x, inputs.y), number if inputs.scale is None else inputs.scale),)
+
+    inputs = LossInputs(x, y, scale=tensor)
+    if not ranks.alone or options.reduction == "none":
+        return of_inputs(inputs)[0]
+    whole = LossSpec(
+        loss,
+        1.0 if tensor is not None else 1 / number,
+        temperature=tensor is not None,
+        normalize=options.normalize,
+        mean=options.reduction == "mean",
+        precision=product_precision(x),
+        **further,
+    )
+    return autograd.loss(inputs, whole, of_inputs, backend=backend)[0]
+
+
+def _decoupled(
+    sides: Sequence[Tensor],
     options: _Checked,
     ranks: Ranks,
     weights: tuple[Tensor, Tensor] | None,
     backend: str | None,
 ) -> Tensor:
-    if ranks.total < 2:
-        raise ValueError(f"x must have at least 2 rows: one alone has no negatives, got shape {tuple(x.shape)}")
-    others, positives = _candidates((x, y), options, ranks, None, backend)
+    others, positives = _candidates(sides, options, ranks, None, backend)
     logits = torch.cat([of_view[0] for of_view in positives], -1)
     if weights is not None:
         logits = logits * torch.cat([w.to(logits.dtype) for w in weights], -1)
@@ -239,7 +294,7 @@ def _decoupled(
 
 
 def _candidates(
-    views: tuple[Tensor, ...], options: _Checked, ranks: Ranks, negatives: Tensor | None, backend: str | None
+    views: Sequence[Tensor], options: _Checked, ranks: Ranks, negatives: Tensor | None, backend: str | None
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """For each view the log-sum-exp over the other samples of all views, and the logits of its V - 1 positives."""
     sides = list(views) if negatives is None or is_empty_queue(negatives) else [*views, negatives]

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from .. import autograd
 from ..distributed import GroupLike, checks
-from ..spec import product_precision
+from ..spec import LossInputs, LossSpec, product_precision
 from ._inputs import REDUCTIONS, check_backend, check_choice, check_columns, check_rows, check_scale, check_vector
-from ._logits import inverse, merged, scaled, scaled_views
+from ._logits import inverse, merged, number_or_tensor, scaled, scaled_views
 
 
 def sup_con(
@@ -77,36 +77,57 @@ def sup_con(
         agreed.same(y=y, y_labels=y_labels)
     ranks = agreed.ranks
     precision = product_precision(x)
-    x = autograd.prepare(x, normalize=normalize, backend=backend)
-    remote = None
-    if y is None or y_labels is None:
-        (x,), spec = scaled_views([x], temperature, ranks.total, unit=normalize, precision=precision)
-        remote = autograd.share(ranks, x, labels=labels)
-        candidates, (index,) = x, autograd.class_index(labels)
-        candidate_index, own = index, 1
-        row_lse, _ = autograd.row_lse(x, None, spec=spec._replace(exclude="self"), backend=backend)
-    else:
-        y = autograd.prepare(y, normalize=normalize, backend=backend)
-        x, spec = scaled(x, inverse(temperature, x), y.shape[-2], unit=normalize, precision=precision)
-        candidates, own = y, 0
-        index, candidate_index = autograd.class_index(labels, y_labels)
-        row_lse, _ = autograd.row_lse(x, y, spec=spec, backend=backend)
+    number, tensor = number_or_tensor(temperature)
+    inputs = LossInputs(x, y, scale=tensor, labels=labels, y_labels=y_labels)
 
-    classes = x.shape[-2] + (0 if y is None else y.shape[-2])
-    sums = autograd.class_sums(candidates, candidate_index, index, classes)
-    ones = torch.ones_like(candidates[..., :1])
-    count = autograd.class_sums(ones, candidate_index, index, classes).squeeze(-1) - own
-    if own:
-        sums = sums - x
-    positives = (x * sums).sum(-1)
-    if remote is not None:
-        there = autograd.remote_row_lse(x, None, remote, spec=spec, labels=labels, backend=backend)
-        row_lse, positives, count = merged(row_lse, there.row_lse), positives + there.positives, count + there.number
-    has_positive = count > 0
-    mean_positive = spec.scale * positives / count.clamp_min(1)
-    # Of a single row the log-sum-exp is -inf.
-    losses = torch.where(has_positive, row_lse.masked_fill(~has_positive, 0) - mean_positive, 0)
-    if reduction == "none":
-        return losses
-    total = autograd.sum_over_ranks(losses.sum(-1), ranks)
-    return total if reduction == "sum" else total / ranks.sum(has_positive.sum(-1)).clamp_min(1)
+    def composed(inputs: LossInputs) -> tuple[Tensor]:
+        x, y = autograd.prepare(inputs.x, normalize=normalize, backend=backend), inputs.y
+        temperature = number if inputs.scale is None else inputs.scale
+        remote = None
+        if y is None or y_labels is None:
+            (x,), spec = scaled_views([x], temperature, ranks.total, unit=normalize, precision=precision)
+            remote = autograd.share(ranks, x, labels=labels)
+            candidates, (index,) = x, autograd.class_index(labels)
+            candidate_index, own = index, 1
+            row_lse, _ = autograd.row_lse(x, None, spec=spec._replace(exclude="self"), backend=backend)
+        else:
+            y = autograd.prepare(y, normalize=normalize, backend=backend)
+            x, spec = scaled(x, inverse(temperature, x), y.shape[-2], unit=normalize, precision=precision)
+            candidates, own = y, 0
+            index, candidate_index = autograd.class_index(labels, y_labels)
+            row_lse, _ = autograd.row_lse(x, y, spec=spec, backend=backend)
+
+        classes = x.shape[-2] + (0 if y is None else y.shape[-2])
+        sums = autograd.class_sums(candidates, candidate_index, index, classes)
+        ones = torch.ones_like(candidates[..., :1])
+        count = autograd.class_sums(ones, candidate_index, index, classes).squeeze(-1) - own
+        if own:
+            sums = sums - x
+        positives = (x * sums).sum(-1)
+        if remote is not None:
+            there = autograd.remote_row_lse(x, None, remote, spec=spec, labels=labels, backend=backend)
+            row_lse, positives, count = (
+                merged(row_lse, there.row_lse),
+                positives + there.positives,
+                count + there.number,
+            )
+        has_positive = count > 0
+        mean_positive = spec.scale * positives / count.clamp_min(1)
+        # Of a single row the log-sum-exp is -inf.
+        losses = torch.where(has_positive, row_lse.masked_fill(~has_positive, 0) - mean_positive, 0)
+        if reduction == "none":
+            return (losses,)
+        total = autograd.sum_over_ranks(losses.sum(-1), ranks)
+        return (total if reduction == "sum" else total / ranks.sum(has_positive.sum(-1)).clamp_min(1),)
+
+    if reduction == "none" or not ranks.alone:
+        return composed(inputs)[0]
+    whole = LossSpec(
+        "sup_con",
+        1.0 if tensor is not None else 1 / number,
+        temperature=tensor is not None,
+        normalize=normalize,
+        mean=reduction == "mean",
+        precision=precision,
+    )
+    return autograd.loss(inputs, whole, composed, backend=backend)[0]

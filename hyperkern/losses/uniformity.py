@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..distributed import GroupLike, Ranks, Remote, checks
-from ..spec import PairSpec, PairTerms, is_bounded, product_precision
+from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, is_bounded, product_precision
 from ._inputs import (
     accurate_dtype,
     check_backend,
@@ -103,24 +103,33 @@ def uniformity(
     if y is None:
         check_pairs("x", x, ranks)
 
-    x_rows = autograd.prepare(x, normalize=normalize, backend=backend)
-    y_rows = None if y is None else autograd.prepare(y, normalize=normalize, backend=backend)
-    if x_weights is not None or y_weights is not None:
-        x_weights, y_weights = _relative(x_weights, y_weights, x_rows, y_rows, intra, ranks)
-    return uniformity_of_rows(
-        x_rows,
-        y_rows,
-        t=t,
-        intra=intra,
-        is_unit=normalize,
-        is_short=max_norm is not None,
-        # What is rounded must be so in the lengths too: only rows that come in half precision are multiplied in it.
-        precision=product_precision(x) if normalize or (max_norm is not None and x.itemsize == 2) else "float32",
-        x_weights=x_weights,
-        y_weights=y_weights,
-        ranks=ranks,
-        backend=backend,
-    )
+    # What is rounded must be so in the lengths too: only rows that come in half precision are multiplied in it.
+    precision = product_precision(x) if normalize or (max_norm is not None and x.itemsize == 2) else "float32"
+    inputs, weighted = LossInputs(x, y), x_weights is not None or y_weights is not None
+
+    def composed(inputs: LossInputs) -> tuple[Tensor]:
+        x_rows = autograd.prepare(inputs.x, normalize=normalize, backend=backend)
+        y_rows = None if inputs.y is None else autograd.prepare(inputs.y, normalize=normalize, backend=backend)
+        weights = _relative(x_weights, y_weights, x_rows, y_rows, intra, ranks) if weighted else (None, None)
+        value = uniformity_of_rows(
+            x_rows,
+            y_rows,
+            t=t,
+            intra=intra,
+            is_unit=normalize,
+            is_short=max_norm is not None,
+            precision=precision,
+            x_weights=weights[0],
+            y_weights=weights[1],
+            ranks=ranks,
+            backend=backend,
+        )
+        return (value,)
+
+    if weighted or not normalize or not ranks.alone:
+        return composed(inputs)[0]
+    whole = LossSpec("uniformity", 2.0 * t, in_batch=intra or y is None, precision=precision)
+    return autograd.loss(inputs, whole, composed, backend=backend)[0]
 
 
 class _Sum(NamedTuple):

@@ -121,7 +121,7 @@ MUTANTS = [
     # Logits of any size.
     _mutant(
         "a logit on the diagonal for its mirror image",
-        "backends/reference.py",
+        "backends/reference/primitives.py",
         "on_diagonal = symmetric and not block.mirrored",
         "on_diagonal = False",
         "losses/test_long_rows.py::test_long_rows[nt_xent]",
@@ -173,7 +173,7 @@ MUTANTS = [
     ),
     _mutant(
         "no projection behind the normalisation",
-        "backends/reference.py",
+        "backends/reference/primitives.py",
         "unit, radial, value=-1, out=out",
         "unit, radial, value=0, out=out",
         f"{PRIMITIVES}::test_prepare_and_finish[reference-cpu-torch.float64]",
@@ -188,28 +188,28 @@ MUTANTS = [
     # The reference, which the others are held against.
     _mutant(
         "a mirrored block counts once",
-        "backends/reference.py",
+        "backends/reference/primitives.py",
         "2 * row_sum if block.mirrored else row_sum",
         "row_sum",
         f"{BLOCKS}[reference-cpu-7-23-5-None-uniformity-default]",
     ),
     _mutant(
         "the excluded diagonal is off by twice an offset",
-        "backends/reference.py",
+        "backends/reference/primitives.py",
         "+ rows.start - spec.col_offset",
         "+ rows.start + spec.col_offset",
         f"{PRIMITIVES}::test_row_lse[reference-cpu-False-offsets-(0, 7)]",
     ),
     _mutant(
         "the columns' weights are left out",
-        "backends/reference.py",
+        "backends/reference/primitives.py",
         "a[batch, rows] if b is None or on_diagonal else a[batch, rows] + b[batch, :, cols]",
         "a[batch, rows]",
         f"{BLOCKS}[reference-cpu-7-23-5-None-clip_loss-10]",
     ),
     _mutant(
         "a row without candidates is not looked for",
-        "backends/reference.py",
+        "backends/reference/primitives.py",
         "return lse.masked_fill(lse == -torch.inf, torch.inf)",
         "return lse",
         f"{PRIMITIVES}::test_rows_without_a_candidate[reference-cpu-False-False]",

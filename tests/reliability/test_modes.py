@@ -270,7 +270,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("mode", ["backward", "second order", "forward", "forward over reverse"])
 def test_memory_never_holds_all_pairs(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     n, block = 600, 64
-    monkeypatch.setattr("hyperkern.backends.reference._BLOCK_CPU", block)
+    monkeypatch.setattr("hyperkern.backends.reference.primitives._BLOCK_CPU", block)
     monkeypatch.setattr("hyperkern.second_order._BLOCK_ELEMENTS", block * n)
     # An operator hides what is inside it from the mode: so its implementation is called directly.
     monkeypatch.setattr("hyperkern.ops.energy", getattr(hk.ops, "_energy"))  # noqa: B009

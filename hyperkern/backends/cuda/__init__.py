@@ -10,13 +10,14 @@ from .. import Problem
 from .library import objection, ops
 from .primitives import pairwise
 from .rows import finish, prepare
-from .step import align_uniform, align_uniform_grad
+from .step import LOSSES, loss, loss_grad
 
 __all__ = [
-    "align_uniform",
-    "align_uniform_grad",
+    "LOSSES",
     "energy",
     "finish",
+    "loss",
+    "loss_grad",
     "pair_grad",
     "prepare",
     "row_lse",

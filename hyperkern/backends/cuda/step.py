@@ -8,8 +8,9 @@ block of threads per problem makes the three numbers. Backward: one kernel adds 
 import torch
 from torch import Tensor
 
-from ...spec import AlignUniformOptions, PairSpec, PairTerms, norm_eps
+from ...spec import PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
+from ..common.step import AlignUniformOptions, AlignUniformStep
 from .library import ops
 from .operands import Operands
 from .primitives import pairwise
@@ -65,3 +66,8 @@ def align_uniform_grad(
 
 def _batched(x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == 2 else x
+
+
+_STEP = AlignUniformStep(align_uniform, align_uniform_grad)
+LOSSES = frozenset({"align_uniform"})
+loss, loss_grad = _STEP.loss, _STEP.loss_grad

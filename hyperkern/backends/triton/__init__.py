@@ -11,14 +11,15 @@ from .. import Problem
 from . import config
 from .primitives import pairwise
 from .rows import finish, prepare
-from .step import align_uniform, align_uniform_grad
+from .step import LOSSES, loss, loss_grad
 from .tile import INTERPRETED
 
 __all__ = [
-    "align_uniform",
-    "align_uniform_grad",
+    "LOSSES",
     "energy",
     "finish",
+    "loss",
+    "loss_grad",
     "pair_grad",
     "prepare",
     "row_lse",

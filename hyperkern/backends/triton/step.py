@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...spec import AlignUniformOptions, PairSpec, PairTerms, norm_eps
+from ...spec import PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
+from ..common.step import AlignUniformOptions, AlignUniformStep
 from .config import padded
 from .operands import Operands, architecture_of, launch
 from .primitives import pairwise
@@ -296,3 +297,8 @@ def _strides(x: Tensor) -> tuple[int, ...]:
 def _shape(dim: int, options: AlignUniformOptions) -> dict[str, int]:
     block_rows, block_d = row_block(dim)
     return {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "SQUARE": options.alpha == 2}
+
+
+_STEP = AlignUniformStep(align_uniform, align_uniform_grad)
+LOSSES = frozenset({"align_uniform"})
+loss, loss_grad = _STEP.loss, _STEP.loss_grad

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..spec import PairSpec, PairTerms, accumulate_dtype, excluded_pairs, gradient_limit, longer_than_eps, norm_eps
-from . import LogSumExp, Problem
-from .common.partials import Sums
+from ...spec import PairSpec, PairTerms, accumulate_dtype, excluded_pairs, gradient_limit, longer_than_eps, norm_eps
+from .. import LogSumExp, Problem
+from ..common.partials import Sums
 
 # Rows and columns of a block. On a CPU a block and its operands have to stay in the cache of a core, and the product
 # of a narrow block loses too much to its edges: 512 measured best, or equal within the noise, for N = 1024 ... 32768

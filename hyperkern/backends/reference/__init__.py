@@ -1,0 +1,25 @@
+"""Plain PyTorch: the fallback on every device, and the oracle of the kernels.
+
+``primitives.py`` holds the primitives, block by block; ``pairs.py`` and ``losses.py`` whole losses in one visit of the
+pairs, for the batches people train with.
+"""
+
+from . import losses, pairs, primitives
+from .losses import LOSSES, loss, loss_grad
+from .primitives import energy, finish, pair_grad, prepare, row_lse, unsupported, unverified
+
+__all__ = [
+    "LOSSES",
+    "energy",
+    "finish",
+    "loss",
+    "loss_grad",
+    "losses",
+    "pair_grad",
+    "pairs",
+    "prepare",
+    "primitives",
+    "row_lse",
+    "unsupported",
+    "unverified",
+]

@@ -1,0 +1,493 @@
+"""Whole losses of ordinary rows on a CPU: normalise, visit the pairs, make loss and gradient, project.
+
+The gradient is made with the loss, for an incoming gradient of 1, and the backward pass multiplies it. What is not
+ordinary (a row of zeros, of infinite or extreme elements, logits without a common bound) is left to the composition of
+the primitives: it is seen before anything is lost, because on a CPU it is free to look.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...classes import class_index, class_sums_of
+from ...spec import LossInputs, LossSpec, accumulate_dtype, is_bounded, norm_eps
+from .pairs import Pairs, Tile, Weights, energy, fill_diagonal, one_way, two_sided
+
+# Lengths of rows whose squares neither over- nor underflow, and whose reciprocals are no longer than any other number.
+_SHORTEST, _LONGEST = 1e-10, 1e15
+# Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
+_LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
+# Of SigLIP's exponentials.
+_LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
+# Beyond 40 log(1 + e^x) is x, to the last bit of float64.
+_SOFTPLUS_IS_LINEAR = 40.0
+
+Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+class Call(NamedTuple):
+    """What is asked for, see `hyperkern.backends.Backend.loss`."""
+
+    inputs: LossInputs
+    spec: LossSpec
+    need: Collection[str]
+
+
+class Unbounded(Exception):
+    """Not ordinary: no tensor has been touched, the composition computes it."""
+
+
+class Rows(NamedTuple):
+    """The features of a loss, one after the other.
+
+    Attributes:
+        all: ``(rows, D)``, as the products see them.
+        rstd: ``(rows, 1)`` reciprocal lengths; ``None`` where rows are taken as they are.
+        parts: which rows are whose.
+        bound: of an inner product of two rows.
+    """
+
+    all: Tensor
+    rstd: Tensor | None
+    parts: list[slice]
+    bound: float
+
+    def of(self, i: int) -> Tensor:
+        """The rows of one tensor."""
+        return self.all[self.parts[i]]
+
+    def grads(self, wanted: Sequence[bool]) -> "Grads":
+        """Room for gradients, of those that are wanted and those before them."""
+        last = max((i for i, want in enumerate(wanted) if want), default=None)
+        return Grads(self, None if last is None else torch.zeros_like(self.all[: self.parts[last].stop]), wanted)
+
+
+class Grads(NamedTuple):
+    """The gradients of features, before the normalisation.
+
+    Attributes:
+        rows: the features.
+        all: ``(rows, D)`` of the first rows; ``None`` where none is wanted.
+        wanted: whose are.
+    """
+
+    rows: Rows
+    all: Tensor | None
+    wanted: Sequence[bool]
+
+    def of(self, i: int) -> Tensor | None:
+        """That of one tensor."""
+        return self.all[self.rows.parts[i]] if self.all is not None and self.wanted[i] else None
+
+    def state(self, factor: float | Tensor) -> tuple[Tensor, ...]:
+        """What the backward pass multiplies: ``(rows, D)`` along the sphere and a factor for each row."""
+        if self.all is None:
+            return ()
+        if self.rows.rstd is None:
+            return self.all, torch.as_tensor(factor, dtype=self.all.dtype)
+        rows = self.rows.all[: self.all.shape[0]]
+        radial = (self.all * rows).sum(1, keepdim=True)
+        return self.all.addcmul_(rows, radial, value=-1), self.rows.rstd[: rows.shape[0]] * factor
+
+
+def _prepared(features: Sequence[Tensor], normalize: bool) -> Rows:
+    """Unit rows, or the rows themselves, of all features in one piece."""
+    first = features[0]
+    dtype, dim = accumulate_dtype(first.dtype), first.shape[1]
+    parts, end = [], 0
+    for x in features:
+        parts.append(slice(end, end + x.shape[0]))
+        end += x.shape[0]
+    rows = first.new_empty((end, dim), dtype=dtype)
+    lengths = rows.new_empty((end, 1))
+    for x, part in zip(features, parts, strict=True):
+        torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype, out=lengths[part])
+    low, high = (bound.item() for bound in lengths.aminmax())
+    shortest = max(_SHORTEST, 2 * norm_eps(first.dtype)) if normalize else -1.0
+    if not (shortest < low and high < _LONGEST):  # nan is neither
+        raise Unbounded
+    for x, part in zip(features, parts, strict=True):
+        if normalize:
+            torch.div(x, lengths[part], out=rows[part])
+        else:
+            rows[part].copy_(x)
+    return Rows(rows, lengths.reciprocal_() if normalize else None, parts, 1.0 if normalize else high * high)
+
+
+def _scale(inputs: LossInputs, spec: LossSpec) -> float:
+    """The factor of the inner products; a tensor on a CPU may be read."""
+    if inputs.scale is None:
+        return spec.scale
+    value = inputs.scale.item()
+    if spec.temperature:
+        value = 1 / value if value else math.nan
+    return value
+
+
+def _shift(bound: float, terms: int, dtype: torch.dtype) -> float:
+    """What to subtract from logits up to ``bound`` so that a sum of so many exponentials does not overflow."""
+    if is_bounded(bound, terms, dtype):
+        return 0.0
+    if not math.isfinite(bound):
+        raise Unbounded
+    most = (100 if dtype == torch.float32 else 990) * math.log(2) - math.log(terms)
+    return bound - most
+
+
+class _Softmax:
+    """What the losses with a softmax have in common: rows, positives, and the parts of a loss of one anchor.
+
+    Args:
+        rows: all features.
+        scale: of the logits.
+        terms: the most candidates of an anchor.
+    """
+
+    def __init__(self, rows: Rows, scale: float, terms: int) -> None:
+        self.rows, self.scale = rows, scale
+        self.shift = _shift(abs(scale) * rows.bound * 1.0001, terms, rows.all.dtype)
+        self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.all.dtype] if self.shift else 0.0
+        self.value = rows.all.new_zeros(())
+
+    def pairs(self, x: Tensor, y: Tensor, left_out: tuple[int, ...] = ()) -> Pairs:
+        """Some rows against others."""
+        return Pairs(x, y, self.scale, self.shift, left_out)
+
+    def check(self, sums: Tensor) -> None:
+        """Whether a shift that suits the largest logits has left enough of the smallest sum."""
+        if self.shift and not sums.min().item() > self.least:
+            raise Unbounded
+
+    def positives(self) -> Tensor:
+        """``scale <x_i, y_i> - shift`` of the first two parts."""
+        positives = (self.rows.of(0) * self.rows.of(1)).sum(1).mul_(self.scale)
+        return positives.sub_(self.shift) if self.shift else positives
+
+    def coupled(self, sums: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds ``-log p`` of the positives; the factor of the exponentials, and ``1 - p``.
+
+        Not of the sum with the positive in it: the loss of a confident model is the small difference.
+        """
+        self.check(sums)
+        excess = sums.log().sub_(positives)
+        self.value += F.softplus(excess, threshold=_SOFTPLUS_IS_LINEAR).sum()
+        return sums.add_(positives.exp()).reciprocal_(), excess.sigmoid_()
+
+    def decoupled(self, sums: Tensor, positives: Tensor, weights: Tensor | None) -> Tensor:
+        """Adds the log-sum-exps less the weighted positives; the factor of the exponentials."""
+        self.check(sums)
+        if weights is not None:
+            positives = (positives + self.shift) * weights - self.shift
+        self.value += (sums.log() - positives).sum()
+        return sums.reciprocal_()
+
+
+def _add_positives(grads: Grads, weights: Tensor) -> None:
+    """The gradients of the positives where they are not among the pairs."""
+    for grad, partner in ((grads.of(0), grads.rows.of(1)), (grads.of(1), grads.rows.of(0))):
+        if grad is not None:
+            grad.addcmul_(partner, weights.unsqueeze(1))
+
+
+def _reduced(
+    call: Call,
+    value: Tensor,
+    grads: Grads,
+    scale: float,
+    anchors: int,
+    *,
+    per_pair: int = 1,
+    symmetric: bool = False,
+    of_bias: Tensor | None = None,
+) -> Results:
+    """The loss from its sum over anchors, of which a pair has ``per_pair``, and the state of the gradient."""
+    inputs, spec, need = call
+    share = 1 / anchors if spec.mean else 1 / per_pair
+    scalars = []
+    if "scale" in need and inputs.scale is not None:
+        # Each pair is in the sum once from either side.
+        rows = grads.rows.all if symmetric else grads.rows.of(0)
+        assert grads.all is not None
+        of_scale = (grads.all[: rows.shape[0]] * rows).sum().mul_(share / 2 if symmetric else share)
+        scalars.append(of_scale.mul_(-scale * scale) if spec.temperature else of_scale)
+    if "bias" in need and of_bias is not None:
+        scalars.append(of_bias.mul_(share))
+    return (value.mul_(share),), (*scalars, *grads.state(scale * share))
+
+
+def _uniformity(call: Call) -> Results:
+    inputs, spec, need = call
+    rows = _prepared([inputs.x] if inputs.y is None else [inputs.x, inputs.y], True)
+    x = rows.of(0)
+    m, n = x.shape[0], 0 if inputs.y is None else inputs.y.shape[0]
+    if not is_bounded(spec.scale, m * max(m, n), x.dtype):
+        raise Unbounded
+    grads = rows.grads(["x" in need, "y" in need][: len(rows.parts)])
+    total = x.new_zeros(())
+    if n:
+        total += energy(Pairs(x, rows.of(1), spec.scale), grads.of(0), grads.of(1))
+    distinct = m * (m - 1) // 2 if not n or spec.in_batch else 0
+    if distinct:  # every pair is met in both orders
+        total += energy(Pairs(x, x, spec.scale, left_out=(0,)), grads.of(0)) / 2
+    value = (total / (m * n + distinct)).log_().sub_(spec.scale)
+    return (value,), grads.state(spec.scale / total)
+
+
+def _info_nce(call: Call) -> Results:
+    inputs, spec, need = call
+    queue, anchors = inputs.queue, inputs.x.shape[0]
+    rows = _prepared([t for t in (inputs.x, inputs.y, queue) if t is not None], spec.normalize)
+    softmax = _Softmax(rows, _scale(inputs, spec), max(anchors, 0 if queue is None else queue.shape[0]))
+    grads = rows.grads(["x" in need or "scale" in need, "y" in need, "queue" in need][: len(rows.parts)])
+    x, y = rows.of(0), rows.of(1)
+    sets = [softmax.pairs(x, y, (0,))] if spec.in_batch else []
+    grads_y = [grads.of(1)] if spec.in_batch else []
+    if queue is not None:
+        sets.append(softmax.pairs(x, rows.of(2)))
+        grads_y.append(grads.of(2))
+    positives, own = softmax.positives(), x.new_empty(anchors)
+
+    def head(group: slice, sums: Tensor) -> Weights:
+        others = sums.clone()
+        row, missed = softmax.coupled(sums, positives[group])
+        # The factor of the row multiplies what is put among the exponentials too.
+        own[group] = others.neg_() if spec.in_batch else missed.neg_()
+        return Weights(row, None, {0: own} if spec.in_batch else {})
+
+    one_way(sets, head, grads.of(0), grads_y)
+    if not spec.in_batch:
+        _add_positives(grads, own)
+    return _reduced(call, softmax.value, grads, softmax.scale, anchors)
+
+
+def _clip_loss(call: Call) -> Results:
+    inputs, spec, need = call
+    assert inputs.y is not None
+    rows, pairs = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
+    softmax = _Softmax(rows, _scale(inputs, spec), pairs)
+    grads = rows.grads(["x" in need or "scale" in need, "y" in need])
+    positives = softmax.positives()
+
+    def head(sums: Tensor) -> Weights:
+        factors, missed = softmax.coupled(sums, positives)
+        return Weights(factors[0], factors[1], {0: missed.sum(0).neg_()})
+
+    two_sided(softmax.pairs(rows.of(0), rows.of(1), (0,)), head, grads.of(0), grads.of(1))
+    return _reduced(call, softmax.value, grads, softmax.scale, 2 * pairs, per_pair=2)
+
+
+def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Results:
+    """NT-Xent and its decoupled forms: one symmetric problem of the rows of both views."""
+    inputs, spec, need = call
+    assert inputs.y is not None
+    rows, n = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
+    softmax = _Softmax(rows, _scale(inputs, spec), 2 * n)
+    grads = rows.grads([bool(need)] * 2)
+    positives = softmax.positives()
+
+    def head(sums: Tensor) -> Weights:
+        by_view = sums.view(2, n)
+        if decoupled:
+            weights = None
+            if weighted:
+                by_sigma = (rows.of(0) * rows.of(1)).sum(1) / spec.sigma
+                weights = 2 - n * by_sigma.softmax(0)
+            row = softmax.decoupled(by_view, positives, weights)
+            own = torch.full_like(positives, -2.0) if weights is None else weights.mul(-2)
+        else:
+            row, missed = softmax.coupled(by_view, positives)
+            own = missed.sum(0).neg_()
+        own = own.repeat(2)
+        return Weights(row.view(-1), None, {n: own, -n: own})
+
+    z = rows.all
+    two_sided(softmax.pairs(z, z, (0, n, -n)), head, grads.all)
+    return _reduced(call, softmax.value, grads, softmax.scale, 2 * n, symmetric=True)
+
+
+def _sup_con(call: Call) -> Results:
+    inputs, spec, need = call
+    assert inputs.labels is not None
+    symmetric = inputs.y is None
+    rows = _prepared([inputs.x] if inputs.y is None else [inputs.x, inputs.y], spec.normalize)
+    x, candidates = rows.of(0), rows.of(-1)
+    softmax = _Softmax(rows, _scale(inputs, spec), candidates.shape[0])
+    grads = rows.grads(["x" in need or "scale" in need, "y" in need][: len(rows.parts)])
+    labels = [inputs.labels] if inputs.y_labels is None else [inputs.labels, inputs.y_labels]
+    index, of_candidates = (found := class_index(*labels))[0], found[-1]
+    classes = sum(label.shape[0] for label in labels)
+    count = of_candidates.bincount(minlength=classes)[index]
+    mean = class_sums_of(candidates[None], of_candidates[None], index[None], classes)[0]
+    if symmetric:
+        count, mean = count - 1, mean.sub_(x)
+    has_positive = count > 0
+    # Of a row without a positive all that follows is multiplied by 0.
+    share = has_positive.to(x.dtype) / count.clamp(min=1)
+    mean *= share.unsqueeze(1)
+    positives = (x * mean).sum(1).mul_(softmax.scale).sub_(softmax.shift)
+
+    def head(group: slice, sums: Tensor) -> Weights:
+        softmax.check(sums)
+        softmax.value += (sums.log() - positives[group]).masked_fill_(~has_positive[group], 0).sum()
+        return Weights(sums.reciprocal_().masked_fill_(~has_positive[group], 0), None, {})
+
+    if symmetric:
+        everything = slice(0, x.shape[0])
+        two_sided(softmax.pairs(x, x, (0,)), lambda sums: head(everything, sums[0]), grads.of(0))
+    else:
+        one_way([softmax.pairs(x, candidates)], head, grads.of(0), [grads.of(1)])
+    if (grad := grads.of(0)) is not None:
+        grad.sub_(mean, alpha=2 if symmetric else 1)  # as an anchor, and as a positive of others
+    if not symmetric and (grad := grads.of(1)) is not None:
+        grad -= class_sums_of((x * share.unsqueeze(1))[None], index[None], of_candidates[None], classes)[0]
+    anchors = max(1, int(has_positive.sum().item()))
+    return _reduced(call, softmax.value, grads, softmax.scale, anchors, symmetric=symmetric)
+
+
+def _siglip(call: Call) -> Results:
+    inputs, spec, need = call
+    assert inputs.y is not None
+    rows, pairs = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
+    scale, bias = _scale(inputs, spec), spec.bias if inputs.bias is None else inputs.bias.item()
+    if not abs(scale) * rows.bound + abs(bias) < _LARGEST_LOGIT[rows.all.dtype]:
+        raise Unbounded
+    grads = rows.grads(["x" in need or "scale" in need, "y" in need])
+    x, y = rows.of(0), rows.of(1)
+    partners = (x * y).sum(1).mul_(-scale).sub_(bias)
+    own, of_bias = torch.sigmoid(partners).neg_(), x.new_zeros(())
+
+    def weigh(exponentials: Tensor, tile: Tile) -> Tensor:
+        value = exponentials.log1p().sum()
+        exponentials.div_(exponentials + 1)
+        fill_diagonal(exponentials, tile, 0, own)
+        if "bias" in need:
+            of_bias.add_(exponentials.sum())
+        return value
+
+    total = energy(Pairs(x, y, scale, -bias, (0,)), grads.of(0), grads.of(1), weigh)
+    total += F.softplus(partners, threshold=_SOFTPLUS_IS_LINEAR).sum()
+    return _reduced(call, total, grads, scale, pairs, of_bias=of_bias)
+
+
+def _align_uniform(call: Call) -> Results:
+    inputs, spec, need = call
+    assert inputs.y is not None
+    rows, n = _prepared([inputs.x, inputs.y], True), inputs.x.shape[0]
+    if not is_bounded(spec.scale, n * n, rows.all.dtype):
+        raise Unbounded
+    grads = rows.grads(["x" in need, "y" in need])
+    totals = [energy(Pairs(z, z, spec.scale, left_out=(0,)), grads.of(i)) for i, z in enumerate(map(rows.of, (0, 1)))]
+    total = torch.stack(totals)
+    uniform = (total / (n * (n - 1))).log_().mean() - spec.scale
+    distances, directions = _alignment(rows, spec.alpha)
+    align = distances.sum() / n
+    loss = spec.align_weight * align + spec.uniform_weight * uniform
+    if grads.all is None:
+        return (loss, align, uniform), ()
+    assert rows.rstd is not None
+    # The derivative of the uniformity, half of the sum of both logarithms.
+    grads.all.view(-1, n, grads.all.shape[1])[:].mul_((spec.scale / total).view(-1, 1, 1)[: len(grads.all) // n])
+    return (loss, align, uniform), (grads.all, directions.div_(n), rows.all, rows.rstd)
+
+
+def _alignment(rows: Rows, alpha: float) -> tuple[Tensor, Tensor]:
+    """``|x_i - y_i|^alpha`` of each pair and its gradient by ``x_i``; 0 at distance 0."""
+    difference = rows.of(0) - rows.of(1)
+    if alpha == 2:
+        return (difference * difference).sum(1), difference.mul_(2)
+    # In units of the largest component no square over- or underflows.
+    unit = difference.abs().amax(1, keepdim=True)
+    same = unit == 0
+    unit.masked_fill_(same, 1)
+    difference /= unit
+    length = torch.linalg.vector_norm(difference, dim=1, keepdim=True).masked_fill_(same, 1)
+    distance = (unit * length).pow_(alpha).masked_fill_(same, 0)
+    # |d|^(alpha - 2) alone would overflow for a small distance.
+    slope = alpha * (unit * length).pow_(alpha - 1) / length
+    return distance.squeeze(1), difference.mul_(slope)
+
+
+_LOSSES: dict[str, Callable[[Call], Results]] = {
+    "align_uniform": _align_uniform,
+    "clip_loss": _clip_loss,
+    "dcl": functools.partial(_views, decoupled=True),
+    "dclw": functools.partial(_views, decoupled=True, weighted=True),
+    "info_nce": _info_nce,
+    "nt_xent": _views,
+    "siglip": _siglip,
+    "sup_con": _sup_con,
+    "uniformity": _uniformity,
+}
+LOSSES = frozenset(_LOSSES)
+
+
+def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Results | None:
+    """A whole loss and the state of its gradient; ``None`` where it is left to the composition."""
+    if inputs.x.device.type != "cpu" or inputs.x.dim() != 2:
+        return None
+    try:
+        return _LOSSES[spec.loss](Call(inputs, spec, need))
+    except Unbounded:
+        return None
+
+
+def loss_grad(
+    inputs: LossInputs,
+    spec: LossSpec,
+    need: Collection[str],
+    state: tuple[Tensor, ...],
+    cotangents: tuple[Tensor | None, ...],
+) -> dict[str, Tensor]:
+    """The gradients that are needed, by the name of the input."""
+    if spec.loss == "align_uniform":
+        return _align_uniform_grad(inputs, spec, need, state, cotangents)
+    (c,) = cotangents
+    assert c is not None
+    found = {}
+    scalars = [name for name in ("scale", "bias") if name in need]
+    for name, of_scalar in zip(scalars, state, strict=False):
+        given = getattr(inputs, name)
+        found[name] = (of_scalar * c).to(given.dtype).view(given.shape)
+    if len(state) > len(scalars):
+        along, factor = state[len(scalars) :]
+        found |= _features(inputs, need, along, factor * c)
+    return found
+
+
+def _align_uniform_grad(
+    inputs: LossInputs,
+    spec: LossSpec,
+    need: Collection[str],
+    state: tuple[Tensor, ...],
+    cotangents: tuple[Tensor | None, ...],
+) -> dict[str, Tensor]:
+    of_uniform, directions, unit, rstd = state
+    of_loss, of_align, of_uniformity = (0.0 if c is None else c for c in cotangents)
+    n = directions.shape[0]
+    grad = of_uniform * (spec.uniform_weight * of_loss + of_uniformity)
+    c_align = spec.align_weight * of_loss + of_align
+    for part, sign in zip(grad.split(n), (1, -1), strict=False):
+        part.add_(directions * c_align, alpha=sign)
+    unit, rstd = unit[: grad.shape[0]], rstd[: grad.shape[0]]
+    grad.addcmul_(unit, (grad * unit).sum(1, keepdim=True), value=-1)
+    return _features(inputs, need, grad, rstd)
+
+
+def _features(inputs: LossInputs, need: Collection[str], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
+    """The gradients of the features from those of all rows, and a factor of each row or of all."""
+    found, end = {}, 0
+    for name in ("x", "y", "queue"):
+        given = getattr(inputs, name)
+        if given is None:
+            continue
+        part = slice(end, end + given.shape[0])
+        end = part.stop
+        if name in need:
+            grad = along[part] * (factor[part] if factor.dim() else factor)
+            found[name] = grad.to(given.dtype)
+    return found
