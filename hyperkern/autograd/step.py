@@ -4,7 +4,6 @@ For the batches people train with the arithmetic takes less time than the dozens
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,11 +71,16 @@ class _WholeLoss(Function):
     def forward(
         ctx: Any, spec: LossSpec, need: list[str], backend: Any, composed: Composed, *tensors: Any
     ) -> tuple[Tensor, ...]:
-        found = _shielded(backend, LossInputs(*tensors), spec, need)
+        inputs = LossInputs(*tensors)
+        found = _shielded(backend, inputs, spec, need)
         if found is None:
             raise _LeftToComposition
-        values, state = found
-        ctx.save_for_backward(*tensors, *state)
+        values, state, rows = found
+        ctx.save_for_backward(*(getattr(inputs, name) for name in need), *state)
+        # What has no gradient is not saved: a queue may go on between the loss and the gradient. Only a second
+        # derivative needs it as it was.
+        ctx.others = {name: t for name, t in inputs._asdict().items() if t is not None and name not in need} | rows
+        ctx.versions = {name: _version(t) for name, t in ctx.others.items()}
         ctx.spec, ctx.need, ctx.backend, ctx.composed = spec, need, backend, composed
         ctx.set_materialize_grads(False)
         return values
@@ -84,30 +88,43 @@ class _WholeLoss(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(c is None for c in cotangents):
-            return (None,) * _ARGUMENTS
-        inputs, state = LossInputs(*ctx.saved_tensors[:_TENSORS]), ctx.saved_tensors[_TENSORS:]
+            return (None,) * (_STATIC + len(LossInputs._fields))
+        saved = ctx.saved_tensors
+        needed = dict(zip(ctx.need, saved, strict=False))
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            grads = _differentiable(ctx, inputs, cotangents)
+            grads = _differentiable(ctx, needed, cotangents)
         else:
-            grads = ctx.backend.loss_grad(inputs, ctx.spec, ctx.need, state, cotangents)
-        return None, None, None, None, *map(grads.get, LossInputs._fields)
+            grads = ctx.backend.loss_grad(needed, ctx.spec, saved[len(needed) :], cotangents)
+        return *(None,) * _STATIC, *map(grads.get, LossInputs._fields)
 
 
-_TENSORS = len(LossInputs._fields)
-_ARGUMENTS = 4 + _TENSORS
+_STATIC = 4  # arguments before the tensors
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it has been written to; a tensor of inference mode does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _shielded(backend: Any, inputs: LossInputs, spec: LossSpec, need: list[str]) -> Any:
     """`Backend.loss`, whose products autocast would send to half precision behind its back."""
     kind = inputs.x.device.type
-    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return backend.loss(inputs, spec, need)
+    with torch.autocast(kind, enabled=False):
         return backend.loss(inputs, spec, need)
 
 
-def _differentiable(ctx: Any, inputs: LossInputs, cotangents: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+def _differentiable(ctx: Any, needed: dict[str, Tensor], cotangents: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    for name, value in ctx.others.items():
+        if _version(value) != ctx.versions[name]:
+            raise RuntimeError(
+                f"{name} has been modified by an in-place operation since the loss was computed: its second derivative "
+                "needs it as it was"
+            )
     # Of views, each a node of its own: y may be x, or depend on it, and that path is not this function's.
-    views = {name: getattr(inputs, name).view_as(getattr(inputs, name)) for name in ctx.need}
-    results = ctx.composed(inputs._replace(**views))
+    views = {name: value.view_as(value) for name, value in needed.items()}
+    results = ctx.composed(LossInputs(**ctx.others, **views))
     pairs = [(result, c) for result, c in zip(results, cotangents, strict=True) if c is not None]
     asked, given = zip(*pairs, strict=True)
     grads = torch.autograd.grad(asked, list(views.values()), given, create_graph=True, allow_unused=True)

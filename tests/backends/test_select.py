@@ -1,5 +1,6 @@
 """The choice of a backend: forced, by environment, by falling back; and the report of it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from hyperkern.backends import Problem, select
 from hyperkern.cli import main
 from hyperkern.spec import PairSpec
 
+pytestmark = pytest.mark.usefixtures("chosen_anew")
+
 PROBLEM = Problem("energy", torch.device("cpu"), torch.float32, 16, PairSpec(4.0, True))
 
 
@@ -24,6 +27,7 @@ class Fake(SimpleNamespace):
 
     def __init__(self, *reasons: str, unverified: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.LOSSES: tuple[str, ...] = ()
         self.reasons, self.doubts, self.calls = list(reasons), list(unverified), []
 
     def unsupported(self, problem: Problem) -> list[str]:
@@ -33,7 +37,7 @@ class Fake(SimpleNamespace):
         return self.doubts
 
     def __getattr__(self, primitive: str) -> object:
-        if primitive.startswith("_") or primitive == "align_uniform":
+        if primitive.startswith("_"):
             raise AttributeError(primitive)
         self.calls.append(primitive)
         return getattr(backends.importlib.import_module("hyperkern.backends.reference"), primitive)
@@ -289,3 +293,19 @@ def test_the_choice_on_a_gpu_follows_its_capability_and_its_check(monkeypatch: p
     assert select(None, on_gpu) is triton
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert "AMD" in triton.unsupported(on_gpu)[0]
+
+
+def test_each_problem_is_asked_once(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
+    asked = []
+
+    class Asked(Fake):
+        def unsupported(self, problem: Problem) -> list[str]:
+            asked.append(problem)
+            return []
+
+    install(monkeypatch, Asked())
+    monkeypatch.setattr(backends, "_chosen", functools.lru_cache(backends._chosen))
+    for _ in range(3):
+        hyperkern.uniformity(x.requires_grad_()).backward()
+    assert asked
+    assert len(asked) == len(set(asked))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...spec import LossInputs, LossSpec, is_bounded
+from .. import WholeLoss
 
 
 class AlignUniformOptions(NamedTuple):
@@ -28,25 +29,23 @@ class AlignUniformStep(NamedTuple):
     values: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
     grads: Callable[..., tuple[Tensor, Tensor]]
 
-    def loss(
-        self, inputs: LossInputs, spec: LossSpec, need: Collection[str]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
+    def loss(self, inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
         """Both sides with their gradients, or neither; a common bound of the exponents."""
         x = inputs.x
         if ("x" in need) != ("y" in need) or not is_bounded(spec.scale, x.shape[-2] ** 2, x.dtype):
             return None
-        return self.values(x, inputs.y, _options(spec), spec.precision, need_grad=bool(need))
+        values, state = self.values(x, inputs.y, _options(spec), spec.precision, need_grad=bool(need))
+        return WholeLoss(values, state, {})
 
     def loss_grad(
         self,
-        inputs: LossInputs,
+        needed: dict[str, Tensor],
         spec: LossSpec,
-        need: Collection[str],
         state: tuple[Tensor, ...],
         cotangents: tuple[Tensor | None, ...],
     ) -> dict[str, Tensor]:
         """The gradients of both sides."""
-        grads = self.grads(inputs.x, inputs.y, state, _options(spec), cotangents)
+        grads = self.grads(needed["x"], needed["y"], state, _options(spec), cotangents)
         return dict(zip(("x", "y"), grads, strict=True))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...classes import class_index, class_sums_of
 from ...spec import LossInputs, LossSpec, accumulate_dtype, is_bounded, norm_eps
+from .. import WholeLoss
 from .pairs import Pairs, Tile, Weights, energy, fill_diagonal, one_way, two_sided
 
 # Lengths of rows whose squares neither over- nor underflow, and whose reciprocals are no longer than any other number.
@@ -26,8 +27,6 @@ _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
 # Beyond 40 log(1 + e^x) is x, to the last bit of float64.
 _SOFTPLUS_IS_LINEAR = 40.0
-
-Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 class Call(NamedTuple):
@@ -187,6 +186,12 @@ class _Softmax:
         return sums.reciprocal_()
 
 
+def _frozen(call: Call, rows: Rows) -> dict[str, Tensor]:
+    """The features without a gradient, as prepared."""
+    given = (name for name in ("x", "y", "queue") if getattr(call.inputs, name) is not None)
+    return {name: rows.of(i) for i, name in enumerate(given) if call.need and name not in call.need}
+
+
 def _add_positives(grads: Grads, weights: Tensor) -> None:
     """The gradients of the positives where they are not among the pairs."""
     for grad, partner in ((grads.of(0), grads.rows.of(1)), (grads.of(1), grads.rows.of(0))):
@@ -204,7 +209,7 @@ def _reduced(
     per_pair: int = 1,
     symmetric: bool = False,
     of_bias: Tensor | None = None,
-) -> Results:
+) -> WholeLoss:
     """The loss from its sum over anchors, of which a pair has ``per_pair``, and the state of the gradient."""
     inputs, spec, need = call
     share = 1 / anchors if spec.mean else 1 / per_pair
@@ -217,10 +222,10 @@ def _reduced(
         scalars.append(of_scale.mul_(-scale * scale) if spec.temperature else of_scale)
     if "bias" in need and of_bias is not None:
         scalars.append(of_bias.mul_(share))
-    return (value.mul_(share),), (*scalars, *grads.state(scale * share))
+    return WholeLoss((value.mul_(share),), (*scalars, *grads.state(scale * share)), _frozen(call, grads.rows))
 
 
-def _uniformity(call: Call) -> Results:
+def _uniformity(call: Call) -> WholeLoss:
     inputs, spec, need = call
     rows = _prepared([inputs.x] if inputs.y is None else [inputs.x, inputs.y], True)
     x = rows.of(0)
@@ -235,10 +240,10 @@ def _uniformity(call: Call) -> Results:
     if distinct:  # every pair is met in both orders
         total += energy(Pairs(x, x, spec.scale, left_out=(0,)), grads.of(0)) / 2
     value = (total / (m * n + distinct)).log_().sub_(spec.scale)
-    return (value,), grads.state(spec.scale / total)
+    return WholeLoss((value,), grads.state(spec.scale / total), _frozen(call, rows))
 
 
-def _info_nce(call: Call) -> Results:
+def _info_nce(call: Call) -> WholeLoss:
     inputs, spec, need = call
     queue, anchors = inputs.queue, inputs.x.shape[0]
     rows = _prepared([t for t in (inputs.x, inputs.y, queue) if t is not None], spec.normalize)
@@ -265,7 +270,7 @@ def _info_nce(call: Call) -> Results:
     return _reduced(call, softmax.value, grads, softmax.scale, anchors)
 
 
-def _clip_loss(call: Call) -> Results:
+def _clip_loss(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
     rows, pairs = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
@@ -281,7 +286,7 @@ def _clip_loss(call: Call) -> Results:
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * pairs, per_pair=2)
 
 
-def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Results:
+def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> WholeLoss:
     """NT-Xent and its decoupled forms: one symmetric problem of the rows of both views."""
     inputs, spec, need = call
     assert inputs.y is not None
@@ -310,7 +315,7 @@ def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Re
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * n, symmetric=True)
 
 
-def _sup_con(call: Call) -> Results:
+def _sup_con(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.labels is not None
     symmetric = inputs.y is None
@@ -349,7 +354,7 @@ def _sup_con(call: Call) -> Results:
     return _reduced(call, softmax.value, grads, softmax.scale, anchors, symmetric=symmetric)
 
 
-def _siglip(call: Call) -> Results:
+def _siglip(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
     rows, pairs = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
@@ -374,7 +379,7 @@ def _siglip(call: Call) -> Results:
     return _reduced(call, total, grads, scale, pairs, of_bias=of_bias)
 
 
-def _align_uniform(call: Call) -> Results:
+def _align_uniform(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
     rows, n = _prepared([inputs.x, inputs.y], True), inputs.x.shape[0]
@@ -388,11 +393,12 @@ def _align_uniform(call: Call) -> Results:
     align = distances.sum() / n
     loss = spec.align_weight * align + spec.uniform_weight * uniform
     if grads.all is None:
-        return (loss, align, uniform), ()
+        return WholeLoss((loss, align, uniform), (), {})
     assert rows.rstd is not None
     # The derivative of the uniformity, half of the sum of both logarithms.
     grads.all.view(-1, n, grads.all.shape[1])[:].mul_((spec.scale / total).view(-1, 1, 1)[: len(grads.all) // n])
-    return (loss, align, uniform), (grads.all, directions.div_(n), rows.all, rows.rstd)
+    state = grads.all, directions.div_(n), rows.all, rows.rstd
+    return WholeLoss((loss, align, uniform), state, _frozen(call, rows))
 
 
 def _alignment(rows: Rows, alpha: float) -> tuple[Tensor, Tensor]:
@@ -412,7 +418,7 @@ def _alignment(rows: Rows, alpha: float) -> tuple[Tensor, Tensor]:
     return distance.squeeze(1), difference.mul_(slope)
 
 
-_LOSSES: dict[str, Callable[[Call], Results]] = {
+_LOSSES: dict[str, Callable[[Call], WholeLoss]] = {
     "align_uniform": _align_uniform,
     "clip_loss": _clip_loss,
     "dcl": functools.partial(_views, decoupled=True),
@@ -426,7 +432,7 @@ _LOSSES: dict[str, Callable[[Call], Results]] = {
 LOSSES = frozenset(_LOSSES)
 
 
-def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Results | None:
+def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
     """A whole loss and the state of its gradient; ``None`` where it is left to the composition."""
     if inputs.x.device.type != "cpu" or inputs.x.dim() != 2:
         return None
@@ -437,57 +443,47 @@ def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Results |
 
 
 def loss_grad(
-    inputs: LossInputs,
-    spec: LossSpec,
-    need: Collection[str],
-    state: tuple[Tensor, ...],
-    cotangents: tuple[Tensor | None, ...],
+    needed: dict[str, Tensor], spec: LossSpec, state: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
 ) -> dict[str, Tensor]:
     """The gradients that are needed, by the name of the input."""
     if spec.loss == "align_uniform":
-        return _align_uniform_grad(inputs, spec, need, state, cotangents)
+        return _align_uniform_grad(needed, spec, state, cotangents)
     (c,) = cotangents
     assert c is not None
-    found = {}
-    scalars = [name for name in ("scale", "bias") if name in need]
-    for name, of_scalar in zip(scalars, state, strict=False):
-        given = getattr(inputs, name)
-        found[name] = (of_scalar * c).to(given.dtype).view(given.shape)
-    if len(state) > len(scalars):
-        along, factor = state[len(scalars) :]
-        found |= _features(inputs, need, along, factor * c)
-    return found
+    found: dict[str, Tensor] = {}
+    for name in ("scale", "bias"):
+        if name in needed:
+            of_scalar, *rest = state
+            found[name] = (of_scalar * c).to(needed[name].dtype).view(needed[name].shape)
+            state = tuple(rest)
+    if not state:
+        return found
+    along, factor = state
+    return found | _features(needed, along, factor * c)
 
 
 def _align_uniform_grad(
-    inputs: LossInputs,
-    spec: LossSpec,
-    need: Collection[str],
-    state: tuple[Tensor, ...],
-    cotangents: tuple[Tensor | None, ...],
+    needed: dict[str, Tensor], spec: LossSpec, state: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
 ) -> dict[str, Tensor]:
     of_uniform, directions, unit, rstd = state
     of_loss, of_align, of_uniformity = (0.0 if c is None else c for c in cotangents)
-    n = directions.shape[0]
     grad = of_uniform * (spec.uniform_weight * of_loss + of_uniformity)
     c_align = spec.align_weight * of_loss + of_align
-    for part, sign in zip(grad.split(n), (1, -1), strict=False):
+    for part, sign in zip(grad.split(directions.shape[0]), (1, -1), strict=False):
         part.add_(directions * c_align, alpha=sign)
     unit, rstd = unit[: grad.shape[0]], rstd[: grad.shape[0]]
     grad.addcmul_(unit, (grad * unit).sum(1, keepdim=True), value=-1)
-    return _features(inputs, need, grad, rstd)
+    return _features(needed, grad, rstd)
 
 
-def _features(inputs: LossInputs, need: Collection[str], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
-    """The gradients of the features from those of all rows, and a factor of each row or of all."""
-    found, end = {}, 0
-    for name in ("x", "y", "queue"):
-        given = getattr(inputs, name)
-        if given is None:
-            continue
-        part = slice(end, end + given.shape[0])
-        end = part.stop
-        if name in need:
-            grad = along[part] * (factor[part] if factor.dim() else factor)
-            found[name] = grad.to(given.dtype)
+def _features(needed: dict[str, Tensor], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
+    """The gradients of the features: ``along`` the sphere of the first rows of all, and a factor of each or of all."""
+    found: dict[str, Tensor] = {}
+    stop = along.shape[0]
+    for name in ("queue", "y", "x"):  # there are rows up to the last that is needed
+        if name in needed:
+            x = needed[name]
+            part = slice(0, x.shape[0]) if name == "x" else slice(stop - x.shape[0], stop)
+            stop = part.start
+            found[name] = (along[part] * (factor[part] if factor.dim() else factor)).to(x.dtype)
     return found
