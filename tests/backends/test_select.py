@@ -25,9 +25,10 @@ PROBLEM = Problem("energy", torch.device("cpu"), torch.float32, 16, PairSpec(4.0
 class Fake(SimpleNamespace):
     """A backend that computes by the reference and refuses for the given reasons."""
 
+    LOSSES: tuple[str, ...] = ()
+
     def __init__(self, *reasons: str, unverified: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.LOSSES: tuple[str, ...] = ()
         self.reasons, self.doubts, self.calls = list(reasons), list(unverified), []
 
     def unsupported(self, problem: Problem) -> list[str]:
@@ -156,14 +157,18 @@ def test_the_first_usable_backend_serves_forward_and_backward(monkeypatch: pytes
     assert set(fake.calls) == {"prepare", "finish", "energy", "row_lse", "pair_grad"}
 
 
-def test_a_backend_is_shielded_from_autocast(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
+@pytest.mark.parametrize("whole", [(), ("uniformity", "info_nce")])
+def test_a_backend_is_shielded_from_autocast(whole: tuple, monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
     # A backend may use any product; autocast must not send it to half precision behind its back.
     seen = []
 
     class Watching(Fake):
-        def unsupported(self, problem: Problem) -> list[str]:
-            seen.append((torch.is_autocast_enabled("cpu"), torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype))
-            return []
+        LOSSES = whole
+
+        def __getattr__(self, function: str) -> object:
+            if function not in ("__iter__", "loss_grad"):  # in a backward pass autocast is off
+                seen.append((torch.is_autocast_enabled("cpu"), torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype))
+            return super().__getattr__(function)
 
     install(monkeypatch, Watching())
     x.requires_grad_()
@@ -248,7 +253,7 @@ assert "needs a GPU" in reasons[0] and "TRITON_INTERPRET" in reasons[0], reasons
 try:
     hyperkern.uniformity(x, backend="triton")
 except ValueError as error:
-    assert "backend='triton' cannot compute prepare: needs a GPU" in str(error), error
+    assert "backend='triton' cannot compute loss: needs a GPU" in str(error), error
 else:
     raise AssertionError("a forced backend fell back")
 """
