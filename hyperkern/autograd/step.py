@@ -13,6 +13,7 @@ from torch.autograd import Function, forward_ad
 from .. import backends
 from ..backends import Problem
 from ..spec import LossInputs, LossSpec
+from . import compiled
 
 Composed = Callable[[LossInputs], tuple[Tensor, ...]]
 
@@ -35,7 +36,7 @@ def loss(inputs: LossInputs, spec: LossSpec, composed: Composed, *, backend: str
 
 
 def _whole(inputs: LossInputs, spec: LossSpec, composed: Composed, backend: str | None) -> tuple[Tensor, ...] | None:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
     grad_enabled, need = torch.is_grad_enabled(), []
     for name, value in zip(LossInputs._fields, inputs, strict=True):
@@ -45,6 +46,8 @@ def _whole(inputs: LossInputs, spec: LossSpec, composed: Composed, backend: str 
             return None
         if grad_enabled and value.requires_grad:
             need.append(name)
+    if torch.compiler.is_compiling():
+        return compiled.loss(inputs, spec, need, backend) if compiled.serves(inputs, backend) else None
     x = inputs.x
     chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1]))
     if spec.loss not in chosen.LOSSES:

@@ -296,7 +296,7 @@ def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Wh
     assert inputs.y is not None
     rows, n = _prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
     softmax = _Softmax(rows, _scale(inputs, spec), 2 * n)
-    grads = rows.grads(bool(need), bool(need))
+    grads = rows.grads(bool(need), bool(need))  # of one problem of all rows
     positives = rows.all.new_empty(n)
 
     def head(sums: Tensor) -> Weights:
@@ -398,11 +398,13 @@ def _align_uniform(call: Call) -> WholeLoss:
     loss = spec.align_weight * align + spec.uniform_weight * uniform
     if grads.all is None:
         return WholeLoss((loss, align, uniform), (), {})
-    assert rows.rstd is not None
-    # The derivative of the uniformity, half of the sum of both logarithms.
-    grads.all.view(-1, n, grads.all.shape[1])[:].mul_((spec.scale / total).view(-1, 1, 1)[: len(grads.all) // n])
-    state = grads.all, directions.div_(n), rows.all, rows.rstd
-    return WholeLoss((loss, align, uniform), state, _frozen(call, rows))
+    of_align = torch.cat((directions, -directions)).div_(n)[: grads.all.shape[0]]
+    # The uniformity is half of the sum of both logarithms, of sums that have every pair twice.
+    for grad, half in zip(grads.all.split(n), total, strict=False):
+        grad.mul_(spec.scale / half)
+    along, factor = grads.state(1.0)
+    (of_align, _) = grads._replace(all=of_align).state(1.0)
+    return WholeLoss((loss, align, uniform), (of_align, along, factor), _frozen(call, rows))
 
 
 def _alignment(rows: Rows, alpha: float) -> tuple[Tensor, Tensor]:
@@ -446,38 +448,39 @@ def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss
         return None
 
 
+def shapes(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> list[tuple[int, ...]]:
+    """Those of the values and of the state of `loss`."""
+    outputs, dim = 3 if spec.loss == "align_uniform" else 1, inputs.x.shape[1]
+    found: list[tuple[int, ...]] = [()] * (outputs + sum([name in need for name in ("scale", "bias")]))
+    sizes = [value.shape[0] for value in (inputs.x, inputs.y, inputs.queue) if value is not None]
+    wanted = ["x" in need or "scale" in need, "y" in need, "queue" in need]
+    if need and spec.loss in ("nt_xent", "dcl", "dclw"):
+        wanted = [True, True]
+    if True in wanted:
+        rows = sum(sizes[: max([i + 1 for i, want in enumerate(wanted) if want])])
+        found += [(rows, dim)] * max(1, outputs - 1) + [(rows, 1) if spec.normalize else ()]
+    return found
+
+
 def loss_grad(
     needed: dict[str, Tensor], spec: LossSpec, state: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
 ) -> dict[str, Tensor]:
     """The gradients that are needed, by the name of the input."""
-    if spec.loss == "align_uniform":
-        return _align_uniform_grad(needed, spec, state, cotangents)
-    (c,) = cotangents
-    assert c is not None
     found: dict[str, Tensor] = {}
+    c = cotangents[0]
     for name in ("scale", "bias"):
-        if name in needed:
+        if name in needed and c is not None:
             of_scalar, *rest = state
             found[name] = (of_scalar * c).to(needed[name].dtype).view(needed[name].shape)
             state = tuple(rest)
     if not state:
         return found
-    along, factor = state
-    return found | _features(needed, along, factor * c)
-
-
-def _align_uniform_grad(
-    needed: dict[str, Tensor], spec: LossSpec, state: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
-) -> dict[str, Tensor]:
-    of_uniform, directions, unit, rstd = state
+    *along, factor = state
+    if spec.loss != "align_uniform" and c is not None:
+        return found | _features(needed, along[0], factor * c)
     of_loss, of_align, of_uniformity = (0.0 if c is None else c for c in cotangents)
-    grad = of_uniform * (spec.uniform_weight * of_loss + of_uniformity)
-    c_align = spec.align_weight * of_loss + of_align
-    for part, sign in zip(grad.split(directions.shape[0]), (1, -1), strict=False):
-        part.add_(directions * c_align, alpha=sign)
-    unit, rstd = unit[: grad.shape[0]], rstd[: grad.shape[0]]
-    grad.addcmul_(unit, (grad * unit).sum(1, keepdim=True), value=-1)
-    return _features(needed, grad, rstd)
+    weights = spec.align_weight * of_loss + of_align, spec.uniform_weight * of_loss + of_uniformity
+    return _features(needed, along[0] * weights[0] + along[1] * weights[1], factor)
 
 
 def _features(needed: dict[str, Tensor], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
