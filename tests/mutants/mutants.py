@@ -342,13 +342,6 @@ MUTANTS = [
         "",
         "distributed/test_distributed_frames.py::test_a_step_runs_few_frames",
     ),
-    _mutant(
-        "every vector travels alone",
-        "distributed/remote.py",
-        "        elif tensor is not None:\n            vectors",
-        "        elif tensor is not None:\n            found.append(tensor)\n        elif tensor is not None:\n            vectors",
-        "distributed/test_distributed_frames.py::test_a_step_runs_few_frames",
-    ),
     # The choice of a backend.
     _mutant(
         "a forced backend falls back",
