@@ -324,8 +324,8 @@ MUTANTS = [
     _mutant(
         "the padding of a shorter shard counts",
         "distributed/remote.py",
-        "[shard[:, :count] for shard, count",
-        "[shard for shard, count",
+        "everywhere[r][:, : ranks.counts[r]]",
+        "everywhere[r]",
         "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
     ),
     _mutant(
@@ -334,6 +334,13 @@ MUTANTS = [
         "self.grad_factor = len(counts) if",
         "self.grad_factor = 1 if",
         "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
+    ),
+    _mutant(
+        "the ranks' description is put into words at every step",
+        "distributed/checks.py",
+        "@functools.lru_cache(maxsize=256)\n",
+        "",
+        "distributed/test_distributed_frames.py::test_a_step_runs_few_frames",
     ),
     # The choice of a backend.
     _mutant(
