@@ -14,6 +14,7 @@ from ..common import pairwise
 from ..common.precision import FLOAT16_RANGE, product_of, rows
 from . import config
 from .config import Architecture, Config
+from .kept import keep, relaunch
 
 
 def _interpreter(size: int) -> Architecture:
@@ -121,9 +122,15 @@ def launch(
     kernel: Any, programs: int, device: torch.device, args: tuple, choice: Config | None, **constants: Any
 ) -> None:
     """Launches ``programs`` programs on the current stream of the device."""
+    on_gpu, index = device.type == "cuda", device.index
+    elsewhere = on_gpu and index != torch.cuda.current_device()
+    usual = on_gpu and not elsewhere
+    if usual and relaunch(kernel, programs, index, args, choice, constants):
+        return
     options = fusion(constants)
     if choice is not None:
         options |= {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](*args, **constants, **options)
+        compiled = kernel[(programs,)](*args, **constants, **options)
+    if usual:
+        keep(kernel, index, args, choice, constants, compiled)
