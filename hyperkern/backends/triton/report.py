@@ -23,7 +23,7 @@ from .contract import contract_kernel
 from .operands import fusion
 from .panel import panel_kernel
 from .rows import finish_kernel, prepare_kernel, row_block
-from .step import combine_kernel, finish_views_kernel, prepare_views_kernel
+from .step import COMBINED, combine_kernel, finish_views_kernel, prepare_views_kernel
 from .sums import sums_kernel
 
 KERNELS = {
@@ -145,7 +145,7 @@ def _pairwise(
 
 def _row_wise(architecture: Architecture, kernel: str, dtype: str, dim: int) -> Case:
     block_rows, block_d = row_block(dim)
-    constants = {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "SQUARE": True, "BLOCK": 1024}
+    constants = {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "SQUARE": True, "BLOCK": COMBINED}
     names = KERNELS[kernel].arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     of_input = {"p_x": "*" + dtype, "p_y": "*" + dtype, "p_dx": "*" + dtype, "p_dy": "*" + dtype}
@@ -176,11 +176,12 @@ def _signature(
 def compiled(case: Case) -> Any:
     """What Triton makes of a case for its architecture."""
     kernel = KERNELS[case.kernel]
-    # As in a call: pointers and strides are multiples of 16, sizes are anything.
+    # As in a call: pointers and strides are multiples of 16, sizes and what is not specialised are anything.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name.startswith(("p_", "stride")) and name not in case.constants and name != "stride_d"
+        if name.startswith(("p_", "stride"))
+        and not (name in case.constants or name in kernel.do_not_specialize or name == "stride_d")
     }
     source = ASTSource(kernel, case.signature, constexprs=case.constants, attrs=aligned)
     target = GPUTarget("cuda", int(case.architecture.removeprefix("sm_")), 32)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...spec import norm_eps
 from .config import padded
-from .operands import launch
+from .operands import launch, strides
 from .tile import INF, narrow
 
 
@@ -112,7 +112,7 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
         prepare_kernel,
         -(-batch * m // block_rows),
         x.device,
-        (x, unit, rstd, batch * m, m, *x.stride(), dim, norm_eps(x.dtype)),
+        (x, unit, rstd, batch * m, m, *strides(x), dim, norm_eps(x.dtype)),
         None,
         DIM=dim,
         BLOCK_ROWS=block_rows,

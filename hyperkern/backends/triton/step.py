@@ -12,11 +12,13 @@ from torch import Tensor
 from ...spec import PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
 from ..common.step import AlignUniformOptions, AlignUniformStep
-from .config import padded
-from .operands import Operands, architecture_of, launch
+from .operands import Operands, architecture_of, launch, strides
 from .primitives import pairwise
 from .rows import project, row_block, row_offsets, unit_rows
 from .tile import LN2, LOG2E, narrow
+
+# Parts that `combine_kernel` adds at a time: one number for batches of any size, each would be compiled anew.
+COMBINED = 2048
 
 
 @triton.jit
@@ -50,7 +52,8 @@ def _distance_power(b_difference, alpha, SQUARE: tl.constexpr):
     return b_value, b_grad
 
 
-@triton.jit(do_not_specialize=["batch", "m", "blocks"])
+# The numbers of zero rows stand behind the distances, at a multiple of the number of blocks.
+@triton.jit(do_not_specialize=["batch", "m", "blocks", "p_zeros"])
 def prepare_views_kernel(
     p_x,
     p_y,
@@ -121,7 +124,7 @@ def _uniformity(p_sums, p_zeros, p_total, i_view, batch, m, blocks, cuts, t, pai
     return tl.math.log2(total / pairs) * LN2 - 2.0 * t
 
 
-@triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts"])
+@triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts", "p_zeros"])
 def combine_kernel(
     p_align,
     p_zeros,
@@ -259,7 +262,7 @@ def align_uniform(
             *(options.align_weight, options.uniform_weight, float(m * (m - 1))),
         ),
         None,
-        BLOCK=min(2048, padded(m)),
+        BLOCK=COMBINED,
     )
     return results, (grad, total)
 
@@ -291,7 +294,7 @@ def align_uniform_grad(
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
-    return (0, *x.stride()) if x.dim() == 2 else x.stride()
+    return (0, *x.stride()) if x.dim() == 2 else strides(x)
 
 
 def _shape(dim: int, options: AlignUniformOptions) -> dict[str, int]:
