@@ -3,6 +3,7 @@
 For the batches people train with the arithmetic takes less time than the dozens of small operators of a composition.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,34 +32,32 @@ def loss(inputs: LossInputs, spec: LossSpec, composed: Composed, *, backend: str
     Returns:
         Tensors ``()`` or ``(B,)``.
     """
-    outputs = _whole(inputs, spec, composed, backend)
-    return composed(inputs) if outputs is None else outputs
-
-
-def _whole(inputs: LossInputs, spec: LossSpec, composed: Composed, backend: str | None) -> tuple[Tensor, ...] | None:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return None
-    grad_enabled, need = torch.is_grad_enabled(), []
+        return composed(inputs)
+    grad_enabled, need, others, mask = torch.is_grad_enabled(), [], {}, []
     for name, value in zip(LossInputs._fields, inputs, strict=True):
+        mask.append(grad_enabled and value is not None and value.requires_grad)
         if value is None:
             continue
         if type(value) not in _PLAIN:  # a subclass may stand for anything, or for no memory at all
-            return None
-        if grad_enabled and value.requires_grad:
+            return composed(inputs)
+        if mask[-1]:
             need.append(name)
-    if torch.compiler.is_compiling():
-        return compiled.loss(inputs, spec, need, backend) if compiled.serves(inputs, backend) else None
+        else:
+            others[name] = value
+    if torch.compiler.is_dynamo_compiling():
+        return compiled.loss(inputs, spec, need, backend) if compiled.serves(inputs, backend) else composed(inputs)
     x = inputs.x
     chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1]))
     if spec.loss not in chosen.LOSSES:
-        return None
+        return composed(inputs)
     if not need:
         found = _shielded(chosen, inputs, spec, need)
-        return None if found is None else found[0]
+        return composed(inputs) if found is None else found.values
     try:
-        outputs: tuple[Tensor, ...] = _WholeLoss.apply(spec, need, chosen, composed, *inputs)
+        outputs: tuple[Tensor, ...] = _WholeLoss.apply(spec, need, mask, others, chosen, composed, *inputs)
     except _LeftToComposition:
-        return None
+        return composed(inputs)
     return outputs
 
 
@@ -72,25 +71,35 @@ class _LeftToComposition(Exception):
 class _WholeLoss(Function):
     @staticmethod
     def forward(
-        ctx: Any, spec: LossSpec, need: list[str], backend: Any, composed: Composed, *tensors: Any
+        ctx: Any,
+        spec: LossSpec,
+        need: list[str],
+        mask: list[bool],
+        others: dict[str, Tensor],
+        backend: Any,
+        composed: Composed,
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
         inputs = LossInputs(*tensors)
-        found = _shielded(backend, inputs, spec, need)
+        if inputs.x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            found = backend.loss(inputs, spec, need)  # without a step in between: a small batch notices each
+        else:
+            found = _shielded(backend, inputs, spec, need)
         if found is None:
             raise _LeftToComposition
         values, state, rows = found
-        ctx.save_for_backward(*(getattr(inputs, name) for name in need), *state)
+        ctx.save_for_backward(*itertools.compress(tensors, mask), *state)
         # What has no gradient is not saved: a queue may go on between the loss and the gradient. Only a second
         # derivative needs it as it was.
-        ctx.others = {name: t for name, t in inputs._asdict().items() if t is not None and name not in need} | rows
-        ctx.versions = {name: _version(t) for name, t in ctx.others.items()}
+        ctx.others = others | rows
+        ctx.versions = {name: _version(t) for name, t in ctx.others.items()} if others else others
         ctx.spec, ctx.need, ctx.backend, ctx.composed = spec, need, backend, composed
         ctx.set_materialize_grads(False)
         return values
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        if all(c is None for c in cotangents):
+        if cotangents[0] is None and not [c for c in cotangents if c is not None]:
             return (None,) * (_STATIC + len(LossInputs._fields))
         saved = ctx.saved_tensors
         needed = dict(zip(ctx.need, saved, strict=False))
@@ -101,7 +110,7 @@ class _WholeLoss(Function):
         return *(None,) * _STATIC, *map(grads.get, LossInputs._fields)
 
 
-_STATIC = 4  # arguments before the tensors
+_STATIC = 6  # arguments before the tensors
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -55,7 +55,7 @@ class checks:
     ranks: Ranks
 
     def __init__(self, group: GroupLike, loss: str, *, rows_optional: bool = False, **options: Any) -> None:
-        resolved = resolve(group)
+        resolved = None if group is None else resolve(group)
         # A group of one is no group: nothing is exchanged, nothing may be empty.
         self._shared = None if resolved is None or resolved[0].size() == 1 else resolved
         self.may_be_empty = self._shared is not None

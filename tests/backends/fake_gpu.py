@@ -98,7 +98,7 @@ class Gpu:
 def run_losses(rows: int, dim: int) -> None:
     """Every kernel of the backend on a batch of so many rows."""
     from hyperkern.backends import load
-    from hyperkern.spec import AlignUniformOptions, PairSpec, PairTerms
+    from hyperkern.backends.common.step import AlignUniformOptions, PairSpec, PairTerms
 
     backend: Any = load("triton")
     x, y, u = torch.randn(1, rows, dim), torch.randn(1, rows, dim), torch.zeros(1, rows)

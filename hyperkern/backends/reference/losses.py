@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...classes import class_index, class_sums_of
-from ...spec import LossInputs, LossSpec, accumulate_dtype, is_bounded, norm_eps
+from ...spec import DTYPES, LossInputs, LossSpec, is_bounded, norm_eps
 from .. import WholeLoss
 from .pairs import Pairs, Tile, Weights, energy, one_way, put_weights, two_sided
 
 # Lengths of rows whose squares neither over- nor underflow, and whose reciprocals are no longer than any other number.
-_SHORTEST, _LONGEST = 1e-10, 1e15
+_SHORTEST = {dtype: max(1e-10, 2 * norm_eps(dtype)) for dtype in DTYPES}
+_LONGEST = 1e15
 # Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
 _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
 # Of SigLIP's exponentials.
@@ -48,24 +49,26 @@ class Rows(NamedTuple):
         all: ``(rows, D)``, as the products see them.
         rstd: ``(rows, 1)`` reciprocal lengths; ``None`` where rows are taken as they are.
         of: those of each tensor.
+        sizes: their numbers.
         bound: of an inner product of two rows.
     """
 
     all: Tensor
     rstd: Tensor | None
     of: Sequence[Tensor]
+    sizes: list[int]
     bound: float
 
     def grads(self, *wanted: bool) -> "Grads":
         """Room for gradients, of those that are wanted and those before them."""
-        last = max([i + 1 for i, want in enumerate(wanted) if want], default=0)
-        if not last:
+        if True not in wanted:
             return Grads(self, None, (None,) * len(wanted))
-        sizes = [x.shape[0] for x in self.of[:last]]
-        room = self.all.new_empty(sum(sizes), self.all.shape[1])
-        if False in wanted[:last]:
-            room.zero_()
-        parts = [*room.split(sizes), *(None,) * (len(wanted) - last)]
+        if False not in wanted:
+            room = torch.empty_like(self.all)
+            return Grads(self, room, (room,) if len(wanted) == 1 else room.split_with_sizes(self.sizes))
+        last = max([i + 1 for i, want in enumerate(wanted) if want])
+        room = self.all.new_zeros(sum(self.sizes[:last]), self.all.shape[1])
+        parts = [*room.split_with_sizes(self.sizes[:last]), *(None,) * (len(wanted) - last)]
         return Grads(self, room, [part if want else None for part, want in zip(parts, wanted, strict=True)])
 
 
@@ -97,18 +100,19 @@ class Grads(NamedTuple):
 
 def _prepared(normalize: bool, *features: Tensor) -> Rows:
     """Unit rows, or the rows themselves, of all features in one piece."""
-    dtype = accumulate_dtype(features[0].dtype)
-    rows = torch.cat(features).to(dtype)
+    given = features[0].dtype
+    rows = torch.cat(features).to(torch.float64 if given == torch.float64 else torch.float32)
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     low, high = lengths.aminmax()
-    longest, shortest = high.item(), max(_SHORTEST, 2 * norm_eps(features[0].dtype)) if normalize else -1.0
+    longest, shortest = high.item(), _SHORTEST[given] if normalize else -1.0
     if not (shortest < low.item() and longest < _LONGEST):  # nan is neither
         raise Unbounded
-    of = rows.split([x.shape[0] for x in features]) if len(features) > 1 else (rows,)
+    sizes = [x.shape[0] for x in features]
+    of = rows.split_with_sizes(sizes) if len(features) > 1 else (rows,)
     if not normalize:
-        return Rows(rows, None, of, longest * longest)
+        return Rows(rows, None, of, sizes, longest * longest)
     rows /= lengths
-    return Rows(rows, lengths.reciprocal_(), of, 1.0)
+    return Rows(rows, lengths.reciprocal_(), of, sizes, 1.0)
 
 
 def _scale(inputs: LossInputs, spec: LossSpec) -> float:
@@ -154,7 +158,7 @@ class _Softmax:
 
     def check(self, sums: Tensor) -> None:
         """Whether a shift that suits the largest logits has left enough of the smallest sum."""
-        if self.shift and not sums.min().item() > self.least:
+        if not sums.min().item() > self.least:
             raise Unbounded
 
     def positives(self) -> Tensor:
@@ -167,14 +171,16 @@ class _Softmax:
 
         Not of the sum with the positive in it: the loss of a confident model is the small difference.
         """
-        self.check(sums)
+        if self.shift:
+            self.check(sums)
         excess = sums.log().sub_(positives)
         self.value += F.softplus(excess, threshold=_SOFTPLUS_IS_LINEAR).sum()
         return sums.add_(positives.exp()).reciprocal_(), excess.sigmoid_()
 
     def decoupled(self, sums: Tensor, positives: Tensor, weights: Tensor | None) -> Tensor:
         """Adds the log-sum-exps less the weighted positives; the factor of the exponentials."""
-        self.check(sums)
+        if self.shift:
+            self.check(sums)
         if weights is not None:
             positives = (positives + self.shift) * weights - self.shift
         self.value += (sums.log() - positives).sum()
@@ -183,8 +189,17 @@ class _Softmax:
 
 def _frozen(call: Call, rows: Rows) -> dict[str, Tensor]:
     """The features without a gradient, as prepared."""
-    given = (name for name in ("x", "y", "queue") if getattr(call.inputs, name) is not None)
-    return {name: rows.of[i] for i, name in enumerate(given) if call.need and name not in call.need}
+    inputs, _, need = call
+    found: dict[str, Tensor] = {}
+    if not need:
+        return found
+    i = 0
+    for name, given in (("x", inputs.x), ("y", inputs.y), ("queue", inputs.queue)):
+        if given is not None:
+            if name not in need:
+                found[name] = rows.of[i]
+            i += 1
+    return found
 
 
 def _add_positives(grads: Grads, weights: Tensor) -> None:
@@ -239,7 +254,7 @@ def _uniformity(call: Call) -> WholeLoss:
             grads.of[0].add_(within)
     assert total is not None
     value = (total / (m * n + distinct)).log_().sub_(spec.scale)
-    return WholeLoss((value,), grads.state(spec.scale / total), _frozen(call, rows))
+    return WholeLoss((value,), grads.state(total.reciprocal_().mul_(spec.scale)), _frozen(call, rows))
 
 
 def _info_nce(call: Call) -> WholeLoss:
@@ -341,7 +356,8 @@ def _sup_con(call: Call) -> WholeLoss:
     positives = (x * mean).sum(1).mul_(softmax.scale).sub_(softmax.shift)
 
     def head(group: slice, sums: Tensor) -> Weights:
-        softmax.check(sums)
+        if softmax.shift:
+            softmax.check(sums)
         softmax.value += (sums.log() - positives[group]).masked_fill_(~has_positive[group], 0).sum()
         return Weights(sums.reciprocal_().masked_fill_(~has_positive[group], 0), None, {})
 
