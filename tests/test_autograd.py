@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hyperkern as hk
 from hyperkern import backends
-from hyperkern.spec import PairSpec
+from hyperkern.spec import LossInputs, LossSpec, PairSpec
 
 F64 = torch.float64
 
@@ -276,10 +276,32 @@ def operator_calls() -> list:
     return calls
 
 
+def whole_loss_calls() -> list:
+    ops, calls, x, y, scale = torch.ops.hyperkern, [], torch.randn(5, 3), torch.randn(5, 3), torch.tensor(2.0)
+    for a in (x, x.half(), x.double()):
+        b = y.to(a.dtype)
+        for spec, rest, need in (
+            (LossSpec("clip_loss"), (None, scale), "x,y,scale"),
+            (LossSpec("align_uniform", 4.0), (None, None), "x,y"),
+            (LossSpec("info_nce", 2.0, normalize=False), (b, None), "y"),
+            (LossSpec("nt_xent", 2.0), (None, None), ""),
+        ):
+            inputs = (a, b, *rest, None, None, None)
+            calls.append((ops.whole_loss, (*inputs, *spec, need, None)))
+            if need:
+                given = dict(zip(LossInputs._fields, inputs, strict=True))
+                needed = [given[name] for name in need.split(",")]
+                outputs = 3 if spec.loss == "align_uniform" else 1
+                state = ops.whole_loss(*inputs, *spec, need, None)[outputs:]
+                cotangents = [torch.tensor(2.0, dtype=state[0].dtype)] * outputs
+                calls.append((ops.whole_loss_grad, (needed, state, cotangents, *spec, need)))
+    return calls
+
+
 def test_opcheck() -> None:
-    calls = operator_calls()
+    calls = operator_calls() + whole_loss_calls()
     assert {op._qualified_op_name.split("::")[1] for op, _ in calls} == set(
-        ["prepare", "finish", "row_lse", "pair_grad", "energy"]
+        ["prepare", "finish", "row_lse", "pair_grad", "energy", "whole_loss", "whole_loss_grad"]
     )
     for op, args in calls:
         # No derivative is registered on the operators, on purpose: the test of that registration does not apply.

@@ -7,6 +7,8 @@ import torch
 from cases import BY_NAME, loss_of, tensors, values_and_grads
 from oracle import assert_close
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 import hyperkern as hk
 
@@ -49,6 +51,49 @@ def test_the_graphs_are_of_every_loss() -> None:
 def test_forward_and_backward(name: str) -> None:
     case = BY_NAME[name]
     check(case.ours, tensors(case, 9, 7, 5, dtype=torch.float32))
+
+
+ONE_OPERATOR = [
+    *("align_uniform-default", "uniformity-default", "uniformity-queue-intra", "info_nce-learnable-negatives"),
+    *("clip_loss-10", "clip_loss-learnable", "nt_xent-default", "dcl-learnable", "dclw-default", "sup_con-learnable"),
+    *("siglip-learnable", "info_nce-queue_only"),
+]
+
+
+@pytest.mark.parametrize("name", ONE_OPERATOR)
+def test_a_loss_is_one_operator_and_its_gradient_another(name: str) -> None:
+    graphs = []
+
+    def noted(module: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append([n.target for n in module.graph.nodes if n.op == "call_function"])
+        return make_boxed_func(module.forward)
+
+    case = BY_NAME[name]
+    check(case.ours, tensors(case, 9, 7, 5, dtype=torch.float32), aot_autograd(fw_compiler=noted))
+    ours = [[str(target) for target in graph if "hyperkern" in str(target)] for graph in graphs]
+    assert ours == [["hyperkern.whole_loss.default"], ["hyperkern.whole_loss_grad.default"]]
+
+
+@pytest.mark.parametrize("name", ONE_OPERATOR)
+def test_inputs_that_are_not_ordinary_when_the_graph_runs(name: str) -> None:
+    case = BY_NAME[name]
+    args = tensors(case, 9, 7, 5, dtype=torch.float32)
+    args[0][4] = 0  # a row of zeros is left to the composition
+    check(case.ours, args, tolerance=1e-5)
+
+
+def test_a_frozen_side_in_a_graph() -> None:
+    x, y = torch.randn(2, 9, 4).unbind()
+    compiled = torch.compile(hk.clip_loss, fullgraph=True, backend="aot_eager")
+    for first, second in ((True, False), (False, True), (False, False)):
+        x.requires_grad_(first)
+        y.requires_grad_(second)
+        found, expected = (loss(x, y, logit_scale=5.0) for loss in (compiled, hk.clip_loss))
+        assert found.requires_grad == (first or second)
+        torch.testing.assert_close(found, expected)
+        if first or second:
+            asked = x if first else y
+            torch.testing.assert_close(*(torch.autograd.grad(loss, asked)[0] for loss in (found, expected)))
 
 
 def everything(x: Tensor, y: Tensor, queue: Tensor, scale: Tensor) -> tuple[Tensor, ...]:

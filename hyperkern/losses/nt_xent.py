@@ -229,7 +229,8 @@ def _check_views(
     check_choice("reduction", options.reduction, REDUCTIONS)
     if negatives is not None:
         check_columns("negatives", negatives, first, may_be_empty=True)
-    check_backend(backend, first, agreed)
+    if agreed.may_be_empty:
+        check_backend(backend, first, agreed)
     agreed.shard(**dict(zip(names, views, strict=True)))
     agreed.same(negatives=negatives)
     return options._replace(temperature=temperature)
