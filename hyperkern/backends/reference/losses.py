@@ -24,6 +24,7 @@ _SHORTEST = {dtype: max(1e-10, 2 * norm_eps(dtype)) for dtype in DTYPES}
 _LONGEST = 1e15
 # Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
 _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
+_PIECE_BYTES = 8 << 20
 # Of SigLIP's exponentials.
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
 # Beyond 40 log(1 + e^x) is x, to the last bit of float64.
@@ -94,8 +95,14 @@ class Grads(NamedTuple):
         rows, rstd = self.rows.all, self.rows.rstd
         if rows.shape[0] > self.all.shape[0]:
             rows, rstd = rows[: self.all.shape[0]], rstd[: self.all.shape[0]]
-        radial = (self.all * rows).sum(1, keepdim=True)
-        return self.all.addcmul_(rows, radial, value=-1), rstd * factor
+        # By pieces: the product of both is thrown away.
+        step = max(1, _PIECE_BYTES // (rows.shape[1] * rows.element_size()))
+        pieces = (
+            [(self.all, rows)] if rows.shape[0] <= step else zip(self.all.split(step), rows.split(step), strict=True)
+        )
+        for grad, unit in pieces:
+            grad.addcmul_(unit, (grad * unit).sum(1, keepdim=True), value=-1)
+        return self.all, rstd * factor
 
 
 def _prepared(normalize: bool, *features: Tensor) -> Rows:
