@@ -156,6 +156,24 @@ def test_a_frozen_side_takes_no_product(name: str, needs: tuple[bool, ...], expe
     assert products(name, needs) == expected
 
 
+@pytest.mark.parametrize("name", WHOLE)
+def test_any_inputs_may_be_frozen(name: str) -> None:
+    case = BY_NAME[name]
+    args = tensors(case, 9, 7, 4)
+    _, full = values_and_grads(case.ours, args)
+    for needed in range(1, 1 << len(args)):
+        given = [arg.detach().requires_grad_(bool(needed >> i & 1)) for i, arg in enumerate(args)]
+        outputs = case.ours(*given)
+        draw = torch.Generator().manual_seed(1)
+        cotangents = [torch.randn(out.shape, generator=draw, dtype=torch.float64) for out in outputs]
+        torch.autograd.backward(outputs, cotangents)
+        for arg, expected in zip(given, full, strict=True):
+            if arg.requires_grad:
+                assert_close(arg.grad, expected)
+            else:
+                assert arg.grad is None
+
+
 @pytest.mark.parametrize("size", [0, 1 << 18])
 @pytest.mark.parametrize("name", WHOLE)
 def test_no_tensor_is_larger_than_the_workspace_and_the_features(
