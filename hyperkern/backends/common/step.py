@@ -6,7 +6,7 @@ The rows of all features of a batch element stand in one operand, ``(B, T, D')``
 """
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -220,27 +220,22 @@ class Plan(NamedTuple):
         return any(name in self.need for name in ("x", "scale", "bias"))
 
 
-class Kernels(Protocol):
-    """What a backend launches. The state is what one function hands to the next, tensors alone."""
+class Kernels(NamedTuple):
+    """What a backend launches. The state is what `values` hands to `grads`.
 
-    def serves(self, plan: Plan) -> bool:
-        """Whether rows are short enough for the contraction in one pass."""
-        ...
+    Attributes:
+        serves: ``(plan)``, whether rows are short enough for the contraction in one pass.
+        values: ``(plan)``, the loss ``(B,)`` and the state. Prepares the rows; takes the sums, where there is a softmax,
+            and makes the factors of the weights of them; contracts for the other losses, if a gradient is needed, and
+            adds the sums.
+        grads: ``(plan, state, cotangent)``, the gradients that are needed, batched as the plan's features are, from
+            that of the loss, ``()`` or ``(B,)``. Contracts, where that has not been done, adds partial results and the
+            pairs of partners, and projects.
+    """
 
-    def values(self, plan: Plan) -> tuple[Tensor, State]:
-        """The loss ``(B,)`` and what `grads` needs besides.
-
-        Prepares the rows; where there is a softmax takes the sums and makes the factors of the weights of them; for the
-        other losses contracts, if a gradient is needed, and adds the sums.
-        """
-        ...
-
-    def grads(self, plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
-        """The gradients that are needed from that of the loss, ``()`` or ``(B,)``.
-
-        Contracts, where that has not been done, adds the partial results and the pairs of partners, and projects.
-        """
-        ...
+    serves: Callable[[Plan], bool]
+    values: Callable[[Plan], tuple[Tensor, State]]
+    grads: Callable[[Plan, State, Tensor], dict[str, Tensor]]
 
 
 class WholeLosses(NamedTuple):
@@ -275,7 +270,8 @@ class WholeLosses(NamedTuple):
         plan, cotangent = plan_of(inputs, spec, need), cotangents[0]
         assert plan is not None
         assert cotangent is not None
-        return self.kernels.grads(plan, state, cotangent)
+        grads = self.kernels.grads(plan, state, cotangent)
+        return {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
 
 
 def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:
@@ -298,7 +294,9 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
     else:
         sums = weights = of_energy
     share = 1 / (anchors * (2 if two_way and head == "softmax" or views == 2 else 1))
-    if not spec.mean:
+    if head == "energy":
+        share = 1.0
+    elif not spec.mean:
         share = 0.5 if two_way and head == "softmax" else 1.0
     return Plan(
         *(spec, need, _batched(x), _batched(y), _batched(queue), inputs.scale, inputs.bias, head, views, two_way),
