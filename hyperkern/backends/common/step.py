@@ -1,8 +1,8 @@
 """Whole losses by kernels: which rows meet which, what the kernels are told, and what is left to the composition.
 
-The rows of all features of a batch element stand in one operand, ``(B, T, D')`` in the dtype of the product: the anchors
+The rows of all features of a batch element stand in one operand, ``(B, T, D')`` in the dtype of the product: anchors
 ``x``, their partners ``y``, further candidates. The views of a symmetric loss alternate, row 2i is ``x_i`` and row
-2i + 1 is ``y_i``. A backend has five kernels over it, see `Kernels`.
+2i + 1 is ``y_i``.
 """
 
 from collections.abc import Callable, Collection
@@ -225,9 +225,8 @@ class Kernels(NamedTuple):
 
     Attributes:
         serves: ``(plan)``, whether rows are short enough for the contraction in one pass.
-        values: ``(plan)``, the loss ``(B,)`` and the state. Prepares the rows; takes the sums, where there is a softmax,
-            and makes the factors of the weights of them; contracts for the other losses, if a gradient is needed, and
-            adds the sums.
+        values: ``(plan)``, the loss ``(B,)`` and the state. Prepares the rows; where there is a softmax, takes the sums
+            and makes the factors of the weights of them; else contracts, if a gradient is needed, and adds the sums.
         grads: ``(plan, state, cotangent)``, the gradients that are needed, batched as the plan's features are, from
             that of the loss, ``()`` or ``(B,)``. Contracts, where that has not been done, adds partial results and the
             pairs of partners, and projects.
@@ -281,7 +280,7 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
     on_device = all(t is None or t.device == x.device for t in (inputs.scale, inputs.bias))
     if not spec.normalize or not on_device or (spec.loss == "info_nce" and not spec.in_batch):
         return None
-    anchors, two_way, views = x.shape[-2], spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
+    two_way, views = spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
     bounded = inputs.scale is None and is_bounded(spec.scale, _terms(spec, x, queue), x.dtype)
     if head == "energy" and not bounded:
         return None
@@ -293,16 +292,21 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
         weights = "bounded" if plain else "running" if two_way or views == 2 else "single"
     else:
         sums = weights = of_energy
-    share = 1 / (anchors * (2 if two_way and head == "softmax" or views == 2 else 1))
-    if head == "energy":
-        share = 1.0
-    elif not spec.mean:
-        share = 0.5 if two_way and head == "softmax" else 1.0
+    most = FLOAT16_WEIGHTS if of_energy is None and dtype == torch.float16 else 1.0
     return Plan(
         *(spec, need, _batched(x), _batched(y), _batched(queue), inputs.scale, inputs.bias, head, views, two_way),
-        *(sums, weights, share, FLOAT16_WEIGHTS if of_energy is None and dtype == torch.float16 else 1.0),
-        *(dtype, product, kind),
+        *(sums, weights, _share(spec, head, x.shape[-2]), most, dtype, product, kind),
     )
+
+
+def _share(spec: LossSpec, head: str, pairs: int) -> float:
+    """What a sum over anchors is multiplied by; of a softmax of two ways, or of views, there are two for each pair."""
+    if head == "energy":
+        return 1.0
+    two = spec.loss != "siglip" and (spec.loss in _TWO_WAY or spec.loss in _VIEWS)
+    if spec.mean:
+        return 1 / (2 * pairs if two else pairs)
+    return 0.5 if spec.loss == "clip_loss" else 1.0
 
 
 def _terms(spec: LossSpec, x: Tensor, queue: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""`contract_kernel`, `contract_sides_kernel`: weighted sums of rows in one pass, an attention forward without the maximum.
+"""`contract_kernel`, `contract_sides_kernel`: weighted sums of rows in one pass, attention without its maximum.
 
 For a block of rows it walks over the column tiles; a tile of weights lives in registers, between two products that
 share one tile of columns in shared memory. Each program owns its outputs: no atomics, and a fixed order of sums.

@@ -114,8 +114,8 @@ def softmax_head_kernel(
     TEMPERATURE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The loss ``(B,)``; for the gradient the factors and, where sums are relative to them, the maxima ``(B, rows)``, and
-    the weights of the positives ``(B, anchors)``.
+    """The loss ``(B,)``; for the gradient the factors and, where sums are relative to them, the maxima ``(B, rows)``,
+    and the weights of the positives ``(B, anchors)``.
 
     Row sums ``(row_parts, B, anchors)``, column sums ``(col_parts, B, anchors)``: those of the same anchors where views
     alternate, of their partners with ``TWO_WAY``.

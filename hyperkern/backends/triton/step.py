@@ -4,6 +4,7 @@ Rows, sums of the pairs and head make a softmax, three launches; backward are th
 again. The other losses have the contraction instead of the sums. Alignment + uniformity: see ``align_uniform.py``.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class _Prepared(NamedTuple):
     u: Tensor | None
     factor: Tensor | None
     lse: Tensor | None
-    count: Tensor
+    counters: Tensor
 
 
 class _Sides(NamedTuple):
@@ -67,14 +68,14 @@ def values(plan: Plan) -> tuple[Tensor, State]:
 def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradients that are needed, likewise."""
     if plan.head == "energy":
-        grad, total, count = state
-        return _finish(plan, grad, count, cotangent, total=total)
+        grad, total, counters = state
+        return _finish(plan, grad, counters, cotangent, total=total)
     if plan.head == "sigmoid":
-        grad, own, bias_sums, count = state
-        return _finish(plan, grad, count, cotangent, own=own, bias_sums=bias_sums)
-    rows, own, count, factor, *lse = state
+        grad, own, bias_sums, counters = state
+        return _finish(plan, grad, counters, cotangent, own=own, bias_sums=bias_sums)
+    rows, own, counters, factor, *lse = state
     sides = _contract(plan, rows, None, factor, lse[0] if lse else None)
-    return _finish(plan, sides.grad, count, cotangent, own=own)
+    return _finish(plan, sides.grad, counters, cotangent, own=own)
 
 
 def _choice(plan: Plan) -> Config | None:
@@ -120,14 +121,14 @@ def _shape(plan: Plan) -> dict[str, int]:
 def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
     blocks, blocks_further = _blocks(plan)
     x, batch, rows = plan.x, plan.batch, plan.rows
-    floats = {"dtype": torch.float32, "device": x.device}
+    empty = functools.partial(x.new_empty, dtype=torch.float32)
     out = _Prepared(
         torch.empty((batch, rows, x.shape[2]), dtype=plan.dtype, device=x.device),
-        None if plan.y is None else torch.empty((batch, plan.pairs), **floats),
-        torch.empty((batch, blocks + blocks_further), **floats) if plan.head == "energy" else None,
-        torch.empty((batch, rows), **floats) if plan.head == "sigmoid" else None,
-        torch.empty((batch, rows), **floats) if factors else None,
-        torch.empty((batch, rows), **floats) if factors and plan.weights != "bounded" else None,
+        None if plan.y is None else empty((batch, plan.pairs)),
+        empty((batch, blocks + blocks_further)) if plan.head == "energy" else None,
+        empty((batch, rows)) if plan.head == "sigmoid" else None,
+        empty((batch, rows)) if factors else None,
+        empty((batch, rows)) if factors and plan.weights != "bounded" else None,
         torch.empty(batch + 1, dtype=torch.int32, device=x.device),
     )
     # The head does not write those of candidates that are no anchors.
@@ -139,7 +140,7 @@ def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
         (
             *(x, plan.y, plan.queue, plan.scale, plan.bias, out.rows, out.positive, out.zeros, out.u),
             *((out.factor, out.lse) if one_way else (None, None)),
-            *(out.count, plan.pairs, plan.further, rows, blocks, blocks_further),
+            *(out.counters, plan.pairs, plan.further, rows, blocks, blocks_further),
             *(*strides(x), *strides(plan.y), *strides(plan.queue), norm_eps(x.dtype), plan.factor, plan.spec.bias),
         ),
         None,
@@ -163,7 +164,7 @@ def _softmax(plan: Plan) -> tuple[Tensor, State]:
         plan.x.device,
         (
             *(row, row_top, col, col_top, prepared.positive, plan.scale, prepared.factor, prepared.lse, own),
-            *(parts, prepared.count, loss, batch, plan.pairs, anchors, plan.rows, blocks, row.shape[0]),
+            *(parts, prepared.counters, loss, batch, plan.pairs, anchors, plan.rows, blocks, row.shape[0]),
             *(0 if col is None else col.shape[0], plan.factor, plan.spec.sigma, plan.share, plan.range),
         ),
         None,
@@ -176,7 +177,7 @@ def _softmax(plan: Plan) -> tuple[Tensor, State]:
     if own is None or prepared.factor is None:
         return loss, ()
     lse = () if prepared.lse is None else (prepared.lse,)
-    return loss, (prepared.rows, own, prepared.count, prepared.factor, *lse)
+    return loss, (prepared.rows, own, prepared.counters, prepared.factor, *lse)
 
 
 def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
@@ -189,9 +190,10 @@ def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
         grad, total, value, cuts = sides.grad, sides.sum, sides.value, sides.cuts[0]
     else:
         o = _operands(plan, plan.of_sums()[0], prepared.rows, prepared.u[:, :n].contiguous())
-        value = sum_parts(o, "softplus", need_cols=False, total=True)[0]
-        grad, total, cuts = value, None, value.shape[0]
+        value, total = sum_parts(o, "softplus", need_cols=False, total=True)[0], None
+        grad, cuts = value, value.shape[0]
     blocks = -(-n // _ANCHORS)
+    assert value is not None
     own = value.new_empty((batch, n)) if need_grad else None
     parts, loss, bias_sums = value.new_empty((2, batch, blocks)), value.new_empty(batch), value.new_empty(batch)
     launch(
@@ -199,13 +201,13 @@ def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
         batch * blocks,
         plan.x.device,
         (
-            *(value, total, prepared.positive, plan.bias, own, parts, prepared.count, loss, bias_sums),
+            *(value, total, prepared.positive, plan.bias, own, parts, prepared.counters, loss, bias_sums),
             *(batch, n, blocks, cuts, plan.spec.bias, plan.share),
         ),
         None,
         BLOCK=_ANCHORS,
     )
-    return loss, () if own is None else (grad, own, bias_sums, prepared.count)
+    return loss, () if own is None else (grad, own, bias_sums, prepared.counters)
 
 
 def _energy(plan: Plan) -> tuple[Tensor, State]:
@@ -235,7 +237,7 @@ def _energy(plan: Plan) -> tuple[Tensor, State]:
         None,
         BLOCK=min(2048, padded(n)),
     )
-    return loss, (grad, total, prepared.count)
+    return loss, (grad, total, prepared.counters)
 
 
 def _cuts(plan: Plan, jobs: list[Job], choice: Config) -> tuple[list[int], list[int]]:
@@ -286,7 +288,7 @@ def _contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None,
 def _finish(
     plan: Plan,
     grad: Tensor,
-    count: Tensor,
+    counters: Tensor,
     cotangent: Tensor,
     *,
     own: Tensor | None = None,
@@ -325,7 +327,7 @@ def _finish(
             *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, own, total, bias_sums, cotangent.contiguous()),
             *(found.get("x"), found.get("y") if plan.y is not None else None),
             *(found.get(queue) if plan.queue is not None else None, found.get("scale"), found.get("bias")),
-            *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, count),
+            *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, counters),
             *(plan.batch, plan.pairs, plan.further, blocks, blocks_further, rows_x, rows_y, cuts_x, cuts_y),
             plan.pairs if plan.y is not None else 0,
             *(*strides(plan.x), *strides(plan.y), *strides(plan.queue), norm_eps(plan.x.dtype), plan.spec.scale),

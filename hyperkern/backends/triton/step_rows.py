@@ -89,18 +89,17 @@ def prepare_rows_kernel(
     TEMPERATURE: tl.constexpr,
 ):
     """Unit rows of all features ``(B, rows, D)`` in the dtype of the product, with the scale in them where it is a
-    tensor; the logits of the positives ``(B, n)``; the numbers of zero rows ``(B, blocks + blocks_further)``; log-weights
-    ``(B, rows)``; factors and maxima ``(B, rows)`` of the candidates, 0; counters ``(B + 1,)``, 0.
+    tensor; the logits of the positives ``(B, n)``; the numbers of zero rows ``(B, blocks + blocks_further)``; the bias,
+    as log-weights ``(B, rows)``; factors and maxima ``(B, rows)`` of the candidates, 0; counters ``(B + 1,)``, 0.
 
     Each is made where its pointer is given. A program serves a block of anchors with their partners, or of the queue.
     """
     i_b = (tl.program_id(0) // (blocks + blocks_further)).to(tl.int64)
     i_block = tl.program_id(0) % (blocks + blocks_further)
     o_d = tl.arange(0, BLOCK_D)
-    if p_count is not None:
-        if i_block == 0:
-            tl.store(p_count + 1 + i_b, 0)
-            tl.store(p_count, 0, mask=i_b == 0)
+    if i_block == 0:
+        tl.store(p_count + 1 + i_b, 0)
+        tl.store(p_count, 0, mask=i_b == 0)
     if p_bias is not None:
         bias = tl.load(p_bias).to(tl.float32)
     if p_zeros is not None:
@@ -295,7 +294,7 @@ def finish_rows_kernel(
                 b_g *= b_factor
             o_out = o_rows[:, None] * DIM + o_d[None, :]
             tl.store(p_dqueue + o_out, project(b_g, b_q, b_rstd_q, eps, p_dqueue.dtype.element_ty), mask=mask)
-    if p_dbias is not None:
+    if p_dbias is not None:  # noqa: SIM102
         if tl.program_id(0) == 0:
             b_dbias = 0.0
             for i in range(batch):
