@@ -17,6 +17,8 @@ from .precision import product_of
 # What the weights of a softmax are multiplied by in float16: each is at most 1, and their sum of two below its range.
 FLOAT16_WEIGHTS = 4096.0
 
+KINDS = ("bfloat16", "float16", "tf32", "float32")
+
 _TWO_WAY = ("clip_loss", "siglip")
 _VIEWS = ("nt_xent", "dcl", "dclw")
 _HEADS = {
@@ -253,7 +255,9 @@ class WholeLosses(NamedTuple):
         if plan is None or not self.kernels.serves(plan):
             return None
         value, state = self.kernels.values(plan)
-        return (value.view(inputs.x.shape[:-2]),), state if need else ()
+        # The setting of `torch.set_float32_matmul_precision` may be another one when the gradient is asked for.
+        kind = value.new_empty((0, KINDS.index(plan.kind)))
+        return (value.view(inputs.x.shape[:-2]),), (kind, *state) if need else ()
 
     def loss_grad(
         self,
@@ -266,15 +270,19 @@ class WholeLosses(NamedTuple):
         """The gradients that are needed, by the name of the input."""
         if spec.loss == "align_uniform":
             return self.align_uniform.loss_grad(inputs, spec, need, state, cotangents)
-        plan, cotangent = plan_of(inputs, spec, need), cotangents[0]
+        kind, cotangent = state[0], cotangents[0]
+        plan = plan_of(inputs, spec, need, kind=KINDS[kind.shape[1]])
         assert plan is not None
         assert cotangent is not None
-        grads = self.kernels.grads(plan, state, cotangent)
+        grads = self.kernels.grads(plan, state[1:], cotangent)
         return {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
 
 
-def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:
-    """How a loss is computed in one piece; ``None`` where it is not."""
+def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str], *, kind: str | None = None) -> Plan | None:
+    """How a loss is computed in one piece; ``None`` where it is not.
+
+    ``kind`` is that of the operand where there is one already.
+    """
     x, head = inputs.x, _HEADS[spec.loss]
     y, queue = (None, inputs.y) if head == "energy" else (inputs.y, inputs.queue)
     on_device = all(t is None or t.device == x.device for t in (inputs.scale, inputs.bias))
@@ -285,7 +293,11 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
     if head == "energy" and not bounded:
         return None
     of_energy = {"energy": "exp", "sigmoid": "softplus"}.get(head)
-    dtype, product, kind = product_of(spec.precision, of_energy or "bounded", spec.scale, log_weights=False)
+    precision = kind or spec.precision
+    if kind == "float32":  # that of a kind is exact, that of an input is a matter of the setting
+        dtype, product = torch.float32, "tf32x3"
+    else:
+        dtype, product, kind = product_of(precision, of_energy or "bounded", spec.scale)
     plain = bounded and kind != "float32"
     if of_energy is None:
         sums = "exp" if plain else "running"

@@ -13,11 +13,10 @@ def factor_of_logits(p_scale, scale, TEMPERATURE: tl.constexpr):
     if p_scale is None:
         b_factor, b_root = scale, scale
     else:
-        # Its rounding is in every logit, that of the root twice.
-        b_scale = tl.load(p_scale).to(tl.float64)
+        b_factor = tl.load(p_scale).to(tl.float32)
         if TEMPERATURE:
-            b_scale = 1.0 / b_scale
-        b_factor, b_root = b_scale.to(tl.float32), tl.sqrt(b_scale).to(tl.float32)
+            b_factor = tl.math.div_rn(1.0, b_factor)
+        b_root = tl.math.sqrt_rn(b_factor)
     return b_factor, b_root
 
 
