@@ -197,7 +197,7 @@ def _pairwise(
 def _row_wise(architecture: Architecture, kernel: str, dtype: str, dim: int, use: dict[str, Any]) -> Case:
     block_rows, block_d = row_block(dim)
     names = KERNELS[kernel].arg_names
-    constants = {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, **use}
+    constants = {"DIM": dim, "WIDTH": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, **use}
     constants = {name: value for name, value in constants.items() if name in names}
     features = ("p_x", "p_y", "p_queue", "p_dx", "p_dy", "p_dqueue", "p_operand", "p_rows")
     types = dict.fromkeys(features, "*" + dtype) if "DIM" in names else {}
