@@ -1,5 +1,6 @@
 """Which rows of the operand of a whole loss meet which, as launches: operands of the sums, both sides contracted."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -17,13 +18,15 @@ _NO_COLUMN = 1 << 30  # the shift of an exclusion that excludes nothing
 
 
 class Sides(NamedTuple):
-    """The outputs of contractions one behind the other, ``(cuts, B, rows)`` of each, and where each starts."""
+    """The outputs of contractions one behind the other, ``(cuts, B, rows)`` of each, and where each starts and the
+    last ends.
+    """
 
     grad: Tensor
     sum: Tensor
     value: Tensor | None
-    cuts: list[int]
-    starts: list[int]
+    cuts: tuple[int, ...]
+    starts: tuple[int, ...]
 
 
 def width(plan: Plan) -> int:
@@ -56,26 +59,31 @@ def _exclusion(plan: Plan, own: bool) -> str:
     return "views" if plan.views == 2 else "self"
 
 
-def cuts_of(plan: Plan, jobs: list[Job], choice: Config) -> tuple[list[int], list[int]]:
-    """Into how many ranges the columns of each side are cut, and where the rows of its outputs start."""
-    multiprocessors = _architecture(plan).multiprocessors
-    programs = plan.batch * sum(-(-job.rows // choice.block_m) for job in jobs)
-    cuts, starts, end = [], [], 0
+def cuts_of(plan: Plan, jobs: tuple[Job, ...], choice: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Into how many ranges the columns of each side are cut, and where the rows of its outputs start; and their end."""
+    return _cuts(jobs, plan.batch, width(plan), choice, _architecture(plan).multiprocessors)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cuts(
+    jobs: tuple[Job, ...], batch: int, dim: int, choice: Config, multiprocessors: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    programs = batch * sum(-(-job.rows // choice.block_m) for job in jobs)
+    cuts: list[int] = []
+    starts = [0]
     for job in jobs:
-        bytes_per_cut = 4 * plan.batch * job.rows * width(plan)
-        cuts.append(cut(programs, -(-job.cols // choice.block_n), bytes_per_cut, multiprocessors))
-        starts.append(end)
-        end += cuts[-1] * plan.batch * job.rows
-    return cuts, [*starts, end]
+        cuts.append(cut(programs, -(-job.cols // choice.block_n), 4 * batch * job.rows * dim, multiprocessors))
+        starts.append(starts[-1] + cuts[-1] * batch * job.rows)
+    return tuple(cuts), tuple(starts)
 
 
 def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, lse: Tensor | None) -> Sides:
     """All sides that are needed, two in one launch."""
     jobs, choice = plan.of_weights(), choice_of(plan)
     assert choice is not None
-    cuts, (*starts, end) = cuts_of(plan, jobs, choice)
-    grad = rows.new_empty((end, width(plan)), dtype=torch.float32)
-    sums = grad.new_empty(end)
+    cuts, starts = cuts_of(plan, jobs, choice)
+    grad = rows.new_empty((starts[-1], width(plan)), dtype=torch.float32)
+    sums = grad.new_empty(starts[-1])
     value = torch.empty_like(sums) if plan.weights == "softplus" else None
     o = operands(plan, jobs[0], rows)
     own = any(job.own for job in jobs)

@@ -182,11 +182,11 @@ def _energy(plan: Plan) -> tuple[Tensor, State]:
     if plan.need:
         sides = contract(plan, prepared.rows, None, None, None)
         grad, cuts = sides.grad, sides.cuts
-        sums = [sides.sum[start:] for start in sides.starts]
+        sums = [sides.sum[start:] for start in sides.starts[:-1]]
     else:
         found = [operands(plan, job, prepared.rows) for job in of_sums]
         sums = [sum_parts(o, "exp", need_cols=False, total=True)[0] for o in found]
-        grad, cuts = sums[0], [part.shape[0] for part in sums]
+        grad, cuts = sums[0], tuple(part.shape[0] for part in sums)
     by_own = {job.own: (part, c) for job, part, c in zip(of_sums, sums, cuts, strict=False)}
     (of_queue, cuts_queue), (distinct, cuts_distinct) = by_own.get(False, (None, 0)), by_own.get(True, (None, 0))
     total, loss = grad.new_empty(batch), grad.new_empty(batch)
