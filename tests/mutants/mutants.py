@@ -469,8 +469,8 @@ MUTANTS = [
         "weights of float16 are as small as they come",
         "backends/common/step.py",
         "FLOAT16_WEIGHTS = 4096.0",
-        "FLOAT16_WEIGHTS = 2.0**-12",
-        f"{WHOLE}::test_half_precision[triton-cpu-torch.float16-clip_loss]",
+        "FLOAT16_WEIGHTS = 1.0",
+        f"{WHOLE}::test_a_confident_model_in_half_precision[triton-cpu-clip_loss]",
     ),
     _mutant(
         "the operand is taken for what the setting of products is now",
