@@ -45,6 +45,7 @@ BLOCKS = "losses/test_values.py::test_many_blocks"
 TEXTBOOK = "losses/test_values.py::test_matches_textbook"
 PRIMITIVES = "backends/test_primitives.py"
 WHOLE = "backends/test_whole_losses.py"
+LAUNCH = "backends/test_triton_launch.py"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -379,6 +380,34 @@ MUTANTS = [
         "input_precision=PRECISION",
         'input_precision="tf32"',
         "backends/test_triton_precision.py::test_three_products_of_the_tensor_cores_for_one_of_float32",
+    ),
+    _mutant(
+        "a kernel for aligned addresses is launched with any",
+        "backends/triton/kept.py",
+        "arg.data_ptr() & 15 == 0",
+        "arg.data_ptr() & 7 == 0",
+        f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
+    ),
+    _mutant(
+        "a kernel for 32-bit integers is launched with wider ones",
+        "backends/triton/kept.py",
+        "-_INT32 <= arg < _INT32",
+        "-_INT64 <= arg < _INT64",
+        f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
+    ),
+    _mutant(
+        "constants of a kept kernel come in the order of the call",
+        "backends/triton/kept.py",
+        "constants[name] for name in known.constants",
+        "constants[name] for name in constants",
+        f"{LAUNCH}::test_the_second_launch_is_the_first_without_triton",
+    ),
+    _mutant(
+        "a panel is compiled anew for numbers of rows",
+        "backends/triton/panel.py",
+        ', "stride_row_b", "stride_col_b"',
+        "",
+        f"{LAUNCH}::test_batches_of_any_size_have_the_same_kernels",
     ),
     _mutant(
         "one column too many",
