@@ -5,8 +5,8 @@ import torch
 from conftest import DEVICE
 from torch import Tensor
 
+from hyperkern.backends.common.step import AlignUniformOptions
 from hyperkern.backends.cuda import library, step
-from hyperkern.spec import AlignUniformOptions
 
 pytestmark = [
     pytest.mark.skipif(library.objection(DEVICE) is not None, reason=str(library.objection(DEVICE))),
