@@ -147,7 +147,7 @@ def _softmax(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
         (
             *(row, row_top, col, col_top, prepared.positive, plan.scale, prepared.factor, prepared.lse, own),
             *(parts, prepared.counters, loss, batch, plan.pairs, anchors, plan.rows, blocks, row.shape[0]),
-            *(0 if col is None else col.shape[0], plan.factor, plan.spec.sigma, plan.share, plan.range),
+            *(0 if col is None else col.shape[0], plan.factor, plan.spec.sigma, 1 / plan.share, plan.range),
         ),
         None,
         HEAD=plan.head,
@@ -183,7 +183,7 @@ def _sigmoid(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
         plan.x.device,
         (
             *(value, total, prepared.positive, plan.bias, own, parts, prepared.counters, loss, bias_sums),
-            *(batch, n, blocks, cuts, plan.spec.bias, plan.share),
+            *(batch, n, blocks, cuts, plan.spec.bias, 1 / plan.share),
         ),
         None,
         BLOCK=_ANCHORS,
