@@ -98,7 +98,7 @@ class Gpu:
 def run_losses(rows: int, dim: int) -> None:
     """Every kernel of the backend on a batch of so many rows."""
     from hyperkern.backends import load
-    from hyperkern.backends.common.step import AlignUniformOptions, PairSpec, PairTerms
+    from hyperkern.spec import LossInputs, LossSpec, PairSpec, PairTerms
 
     backend: Any = load("triton")
     x, y, u = torch.randn(1, rows, dim), torch.randn(1, rows, dim), torch.zeros(1, rows)
@@ -110,22 +110,35 @@ def run_losses(rows: int, dim: int) -> None:
         backend.pair_grad(x, y, terms, spec, u, u, u, u, need_x=True, need_y=True)
         backend.energy(x, None, PairTerms(), spec, "exp", need_x=True, need_y=False)
         backend.energy(x, None, PairTerms(), spec, "exp", need_x=False, need_y=False)
-    options = AlignUniformOptions(2.0, 2.0, 1.0, 1.0)
-    results, state = backend.align_uniform(x[0], y[0], options, "bfloat16", need_grad=True)
-    backend.align_uniform_grad(x[0], y[0], state, options, results)
+    x, y, queue, scale = x[0], y[0], torch.randn(rows + 3, dim), torch.tensor(7.0)
+    for spec, inputs in (
+        (LossSpec("align_uniform", 4.0, precision="bfloat16"), LossInputs(x, y)),
+        (LossSpec("clip_loss", 9.0, precision="bfloat16"), LossInputs(x, y)),
+        (LossSpec("info_nce", temperature=True, precision="bfloat16"), LossInputs(x, y, queue, scale)),
+        (LossSpec("nt_xent", 9.0, precision="bfloat16"), LossInputs(x, y)),
+        (LossSpec("dclw", temperature=True, precision="float32"), LossInputs(x, y, scale=scale)),
+        (LossSpec("siglip", precision="bfloat16"), LossInputs(x, y, scale=scale, bias=scale)),
+        (LossSpec("uniformity", 4.0, precision="bfloat16"), LossInputs(x, queue)),
+    ):
+        need = [name for name, value in zip(inputs._fields, inputs, strict=True) if value is not None]
+        found = backend.loss(inputs, spec, need)
+        if found is not None:  # rows are not too long for one pass
+            needed = {name: getattr(inputs, name) for name in need}
+            backend.loss_grad(needed, spec, found.state, found.values)
 
 
 def main() -> None:
     """Prints for each D and batch size how often each kernel was launched, looked for and compiled."""
-    from hyperkern.backends.triton import config, operands, primitives, rows, step
+    from hyperkern.backends.triton import align_uniform, config, operands, primitives, rows, sides, step
 
     launch = operands.launch
 
     def launch_on_gpu(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
         launch(kernel, programs, torch.device("cuda", 0), *args, **constants)
 
-    operands.architecture_of = step.architecture_of = lambda x, pairs: config.of_name("sm_90")
-    for user in (primitives, rows, step):
+    for user in (operands, align_uniform, sides):
+        user.architecture_of = lambda x, pairs: config.of_name("sm_90")
+    for user in (primitives, rows, step, align_uniform, sides):
         user.launch = launch_on_gpu
     gpu = Gpu()
     gpu.install(SimpleNamespace(setattr=setattr))
