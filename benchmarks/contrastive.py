@@ -326,7 +326,7 @@ because each of the many short products of a block waits for a thread that is no
 give PyTorch fewer threads.
 
 The originals multiply all features at once and store the matrix of all logits, several times over in backward. These
-walk over it in blocks, once where the exponentials find room in the workspace (64 MiB: 4096 rows); what does not is made
+walk over it in blocks, once where the exponentials find room in the workspace (64 MiB: 4096 rows); the others are made
 again for the gradient, up to 8 N²D operations for 6 of one pair of views. PyTorch Metric Learning's
 NT-Xent stores the positive pairs times the negative ones, 8 N³ numbers: hence its small N.
 

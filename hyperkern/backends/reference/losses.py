@@ -155,7 +155,18 @@ class _Softmax:
         self.rows, self.scale = rows, scale
         self.shift = _shift(abs(scale) * rows.bound * 1.0001, terms, rows.all.dtype)
         self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.all.dtype] if self.shift else 0.0
-        self.value = rows.all.new_zeros(())
+        self._value: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The sum over the anchors so far."""
+        assert self._value is not None
+        return self._value
+
+    def add(self, losses: Tensor) -> None:
+        """Those of some anchors."""
+        total = losses.sum()
+        self._value = total if self._value is None else self._value.add_(total)
 
     def pairs(
         self, x: Tensor, y: Tensor, left_out: tuple[int, ...] = (), read: tuple[tuple[int, Tensor], ...] = ()
@@ -181,7 +192,7 @@ class _Softmax:
         if self.shift:
             self.check(sums)
         excess = sums.log().sub_(positives)
-        self.value += F.softplus(excess, threshold=_SOFTPLUS_IS_LINEAR).sum()
+        self.add(F.softplus(excess, threshold=_SOFTPLUS_IS_LINEAR))
         return sums.add_(positives.exp()).reciprocal_(), excess.sigmoid_()
 
     def decoupled(self, sums: Tensor, positives: Tensor, weights: Tensor | None) -> Tensor:
@@ -190,7 +201,7 @@ class _Softmax:
             self.check(sums)
         if weights is not None:
             positives = (positives + self.shift) * weights - self.shift
-        self.value += (sums.log() - positives).sum()
+        self.add(sums.log() - positives)
         return sums.reciprocal_()
 
 
@@ -306,7 +317,8 @@ def _clip_loss(call: Call) -> WholeLoss:
 
     def head(sums: Tensor) -> Weights:
         factors, missed = softmax.coupled(sums, positives)
-        return Weights(factors[0], factors[1], {0: missed.sum(0).neg_()})
+        row, col = factors.unbind()
+        return Weights(row, col, {0: missed.sum(0).neg_()})
 
     two_sided(softmax.pairs(x, y, (0,), ((0, positives),)), head, grads.of[0], grads.of[1])
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * pairs, per_pair=2)
@@ -365,7 +377,7 @@ def _sup_con(call: Call) -> WholeLoss:
     def head(group: slice, sums: Tensor) -> Weights:
         if softmax.shift:
             softmax.check(sums)
-        softmax.value += (sums.log() - positives[group]).masked_fill_(~has_positive[group], 0).sum()
+        softmax.add((sums.log() - positives[group]).masked_fill_(~has_positive[group], 0))
         return Weights(sums.reciprocal_().masked_fill_(~has_positive[group], 0), None, {})
 
     if symmetric:
@@ -509,6 +521,12 @@ def loss_grad(
 def _features(needed: dict[str, Tensor], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
     """The gradients of the features: ``along`` the sphere of the first rows of all, and a factor of each or of all."""
     found: dict[str, Tensor] = {}
+    sizes = [x.shape[0] for name, x in needed.items() if name in ("x", "y", "queue")]
+    if sum(sizes) == along.shape[0] and factor.dim():  # those of all, in their order
+        grads = zip(along.split_with_sizes(sizes), factor.split_with_sizes(sizes), strict=True)
+        for (name, x), (grad, scale) in zip(needed.items(), grads, strict=False):
+            found[name] = (grad * scale).to(x.dtype)
+        return found
     stop = along.shape[0]
     for name in ("queue", "y", "x"):  # there are rows up to the last that is needed
         if name in needed:

@@ -78,7 +78,7 @@ class Pairs(NamedTuple):
         for offset, values in self.read:
             if (found := _diagonal(out, tile, offset)) is not None:
                 diagonal, rows = found
-                values[rows].copy_(diagonal)
+                (values if _of_all_rows(tile, offset) else values[rows]).copy_(diagonal)
         out.exp_()
         for offset in self.left_out:
             if (found := _diagonal(out, tile, offset)) is not None:
@@ -120,11 +120,16 @@ def _diagonal(values: Tensor, tile: Tile, offset: int) -> tuple[Tensor, slice] |
     return diagonal, slice(start, start + diagonal.shape[0])
 
 
+def _of_all_rows(tile: Tile, offset: int) -> bool:
+    """Whether a diagonal of the tile has an element of every row, so that it needs no slice of a vector."""
+    return tile.whole and offset == 0 and tile.shape[0] <= tile.shape[1]
+
+
 def put_weights(weights: Tensor, tile: Tile, own: dict[int, Tensor]) -> None:
     """Puts the weights of the positives where they belong."""
     for offset, of_rows in own.items():
         if (found := _diagonal(weights, tile, offset)) is not None:
-            found[0].copy_(of_rows[found[1]])
+            found[0].copy_(of_rows if _of_all_rows(tile, offset) else of_rows[found[1]])
 
 
 class Weights(NamedTuple):
