@@ -104,7 +104,7 @@ def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, 
             (
                 *(rows, u, lse, factor, grad[starts[i] :], sums[starts[i] :]),
                 sums[starts[i] :] if value is None else value[starts[i] :],
-                *(plan.batch, plan.rows, programs[0], *told[0], *told[-1], rows.stride(1)),
+                *(plan.batch, plan.rows, programs[0], *told[0], *told[-1]),
                 *(plan.factor * o.unit(plan.weights), o.shift(plan.weights) * o.unit(plan.weights)),
             ),
             choice,
