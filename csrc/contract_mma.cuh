@@ -30,15 +30,14 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
   [[maybe_unused]] constexpr int kUnrolledPanels = kPanels > 4 ? 1 : kPanels;
   constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
-  const int i_block = ptx::block() % args.blocks;
-  const int i_cut = ptx::block() / args.blocks % args.cuts;
-  const int i_b = ptx::block() / args.blocks / args.cuts;
-  const Pairs pairs = of_batch(args.pairs, i_b);
-  const unsigned char* x_data = x.data + i_b * x.stride_b;
-  const unsigned char* y_data = y.data + i_b * y.stride_b;
+  const ContractPart part(args);
+  const Pairs pairs = part.pairs(args);
+  const int first_row = part.i_block * T::kRows;
+  if (first_row >= pairs.m) return;
+  const unsigned char* x_data = x.data + part.i_row_b * x.stride_b;
+  const unsigned char* y_data = y.data + part.i_col_b * y.stride_b;
   const int bytes = pairs.dim * Operand::kBytes;
-  const int first_row = i_block * T::kRows;
-  const Range range = cut_range(args.tiles, args.cuts, i_cut);
+  const Range range = part.range(args, T::kCols);
 
   const uint32_t x_tile = ptx::shared_address(ptx::shared_memory());
   const uint32_t ring = x_tile + T::kRows * kDim * Operand::kBytes;

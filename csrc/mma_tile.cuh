@@ -5,10 +5,11 @@
 
 namespace hyperkern {
 
-// A matrix of rows in global memory, in bytes.
+// Matrices of rows in global memory, in bytes.
 struct Matrix {
   const unsigned char* data;
   int64_t stride_b, stride_m;  // multiples of 16
+  int batch, rows;
 };
 
 // Starts the copy of one panel, `kRows` rows of 128 bytes, to shared memory; zeros beyond the end of rows and columns.

@@ -10,13 +10,13 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
   library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int, int)");
   library.def(
       "sums(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, int exclude, "
-      "int row_shift, float scale, float offset, bool rounded, int task, bool split, bool triangle, int stripes, "
-      "int cuts, "
+      "int row_shift, int views, int col_turn, float scale, float offset, bool rounded, int task, bool split, "
+      "bool triangle, int stripes, int cuts, "
       "Tensor(a!) row, Tensor(b!)? row_second, Tensor(c!)? col, Tensor(d!)? weights) -> ()");
   library.def(
       "contract(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, "
-      "int exclude, int row_shift, float scale, float offset, bool rounded, int weight, bool split, int cuts, "
-      "float out_scale, "
+      "int exclude, int row_shift, int views, int[] sides, float scale, float offset, bool rounded, int weight, "
+      "bool split, int cuts, float out_scale, "
       "Tensor(a!) grad, Tensor(b!) sum, Tensor(c!)? value) -> ()");
   library.def("prepare(Tensor x, float eps, Tensor(a!) unit, Tensor(b!) rstd) -> ()");
   library.def("finish(Tensor grad, Tensor unit, Tensor rstd, float eps, Tensor(a!) dx) -> ()");

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace hyperkern {
 
@@ -24,16 +25,17 @@ std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64
 void sums(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
-    int64_t row_shift, double scale, double offset, bool rounded, int64_t task_code, bool split, bool triangle,
-    int64_t stripes, int64_t cuts, const torch::stable::Tensor& row, const OptionalTensor& row_second,
-    const OptionalTensor& col, const OptionalTensor& weights);
+    int64_t row_shift, int64_t views, int64_t col_turn, double scale, double offset, bool rounded, int64_t task_code,
+    bool split, bool triangle, int64_t stripes, int64_t cuts, const torch::stable::Tensor& row,
+    const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights);
 
 // Weighted sums of rows in one pass: see contract_results.cuh.
 void contract(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
-    int64_t row_shift, double scale, double offset, bool rounded, int64_t weight_code, bool split, int64_t cuts,
-    double out_scale, const torch::stable::Tensor& grad, const torch::stable::Tensor& sum, const OptionalTensor& value);
+    int64_t row_shift, int64_t views, const std::vector<int64_t>& sides, double scale, double offset, bool rounded,
+    int64_t weight_code, bool split, int64_t cuts, double out_scale, const torch::stable::Tensor& grad,
+    const torch::stable::Tensor& sum, const OptionalTensor& value);
 
 // Unit rows (batch, rows, D) of x and 1 / max(length, eps).
 void prepare(

@@ -23,7 +23,7 @@ Matrix operand(const Tensor& x, const char* name) {
       shape_of(x), " with strides (", x.stride(0), ", ", x.stride(1), ", ", x.stride(2), ")");
   // The TMA unit knows no stride of 0, and of a batch of one nobody reads it.
   const int64_t stride_b = x.size(0) == 1 ? x.size(1) * x.stride(1) : x.stride(0);
-  return {data, stride_b * bytes, x.stride(1) * bytes};
+  return {data, stride_b * bytes, x.stride(1) * bytes, to_int(x.size(0), name), to_int(x.size(1), name)};
 }
 
 void check_operands(const Tensor& x, const Tensor& y) {
@@ -68,10 +68,14 @@ constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {0, 2, 3, 1};
 
 // `cols` is what the tiles cover, of which the terms must be readable; pairs of them are read at once.
 Pairs make_pairs(
-    const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, double scale,
-    double offset, bool rounded, int64_t row_count, int64_t col_count, int64_t cols) {
+    const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, int64_t views,
+    double scale, double offset, bool rounded, int64_t row_count, int64_t col_count, int64_t cols) {
   HYPERKERN_REQUIRE(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
+  // A tile off the diagonal has no pair of a group: tiles start at even rows and columns.
+  HYPERKERN_REQUIRE(
+      views == 1 || (views == 2 && row_shift == 0), "views must be 1, or 2 without a row_shift, got ", views);
   Pairs pairs{};
+  pairs.group_bits = static_cast<int>(views) - 1;
   pairs.exclude = static_cast<Exclude>(exclude);
   pairs.batch = to_int(x.size(0), "the batch size");
   pairs.m = to_int(x.size(1), "the number of rows");
@@ -104,6 +108,31 @@ Pairs make_pairs(
     pairs.col_ids_stride_b = from.col_ids->stride(0);
   }
   return pairs;
+}
+
+// The problems of a grid: five numbers each, see ContractSide; none for all batch elements of x against those of y.
+void set_sides(ContractArgs& args, const Tensor& x, const Tensor& y, const std::vector<int64_t>& sides, int64_t batch) {
+  constexpr size_t kNumbers = 5;
+  const size_t count = sides.size() / kNumbers;
+  HYPERKERN_REQUIRE(
+      sides.size() % kNumbers == 0 && count <= kMostSides, "sides has five numbers for each of at most ", kMostSides,
+      ", got ", sides.size());
+  args.pairs.m = args.pairs.n = 0;
+  args.problems = to_int(batch / static_cast<int64_t>(count), "the batch size");
+  args.pairs.batch = args.problems * static_cast<int>(count);
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t* from = &sides[i * kNumbers];
+    ContractSide& side = args.sides[i];
+    side = {
+        to_int(from[0], "the first batch element of rows"), to_int(from[1], "the first batch element of columns"),
+        to_int(from[2], "the rows of a side"), to_int(from[3], "the columns of a side"), from[4] != 0};
+    HYPERKERN_REQUIRE(
+        from[0] + args.problems <= x.size(0) && from[1] + args.problems <= y.size(0) && from[2] <= x.size(1) &&
+            from[3] <= y.size(1),
+        "side ", i, " is not within x ", shape_of(x), " and y ", shape_of(y));
+    if (side.m > args.pairs.m) args.pairs.m = side.m;
+    if (side.n > args.pairs.n) args.pairs.n = side.n;
+  }
 }
 
 // A grid has at most 2^31 - 1 blocks; the launchers multiply in 32 bits.
@@ -160,9 +189,9 @@ std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64
 
 void sums(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
-    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    double offset, bool rounded, int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts,
-    const Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
+    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, int64_t views,
+    int64_t col_turn, double scale, double offset, bool rounded, int64_t task_code, bool split, bool triangle,
+    int64_t stripes, int64_t cuts, const Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
   const Task task = static_cast<Task>(task_code);
@@ -183,10 +212,14 @@ void sums(
       "stripes must be between 1 and the number of row blocks (", schedule.blocks, ") and cuts at least 1, got ",
       stripes, " and ", cuts);
   args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, rounded,
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
       stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1,
       static_cast<int64_t>(schedule.tiles) * size.cols);
+  HYPERKERN_REQUIRE(
+      col_turn >= 0 && (col_turn == 0 || col_turn < x.size(0)), "col_turn must be at least 0 and less than ",
+      x.size(0), ", got ", col_turn);
+  args.pairs.col_turn = static_cast<int>(col_turn);
   check_grid(args.pairs, schedule.stripes, schedule.cuts);
   HYPERKERN_REQUIRE(task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
   HYPERKERN_REQUIRE(task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
@@ -224,9 +257,9 @@ void sums(
 
 void contract(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
-    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    double offset, bool rounded, int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad,
-    const Tensor& sum, const OptionalTensor& value) {
+    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, int64_t views,
+    const std::vector<int64_t>& sides, double scale, double offset, bool rounded, int64_t weight_code, bool split,
+    int64_t cuts, double out_scale, const Tensor& grad, const Tensor& sum, const OptionalTensor& value) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
   const Weight weight = static_cast<Weight>(weight_code);
@@ -235,25 +268,27 @@ void contract(
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
   const TileSize size = contract_tile(bytes, static_cast<int>(x.size(2)), weight, wgmma);
   ContractArgs args{};
-  args.blocks = ceil_div(x.size(1), size.rows);
-  args.tiles = ceil_div(y.size(1), size.cols);
   args.cuts = to_int(cuts, "cuts");
   HYPERKERN_REQUIRE(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
   args.out_scale = static_cast<float>(out_scale);
+  const int64_t cols = static_cast<int64_t>(ceil_div(y.size(1), size.cols)) * size.cols;
   args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, rounded,
-      kRowTerms[weight_code], kColTerms[weight_code], static_cast<int64_t>(args.tiles) * size.cols);
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
+      kRowTerms[weight_code], kColTerms[weight_code], cols);
+  const int64_t batch = sides.empty() ? x.size(0) : sum.dim() == 3 ? sum.size(1) : 0;
+  set_sides(args, x, y, sides.empty() ? std::vector<int64_t>{0, 0, x.size(1), y.size(1), 1} : sides, batch);
+  args.blocks = ceil_div(args.pairs.m, size.rows);
   check_grid(args.pairs, args.blocks, args.cuts);
   HYPERKERN_REQUIRE(
       weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
   HYPERKERN_REQUIRE(
       weight != Weight::kTwo || args.pairs.row_terms != nullptr, "weight ", weight_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
-  args.grad = result(grad, "grad", x, cuts, x.size(0), x.size(1), x.size(2));
-  args.sum = result(sum, "sum", x, cuts, x.size(0), x.size(1));
+  args.grad = result(grad, "grad", x, cuts, args.pairs.batch, args.pairs.m, x.size(2));
+  args.sum = result(sum, "sum", x, cuts, args.pairs.batch, args.pairs.m);
   HYPERKERN_REQUIRE(value.has_value() || weight != Weight::kSoftplus, "softplus needs value");
-  if (weight == Weight::kSoftplus) args.value = result(*value, "value", x, cuts, x.size(0), x.size(1));
-  if (x.size(0) == 0 || args.blocks == 0) return;
+  if (weight == Weight::kSoftplus) args.value = result(*value, "value", x, cuts, args.pairs.batch, args.pairs.m);
+  if (args.pairs.batch == 0 || args.blocks == 0) return;
   const DeviceGuard guard(x);
   const Stream stream = current_stream(x);
   with_operand(

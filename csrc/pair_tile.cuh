@@ -33,18 +33,26 @@ struct Pairs {
   int64_t row_ids_stride_b, col_ids_stride_b;
   int64_t row_shift;  // row i excludes column i + row_shift
   int m, n, dim, batch;
+  int col_turn;  // the columns of batch element i are those of i + col_turn, counted around: both sides in one grid
   Exclude exclude;
+  int group_bits;  // kSelf: rows and columns in the same group of 2^group_bits consecutive ones are left out
   float scale;
   float offset;  // added to every p_i, but not to p'_i
   bool rounded;  // whether products are rounded before anything is added to them, for kExp and kFactor
 };
 
-// The pointers of one batch element.
-HYPERKERN_DEVICE Pairs of_batch(Pairs pairs, int i_b) {
-  if (pairs.row_terms != nullptr) pairs.row_terms += i_b * pairs.row_terms_stride_b;
-  if (pairs.col_terms != nullptr) pairs.col_terms += i_b * pairs.col_terms_stride_b;
-  if (pairs.row_ids != nullptr) pairs.row_ids += i_b * pairs.row_ids_stride_b;
-  if (pairs.col_ids != nullptr) pairs.col_ids += i_b * pairs.col_ids_stride_b;
+// The batch element of the columns that meet the rows of one.
+HYPERKERN_DEVICE int col_batch(const Pairs& pairs, int i_b) {
+  const int turned = i_b + pairs.col_turn;
+  return turned < pairs.batch ? turned : turned - pairs.batch;
+}
+
+// The pointers of one batch element of rows and one of columns.
+HYPERKERN_DEVICE Pairs of_batch(Pairs pairs, int i_row_b, int i_col_b) {
+  if (pairs.row_terms != nullptr) pairs.row_terms += i_row_b * pairs.row_terms_stride_b;
+  if (pairs.col_terms != nullptr) pairs.col_terms += i_col_b * pairs.col_terms_stride_b;
+  if (pairs.row_ids != nullptr) pairs.row_ids += i_row_b * pairs.row_ids_stride_b;
+  if (pairs.col_ids != nullptr) pairs.col_ids += i_col_b * pairs.col_ids_stride_b;
   return pairs;
 }
 
@@ -159,7 +167,7 @@ HYPERKERN_DEVICE void mask_pairs(
     float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
   static_assert(kGroups <= 16, "a lane has at most 32 columns");
   const bool by_id = pairs.exclude == Exclude::kSameId;
-  int64_t out[kBlocks][2];  // the id or the column that a row excludes
+  int64_t out[kBlocks][2];  // the id, the column or the group of columns that a row excludes
   uint32_t bits[kBlocks][2] = {};
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
@@ -167,7 +175,7 @@ HYPERKERN_DEVICE void mask_pairs(
     for (int half = 0; half < 2; ++half) {
       const int row = ptx::opaque(rows.index[block][half]);
       out[block][half] = by_id ? pairs.row_ids[row < pairs.m ? row : pairs.m - 1]
-                               : (pairs.exclude == Exclude::kSelf ? row + pairs.row_shift : -1);
+                               : (pairs.exclude == Exclude::kSelf ? (row + pairs.row_shift) >> pairs.group_bits : -1);
     }
   }
 #pragma unroll 2
@@ -176,7 +184,7 @@ HYPERKERN_DEVICE void mask_pairs(
     for (int odd = 0; odd < 2; ++odd) {
       const int col = first_col + group * 8 + fragment_col(lane, odd);
       const bool inside = col < pairs.n;
-      const int64_t candidate = by_id ? pairs.col_ids[inside ? col : pairs.n - 1] : col;
+      const int64_t candidate = by_id ? pairs.col_ids[inside ? col : pairs.n - 1] : col >> pairs.group_bits;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll

@@ -77,6 +77,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
     if (ptx::thread() != 0) return;
     ptx::prefetch_tensormap(&x_map);
     ptx::prefetch_tensormap(&y_map);
+    const int i_col_b = col_batch(args.pairs, i_b);
     RingPosition at;
     uint32_t x_parity = 1;
     for (int round = 0; round < schedule.rounds(); ++round) {
@@ -98,7 +99,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
           const int column = panel * (kPanelBytes / Operand::kBytes);
           const uint32_t to = buffers + at.stage * stage_bytes;
           ring.acquire(at, stage_bytes);
-          ptx::cp_async_bulk_tensor(to, &y_map, ring.full(at.stage), column, tile * kSumsCols, i_b);
+          ptx::cp_async_bulk_tensor(to, &y_map, ring.full(at.stage), column, tile * kSumsCols, i_col_b);
           if (!kResident) {
             ptx::cp_async_bulk_tensor(
                 to + T::kColPanelBytes, &x_map, ring.full(at.stage), column, i_block * T::kRows, i_b);
@@ -113,7 +114,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   ptx::setmaxnreg_inc<240>();
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
-  const Pairs pairs = of_batch(args.pairs, i_b);
+  const Pairs pairs = of_batch(args.pairs, i_b, col_batch(args.pairs, i_b));
   auto* col_shared = reinterpret_cast<float*>(behind) + warpgroup * kSumsColFloats;
   float* col = args.col;
   if (col != nullptr) {

@@ -33,6 +33,8 @@ def contract_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype
         **{
             "exclude": 1,
             "row_shift": 0,
+            "views": 1,
+            "sides": (),
             "scale": 4.0,
             "offset": 0.0,
             "rounded": False,
@@ -52,6 +54,8 @@ def sums_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype = t
         **{
             "exclude": 0,
             "row_shift": 0,
+            "views": 1,
+            "col_turn": 0,
             "scale": 4.0,
             "offset": 0.0,
             "rounded": False,
