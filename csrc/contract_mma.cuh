@@ -31,13 +31,14 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
   constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
   const ContractPart part(args);
-  const Pairs pairs = part.pairs(args);
+  const Problem problem(args.sides, part.i_b);
+  const Pairs pairs = problem.of(args.pairs);
   const int first_row = part.i_block * T::kRows;
   if (first_row >= pairs.m) return;
-  const unsigned char* x_data = x.data + part.i_row_b * x.stride_b;
-  const unsigned char* y_data = y.data + part.i_col_b * y.stride_b;
+  const unsigned char* x_data = x.rows_of(problem.i_b, problem.side.first_row);
+  const unsigned char* y_data = y.rows_of(problem.i_b, problem.side.first_col);
   const int bytes = pairs.dim * Operand::kBytes;
-  const Range range = part.range(args, T::kCols);
+  const Range range = part.range(args, problem.side, T::kCols);
 
   const uint32_t x_tile = ptx::shared_address(ptx::shared_memory());
   const uint32_t ring = x_tile + T::kRows * kDim * Operand::kBytes;

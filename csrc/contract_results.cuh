@@ -5,60 +5,31 @@
 
 namespace hyperkern {
 
-// A grid may hold several problems of operands in one piece: rows of one part against columns of another, with sizes of
-// their own. Both sides of a loss are two, the mirror image being the other one.
-struct ContractSide {
-  int first_row_b, first_col_b;  // of the batch elements
-  int m, n;
-  bool excludes;
-};
-
-constexpr int kMostSides = 3;
-
 struct ContractArgs {
-  Pairs pairs;   // batch: of all sides; m: the most rows
-  int problems;  // batch elements of a side
-  ContractSide sides[kMostSides];
-  int blocks, cuts;         // row blocks; into how many ranges the column tiles are cut
-  float* grad;              // (cuts, batch, m, dim): sum_j w_ij y_j; dim is even
-  float* sum;               // (cuts, batch, m): sum_j w_ij
-  float* value;             // (cuts, batch, m): the potential, for kSoftplus
-  float out_scale;          // on all results but the potential
+  Pairs pairs;  // m, n: the most of any side
+  Sides sides;
+  int blocks, cuts;  // row blocks; into how many ranges the column tiles are cut
+  float* grad;       // (cuts, batch, m, dim): sum_j w_ij y_j; dim is even
+  float* sum;        // (cuts, batch, m): sum_j w_ij
+  float* value;      // (cuts, batch, m): the potential, for kSoftplus
+  float out_scale;   // on all results but the potential
 };
 
 // What a block of threads computes. Divided anew wherever it is asked for, so that no register keeps it around the
 // loop.
 struct ContractPart {
   int i_block, i_cut, i_b;
-  int i_row_b, i_col_b;
-  ContractSide side;
 
   HYPERKERN_DEVICE explicit ContractPart(const ContractArgs& args) {
     const int block = ptx::opaque(ptx::block());
     i_block = block % args.blocks;
     i_cut = block / args.blocks % args.cuts;
     i_b = block / args.blocks / args.cuts;
-    const int i_side = i_b / args.problems, i_problem = i_b % args.problems;
-    side = args.sides[0];
-#pragma unroll
-    for (int i = 1; i < kMostSides; ++i) {
-      if (i_side == i) side = args.sides[i];
-    }
-    i_row_b = side.first_row_b + i_problem;
-    i_col_b = side.first_col_b + i_problem;
   }
 
   // Of tiles with so many columns.
-  HYPERKERN_DEVICE Range range(const ContractArgs& args, int cols) const {
+  HYPERKERN_DEVICE Range range(const ContractArgs& args, const Side& side, int cols) const {
     return cut_range(ceil_div(side.n, cols), args.cuts, i_cut);
-  }
-
-  HYPERKERN_DEVICE Pairs pairs(const ContractArgs& args) const {
-    Pairs pairs = of_batch(args.pairs, i_row_b, i_col_b);
-    pairs.m = side.m;
-    pairs.n = side.n;
-    if (!side.excludes) pairs.exclude = Exclude::kNone;
-    return pairs;
   }
 };
 
@@ -68,7 +39,7 @@ HYPERKERN_DEVICE void store_results(
     const ContractArgs& args, const Rows<kBlocks>& rows, const float (&g)[kBlocks][kOutGroups][4],
     const float (&sum)[kBlocks][2], const float (&value)[kBlocks][2], int lane) {
   const ContractPart part(args);
-  const Pairs pairs = part.pairs(args);
+  const Pairs pairs = Problem(args.sides, part.i_b).of(args.pairs);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll

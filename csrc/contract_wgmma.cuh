@@ -54,15 +54,17 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     ptx::setmaxnreg_dec<T::kProducerRegisters>();
     if (ptx::thread() != 0) return;
     const ContractPart part(args);
-    if (part.i_block * T::kRows >= part.side.m) return;
-    const Range range = part.range(args, T::kCols);
+    const auto [side, i_b] = Problem(args.sides, part.i_b);
+    if (part.i_block * T::kRows >= side.m) return;
+    const Range range = part.range(args, side, T::kCols);
     ptx::prefetch_tensormap(&x_map);
     ptx::prefetch_tensormap(&y_map);
     ptx::mbarrier_arrive_expect_tx(x_full, T::kRowBytes);
 #pragma unroll
     for (int panel = 0; panel < T::kPanels; ++panel) {
       ptx::cp_async_bulk_tensor(
-          x_tile + panel * T::kRows * kPanelBytes, &x_map, x_full, panel * kPanelColumns, part.i_block * T::kRows, part.i_row_b);
+          x_tile + panel * T::kRows * kPanelBytes, &x_map, x_full, panel * kPanelColumns,
+          side.first_row + part.i_block * T::kRows, i_b);
     }
     RingPosition at;
     for (int tile = range.begin; tile < range.end; ++tile) {
@@ -71,7 +73,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
       for (int panel = 0; panel < T::kPanels; ++panel) {
         ptx::cp_async_bulk_tensor(
             buffers + at.stage * T::kStageBytes + panel * T::kCols * kPanelBytes, &y_map, ring.full(at.stage),
-            panel * kPanelColumns, tile * T::kCols, part.i_col_b);
+            panel * kPanelColumns, side.first_col + tile * T::kCols, i_b);
       }
       at.advance(T::kStages);
     }
@@ -80,12 +82,13 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
 
   ptx::setmaxnreg_inc<T::kConsumerRegisters>();
   const ContractPart part(args);
-  if (part.i_block * T::kRows >= part.side.m) return;
-  const Range range = part.range(args, T::kCols);
+  const Problem problem(args.sides, part.i_b);
+  if (part.i_block * T::kRows >= problem.side.m) return;
+  const Range range = part.range(args, problem.side, T::kCols);
   const int lane = ptx::thread() % kWarp;
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
-  const Pairs pairs = part.pairs(args);
+  const Pairs pairs = problem.of(args.pairs);
   const int first_row = part.i_block * T::kRows + warpgroup * 64;
   const Rows<1> rows(pairs, first_row + warp * 16, 16, lane);
   const RowFactors<1, kWeight> factors(pairs, rows);

@@ -3,6 +3,8 @@
 #include "ops.h"
 #include "pair_kernels.h"
 
+#include <vector>
+
 namespace hyperkern {
 namespace {
 
@@ -66,10 +68,11 @@ struct Terms {
 // How many vectors of terms a weight reads.
 constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {0, 2, 3, 1};
 
-// `cols` is what the tiles cover, of which the terms must be readable; pairs of them are read at once.
+// Tiles cover more than the last column; of all that they cover the terms must be readable, pairs of them at once.
 Pairs make_pairs(
     const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, int64_t views,
-    double scale, double offset, bool rounded, int64_t row_count, int64_t col_count, int64_t cols) {
+    double scale, double offset, bool rounded, int64_t row_count, int64_t col_count, const std::vector<int64_t>& sides,
+    int tile_cols) {
   HYPERKERN_REQUIRE(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
   // A tile off the diagonal has no pair of a group: tiles start at even rows and columns.
   HYPERKERN_REQUIRE(
@@ -81,12 +84,16 @@ Pairs make_pairs(
   pairs.m = to_int(x.size(1), "the number of rows");
   pairs.n = to_int(y.size(1), "the number of columns");
   pairs.dim = to_int(x.size(2), "D");
+  const int64_t cols =
+      sides.empty() ? static_cast<int64_t>(ceil_div(y.size(1), tile_cols)) * tile_cols : y.size(1) + 1 + tile_cols;
   HYPERKERN_REQUIRE(cols <= INT32_MAX - 1024 && pairs.m <= INT32_MAX - 1024, "there are too many rows or columns");
   pairs.row_shift = row_shift;
   pairs.scale = static_cast<float>(scale);
   pairs.offset = static_cast<float>(offset);
   pairs.rounded = rounded;
-  pairs.row_terms = terms(from.row_terms, "row_terms", x, row_count, x.size(1));
+  // Behind an odd number of rows the terms of the next side start one later.
+  const int64_t rows = x.size(1) + (sides.empty() ? 0 : 1);
+  pairs.row_terms = terms(from.row_terms, "row_terms", x, row_count, rows);
   pairs.col_terms = terms(from.col_terms, "col_terms", x, col_count, cols);
   if (pairs.row_terms != nullptr) {
     pairs.row_terms_stride_b = from.row_terms->stride(0);
@@ -110,29 +117,34 @@ Pairs make_pairs(
   return pairs;
 }
 
-// The problems of a grid: five numbers each, see ContractSide; none for all batch elements of x against those of y.
-void set_sides(ContractArgs& args, const Tensor& x, const Tensor& y, const std::vector<int64_t>& sides, int64_t batch) {
+// The problems of a grid: five numbers each, see Side; none for all rows of x against all of y. How many there are is
+// said by the batch of the results.
+Sides make_sides(Pairs& pairs, const Tensor& x, const Tensor& y, const std::vector<int64_t>& numbers) {
   constexpr size_t kNumbers = 5;
-  const size_t count = sides.size() / kNumbers;
+  const size_t count = numbers.size() / kNumbers;
   HYPERKERN_REQUIRE(
-      sides.size() % kNumbers == 0 && count <= kMostSides, "sides has five numbers for each of at most ", kMostSides,
-      ", got ", sides.size());
-  args.pairs.m = args.pairs.n = 0;
-  args.problems = to_int(batch / static_cast<int64_t>(count), "the batch size");
-  args.pairs.batch = args.problems * static_cast<int>(count);
+      numbers.size() % kNumbers == 0 && count <= kMostSides, "sides has five numbers for each of at most ", kMostSides,
+      ", got ", numbers.size());
+  Sides sides{};
+  sides.problems = pairs.batch;
+  sides.side[0] = {0, 0, pairs.m, pairs.n, true};
+  if (count == 0) return sides;
+  HYPERKERN_REQUIRE(pairs.exclude != Exclude::kSameId, "sides have no ids");
+  pairs.m = pairs.n = 0;
+  pairs.batch = to_int(static_cast<int64_t>(count) * pairs.batch, "the batch size");
   for (size_t i = 0; i < count; ++i) {
-    const int64_t* from = &sides[i * kNumbers];
-    ContractSide& side = args.sides[i];
+    const int64_t* from = &numbers[i * kNumbers];
+    Side& side = sides.side[i];
     side = {
-        to_int(from[0], "the first batch element of rows"), to_int(from[1], "the first batch element of columns"),
+        to_int(from[0], "the first row of a side"), to_int(from[1], "the first column of a side"),
         to_int(from[2], "the rows of a side"), to_int(from[3], "the columns of a side"), from[4] != 0};
     HYPERKERN_REQUIRE(
-        from[0] + args.problems <= x.size(0) && from[1] + args.problems <= y.size(0) && from[2] <= x.size(1) &&
-            from[3] <= y.size(1),
-        "side ", i, " is not within x ", shape_of(x), " and y ", shape_of(y));
-    if (side.m > args.pairs.m) args.pairs.m = side.m;
-    if (side.n > args.pairs.n) args.pairs.n = side.n;
+        from[0] + from[2] <= x.size(1) && from[1] + from[3] <= y.size(1), "side ", i, " is not within the rows of x ",
+        shape_of(x), " and y ", shape_of(y));
+    if (side.m > pairs.m) pairs.m = side.m;
+    if (side.n > pairs.n) pairs.n = side.n;
   }
+  return sides;
 }
 
 // A grid has at most 2^31 - 1 blocks; the launchers multiply in 32 bits.
@@ -190,8 +202,9 @@ std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64
 void sums(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
     const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, int64_t views,
-    int64_t col_turn, double scale, double offset, bool rounded, int64_t task_code, bool split, bool triangle,
-    int64_t stripes, int64_t cuts, const Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
+    const std::vector<int64_t>& sides, double scale, double offset, bool rounded, int64_t task_code, bool split,
+    bool triangle, int64_t stripes, int64_t cuts, const Tensor& row, const OptionalTensor& row_second,
+    const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
   const Task task = static_cast<Task>(task_code);
@@ -199,43 +212,46 @@ void sums(
   const TileSize size = sums_tile(0, task, wgmma);
   SumsArgs args{};
   Schedule& schedule = args.schedule;
-  schedule.blocks = ceil_div(x.size(1), size.rows);
-  schedule.tiles = ceil_div(y.size(1), size.cols);
   schedule.square = size.rows / size.cols;
   schedule.triangle = triangle;
   schedule.stripes = to_int(stripes, "stripes");
   schedule.cuts = to_int(cuts, "cuts");
-  HYPERKERN_REQUIRE(!triangle || x.size(1) == y.size(1), "a triangle has as many rows as columns");
   HYPERKERN_REQUIRE(!triangle || !stores(task), "weights are stored of whole panels, not of a triangle");
+  args.pairs = make_pairs(
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
+      stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
+      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols);
+  args.sides = make_sides(args.pairs, x, y, sides);
+  for (int i = 1; i < kMostSides; ++i) {
+    const Side &first = args.sides.side[0], &other = args.sides.side[i];
+    HYPERKERN_REQUIRE(
+        other.m == 0 || (other.m == first.m && other.n == first.n), "the sides of sums have one size, got ", first.m,
+        " x ", first.n, " and ", other.m, " x ", other.n);
+  }
+  schedule.blocks = ceil_div(args.pairs.m, size.rows);
+  schedule.tiles = ceil_div(args.pairs.n, size.cols);
+  HYPERKERN_REQUIRE(!triangle || args.pairs.m == args.pairs.n, "a triangle has as many rows as columns");
   HYPERKERN_REQUIRE(
       schedule.stripes >= 1 && schedule.stripes <= schedule.blocks && schedule.cuts >= 1,
       "stripes must be between 1 and the number of row blocks (", schedule.blocks, ") and cuts at least 1, got ",
       stripes, " and ", cuts);
-  args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
-      stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
-      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1,
-      static_cast<int64_t>(schedule.tiles) * size.cols);
-  HYPERKERN_REQUIRE(
-      col_turn >= 0 && (col_turn == 0 || col_turn < x.size(0)), "col_turn must be at least 0 and less than ",
-      x.size(0), ", got ", col_turn);
-  args.pairs.col_turn = static_cast<int>(col_turn);
   check_grid(args.pairs, schedule.stripes, schedule.cuts);
   HYPERKERN_REQUIRE(task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
   HYPERKERN_REQUIRE(task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
-  args.row = result(row, "row", x, cuts, x.size(0), x.size(1));
+  args.row = result(row, "row", x, cuts, args.pairs.batch, args.pairs.m);
   HYPERKERN_REQUIRE(row_second.has_value() || !has_second(task), "task ", task_code, " needs row_second");
-  if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, x.size(0), x.size(1));
+  if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, args.pairs.batch, args.pairs.m);
   if (col.has_value()) {
     HYPERKERN_REQUIRE(task != Task::kSumRunning, "a running maximum has no column sums");
     args.col_parts_per_cut = triangle ? schedule.stripes : 0;
     const int64_t parts = (triangle ? stripes * cuts : stripes) * size.groups;
-    args.col = result(*col, "col", x, parts, x.size(0), y.size(1));
+    args.col = result(*col, "col", x, parts, args.pairs.batch, args.pairs.n);
   }
   HYPERKERN_REQUIRE(
       weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
   if (weights.has_value()) {
+    HYPERKERN_REQUIRE(sides.empty(), "weights are stored of all rows and columns, not of sides");
     check_same_device(*weights, "weights", x);
     check_type(*weights, "weights", x.scalar_type());
     check_shape(*weights, "weights", x.size(0), x.size(1), y.size(1));
@@ -271,12 +287,10 @@ void contract(
   args.cuts = to_int(cuts, "cuts");
   HYPERKERN_REQUIRE(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
   args.out_scale = static_cast<float>(out_scale);
-  const int64_t cols = static_cast<int64_t>(ceil_div(y.size(1), size.cols)) * size.cols;
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
-      kRowTerms[weight_code], kColTerms[weight_code], cols);
-  const int64_t batch = sides.empty() ? x.size(0) : sum.dim() == 3 ? sum.size(1) : 0;
-  set_sides(args, x, y, sides.empty() ? std::vector<int64_t>{0, 0, x.size(1), y.size(1), 1} : sides, batch);
+      kRowTerms[weight_code], kColTerms[weight_code], sides, size.cols);
+  args.sides = make_sides(args.pairs, x, y, sides);
   args.blocks = ceil_div(args.pairs.m, size.rows);
   check_grid(args.pairs, args.blocks, args.cuts);
   HYPERKERN_REQUIRE(

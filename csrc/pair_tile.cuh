@@ -33,7 +33,6 @@ struct Pairs {
   int64_t row_ids_stride_b, col_ids_stride_b;
   int64_t row_shift;  // row i excludes column i + row_shift
   int m, n, dim, batch;
-  int col_turn;  // the columns of batch element i are those of i + col_turn, counted around: both sides in one grid
   Exclude exclude;
   int group_bits;  // kSelf: rows and columns in the same group of 2^group_bits consecutive ones are left out
   float scale;
@@ -41,20 +40,51 @@ struct Pairs {
   bool rounded;  // whether products are rounded before anything is added to them, for kExp and kFactor
 };
 
-// The batch element of the columns that meet the rows of one.
-HYPERKERN_DEVICE int col_batch(const Pairs& pairs, int i_b) {
-  const int turned = i_b + pairs.col_turn;
-  return turned < pairs.batch ? turned : turned - pairs.batch;
-}
+// A grid may hold several problems over the same operands, one after the other: in each batch element some rows against
+// some columns. Both sides of a loss are two, each the mirror image of the other.
+struct Side {
+  int first_row, first_col;
+  int m, n;
+  bool excludes;  // what `Pairs` says; row and column indices count from the first ones
 
-// The pointers of one batch element of rows and one of columns.
-HYPERKERN_DEVICE Pairs of_batch(Pairs pairs, int i_row_b, int i_col_b) {
-  if (pairs.row_terms != nullptr) pairs.row_terms += i_row_b * pairs.row_terms_stride_b;
-  if (pairs.col_terms != nullptr) pairs.col_terms += i_col_b * pairs.col_terms_stride_b;
-  if (pairs.row_ids != nullptr) pairs.row_ids += i_row_b * pairs.row_ids_stride_b;
-  if (pairs.col_ids != nullptr) pairs.col_ids += i_col_b * pairs.col_ids_stride_b;
-  return pairs;
-}
+  // Where the terms of rows or columns start: pairs of them are read at once.
+  static HYPERKERN_HOST_DEVICE constexpr int64_t first_term(int first) { return first + first % 2; }
+};
+
+constexpr int kMostSides = 3;
+
+struct Sides {
+  Side side[kMostSides];
+  int problems;  // batch elements of the operands; `Pairs` counts those of all sides
+};
+
+// One of the problems. Its side is found by comparing, because what is indexed would be copied to local memory.
+struct Problem {
+  Side side;
+  int i_b;  // of the operands
+
+  HYPERKERN_DEVICE Problem(const Sides& sides, int i) : side(sides.side[0]) {
+    const int i_side = i / sides.problems;
+    i_b = i % sides.problems;
+#pragma unroll
+    for (int other = 1; other < kMostSides; ++other) {
+      if (i_side == other) side = sides.side[other];
+    }
+  }
+
+  HYPERKERN_DEVICE Pairs of(Pairs pairs) const {
+    pairs.m = side.m;
+    pairs.n = side.n;
+    if (!side.excludes) pairs.exclude = Exclude::kNone;
+    if (pairs.row_terms != nullptr)
+      pairs.row_terms += i_b * pairs.row_terms_stride_b + Side::first_term(side.first_row);
+    if (pairs.col_terms != nullptr)
+      pairs.col_terms += i_b * pairs.col_terms_stride_b + Side::first_term(side.first_col);
+    if (pairs.row_ids != nullptr) pairs.row_ids += i_b * pairs.row_ids_stride_b;
+    if (pairs.col_ids != nullptr) pairs.col_ids += i_b * pairs.col_ids_stride_b;
+    return pairs;
+  }
+};
 
 constexpr float kLog2E = 1.4426950408889634f;
 

@@ -23,6 +23,7 @@ HYPERKERN_HOST_DEVICE constexpr bool has_second(Task task) {
 
 struct SumsArgs {
   Pairs pairs;
+  Sides sides;  // of one size
   Schedule schedule;
   float* row;         // (cuts, batch, m)
   float* row_second;  // likewise

@@ -55,7 +55,7 @@ def sums_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype = t
             "exclude": 0,
             "row_shift": 0,
             "views": 1,
-            "col_turn": 0,
+            "sides": (),
             "scale": 4.0,
             "offset": 0.0,
             "rounded": False,

@@ -115,7 +115,7 @@ def _launch_sums(
     u, v, row_ids, col_ids = o.terms
     ops(o.x.device).sums(
         *(o.x, o.y, None if u is None else row_terms(u * unit), None if v is None else col_terms(v * unit)),
-        *(row_ids, col_ids, o.exclude, o.row_shift, 1, 0, o.spec.scale * unit, 0.0, False),
+        *(row_ids, col_ids, o.exclude, o.row_shift, 1, (), o.spec.scale * unit, 0.0, False),
         *(task, o.split, triangle, stripes, row.shape[0], row, row_second, col, None),
     )
 
@@ -257,7 +257,7 @@ def _contract_by_panels(
             None if weighing.cols is None else weighing.cols[batches, :, cols.start :],
             None if row_ids is None else row_ids[batches, rows],
             None if col_ids is None else col_ids[batches, cols],
-            *(o.exclude, o.row_shift + rows.start - cols.start, 1, 0, o.spec.scale * unit, weighing.offset),
+            *(o.exclude, o.row_shift + rows.start - cols.start, 1, (), o.spec.scale * unit, weighing.offset),
             *(mode == "running", task, o.split, False, blocks, cuts, row),
             *(second if mode == "softplus" else None, col, w),
         )

@@ -1,0 +1,308 @@
+// Whole losses, but for the pairs: unit rows before them, numbers of each row between sums and products, gradients
+// behind them. One form for the family: features x, their partners y where there are any, and further rows, a queue.
+//
+// The operand holds all rows of a problem in the dtype of the product: those of x, of y, of the queue, or, where all of
+// them are one symmetric problem, x and y in turn.
+#pragma once
+
+#include "rows.cuh"
+
+namespace hyperkern {
+
+// ---- numbers that nobody has read on the host ---------------------------------------------------------------------
+
+enum class NumberType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+// A number of the host, or one in a tensor; of which the reciprocal may be meant.
+struct Number {
+  const void* data;
+  NumberType type;
+  float value;
+  bool reciprocal;
+
+  HYPERKERN_DEVICE double read() const {
+    switch (type) {
+      case NumberType::kFloat64: return *static_cast<const double*>(data);
+      case NumberType::kBFloat16: return HalfElement<Bf16>::widen(*static_cast<const uint16_t*>(data));
+      case NumberType::kFloat16: return HalfElement<Fp16>::widen(*static_cast<const uint16_t*>(data));
+      default: return *static_cast<const float*>(data);
+    }
+  }
+
+  HYPERKERN_DEVICE float get() const {
+    if (data == nullptr) return value;
+    return static_cast<float>(reciprocal ? 1.0 / read() : read());
+  }
+
+  // Of the accurate number: its rounding would be in every logit twice.
+  HYPERKERN_DEVICE float root() const {
+    const double given = read();
+    return static_cast<float>(sqrt(reciprocal ? 1.0 / given : given));
+  }
+};
+
+// The same number's place for its gradient.
+HYPERKERN_DEVICE void write_number(void* to, NumberType type, float x) {
+  switch (type) {
+    case NumberType::kFloat64: *static_cast<double*>(to) = x; break;
+    case NumberType::kBFloat16: *static_cast<uint16_t*>(to) = HalfElement<Bf16>::narrow(x); break;
+    case NumberType::kFloat16: *static_cast<uint16_t*>(to) = HalfElement<Fp16>::narrow(x); break;
+    default: *static_cast<float*>(to) = x;
+  }
+}
+
+// ---- the last block of threads ------------------------------------------------------------------------------------
+
+// Whether this block of threads is the last of so many that come here; what the others' first threads have written can
+// then be read. The count starts at 0, and does so again. Every block adds up the same numbers in the same order,
+// whichever is the last.
+HYPERKERN_DEVICE bool is_last_block(uint32_t* count, int blocks) {
+  auto* shared = reinterpret_cast<uint32_t*>(ptx::shared_memory());
+  ptx::syncthreads();
+  if (ptx::thread() == 0) {
+    const bool last = ptx::atom_add(count, 1) == static_cast<uint32_t>(blocks - 1);
+    if (last) *count = 0;
+    *shared = last ? 1 : 0;
+  }
+  ptx::syncthreads();
+  const bool last = *shared != 0;
+  ptx::syncthreads();
+  return last;
+}
+
+// ---- features -----------------------------------------------------------------------------------------------------
+
+// The features of a batch of problems, and how their rows lie in the operand.
+struct LossRows {
+  InputRows x, y, queue;  // y, queue: without data for none
+  Access access;
+  int batch;
+  int n, k;       // rows of x, and of y where it is given; of the queue
+  bool together;  // x_i and y_i are rows 2i and 2i + 1
+  Number scale;
+
+  HYPERKERN_HOST_DEVICE bool paired() const { return y.data != nullptr; }
+  HYPERKERN_HOST_DEVICE int rows() const { return n + (paired() ? n : 0) + k; }  // of the operand
+
+  // The row of the operand.
+  HYPERKERN_HOST_DEVICE int place_of_x(int i) const { return together ? 2 * i : i; }
+  HYPERKERN_HOST_DEVICE int place_of_y(int i) const { return together ? 2 * i + 1 : n + i; }
+  HYPERKERN_HOST_DEVICE int place_in_queue(int i) const { return rows() - k + i; }
+
+  // What the rows are multiplied by where the scale is a tensor: all of it on x, or half of its logarithm on all.
+  HYPERKERN_DEVICE float factor(bool is_x) const {
+    if (scale.data == nullptr) return 1.0f;
+    return together ? scale.root() : (is_x ? scale.get() : 1.0f);
+  }
+};
+
+// ---- before the pairs ---------------------------------------------------------------------------------------------
+
+struct PrepareLossArgs {
+  LossRows of;
+  OutputRows operand;  // (batch, rows, width)
+  int blocks;          // of threads, of a problem
+  float eps;
+  float* positives;  // (batch, n): <x_i, y_i>; null without y
+  float* zeros;      // (2, batch, blocks): numbers of zero rows of x, and of the queue; null for none
+  float* cleared;    // what later kernels want to be 0
+  int64_t clear;
+  float* terms;  // half of the bias, for each row and column; null for none
+  int64_t term_count;
+  Number bias;
+};
+
+template <class P>
+HYPERKERN_DEVICE void store_unit_row(
+    const PrepareLossArgs& args, int i_b, int place, const UnitRow<P>& row, bool is_x) {
+  const float factor = args.of.factor(is_x);
+  Values<P> v;
+#pragma unroll
+  for (int chunk = 0; chunk < P::kChunks; ++chunk) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[chunk][e] = row.v[chunk][e] * factor;
+  }
+  store_piece<P>(args.operand, static_cast<int64_t>(i_b) * args.of.rows() + place, args.of.access, 0, v);
+}
+
+// A warp takes a pair, or a row of the queue. Rows fit in registers: they are no longer than those of contract.
+template <class P>
+HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const PrepareLossArgs args) {
+  static_assert(!P::kLong);
+  const LossRows& of = args.of;
+  const int i_b = ptx::block() / args.blocks;
+  const int item = ptx::block() % args.blocks * kRowWarps + ptx::thread() / kWarp;
+  const int64_t first = static_cast<int64_t>(ptx::block()) * kRowThreads + ptx::thread();
+  const int64_t step = static_cast<int64_t>(of.batch) * args.blocks * kRowThreads;
+  for (int64_t i = first; i < args.clear; i += step) args.cleared[i] = 0.0f;
+  if (args.terms != nullptr) {
+    const float half = 0.5f * args.bias.get();
+    for (int64_t i = first; i < args.term_count; i += step) args.terms[i] = half;
+  }
+  float zeros[2] = {};
+  if (item < of.n) {
+    const UnitRow<P> x(of.x, of.access, i_b, item);
+    store_unit_row(args, i_b, of.place_of_x(item), x, true);
+    zeros[0] = x.length.zero() ? 1.0f : 0.0f;
+    if (of.paired()) {
+      const UnitRow<P> y(of.y, of.access, i_b, item);
+      store_unit_row(args, i_b, of.place_of_y(item), y, false);
+      const float product = warp_sum(product_of(x.v, y.v));
+      if (ptx::thread() % kWarp == 0) args.positives[static_cast<int64_t>(i_b) * of.n + item] = product;
+    }
+  } else if (item < of.n + of.k) {
+    const UnitRow<P> row(of.queue, of.access, i_b, item - of.n);
+    store_unit_row(args, i_b, of.place_in_queue(item - of.n), row, false);
+    zeros[1] = row.length.zero() ? 1.0f : 0.0f;
+  }
+  if (args.zeros == nullptr) return;
+  auto* shared = reinterpret_cast<float*>(ptx::shared_memory());
+  if (ptx::thread() % kWarp == 0) {
+    shared[ptx::thread() / kWarp] = zeros[0];
+    shared[kRowWarps + ptx::thread() / kWarp] = zeros[1];
+  }
+  ptx::syncthreads();
+  if (ptx::thread() < 2) {
+    float sum = 0.0f;
+    for (int i = 0; i < kRowWarps; ++i) sum += shared[ptx::thread() * kRowWarps + i];
+    args.zeros[static_cast<int64_t>(ptx::thread()) * of.batch * args.blocks + ptx::block()] = sum;
+  }
+}
+
+constexpr size_t kPrepareLossShared = 2 * kRowWarps * sizeof(float);
+
+// ---- gradients ----------------------------------------------------------------------------------------------------
+
+// Features whose gradient is made, and which weighted sums it consists of.
+struct FinishRows {
+  InputRows rows, partner;  // partner: without data for none
+  OutputRows out;           // without data where only the scale's gradient is wanted
+  int count, first_block;   // rows; of the blocks of threads of a problem
+  bool is_x;
+  // The sides of contract, -1 for none, and where row i is in them: stride i + first.
+  int sides[2];
+  int first, stride;
+};
+
+constexpr int kMostFeatures = 3;
+
+struct FinishLossArgs {
+  LossRows of;
+  FinishRows features[kMostFeatures];
+  int feature_count, blocks;  // blocks of threads of a problem
+  InputRows grad;             // (cuts, sides * batch, rows, dim) of contract, float32
+  int64_t grad_cut;
+  const float* sum;  // (cuts, sides * batch, rows): of weights, for the gradient of the bias
+  int cuts, sides, rows;
+  const float* weights;  // (batch, n): of the positives; null for none
+  const float* total;    // (batch): what a potential's gradient is divided by; null for none
+  const float* of_loss;  // (batch): the incoming gradient
+  float share;           // of a row in the loss
+  float of_pairs;        // what the weighted sums are multiplied by, beside a scale in a tensor
+  float of_zero_row;     // what the pairs of a zero row have in place of 1, with `total`
+  float eps;
+  // Gradients of numbers; null where nobody wants them.
+  void* of_scale;
+  NumberType scale_type;
+  void* of_bias;
+  NumberType bias_type;
+  float* partials;  // (2, batch * blocks): scale, bias
+  uint32_t* count_blocks;
+};
+
+template <class P>
+HYPERKERN_DEVICE void add_sums(const FinishLossArgs& args, int side, int i_b, int64_t row, Values<P>& grad) {
+  const int64_t offset = args.grad.offset(static_cast<int64_t>(side) * args.of.batch + i_b, row);
+#pragma unroll 1
+  for (int i_cut = 0; i_cut < args.cuts; ++i_cut) {
+    Values<P> more;
+    load_elements<P, Fp32Element>(args.grad, offset + i_cut * args.grad_cut, args.of.access, 0, more);
+#pragma unroll
+    for (int chunk = 0; chunk < P::kChunks; ++chunk) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) grad[chunk][e] += more[chunk][e];
+    }
+  }
+}
+
+// The unit rows are made again, which reads less than keeping them.
+template <class P>
+HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_loss_kernel(const FinishLossArgs args) {
+  static_assert(!P::kLong);
+  const LossRows& of = args.of;
+  const int i_b = ptx::block() / args.blocks, i_block = ptx::block() % args.blocks;
+  FinishRows feature = args.features[0];
+#pragma unroll
+  for (int i = 1; i < kMostFeatures; ++i) {
+    if (i < args.feature_count && i_block >= args.features[i].first_block) feature = args.features[i];
+  }
+  const int i = (i_block - feature.first_block) * kRowWarps + ptx::thread() / kWarp;
+  float of_scale = 0.0f, of_bias = 0.0f;
+  if (i < feature.count) {
+    const UnitRow<P> x(feature.rows, of.access, i_b, i);
+    const float incoming = args.of_loss[i_b] * args.share;
+    float of_pairs = incoming * args.of_pairs * of.factor(feature.is_x);
+    if (args.total != nullptr) {
+      of_pairs /= args.total[i_b];
+      if (x.length.zero()) of_pairs *= args.of_zero_row;
+    }
+    const int64_t row = feature.first + static_cast<int64_t>(feature.stride) * i;
+    Values<P> grad = {};
+    if (feature.sides[0] >= 0) add_sums<P>(args, feature.sides[0], i_b, row, grad);
+    if (feature.sides[1] >= 0) add_sums<P>(args, feature.sides[1], i_b, row, grad);
+    float of_partner = 0.0f;
+    Values<P> partner = {};
+    if (feature.partner.data != nullptr) {
+      const UnitRow<P> y(feature.partner, of.access, i_b, i);
+      const float weight = args.weights[static_cast<int64_t>(i_b) * of.n + i] * incoming;
+      of_partner = weight * of.scale.get();
+      if (feature.is_x) of_bias = weight;
+#pragma unroll
+      for (int chunk = 0; chunk < P::kChunks; ++chunk) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) partner[chunk][e] = y.v[chunk][e];
+      }
+    }
+#pragma unroll
+    for (int chunk = 0; chunk < P::kChunks; ++chunk) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) grad[chunk][e] = grad[chunk][e] * of_pairs + partner[chunk][e] * of_partner;
+    }
+    const float radial = warp_sum(product_of(grad, x.v));
+    if (of.together) {
+      of_scale = 0.5f * radial;  // each pair is met from either side
+    } else if (feature.is_x) {
+      of_scale = radial;
+    }
+    if (args.of_bias != nullptr && feature.is_x) {
+      const int64_t at = (static_cast<int64_t>(feature.sides[0]) * of.batch + i_b) * args.rows + row;
+      const int64_t cut = static_cast<int64_t>(args.sides) * of.batch * args.rows;
+      for (int i_cut = 0; i_cut < args.cuts; ++i_cut) of_bias += args.sum[at + i_cut * cut] * incoming;
+    }
+    if (feature.out.data != nullptr) {
+      const float rstd = x.length.rstd(args.eps);
+      project(grad, x.v, radial, rstd, gradient_limit(feature.out.type, rstd, args.eps));
+      store_piece<P>(feature.out, static_cast<int64_t>(i_b) * feature.count + i, of.access, 0, grad);
+    }
+  }
+  if (args.partials == nullptr) return;
+  const int blocks = of.batch * args.blocks;
+  const float lane = ptx::thread() % kWarp == 0 ? 1.0f : 0.0f;
+  const float block_scale = block_sum<kRowThreads>(of_scale * lane),
+              block_bias = block_sum<kRowThreads>(of_bias * lane);
+  if (ptx::thread() == 0) {
+    args.partials[ptx::block()] = block_scale;
+    args.partials[blocks + ptx::block()] = block_bias;
+  }
+  if (!is_last_block(args.count_blocks, blocks)) return;
+  const float scale_sum = block_sum<kRowThreads>(sum_of_range<kRowThreads>(args.partials, blocks));
+  const float bias_sum = block_sum<kRowThreads>(sum_of_range<kRowThreads>(args.partials + blocks, blocks));
+  if (ptx::thread() != 0) return;
+  if (args.of_scale != nullptr) {
+    const float scale = of.scale.get();
+    write_number(args.of_scale, args.scale_type, of.scale.reciprocal ? -scale_sum * scale : scale_sum / scale);
+  }
+  if (args.of_bias != nullptr) write_number(args.of_bias, args.bias_type, bias_sum);
+}
+
+}  // namespace hyperkern
