@@ -66,7 +66,8 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
         module = backends.load(backend)
-        for user in (module.primitives, module.rows, module.step):
+        align_uniform = [module.align_uniform] if backend == "triton" else []
+        for user in (module.primitives, module.rows, module.step, *align_uniform):
             if backend == "triton":
                 monkeypatch.setattr(user, "launch", self.launch)
             else:

@@ -1,12 +1,12 @@
 """Whole losses by kernels: which rows meet which, what the kernels are told, and what is left to the composition.
 
-The rows of all features of a batch element stand in one operand, ``(B, T, D')`` in the dtype of the product: the anchors
+The rows of all features of a batch element stand in one operand, ``(B, T, D')`` in the dtype of the product: anchors
 ``x``, their partners ``y``, further candidates. The views of a symmetric loss alternate, row 2i is ``x_i`` and row
-2i + 1 is ``y_i``. A backend has five kernels over it, see `Kernels`.
+2i + 1 is ``y_i``.
 """
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -220,27 +220,21 @@ class Plan(NamedTuple):
         return any(name in self.need for name in ("x", "scale", "bias"))
 
 
-class Kernels(Protocol):
-    """What a backend launches. The state is what one function hands to the next, tensors alone."""
+class Kernels(NamedTuple):
+    """What a backend launches. The state is what `values` hands to `grads`.
 
-    def serves(self, plan: Plan) -> bool:
-        """Whether rows are short enough for the contraction in one pass."""
-        ...
+    Attributes:
+        serves: ``(plan)``, whether rows are short enough for the contraction in one pass.
+        values: ``(plan)``, the loss ``(B,)`` and the state. Prepares the rows; where there is a softmax, takes the sums
+            and makes the factors of the weights of them; else contracts, if a gradient is needed, and adds the sums.
+        grads: ``(plan, state, cotangent)``, the gradients that are needed, batched as the plan's features are, from
+            that of the loss, ``()`` or ``(B,)``. Contracts, where that has not been done, adds partial results and the
+            pairs of partners, and projects.
+    """
 
-    def values(self, plan: Plan) -> tuple[Tensor, State]:
-        """The loss ``(B,)`` and what `grads` needs besides.
-
-        Prepares the rows; where there is a softmax takes the sums and makes the factors of the weights of them; for the
-        other losses contracts, if a gradient is needed, and adds the sums.
-        """
-        ...
-
-    def grads(self, plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
-        """The gradients that are needed from that of the loss, ``()`` or ``(B,)``.
-
-        Contracts, where that has not been done, adds the partial results and the pairs of partners, and projects.
-        """
-        ...
+    serves: Callable[[Plan], bool]
+    values: Callable[[Plan], tuple[Tensor, State]]
+    grads: Callable[[Plan, State, Tensor], dict[str, Tensor]]
 
 
 class WholeLosses(NamedTuple):
@@ -275,7 +269,8 @@ class WholeLosses(NamedTuple):
         plan, cotangent = plan_of(inputs, spec, need), cotangents[0]
         assert plan is not None
         assert cotangent is not None
-        return self.kernels.grads(plan, state, cotangent)
+        grads = self.kernels.grads(plan, state, cotangent)
+        return {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
 
 
 def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:
@@ -285,7 +280,7 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
     on_device = all(t is None or t.device == x.device for t in (inputs.scale, inputs.bias))
     if not spec.normalize or not on_device or (spec.loss == "info_nce" and not spec.in_batch):
         return None
-    anchors, two_way, views = x.shape[-2], spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
+    two_way, views = spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
     bounded = inputs.scale is None and is_bounded(spec.scale, _terms(spec, x, queue), x.dtype)
     if head == "energy" and not bounded:
         return None
@@ -297,14 +292,21 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
         weights = "bounded" if plain else "running" if two_way or views == 2 else "single"
     else:
         sums = weights = of_energy
-    share = 1 / (anchors * (2 if two_way and head == "softmax" or views == 2 else 1))
-    if not spec.mean:
-        share = 0.5 if two_way and head == "softmax" else 1.0
+    most = FLOAT16_WEIGHTS if of_energy is None and dtype == torch.float16 else 1.0
     return Plan(
         *(spec, need, _batched(x), _batched(y), _batched(queue), inputs.scale, inputs.bias, head, views, two_way),
-        *(sums, weights, share, FLOAT16_WEIGHTS if of_energy is None and dtype == torch.float16 else 1.0),
-        *(dtype, product, kind),
+        *(sums, weights, _share(spec, head, x.shape[-2]), most, dtype, product, kind),
     )
+
+
+def _share(spec: LossSpec, head: str, pairs: int) -> float:
+    """What a sum over anchors is multiplied by; of a softmax of two ways, or of views, there are two for each pair."""
+    if head == "energy":
+        return 1.0
+    two = spec.loss != "siglip" and (spec.loss in _TWO_WAY or spec.loss in _VIEWS)
+    if spec.mean:
+        return 1 / (2 * pairs if two else pairs)
+    return 0.5 if spec.loss == "clip_loss" else 1.0
 
 
 def _terms(spec: LossSpec, x: Tensor, queue: Tensor | None) -> int:

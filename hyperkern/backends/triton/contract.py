@@ -1,4 +1,4 @@
-"""`contract_kernel`: weighted sums of rows in one pass, an attention forward without the running maximum.
+"""`contract_kernel`, `contract_sides_kernel`: weighted sums of rows in one pass, attention without its maximum.
 
 For a block of rows it walks over the column tiles; a tile of weights lives in registers, between two products that
 share one tile of columns in shared memory. Each program owns its outputs: no atomics, and a fixed order of sums.
@@ -77,6 +77,87 @@ def _add_tile(
     return b_grad, b_sum, b_value
 
 
+@triton.jit
+def _contract_block(
+    p_x,
+    p_y,
+    p_u,
+    p_v,
+    p_row_ids,
+    p_col_ids,
+    p_row_lse,
+    p_a,
+    p_col_lse,
+    p_b,
+    p_grad,
+    p_sum,
+    p_value,
+    i_m,
+    i_split,
+    m,
+    n,
+    splits,
+    stride_xm,
+    stride_yn,
+    stride_gm,
+    row_shift,
+    scale,
+    shift,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A block of rows against a range of columns of one batch element; outputs from the range's first row on."""
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_d = tl.arange(0, BLOCK_D)
+    b_x = load_rows(p_x, o_m, o_d, m, stride_xm, DIM, DIM == BLOCK_D, True)
+    b_u = load_log_weights(p_u, o_m, m, LOG2)
+    b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
+    b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
+    b_grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    b_sum = tl.zeros((BLOCK_M,), tl.float32)
+    b_value = tl.zeros((BLOCK_M,), tl.float32)
+
+    tiles = tl.cdiv(n, BLOCK_N)
+    t_start = (i_split.to(tl.int64) * tiles // splits).to(tl.int32)
+    t_stop = ((i_split + 1).to(tl.int64) * tiles // splits).to(tl.int32)
+    lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
+    for i_tile in range(hi - lo + ragged):
+        i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
+        b_grad, b_sum, b_value = _add_tile(
+            b_grad, b_sum, b_value, i_n,
+            b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
+            o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
+            m, n, stride_yn, row_shift, scale, shift,
+            p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, True,
+        )  # fmt: skip
+    if EXCLUDE != "same_id":
+        for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
+            i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
+            b_grad, b_sum, b_value = _add_tile(
+                b_grad, b_sum, b_value, i_n,
+                b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
+                o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
+                m, n, stride_yn, row_shift, scale, shift,
+                p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, False,
+            )  # fmt: skip
+
+    if MODE == "exp":
+        b_grad *= exp(shift, LOG2)
+        b_sum *= exp(shift, LOG2)
+    m_rows = o_m < m
+    m_grad = m_rows[:, None] & (o_d < DIM)[None, :]
+    tl.store(p_grad + o_m[:, None].to(tl.int64) * stride_gm + o_d[None, :], b_grad, mask=m_grad)
+    tl.store(p_sum + o_m, b_sum, mask=m_rows)
+    if MODE == "softplus":
+        tl.store(p_value + o_m, b_value, mask=m_rows)
+
+
 @triton.jit(do_not_specialize=["m", "n", "splits", "row_shift", "batch"])
 def contract_kernel(
     p_x,
@@ -122,9 +203,6 @@ def contract_kernel(
     i_m = tl.program_id(0) % blocks
     i_split = tl.program_id(0) // blocks % splits
     i_b = (tl.program_id(0) // blocks // splits).to(tl.int64)
-    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_d = tl.arange(0, BLOCK_D)
-
     p_x += i_b * stride_xb
     p_y += i_b * stride_yb
     if p_u is not None:
@@ -140,46 +218,84 @@ def contract_kernel(
     if p_b is not None:
         p_col_lse += i_b * n
         p_b += i_b * n
+    out = (i_split * batch + i_b) * m
+    _contract_block(
+        p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b,
+        p_grad + out * stride_gm, p_sum + out, p_value + out,
+        i_m, i_split, m, n, splits, stride_xm, stride_yn, stride_gm, row_shift, scale, shift,
+        DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION,
+    )  # fmt: skip
 
-    b_x = load_rows(p_x, o_m, o_d, m, stride_xm, DIM, DIM == BLOCK_D, True)
-    b_u = load_log_weights(p_u, o_m, m, LOG2)
-    b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
-    b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
-    b_grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    b_sum = tl.zeros((BLOCK_M,), tl.float32)
-    b_value = tl.zeros((BLOCK_M,), tl.float32)
 
-    tiles = tl.cdiv(n, BLOCK_N)
-    t_start = (i_split.to(tl.int64) * tiles // splits).to(tl.int32)
-    t_stop = ((i_split + 1).to(tl.int64) * tiles // splits).to(tl.int32)
-    lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
-    for i_tile in range(hi - lo + ragged):
-        i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
-        b_grad, b_sum, b_value = _add_tile(
-            b_grad, b_sum, b_value, i_n,
-            b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
-            o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
-            m, n, stride_yn, row_shift, scale, shift,
-            p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, True,
-        )  # fmt: skip
-    if EXCLUDE != "same_id":
-        for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
-            i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
-            b_grad, b_sum, b_value = _add_tile(
-                b_grad, b_sum, b_value, i_n,
-                b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
-                o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
-                m, n, stride_yn, row_shift, scale, shift,
-                p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, False,
-            )  # fmt: skip
+@triton.jit(
+    do_not_specialize=[
+        *("batch", "rows", "programs", "m_0", "n_0", "row_0", "col_0", "shift_0", "splits_0"),
+        *("m_1", "n_1", "row_1", "col_1", "shift_1", "splits_1"),
+    ]
+)
+def contract_sides_kernel(
+    p_rows,
+    p_u,
+    p_lse,
+    p_factor,
+    p_grad,
+    p_sum,
+    p_value,
+    batch,
+    rows,
+    programs,
+    m_0,
+    n_0,
+    row_0,
+    col_0,
+    shift_0,
+    splits_0,
+    m_1,
+    n_1,
+    row_1,
+    col_1,
+    shift_1,
+    splits_1,
+    scale,
+    shift,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr,
+    LOG2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Two contractions of rows of one operand ``(B, rows, D)``, those of both sides: the first ``programs`` programs
+    take ``m_0`` rows from ``row_0`` on against ``n_0`` from ``col_0`` on, the others likewise.
 
-    if MODE == "exp":
-        b_grad *= exp(shift, LOG2)
-        b_sum *= exp(shift, LOG2)
-    o_out = (i_split * batch + i_b) * m + o_m
-    m_rows = o_m < m
-    m_grad = m_rows[:, None] & (o_d < DIM)[None, :]
-    tl.store(p_grad + o_out[:, None] * stride_gm + o_d[None, :], b_grad, mask=m_grad)
-    tl.store(p_sum + o_out, b_sum, mask=m_rows)
-    if MODE == "softplus":
-        tl.store(p_value + o_out, b_value, mask=m_rows)
+    Outputs as those of `contract_kernel`, the second behind the first. The vectors are ``(B, rows)``, for rows and
+    columns, but for the log-weights, which are those of rows. ``shift_0`` is the row shift of the exclusion.
+    """
+    second = tl.program_id(0) >= programs
+    i_program = tl.where(second, tl.program_id(0) - programs, tl.program_id(0))
+    m, n = tl.where(second, m_1, m_0), tl.where(second, n_1, n_0)
+    splits, row_shift = tl.where(second, splits_1, splits_0), tl.where(second, shift_1, shift_0)
+    blocks = tl.cdiv(m, BLOCK_M)
+    i_m = i_program % blocks
+    i_split = i_program // blocks % splits
+    i_b = (i_program // blocks // splits).to(tl.int64)
+    row = i_b * rows + tl.where(second, row_1, row_0)
+    col = i_b * rows + tl.where(second, col_1, col_0)
+    out = tl.where(second, splits_0.to(tl.int64) * batch * m_0, 0) + (i_split * batch + i_b) * m
+    if p_u is not None:
+        p_u += row
+    p_row_lse, p_a, p_col_lse, p_b = p_lse, p_factor, p_lse, p_factor
+    if p_lse is not None:
+        p_row_lse += row
+        p_col_lse += col
+    if p_factor is not None:
+        p_a += row
+        p_b += col
+    _contract_block(
+        p_rows + row * DIM, p_rows + col * DIM, p_u, None, None, None, p_row_lse, p_a, p_col_lse, p_b,
+        p_grad + out * DIM, p_sum + out, p_value + out,
+        i_m, i_split, m, n, splits, DIM, DIM, DIM, row_shift, scale, shift,
+        DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION,
+    )  # fmt: skip

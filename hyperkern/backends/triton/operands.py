@@ -104,7 +104,7 @@ def fusion(constants: dict[str, Any]) -> dict[str, Any]:
     Not where the difference of a logit and a log-sum-exp is taken: a logit has to be the same number in the maximum of
     a sum and in each weight, also where a mask stands between the product and the difference.
     """
-    return {"enable_fp_fusion": constants.get("MODE") != "running"}
+    return {"enable_fp_fusion": constants.get("MODE") not in ("running", "single")}
 
 
 def launch(

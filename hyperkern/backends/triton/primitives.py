@@ -33,6 +33,26 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         Row sums and column sums, which have no elements if not wanted; relative to maxima where the mode is
         ``running``.
     """
+    row, row_top, col, col_top = sum_parts(o, mode, need_cols=need_cols, total=total)
+    of_rows, nothing = added(row, row_top), Sums(row.new_empty(row.shape[1], 0))
+    if col is None:
+        return of_rows, nothing
+    of_cols = added(col, col_top)
+    if not o.symmetric:
+        return of_rows, of_cols
+    tops = None if of_rows.top is None or of_cols.top is None else torch.stack([of_rows.top, of_cols.top])
+    return added(torch.stack([of_rows.total, of_cols.total]), tops), nothing
+
+
+def sum_parts(
+    o: Operands, mode: str, *, need_cols: bool, total: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The parts of `pair_sums` that are left to be added.
+
+    Returns:
+        Row sums ``(cuts, B, M)`` and what they are relative to; column sums ``(parts, B, N)``, likewise. With ``y = x``
+        the sums of a row are those of the row and of its column.
+    """
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     choice = o.find("sums", mode)
     assert choice is not None
@@ -42,9 +62,9 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
     row = o.x.new_empty((cuts, batch, m), dtype=torch.float32)
     parts = stripes * cuts if o.symmetric else stripes
-    col = row.new_zeros((parts, batch, n)) if cols else None
+    col = row.new_empty((parts, batch, n)) if cols else None
     row_top = torch.empty_like(row) if mode == "running" else None
-    col_top = None if col is None or row_top is None else torch.full_like(col, -torch.inf)
+    col_top = None if col is None or row_top is None else torch.empty_like(col)
     u, v, row_ids, col_ids = o.terms
     launch(
         sums_kernel,
@@ -59,14 +79,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         COLS=cols,
         TRIANGLE=o.symmetric,
     )
-    of_rows, nothing = added(row, row_top), Sums(row.new_empty(batch, 0))
-    if col is None:
-        return of_rows, nothing
-    of_cols = added(col, col_top)
-    if not o.symmetric:
-        return of_rows, of_cols
-    tops = None if of_rows.top is None or of_cols.top is None else torch.stack([of_rows.top, of_cols.top])
-    return added(torch.stack([of_rows.total, of_cols.total]), tops), nothing
+    return row, row_top, col, col_top
 
 
 def contract(

@@ -18,12 +18,14 @@ from triton.compiler import ASTSource
 
 from ..common.report import print_table, usage
 from . import config
+from .align_uniform import combine_kernel, finish_views_kernel, prepare_views_kernel
 from .config import Architecture, Entry, padded
-from .contract import contract_kernel
+from .contract import contract_kernel, contract_sides_kernel
+from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .operands import fusion
 from .panel import panel_kernel
 from .rows import finish_kernel, prepare_kernel, row_block
-from .step import combine_kernel, finish_views_kernel, prepare_views_kernel
+from .step_rows import finish_rows_kernel, prepare_rows_kernel
 from .sums import sums_kernel
 
 KERNELS = {
@@ -35,6 +37,12 @@ KERNELS = {
     "prepare_views": prepare_views_kernel,
     "combine": combine_kernel,
     "finish_views": finish_views_kernel,
+    "contract_sides": contract_sides_kernel,
+    "prepare_rows": prepare_rows_kernel,
+    "softmax_head": softmax_head_kernel,
+    "sigmoid_head": sigmoid_head_kernel,
+    "energy_head": energy_head_kernel,
+    "finish_rows": finish_rows_kernel,
 }
 
 # What the pairwise kernels are compiled for: the losses of this package, and the most general problem.

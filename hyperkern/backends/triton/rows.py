@@ -32,6 +32,36 @@ def row_offsets(o_rows, m, stride_b, stride_m):
     return (o_rows // m).to(tl.int64) * stride_b + (o_rows % m).to(tl.int64) * stride_m
 
 
+@triton.jit
+def load_unit(p_x, o_rows, o_d, mask, m, stride_b, stride_m, stride_d, eps):
+    """Rows that are counted through the batch, normalised as by `unit_rows`."""
+    p_block = p_x + row_offsets(o_rows, m, stride_b, stride_m)[:, None] + o_d[None, :].to(tl.int64) * stride_d
+    return unit_rows(tl.load(p_block, mask=mask, other=0.0).to(tl.float32), eps)
+
+
+@triton.jit
+def sum_range(p_values, count, BLOCK: tl.constexpr):
+    """The sum of an array in a fixed order; as the memory has it, where another program has just written it."""
+    b_sum = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        o = start + tl.arange(0, BLOCK)
+        b_sum += tl.load(p_values + o, mask=o < count, other=0.0, cache_modifier=".cg")
+    return tl.sum(b_sum, 0)
+
+
+@triton.jit
+def is_last(p_count, programs):
+    """Whether this is the last of so many programs to come here, after which what all of them have stored can be read.
+
+    The counter is at 0 before the first and behind the last.
+    """
+    tl.debug_barrier()  # the whole program has stored what it counts for
+    last = tl.atomic_add(p_count, 1, sem="acq_rel") == programs - 1
+    if last:
+        tl.store(p_count, 0)
+    return last
+
+
 @triton.jit(do_not_specialize=["rows", "m"])
 def prepare_kernel(
     p_x,
@@ -100,6 +130,13 @@ def row_block(dim: int) -> tuple[int, int]:
     """How many rows a program takes, and the power of two its rows are padded to."""
     block_d = padded(dim)
     return max(1, min(16, 4096 // block_d)), block_d
+
+
+def strides(x: Tensor | None) -> tuple[int, ...]:
+    """Those of ``(N, D)`` or ``(B, N, D)``, through the batch, the rows and D."""
+    if x is None:
+        return 0, 0, 0
+    return (0, *x.stride()) if x.dim() == 2 else x.stride()
 
 
 def prepare(x: Tensor) -> tuple[Tensor, Tensor]:

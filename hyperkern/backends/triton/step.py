@@ -1,304 +1,343 @@
-"""Alignment + uniformity of two views in four launches, for batches where a launch costs as much as the arithmetic.
+"""Whole losses in few launches, for batches where a launch costs as much as the arithmetic: what is launched.
 
-Forward: both views are normalised and their distances summed; the pairs of both views are contracted at once; one
-program per problem makes the three numbers. Backward: one kernel adds both gradients and projects them.
+Rows, sums of the pairs and head make a softmax, three launches; backward are the contraction of both sides and the rows
+again. The other losses have the contraction instead of the sums. Alignment + uniformity: see ``align_uniform.py``.
 """
 
+import functools
+from typing import NamedTuple
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.precision import product_of
-from ..common.step import AlignUniformOptions, AlignUniformStep
-from .config import padded
+from ..common.partials import cut
+from ..common.step import LOSSES, Job, Kernels, Plan, State, WholeLosses
+from . import config
+from .align_uniform import STEP
+from .config import Config, padded
+from .contract import contract_sides_kernel
+from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .operands import Operands, architecture_of, launch
-from .primitives import pairwise
-from .rows import project, row_block, row_offsets, unit_rows
-from .tile import LN2, LOG2E, narrow
+from .primitives import sum_parts
+from .rows import row_block, strides
+from .step_rows import finish_rows_kernel, prepare_rows_kernel
+
+__all__ = ["LOSSES", "loss", "loss_grad"]
+
+_ANCHORS = 128  # of a program of a head
+_NO_COLUMN = 1 << 30  # the shift of an exclusion that excludes nothing
 
 
-@triton.jit
-def _load_unit(p_x, o_rows, o_d, mask, m, stride_b, stride_m, stride_d, eps):
-    p_block = p_x + row_offsets(o_rows, m, stride_b, stride_m)[:, None] + o_d[None, :].to(tl.int64) * stride_d
-    return unit_rows(tl.load(p_block, mask=mask, other=0.0).to(tl.float32), eps)
+class _Prepared(NamedTuple):
+    """What `prepare_rows_kernel` makes, where it is wanted."""
+
+    rows: Tensor
+    positive: Tensor | None
+    zeros: Tensor | None
+    u: Tensor | None
+    factor: Tensor | None
+    lse: Tensor | None
+    counters: Tensor
 
 
-@triton.jit
-def _exp(b_x):
-    return tl.math.exp2(b_x * LOG2E)
+class _Sides(NamedTuple):
+    """The outputs of contractions one behind the other, ``(cuts, B, rows)`` of each, and where each starts."""
+
+    grad: Tensor
+    sum: Tensor
+    value: Tensor | None
+    cuts: list[int]
+    starts: list[int]
 
 
-@triton.jit
-def _distance_power(b_difference, alpha, SQUARE: tl.constexpr):
-    """``|d|^alpha`` of each row and its gradient of ``d``, ``alpha |d|^(alpha - 1)`` along ``d``; 0 at distance 0."""
-    if SQUARE:
-        b_value = tl.sum(b_difference * b_difference, 1)
-        b_grad = 2.0 * b_difference
+def serves(plan: Plan) -> bool:
+    """Whether there is a configuration of the contraction in one pass."""
+    return _choice(plan) is not None
+
+
+def values(plan: Plan) -> tuple[Tensor, State]:
+    """The loss ``(B,)`` and the state of its gradient, see `hyperkern.backends.common.step.Kernels`."""
+    if plan.head == "energy":
+        return _energy(plan)
+    if plan.head == "sigmoid":
+        return _sigmoid(plan)
+    return _softmax(plan)
+
+
+def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
+    """The gradients that are needed, likewise."""
+    if plan.head == "energy":
+        grad, total, counters = state
+        return _finish(plan, grad, counters, cotangent, total=total)
+    if plan.head == "sigmoid":
+        grad, own, bias_sums, counters = state
+        return _finish(plan, grad, counters, cotangent, own=own, bias_sums=bias_sums)
+    rows, own, counters, factor, *lse = state
+    sides = _contract(plan, rows, None, factor, lse[0] if lse else None)
+    return _finish(plan, sides.grad, counters, cotangent, own=own)
+
+
+def _choice(plan: Plan) -> Config | None:
+    architecture = architecture_of(plan.x, plan.pairs * max(plan.pairs, plan.further))
+    return config.find(architecture, "contract", plan.kind, plan.x.shape[2], plan.weights)
+
+
+def _operands(plan: Plan, job: Job, rows: Tensor, u: Tensor | None = None) -> Operands:
+    """Rows of the operand against others, as the kernels of the primitives take them."""
+    x = rows[:, job.row : job.row + job.rows]
+    symmetric = job.col == job.row
+    y = x if symmetric else rows[:, job.col : job.col + job.cols]
+    spec = PairSpec(plan.factor, exclude=_exclusion(plan, job.own))
+    return Operands(
+        *(x, y, PairTerms(u), spec, symmetric, plan.kind, plan.product),
+        architecture_of(plan.x, plan.pairs * max(plan.pairs, plan.further)),
+    )
+
+
+def _exclusion(plan: Plan, own: bool) -> str:
+    if not own:
+        return "none"
+    return "views" if plan.views == 2 else "self"
+
+
+def _blocks(plan: Plan) -> tuple[int, int]:
+    """Programs of the row-wise kernels for the anchors and for the queue of a batch element."""
+    block_rows, _ = row_block(plan.x.shape[2])
+    return -(-plan.pairs // block_rows), -(-plan.further // block_rows)
+
+
+def _shape(plan: Plan) -> dict[str, int]:
+    block_rows, block_d = row_block(plan.x.shape[2])
+    return {
+        "DIM": plan.x.shape[2],
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_D": block_d,
+        "VIEWS": plan.views,
+        "TEMPERATURE": plan.spec.temperature,
+    }
+
+
+def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
+    blocks, blocks_further = _blocks(plan)
+    x, batch, rows = plan.x, plan.batch, plan.rows
+    empty = functools.partial(x.new_empty, dtype=torch.float32)
+    out = _Prepared(
+        torch.empty((batch, rows, x.shape[2]), dtype=plan.dtype, device=x.device),
+        None if plan.y is None else empty((batch, plan.pairs)),
+        empty((batch, blocks + blocks_further)) if plan.head == "energy" else None,
+        empty((batch, rows)) if plan.head == "sigmoid" else None,
+        empty((batch, rows)) if factors else None,
+        empty((batch, rows)) if factors and plan.weights != "bounded" else None,
+        torch.empty(batch + 1, dtype=torch.int32, device=x.device),
+    )
+    # The head does not write those of candidates that are no anchors.
+    one_way = plan.views == 1 and not plan.two_way
+    launch(
+        prepare_rows_kernel,
+        batch * (blocks + blocks_further),
+        x.device,
+        (
+            *(x, plan.y, plan.queue, plan.scale, plan.bias, out.rows, out.positive, out.zeros, out.u),
+            *((out.factor, out.lse) if one_way else (None, None)),
+            *(out.counters, plan.pairs, plan.further, rows, blocks, blocks_further),
+            *(*strides(x), *strides(plan.y), *strides(plan.queue), norm_eps(x.dtype), plan.factor, plan.spec.bias),
+        ),
+        None,
+        **_shape(plan),
+    )
+    return out
+
+
+def _softmax(plan: Plan) -> tuple[Tensor, State]:
+    need_grad = bool(plan.need)
+    prepared = _prepare(plan, factors=need_grad)
+    o = _operands(plan, plan.of_sums()[0], prepared.rows)
+    row, row_top, col, col_top = sum_parts(o, plan.sums, need_cols=plan.two_way, total=False)
+    batch, anchors = plan.batch, plan.views * plan.pairs
+    blocks = -(-anchors // _ANCHORS)
+    own = row.new_empty((batch, anchors)) if need_grad else None
+    parts, loss = row.new_empty((batch, blocks)), row.new_empty(batch)
+    launch(
+        softmax_head_kernel,
+        batch * blocks,
+        plan.x.device,
+        (
+            *(row, row_top, col, col_top, prepared.positive, plan.scale, prepared.factor, prepared.lse, own),
+            *(parts, prepared.counters, loss, batch, plan.pairs, anchors, plan.rows, blocks, row.shape[0]),
+            *(0 if col is None else col.shape[0], plan.factor, plan.spec.sigma, plan.share, plan.range),
+        ),
+        None,
+        HEAD=plan.head,
+        VIEWS=plan.views,
+        TWO_WAY=plan.two_way,
+        TEMPERATURE=plan.spec.temperature,
+        BLOCK=_ANCHORS,
+    )
+    if own is None or prepared.factor is None:
+        return loss, ()
+    lse = () if prepared.lse is None else (prepared.lse,)
+    return loss, (prepared.rows, own, prepared.counters, prepared.factor, *lse)
+
+
+def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
+    need_grad = bool(plan.need)
+    prepared = _prepare(plan)
+    assert prepared.u is not None
+    batch, n = plan.batch, plan.pairs
+    if need_grad:
+        sides = _contract(plan, prepared.rows, prepared.u, None, None)
+        grad, total, value, cuts = sides.grad, sides.sum, sides.value, sides.cuts[0]
     else:
-        # In units of the largest component no square over- or underflows.
-        b_unit = tl.max(tl.abs(b_difference), 1)
-        b_same = b_unit == 0
-        b_unit = tl.where(b_same, 1.0, b_unit)
-        b_scaled = b_difference / b_unit[:, None]
-        b_log = 0.5 * tl.math.log2(tl.where(b_same, 1.0, tl.sum(b_scaled * b_scaled, 1)))
-        b_value = tl.where(b_same, 0.0, tl.math.exp2(alpha * (tl.math.log2(b_unit) + b_log)))
-        # |d|^(alpha - 2) alone would overflow for a small distance.
-        b_slope = alpha * tl.math.exp2((alpha - 1.0) * (tl.math.log2(b_unit) + b_log) - b_log)
-        b_grad = b_scaled * b_slope[:, None]
-    return b_value, b_grad
-
-
-@triton.jit(do_not_specialize=["batch", "m", "blocks"])
-def prepare_views_kernel(
-    p_x,
-    p_y,
-    p_operand,
-    p_align,
-    p_zeros,
-    batch,
-    m,
-    blocks,
-    stride_xb,
-    stride_xm,
-    stride_xd,
-    stride_yb,
-    stride_ym,
-    stride_yd,
-    eps,
-    alpha,
-    DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SQUARE: tl.constexpr,
-):
-    """Unit rows of both views ``(2, B, M, D)`` in the dtype of the product, and for each block of rows the sum of
-    the distances ``(B, blocks)`` and the numbers of zero rows ``(2, B, blocks)``.
-    """
-    i_b = (tl.program_id(0) // blocks).to(tl.int64)
-    i_block = tl.program_id(0) % blocks
-    o_m = i_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    o_rows = i_b * m + o_m
-    o_d = tl.arange(0, BLOCK_D)
-    m_rows = o_m < m
-    mask = m_rows[:, None] & (o_d < DIM)[None, :]
-    b_x, _ = _load_unit(p_x, o_rows, o_d, mask, m, stride_xb, stride_xm, stride_xd, eps)
-    b_y, _ = _load_unit(p_y, o_rows, o_d, mask, m, stride_yb, stride_ym, stride_yd, eps)
-    rows = batch.to(tl.int64) * m
-    o_out = o_rows[:, None] * DIM + o_d[None, :]
-    tl.store(p_operand + o_out, narrow(b_x, p_operand.dtype.element_ty), mask=mask)
-    tl.store(p_operand + rows * DIM + o_out, narrow(b_y, p_operand.dtype.element_ty), mask=mask)
-
-    b_distance, _ = _distance_power(b_x - b_y, alpha, SQUARE)
-    o_part = i_b * blocks + i_block
-    tl.store(p_align + o_part, tl.sum(tl.where(m_rows, b_distance, 0.0), 0))
-    b_zero_x = tl.where(m_rows & (tl.max(tl.abs(b_x), 1) == 0), 1.0, 0.0)
-    b_zero_y = tl.where(m_rows & (tl.max(tl.abs(b_y), 1) == 0), 1.0, 0.0)
-    tl.store(p_zeros + o_part, tl.sum(b_zero_x, 0))
-    tl.store(p_zeros + batch.to(tl.int64) * blocks + o_part, tl.sum(b_zero_y, 0))
-
-
-@triton.jit
-def _sum_range(p_values, count, BLOCK: tl.constexpr):
-    b_sum = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, count, BLOCK):
-        o = start + tl.arange(0, BLOCK)
-        b_sum += tl.load(p_values + o, mask=o < count, other=0.0)
-    return tl.sum(b_sum, 0)
-
-
-@triton.jit
-def _uniformity(p_sums, p_zeros, p_total, i_view, batch, m, blocks, cuts, t, pairs, BLOCK: tl.constexpr):
-    """``log(mean of exp(-t d^2))`` of one view; its sum is kept for the gradient."""
-    total = 0.0
-    for i_cut in range(cuts):
-        total += _sum_range(p_sums + (i_cut * 2 * batch.to(tl.int64) + i_view) * m, m, BLOCK)
-    # A zero row is at distance 1 from the sphere and at 0 from another one: e^t and e^2t instead of 1.
-    zeros = _sum_range(p_zeros + i_view * blocks, blocks, BLOCK)
-    total += 2.0 * zeros * (m - zeros) * (_exp(t) - 1.0) + zeros * (zeros - 1.0) * (_exp(2.0 * t) - 1.0)
-    tl.store(p_total + i_view, total)
-    return tl.math.log2(total / pairs) * LN2 - 2.0 * t
-
-
-@triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts"])
-def combine_kernel(
-    p_align,
-    p_zeros,
-    p_sums,
-    p_total,
-    p_loss,
-    p_alignment,
-    p_uniformity,
-    batch,
-    m,
-    blocks,
-    cuts,
-    t,
-    align_weight,
-    uniform_weight,
-    pairs,
-    BLOCK: tl.constexpr,
-):
-    """Loss, alignment and uniformity ``(B,)`` and the sums over pairs ``(2, B)`` from the parts."""
-    i_b = tl.program_id(0).to(tl.int64)
-    align = _sum_range(p_align + i_b * blocks, blocks, BLOCK) / m
-    of_x = _uniformity(p_sums, p_zeros, p_total, i_b, batch, m, blocks, cuts, t, pairs, BLOCK)
-    of_y = _uniformity(p_sums, p_zeros, p_total, batch + i_b, batch, m, blocks, cuts, t, pairs, BLOCK)
-    uniform = 0.5 * (of_x + of_y)
-    tl.store(p_loss + i_b, align_weight * align + uniform_weight * uniform)
-    tl.store(p_alignment + i_b, align)
-    tl.store(p_uniformity + i_b, uniform)
-
-
-@triton.jit
-def _cotangent(p_of_loss, p_of_term, weight, i_b):
-    """What a term receives: directly, and through the weighted sum."""
-    c = 0.0
-    if p_of_loss is not None:
-        c += weight * tl.load(p_of_loss + i_b)
-    if p_of_term is not None:
-        c += tl.load(p_of_term + i_b)
-    return c
-
-
-@triton.jit
-def _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_view, rows, cuts, zero, c_uniform, t, DIM: tl.constexpr):
-    """The gradient of one view's half of the uniformity with respect to its unit rows."""
-    b_grad = tl.zeros(mask.shape, tl.float32)
-    for i_cut in range(cuts):
-        p_block = p_grad + (i_cut * 2 * rows + o_rows)[:, None] * DIM + o_d[None, :]
-        b_grad += tl.load(p_block, mask=mask, other=0.0)
-    factor = c_uniform * 2.0 * t / tl.load(p_total + i_view)
-    return b_grad * tl.where(zero, factor * _exp(t), factor)[:, None]
-
-
-@triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts"])
-def finish_views_kernel(
-    p_x,
-    p_y,
-    p_grad,
-    p_total,
-    p_of_loss,
-    p_of_align,
-    p_of_uniform,
-    p_dx,
-    p_dy,
-    batch,
-    m,
-    blocks,
-    cuts,
-    stride_xb,
-    stride_xm,
-    stride_xd,
-    stride_yb,
-    stride_ym,
-    stride_yd,
-    eps,
-    alpha,
-    t,
-    align_weight,
-    uniform_weight,
-    DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SQUARE: tl.constexpr,
-):
-    """The gradients of both inputs; their unit rows are made again, which reads less than keeping them."""
-    i_b = (tl.program_id(0) // blocks).to(tl.int64)
-    o_m = tl.program_id(0) % blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    o_rows = i_b * m + o_m
-    o_d = tl.arange(0, BLOCK_D)
-    mask = (o_m < m)[:, None] & (o_d < DIM)[None, :]
-    b_x, b_rstd_x = _load_unit(p_x, o_rows, o_d, mask, m, stride_xb, stride_xm, stride_xd, eps)
-    b_y, b_rstd_y = _load_unit(p_y, o_rows, o_d, mask, m, stride_yb, stride_ym, stride_yd, eps)
-    c_align = _cotangent(p_of_loss, p_of_align, align_weight, i_b)
-    c_uniform = _cotangent(p_of_loss, p_of_uniform, uniform_weight, i_b)
-
-    _, b_align = _distance_power(b_x - b_y, alpha, SQUARE)
-    b_align *= c_align / m
-    rows = batch.to(tl.int64) * m
-    zero_x, zero_y = tl.max(tl.abs(b_x), 1) == 0, tl.max(tl.abs(b_y), 1) == 0
-    b_gx = _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_b, rows, cuts, zero_x, c_uniform, t, DIM)
-    b_gy = _pair_gradient(p_grad, p_total, rows + o_rows, o_d, mask, batch + i_b, rows, cuts, zero_y, c_uniform, t, DIM)
-    o_out = o_rows[:, None] * DIM + o_d[None, :]
-    tl.store(p_dx + o_out, project(b_gx + b_align, b_x, b_rstd_x, eps, p_dx.dtype.element_ty), mask=mask)
-    tl.store(p_dy + o_out, project(b_gy - b_align, b_y, b_rstd_y, eps, p_dy.dtype.element_ty), mask=mask)
-
-
-def align_uniform(
-    x: Tensor, y: Tensor, options: AlignUniformOptions, precision: str, *, need_grad: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Loss, alignment and uniformity of ``(N, D)`` or ``(B, N, D)``; and what `align_uniform_grad` needs besides."""
-    batch, m, dim = (1, *x.shape) if x.dim() == 2 else x.shape
-    blocks = -(-m // row_block(dim)[0])
-    dtype, product, kind = product_of(precision, "exp", 2 * options.t)
-    operand = torch.empty((2 * batch, m, dim), dtype=dtype, device=x.device)
-    parts = torch.empty((3, batch, blocks), dtype=torch.float32, device=x.device)
-    align, zeros = parts[0], parts[1:]
+        o = _operands(plan, plan.of_sums()[0], prepared.rows, prepared.u[:, :n].contiguous())
+        value, total = sum_parts(o, "softplus", need_cols=False, total=True)[0], None
+        grad, cuts = value, value.shape[0]
+    blocks = -(-n // _ANCHORS)
+    assert value is not None
+    own = value.new_empty((batch, n)) if need_grad else None
+    parts, loss, bias_sums = value.new_empty((2, batch, blocks)), value.new_empty(batch), value.new_empty(batch)
     launch(
-        prepare_views_kernel,
+        sigmoid_head_kernel,
         batch * blocks,
-        x.device,
-        (x, y, operand, align, zeros, batch, m, blocks, *_strides(x), *_strides(y), norm_eps(x.dtype), options.alpha),
+        plan.x.device,
+        (
+            *(value, total, prepared.positive, plan.bias, own, parts, prepared.counters, loss, bias_sums),
+            *(batch, n, blocks, cuts, plan.spec.bias, plan.share),
+        ),
         None,
-        **_shape(dim, options),
+        BLOCK=_ANCHORS,
     )
-    spec = PairSpec(2 * options.t, bounded=True, exclude="self", precision=precision)
-    o = Operands(operand, operand, PairTerms(), spec, True, kind, product, architecture_of(x, m * m))
-    grad, sums = pairwise.exp_sums(o, need_grad=need_grad)
-    total = parts.new_empty(2 * batch)
-    # Three tensors and not three views of one, which could not be added to in place.
-    results = parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2])
+    return loss, () if own is None else (grad, own, bias_sums, prepared.counters)
+
+
+def _energy(plan: Plan) -> tuple[Tensor, State]:
+    prepared = _prepare(plan)
+    batch, n, further = plan.batch, plan.pairs, plan.further
+    of_sums = plan.of_sums()
+    if plan.need:
+        sides = _contract(plan, prepared.rows, None, None, None)
+        grad, cuts = sides.grad, sides.cuts
+        sums = [sides.sum[start:] for start in sides.starts]
+    else:
+        found = [_operands(plan, job, prepared.rows) for job in of_sums]
+        sums = [sum_parts(o, "exp", need_cols=False, total=True)[0] for o in found]
+        grad, cuts = sums[0], [part.shape[0] for part in sums]
+    by_own = {job.own: (part, c) for job, part, c in zip(of_sums, sums, cuts, strict=False)}
+    (of_queue, cuts_queue), (distinct, cuts_distinct) = by_own.get(False, (None, 0)), by_own.get(True, (None, 0))
+    total, loss = grad.new_empty(batch), grad.new_empty(batch)
+    pairs = n * further + (n * (n - 1) // 2 if plan.distinct else 0)
     launch(
-        combine_kernel,
+        energy_head_kernel,
         batch,
-        x.device,
+        plan.x.device,
         (
-            *(align, zeros, sums, total, *results, batch, m, blocks, sums.shape[0], options.t),
-            *(options.align_weight, options.uniform_weight, float(m * (m - 1))),
+            *(of_queue, distinct, prepared.zeros, total, loss, batch, n, further, *_blocks(plan)),
+            *(cuts_queue, cuts_distinct, 0.5 * plan.spec.scale, float(pairs)),
         ),
         None,
-        BLOCK=min(2048, padded(m)),
+        BLOCK=min(2048, padded(n)),
     )
-    return results, (grad, total)
+    return loss, (grad, total, prepared.counters)
 
 
-def align_uniform_grad(
-    x: Tensor,
-    y: Tensor,
-    state: tuple[Tensor, Tensor],
-    options: AlignUniformOptions,
-    cotangents: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor]:
-    """The gradients of ``x`` and ``y`` from those of loss, alignment and uniformity."""
-    batch, m, dim = (1, *x.shape) if x.dim() == 2 else x.shape
-    blocks = -(-m // row_block(dim)[0])
-    grad, total = state
-    dx, dy = x.new_empty(x.shape), y.new_empty(y.shape)
+def _cuts(plan: Plan, jobs: list[Job], choice: Config) -> tuple[list[int], list[int]]:
+    """Into how many ranges the columns of each side are cut, and where the rows of its outputs start."""
+    architecture = architecture_of(plan.x, plan.pairs * max(plan.pairs, plan.further))
+    programs = plan.batch * sum(-(-job.rows // choice.block_m) for job in jobs)
+    cuts, starts, end = [], [], 0
+    for job in jobs:
+        bytes_per_cut = 4 * plan.batch * job.rows * plan.x.shape[2]
+        cuts.append(cut(programs, -(-job.cols // choice.block_n), bytes_per_cut, architecture.multiprocessors))
+        starts.append(end)
+        end += cuts[-1] * plan.batch * job.rows
+    return cuts, [*starts, end]
+
+
+def _contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, lse: Tensor | None) -> _Sides:
+    """All sides that are needed, two in one launch."""
+    jobs, choice, dim = plan.of_weights(), _choice(plan), plan.x.shape[2]
+    assert choice is not None
+    cuts, (*starts, end) = _cuts(plan, jobs, choice)
+    grad = rows.new_empty((end, dim), dtype=torch.float32)
+    sums = grad.new_empty(end)
+    value = torch.empty_like(sums) if plan.weights == "softplus" else None
+    o = _operands(plan, jobs[0], rows)
+    own = any(job.own for job in jobs)
+    constants = o.constants(choice, plan.weights) | {"EXCLUDE": _exclusion(plan, own)}
+    for i in range(0, len(jobs), 2):
+        programs, told = [], []
+        for job, splits in zip(jobs[i : i + 2], cuts[i : i + 2], strict=True):
+            programs.append(plan.batch * -(-job.rows // choice.block_m) * splits)
+            told.append((job.rows, job.cols, job.row, job.col, 0 if job.own else _NO_COLUMN, splits))
+        launch(
+            contract_sides_kernel,
+            sum(programs),
+            rows.device,
+            (
+                *(rows, u, lse, factor, grad[starts[i] :], sums[starts[i] :]),
+                sums[starts[i] :] if value is None else value[starts[i] :],
+                *(plan.batch, plan.rows, programs[0], *told[0], *told[-1]),
+                *(plan.factor * o.unit(plan.weights), o.shift(plan.weights) * o.unit(plan.weights)),
+            ),
+            choice,
+            **constants,
+        )
+    return _Sides(grad, sums, value, cuts, starts)
+
+
+def _finish(
+    plan: Plan,
+    grad: Tensor,
+    counters: Tensor,
+    cotangent: Tensor,
+    *,
+    own: Tensor | None = None,
+    total: Tensor | None = None,
+    bias_sums: Tensor | None = None,
+) -> dict[str, Tensor]:
+    jobs, choice, need = plan.of_weights(), _choice(plan), plan.need
+    assert choice is not None
+    cuts, starts = _cuts(plan, jobs, choice)
+    # Uniformity has several contractions for the rows of x, the others one; then come those of y and the queue.
+    of_x = [i for i, job in enumerate(jobs) if job.row == 0]
+    of_y = [i for i, job in enumerate(jobs) if job.row != 0]
+    grad_x, grad_y = grad if of_x else None, grad[starts[of_y[0]] :] if of_y else None
+    rows_x, rows_y = jobs[0].rows, jobs[-1].rows
+    cuts_x, cuts_y = sum(cuts[i] for i in of_x), sum(cuts[i] for i in of_y)
+    if plan.views == 2:
+        grad_y, cuts_y = grad_x, cuts_x
+    blocks, blocks_further = _blocks(plan)
+    queue = "y" if plan.head == "energy" else "queue"
+    found = {
+        name: given.new_empty(given.shape)
+        for name, given in (
+            ("x", plan.x),
+            ("y", plan.y),
+            (queue, plan.queue),
+            ("scale", plan.scale),
+            ("bias", plan.bias),
+        )
+        if name in need and given is not None
+    }
     launch(
-        finish_views_kernel,
-        batch * blocks,
-        x.device,
+        finish_rows_kernel,
+        plan.batch * (blocks + blocks_further),
+        plan.x.device,
         (
-            *(x, y, grad, total, *(None if c is None else c.contiguous() for c in cotangents), dx, dy),
-            *(batch, m, blocks, grad.shape[0], *_strides(x), *_strides(y), norm_eps(x.dtype), *options),
+            *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, own, total, bias_sums, cotangent.contiguous()),
+            *(found.get("x"), found.get("y") if plan.y is not None else None),
+            *(found.get(queue) if plan.queue is not None else None, found.get("scale"), found.get("bias")),
+            *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, counters),
+            *(plan.batch, plan.pairs, plan.further, blocks, blocks_further, rows_x, rows_y, cuts_x, cuts_y),
+            plan.pairs if plan.y is not None else 0,
+            *(*strides(plan.x), *strides(plan.y), *strides(plan.queue), norm_eps(plan.x.dtype), plan.spec.scale),
+            *(plan.share, 1 / plan.range),
         ),
         None,
-        **_shape(dim, options),
+        **_shape(plan),
     )
-    return dx, dy
+    return found
 
 
-def _strides(x: Tensor) -> tuple[int, ...]:
-    return (0, *x.stride()) if x.dim() == 2 else x.stride()
-
-
-def _shape(dim: int, options: AlignUniformOptions) -> dict[str, int]:
-    block_rows, block_d = row_block(dim)
-    return {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "SQUARE": options.alpha == 2}
-
-
-_STEP = AlignUniformStep(align_uniform, align_uniform_grad)
-LOSSES = frozenset({"align_uniform"})
+_STEP = WholeLosses(STEP, Kernels(serves, values, grads))
 loss, loss_grad = _STEP.loss, _STEP.loss_grad

@@ -133,9 +133,8 @@ def sums_kernel(
 ):
     """Row sums ``(splits, B, M)``, column sums ``(parts, B, N)``; with the mode ``running`` relative to maxima.
 
-    ``p_col`` must hold zeros and the maxima of the columns -inf. A program serves one stripe of row blocks of one batch
-    element and one of ``splits`` ranges of columns. There are ``stripes`` parts, and with ``TRIANGLE``, which needs
-    ``BLOCK_M % BLOCK_N == 0``, as many for each range.
+    A program serves one stripe of row blocks of one batch element and one of ``splits`` ranges of columns. There are
+    ``stripes`` parts, and with ``TRIANGLE``, which needs ``BLOCK_M % BLOCK_N == 0``, as many for each range.
     """
     i_stripe = tl.program_id(0) % stripes
     i_split = tl.program_id(0) // stripes % splits
@@ -162,6 +161,16 @@ def sums_kernel(
 
     blocks = tl.cdiv(m, BLOCK_M)
     tiles = tl.cdiv(n, BLOCK_N)
+    if COLS:
+        # Its own partial sums, to be added to.
+        z_start = 0 if TRIANGLE else (i_split.to(tl.int64) * tiles // splits).to(tl.int32)
+        z_stop = tiles if TRIANGLE else ((i_split + 1).to(tl.int64) * tiles // splits).to(tl.int32)
+        for i_n in range(z_start, z_stop):
+            o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+            tl.store(p_col + o_n, tl.zeros((BLOCK_N,), tl.float32), mask=o_n < n)
+            if MODE == "running":
+                tl.store(p_col_top + o_n, tl.full((BLOCK_N,), -INF, tl.float32), mask=o_n < n)
+        tl.debug_barrier()
     for i_round in range(tl.cdiv(blocks, stripes)):
         # Every other round backwards: with a triangle the rows near the top have more tiles.
         i_m = i_round * stripes + tl.where(i_round % 2 == 0, i_stripe, stripes - 1 - i_stripe)

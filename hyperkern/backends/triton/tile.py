@@ -11,12 +11,19 @@ MODE         weight of a pair
 ``exp``      ``exp(l - shift)``
 ``bounded``  ``exp(l) (a_i exp(-r_i) + b_j exp(-c_j))``
 ``running``  ``a_i exp(l - r_i) + b_j exp(l - c_j)``
+``single``   ``(a_i + b_j) exp(l - r_i - c_j)``
 ``softplus`` ``sigmoid(l)``
 ============ ==========================================
+
+``single`` is ``running`` where either ``a_i = r_i = 0`` or ``b_j = c_j = 0``: one exponential for each pair. Without
+``r`` and ``c`` the factors of ``bounded`` are ``a_i + b_j``.
 
 In the first two the logit may be made in units of log 2 at once (``LOG2``), which saves a multiplication for each pair.
 The price is that ``scale / log 2`` is rounded where ``scale`` was before: a relative 6e-8 of every logit, nothing
 beside operands of half precision, but not what float32 promises.
+
+``EXCLUDE`` is an exclusion of `hyperkern.spec.PairSpec`, or ``views``: the rows 2i and 2i + 1 of a symmetric problem
+show one sample, and no pair of them counts.
 """
 
 import triton
@@ -182,6 +189,8 @@ def logits(
         b_keep = (o_n < n)[None, :]
         if EXCLUDE == "self":
             b_keep = b_keep & ((o_m + row_shift)[:, None] != o_n[None, :])
+        if EXCLUDE == "views":
+            b_keep = b_keep & ((o_m // 2)[:, None] != (o_n // 2)[None, :])
         if EXCLUDE == "same_id":
             b_keep = b_keep & (b_row_ids[:, None] != b_col_ids[None, :])
         b_l = tl.where(b_keep, b_l, -INF)
@@ -196,6 +205,9 @@ def load_factor(p_lse, p_factor, o, count, MODE: tl.constexpr):
     """
     if p_factor is None:
         b_factor = tl.zeros(o.shape, tl.float32)
+        b_lse = tl.zeros(o.shape, tl.float32)
+    elif p_lse is None:
+        b_factor = tl.load(p_factor + o, mask=o < count, other=0.0)
         b_lse = tl.zeros(o.shape, tl.float32)
     else:
         b_factor = tl.load(p_factor + o, mask=o < count, other=0.0)
@@ -247,6 +259,8 @@ def weights(
             b_w += b_a[:, None] * tl.math.exp2((b_l - b_row_lse[:, None]) * LOG2E)
         if HAS_B:
             b_w += b_b[None, :] * tl.math.exp2((b_l - b_col_lse[None, :]) * LOG2E)
+    elif MODE == "single":
+        b_w = (b_a[:, None] + b_b[None, :]) * tl.math.exp2((b_l - (b_row_lse[:, None] + b_col_lse[None, :])) * LOG2E)
     else:
         b_value, b_w = softplus(b_l)
     return b_w, b_value
@@ -265,10 +279,11 @@ def masked_tiles(
 ):
     """Which of the column tiles ``[t_start, t_stop)`` need a mask: ``[lo, hi)``, and perhaps the last one.
 
-    Those on the diagonal of ``exclude="self"``, every one for ids, and the tile that runs over the end.
+    Those on the diagonal of ``exclude="self"``, every one for ids, and the tile that runs over the end. The rows of two
+    views that alternate are pairs of which no tile has a half.
     """
     lo, hi = t_start, t_start
-    if EXCLUDE == "self":
+    if EXCLUDE == "self" or EXCLUDE == "views":
         lo = tl.maximum(row_start + row_shift, 0) // BLOCK_N
         hi = tl.cdiv(tl.maximum(row_start + BLOCK_M + row_shift, 0), BLOCK_N)
         lo = tl.minimum(tl.maximum(lo, t_start), t_stop).to(tl.int32)
