@@ -66,8 +66,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
         module = backends.load(backend)
-        align_uniform = [module.align_uniform] if backend == "triton" else []
-        for user in (module.primitives, module.rows, module.step, *align_uniform):
+        for user in (module.primitives, module.rows, module.step, module.align_uniform):
             if backend == "triton":
                 monkeypatch.setattr(user, "launch", self.launch)
             else:

@@ -18,7 +18,7 @@ from .operands import CONTRACT_DIM, Operands, Task, Weight, as_operands, col_ter
 # triangle they take up to 2 cuts x 2 groups of warps x 64 numbers a column, as much as a row of 256 elements.
 _STRIPES = 64
 
-_SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
+SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
 
 
 class Weighing(NamedTuple):
@@ -57,7 +57,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         # A column's maximum is only known when its column is done: it is a row of the same problem, turned.
         return _running_sums(o), _running_sums(o.swapped()) if need_cols and not o.symmetric else nothing
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    size = tile(o, "sums", Weight.EXP)
+    size = tile(o.x, "sums", Weight.EXP)
     blocks = -(-m // size.rows)
     has_cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
     tiles, at_once = -(-n // size.cols), multiprocessors(o.x.device)
@@ -67,7 +67,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     # With a triangle the ranges differ from row block to row block: there each has partial sums of its own.
     parts = (stripes * cuts if o.symmetric else stripes) * size.groups
     col = row.new_zeros((parts, batch, n)) if has_cols else None
-    _launch_sums(o, _SUM_TASKS[mode], triangle=o.symmetric, stripes=stripes, row=row, col=col)
+    _launch_sums(o, SUM_TASKS[mode], triangle=o.symmetric, stripes=stripes, row=row, col=col)
     of_rows = add_cuts(row)
     if col is None:
         return Sums(of_rows), nothing
@@ -86,7 +86,7 @@ def stripes_of(batch: int, blocks: int, tiles: int, multiprocessors: int, *, tri
 
 def _running_sums(o: Operands) -> Sums:
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    size = tile(o, "sums", Weight.EXP)
+    size = tile(o.x, "sums", Weight.EXP)
     blocks = -(-m // size.rows)
     cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
     row, top = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
@@ -148,7 +148,7 @@ def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
     factors, scale = _in_range(o, factors, late=late)
     weighing = _weighing(o, mode, factors, late=late)
     (batch, m, dim), n = o.x.shape, o.y.shape[1]
-    size = tile(o, "contract", weighing.weight)
+    size = tile(o.x, "contract", weighing.weight)
     blocks = -(-m // size.rows)
     cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m * dim, multiprocessors(o.x.device))
     grad = o.x.new_empty((cuts, batch, m, dim), dtype=torch.float32)
@@ -192,10 +192,9 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
     weight = Weight.SOFTPLUS if mode == "softplus" else Weight.EXP
     unit = o.unit(weight)
     # Exponentials of at most 1, or of at most the scale, moved to where float16 has most room.
-    shift = 0.0
-    if o.kind == "float16" and b is None and (a is None or late):
-        shift = math.log(FLOAT16_RANGE) - (0.0 if a is not None else o.spec.scale)
-    offset, out_scale = shift * unit, math.exp(-shift)
+    narrow = o.kind == "float16" and b is None and (a is None or late)
+    offset, out_scale = exp_range(0.0 if a is not None else o.spec.scale) if narrow else (0.0, 1.0)
+    offset *= unit
     if mode == "exp" and u is None and v is None:
         return Weighing(Weight.EXP, None, None, offset, out_scale)
 
@@ -229,6 +228,14 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
     return Weighing(Weight.FACTOR, rows, col_terms(of_cols * unit, no_cols), offset, out_scale)
 
 
+def exp_range(most: float) -> tuple[float, float]:
+    """What moves exponentials of at most ``exp(most)`` to where float16 has most room: a summand of the exponents, and
+    the factor that takes it off the results.
+    """
+    shift = math.log(FLOAT16_RANGE) - most
+    return shift, math.exp(-shift)
+
+
 def _inf_for_empty(lse: Tensor | None) -> Tensor:
     """A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan)."""
     assert lse is not None
@@ -242,7 +249,7 @@ def _contract_by_panels(
     weighing = _weighing(o, mode, factors, late=False)
     unit = o.unit(weighing.weight)
     task = Task.STORE_EXP + weighing.weight
-    size = tile(o, "sums", weighing.weight)
+    size = tile(o.x, "sums", weighing.weight)
     _, _, row_ids, col_ids = o.terms
 
     def weights(batches: slice, rows: slice, cols: slice, w: Tensor, need_cols: bool) -> tuple[Tensor, Tensor, Tensor]:

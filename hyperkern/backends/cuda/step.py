@@ -1,73 +1,314 @@
-"""Alignment + uniformity of two views in four launches, for batches where a launch costs as much as the arithmetic.
+"""Whole losses in four to six launches, for batches where a launch costs as much as the arithmetic.
 
-Forward: both views are normalised and their distances summed; the pairs of both views are contracted at once; one
-block of threads per problem makes the three numbers. Backward: one kernel adds both gradients and projects them. See
-``csrc/align_uniform.cuh``.
+Before the pairs the rows of all features are normalised and partners multiplied; then come the sums of the pairs, what
+each row adds to the loss and how its pairs weigh, both sides of the contraction in one grid, and the gradients of the
+features. See ``csrc/loss_rows.cuh`` and ``csrc/loss_head.cuh``.
 """
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.precision import product_of
-from ..common.step import AlignUniformOptions, AlignUniformStep
+from ...spec import norm_eps
+from ..common.partials import cut
+from ..common.step import LOSSES, Job, Kernels, Plan, State, WholeLosses
+from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
-from .operands import Operands
-from .primitives import pairwise
+from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile
+from .primitives import SUM_TASKS, exp_range, stripes_of
 
-# Of which a block of threads makes one partial sum: kRowWarps in ``csrc/rows.cuh``.
-_ROWS_PER_BLOCK = 8
+__all__ = ["LOSSES", "loss", "loss_grad"]
 
-_ALIGNMENT = 16  # bytes: of an operand's rows
+_HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3}
+_KINDS = ("bfloat16", "float16", "tf32", "float32")
+_WEIGHTS = {
+    "bounded": Weight.FACTOR,
+    "single": Weight.FACTOR,
+    "running": Weight.TWO,
+    "exp": Weight.EXP,
+    "softplus": Weight.SOFTPLUS,
+}
+_HEAD_THREADS = 256  # kHeadThreads in ``csrc/loss_head.cuh``
 
 
-def align_uniform(
-    x: Tensor, y: Tensor, options: AlignUniformOptions, precision: str, *, need_grad: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Loss, alignment and uniformity of ``(N, D)`` or ``(B, N, D)``; and what `align_uniform_grad` needs besides."""
-    batch, m, dim = (1, *x.shape) if x.dim() == 2 else x.shape
-    dtype, _, kind = product_of(precision, "exp", 2 * options.t)
-    per_piece = _ALIGNMENT // dtype.itemsize
-    operand = torch.empty((2, batch, m, dim + -dim % per_piece), dtype=dtype, device=x.device)
-    parts = torch.empty((3, batch, -(-m // _ROWS_PER_BLOCK)), dtype=torch.float32, device=x.device)
-    align, zeros = parts[0], parts[1:]
-    kernels = ops(x.device)
-    kernels.prepare_views(_batched(x), _batched(y), norm_eps(x.dtype), options.alpha, operand, align, zeros)
-    spec = PairSpec(2 * options.t, bounded=True, exclude="self", precision=precision)
-    views = operand.view(2 * batch, m, -1)
-    o = Operands(views, views, PairTerms(), spec, True, kind)
-    grad, sums = pairwise.exp_sums(o, need_grad=need_grad)
-    total = parts.new_empty(2 * batch)
-    # Three tensors and not three views of one, which could not be added to in place.
-    results = parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2])
-    kernels.combine(
-        *(align, zeros, sums, options.t, options.align_weight, options.uniform_weight, total),
-        *(result.view(batch) for result in results),
+class _Sizes(NamedTuple):
+    """How a kernel's results lie: partial results of ranges of columns, of row blocks, of sides."""
+
+    stripes: int
+    cuts: int
+    row: tuple[int, int, int]
+    col: tuple[int, int, int] | None
+
+
+def serves(plan: Plan) -> bool:
+    """Whether rows are short enough for the contraction in one pass, and there are any."""
+    return _width(plan) <= CONTRACT_DIM and plan.x.numel() > 0
+
+
+def values(plan: Plan) -> tuple[Tensor, State]:
+    """The loss ``(B,)`` and what `grads` needs besides."""
+    step = _Step(plan)
+    if plan.head == "energy":
+        return step.loss, step.energy()
+    return step.loss, step.sigmoid() if plan.head == "sigmoid" else step.softmax()
+
+
+def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
+    """The gradients that are needed, by the name of the input."""
+    kind, counts, factors, *rest = state
+    plan = plan._replace(kind=_KINDS[kind.shape[1]])
+    if plan.head in ("energy", "sigmoid"):
+        grad, sums = rest
+    else:
+        grad, sums, _ = _contract(plan, *rest)
+    return _finish(plan, counts, grad, sums, factors, cotangent)
+
+
+class _Step:
+    """The forward pass of one loss."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.kernels = ops(plan.x.device)
+        self.float = functools.partial(torch.empty, dtype=torch.float32, device=plan.x.device)
+        self.loss = self.float(plan.batch)
+        self.positives = None if plan.y is None else self.float((plan.batch, plan.pairs))
+        self.operand = plan.x.new_empty((plan.batch, plan.rows, _width(plan)), dtype=plan.dtype)
+        # What settings of PyTorch may have changed until the gradient is wanted.
+        self.kind = plan.x.new_empty((0, _KINDS.index(plan.kind)))
+
+    def prepare(
+        self, clear: int = 0, *, zeros: Tensor | None = None, terms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Fills the operand and the positives; counts of blocks that are done, and numbers that are 0."""
+        plan = self.plan
+        counts = plan.batch + 1
+        cleared = self.float(counts + clear)
+        self.kernels.prepare_loss(
+            *(plan.x, plan.y, plan.queue, norm_eps(plan.x.dtype), plan.views == 2, plan.scale, plan.spec.temperature),
+            *(plan.bias, plan.spec.bias, self.operand, self.positives, zeros, cleared, terms),
+        )
+        return cleared[:counts], cleared[counts:]
+
+    def head(
+        self,
+        counts: Tensor,
+        row: Tensor,
+        places: Sequence[int],
+        *,
+        top: Tensor | None = None,
+        second: Tensor | None = None,
+        zeros: Tensor | None = None,
+        terms: Tensor | None = None,
+        weights: Tensor | None = None,
+        total: Tensor | None = None,
+    ) -> None:
+        """What each pair adds to the loss."""
+        plan, spec = self.plan, self.plan.spec
+        blocks = -(-max(plan.pairs, 0 if terms is None else terms.shape[2]) // _HEAD_THREADS)
+        self.kernels.head(
+            *(_HEADS[plan.head], plan.pairs, plan.further, row, top, second, places, self.positives, plan.views == 2),
+            *(plan.scale, plan.factor, spec.temperature, plan.bias, spec.bias, _unit(plan), plan.share),
+            *(spec.sigma if plan.head == "weighted" else 0.0, plan.range, spec.scale / 2),
+            *(zeros, terms, weights, total, self.loss, self.float(plan.batch * blocks), counts),
+        )
+
+    def softmax(self) -> State:
+        """Sums, and what the weights of the pairs are made of."""
+        plan, running = self.plan, self.plan.sums == "running"
+        jobs = plan.of_sums()
+        if running and plan.two_way:
+            jobs.append(_mirrored(jobs[0]))
+        has_cols = not running and (plan.two_way or plan.views == 2)
+        sizes = _sizes_of_sums(plan, self.operand, jobs, triangle=not running and plan.views == 2, has_cols=has_cols)
+        counts, cleared = self.prepare(0 if sizes.col is None else math.prod(sizes.col))
+        row = self.float(sizes.row)
+        top = self.float(sizes.row) if running else None
+        col = None if sizes.col is None else cleared.view(sizes.col)
+        _sums(plan, self.operand, jobs, sizes, row, top=top, col=col)
+        terms = weights = None
+        if plan.need:
+            vectors = 5 if plan.weights == "running" else 2
+            terms = self.float((plan.batch, vectors, _term_count(plan)))
+            weights = self.float((plan.batch, plan.pairs))
+        self.head(
+            counts, row, _places_of_ways(plan, sizes, has_cols), top=top, second=col, terms=terms, weights=weights
+        )
+        if terms is None or weights is None:
+            return ()
+        return self.kind, counts, weights, self.operand, terms
+
+    def sigmoid(self) -> State:
+        """Every pair is a decision, its weight is known with its logit."""
+        plan = self.plan
+        terms = self.float(_term_count(plan))
+        counts, _ = self.prepare(terms=terms)
+        terms = terms.expand(plan.batch, 1, -1)
+        if not plan.need:
+            jobs = plan.of_sums()
+            sizes = _sizes_of_sums(plan, self.operand, jobs)
+            value = self.float(sizes.row)
+            _sums(plan, self.operand, jobs, sizes, value, terms=terms)
+            self.head(counts, value, (1, 0, 1, 0, 0, 1))
+            return ()
+        grad, sums, value = _contract(plan, self.operand, terms)
+        weights = self.float((plan.batch, plan.pairs))
+        self.head(counts, value, (1, 0, 1, 0, 0, 1), weights=weights)
+        return self.kind, counts, weights, grad, sums
+
+    def energy(self) -> State:
+        """The exponentials are the weights, up to their sum."""
+        plan = self.plan
+        batch, n = plan.batch, plan.pairs
+        zeros = self.float((2, batch, -(-(n + plan.further) // ROWS_PER_BLOCK)))
+        total = self.float(batch)
+        counts, _ = self.prepare(zeros=zeros)
+        if plan.need:
+            grad, sums, _ = _contract(plan, self.operand, None)
+            # Those of x alone, then those with the queue; as many rows as the longest side has.
+            at = {job.own: i * batch * sums.shape[2] for i, job in enumerate(plan.of_weights()) if job.row == 0}
+            places = [number for own in (True, False) for number in (int(own in at), at.get(own, 0), 1)]
+            self.head(counts, sums, places, zeros=zeros, total=total)
+            return self.kind, counts, total, grad, sums
+        found: dict[bool, Tensor] = {}
+        for job in plan.of_sums():
+            sizes = _sizes_of_sums(plan, self.operand, [job], triangle=job.own)
+            found[job.own] = self.float(sizes.row)
+            _sums(plan, self.operand, [job], sizes, found[job.own], triangle=job.own)
+        places = [int(True in found), 0, 1, (1 if True not in found else 2) * (False in found), 0, 1]
+        row, second = (found[True], found.get(False)) if True in found else (found[False], None)
+        self.head(counts, row, places, second=second, zeros=zeros, total=total)
+        return ()
+
+
+def _width(plan: Plan) -> int:
+    """Of the operand: rows end at multiples of 16 bytes."""
+    dim = plan.x.shape[2]
+    return dim + -dim % (ALIGNMENT // plan.dtype.itemsize)
+
+
+def _term_count(plan: Plan) -> int:
+    """Pairs of terms are read at once, and all that the last tile may reach."""
+    return plan.rows + plan.rows % 2 + 2 + MOST_TILE_COLS
+
+
+def _unit(plan: Plan) -> float:
+    """What turns a logit into the kernels' units."""
+    return 1.0 if plan.kind == "float32" or plan.sums == "softplus" else math.log2(math.e)
+
+
+def _mirrored(job: Job) -> Job:
+    return Job(job.col, job.cols, job.row, job.rows, job.own)
+
+
+def _sides(jobs: Sequence[Job]) -> list[int]:
+    """The five numbers of each side."""
+    return [int(number) for job in jobs for number in (job.row, job.col, job.rows, job.cols, job.own)]
+
+
+def _sizes_of_sums(
+    plan: Plan, operand: Tensor, jobs: Sequence[Job], *, triangle: bool = False, has_cols: bool = False
+) -> _Sizes:
+    batch, m, n = len(jobs) * plan.batch, jobs[0].rows, jobs[0].cols
+    size = tile(operand, "sums", Weight.EXP)
+    blocks, tiles, at_once = -(-m // size.rows), -(-n // size.cols), multiprocessors(operand.device)
+    stripes = stripes_of(batch, blocks, tiles, at_once, triangle=triangle, has_cols=has_cols)
+    cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
+    parts = (stripes * cuts if triangle else stripes) * size.groups
+    return _Sizes(stripes, cuts, (cuts, batch, m), (parts, batch, n) if has_cols else None)
+
+
+def _sums(
+    plan: Plan,
+    operand: Tensor,
+    jobs: Sequence[Job],
+    sizes: _Sizes,
+    row: Tensor,
+    *,
+    triangle: bool | None = None,
+    top: Tensor | None = None,
+    col: Tensor | None = None,
+    terms: Tensor | None = None,
+) -> None:
+    if triangle is None:
+        triangle = plan.views == 2 and top is None
+    ops(operand.device).sums(
+        *(operand, operand, terms, terms, None, None, 1, 0, plan.views, _sides(jobs), plan.factor * _unit(plan), 0.0),
+        *(False, SUM_TASKS[plan.sums], plan.kind == "float32", triangle, sizes.stripes, sizes.cuts),
+        *(row, top, col, None),
     )
-    return results, (grad, total)
 
 
-def align_uniform_grad(
-    x: Tensor,
-    y: Tensor,
-    state: tuple[Tensor, Tensor],
-    options: AlignUniformOptions,
-    cotangents: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor]:
-    """The gradients of ``x`` and ``y`` from those of loss, alignment and uniformity."""
-    dx, dy = x.new_empty(x.shape), y.new_empty(y.shape)
-    x, y = _batched(x), _batched(y)
-    ops(x.device).finish_views(
-        *(x, y, *state, *(None if c is None else c.reshape(x.shape[0]).contiguous() for c in cotangents)),
-        *(norm_eps(x.dtype), *options, _batched(dx), _batched(dy)),
+def _places_of_ways(plan: Plan, sizes: _Sizes, has_cols: bool) -> list[int]:
+    """Where the sums of a pair's rows stand: six numbers for each way, see ``set_places`` in ``csrc/loss_ops.cu``."""
+    if plan.views == 2:
+        return [number for way in (0, 1) for number in (1, way, 2, 2 * has_cols, way, 2)]
+    if not plan.two_way:
+        return [1, 0, 1, 0, 0, 1]
+    if has_cols:
+        return [1, 0, 1, 0, 0, 1, 2, 0, 1, 0, 0, 1]
+    return [1, 0, 1, 0, 0, 1, 1, plan.batch * sizes.row[2], 1, 0, 0, 1]
+
+
+def _contract(plan: Plan, operand: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sums of rows of all sides ``(cuts, sides B, rows, D')``, sums of weights, those of the potential."""
+    jobs, device, weight = plan.of_weights(), operand.device, _WEIGHTS[plan.weights]
+    batch, m, n, dim = len(jobs) * plan.batch, max(j.rows for j in jobs), max(j.cols for j in jobs), operand.shape[2]
+    size = tile(operand, "contract", weight)
+    cuts = cut(batch * -(-m // size.rows), -(-n // size.cols), 4 * batch * m * dim, multiprocessors(device))
+    grad = torch.empty((cuts, batch, m, dim), dtype=torch.float32, device=device)
+    sums = grad.new_empty((cuts, batch, m))
+    value = torch.empty_like(sums) if weight == Weight.SOFTPLUS else sums
+    offset, out_scale = exp_range(plan.factor) if plan.kind == "float16" and weight == Weight.EXP else (0.0, 1.0)
+    # As a column a row has its exponent where it had that of the columns: behind the third vector.
+    cols = terms[:, 2:] if weight == Weight.TWO and terms is not None else terms
+    ops(device).contract(
+        *(operand, operand, terms, cols, None, None, 1, 0, plan.views, _sides(jobs), plan.factor * _unit(plan)),
+        *(offset * _unit(plan), plan.weights in ("running", "single"), weight, plan.kind == "float32", cuts, out_scale),
+        *(grad, sums, value if weight == Weight.SOFTPLUS else None),
     )
-    return dx, dy
+    return grad, sums, value
 
 
-def _batched(x: Tensor) -> Tensor:
-    return x.unsqueeze(0) if x.dim() == 2 else x
+def _places_of_features(plan: Plan) -> list[int]:
+    """Which sides have the weighted sums of x, y and the queue, -1 for none, the first row there and the step."""
+    if plan.views == 2:
+        return [0, -1, 0, 2, 0, -1, 1, 2, -1, -1, 0, 1]
+    jobs = plan.of_weights()
+    of_x = [i for i, job in enumerate(jobs) if job.row == 0]
+    of_others = next((i for i, job in enumerate(jobs) if job.row != 0), -1)
+    of_x += [-1] * (2 - len(of_x))
+    return [*of_x, 0, 1, of_others, -1, 0, 1, of_others, -1, plan.paired - plan.pairs, 1]
 
 
-_STEP = AlignUniformStep(align_uniform, align_uniform_grad)
-LOSSES = frozenset({"align_uniform"})
+def _finish(
+    plan: Plan, counts: Tensor, grad: Tensor, sums: Tensor, factors: Tensor, cotangent: Tensor
+) -> dict[str, Tensor]:
+    """``factors`` are the weights of positives, of an energy the totals."""
+    energy = plan.head == "energy"
+    of_queue = "y" if energy else "queue"
+    rows = {"x": plan.x, "y": plan.y, of_queue: plan.queue} if not energy else {"x": plan.x, "y": plan.queue}
+    found = {name: x.new_empty(x.shape) for name, x in rows.items() if x is not None and name in plan.need}
+    numbers = {"scale": plan.scale, "bias": plan.bias}
+    found |= {name: torch.empty_like(x) for name, x in numbers.items() if x is not None and name in plan.need}
+    partials = None
+    if "scale" in found or "bias" in found:
+        blocks = sum(-(-x.shape[1] // ROWS_PER_BLOCK) for x in rows.values() if x is not None)
+        partials = grad.new_empty(2 * plan.batch * blocks)
+    ops(grad.device).finish_loss(
+        *(plan.x, plan.y, plan.queue, plan.views == 2, plan.scale, plan.factor, plan.spec.temperature, grad, sums),
+        *(_places_of_features(plan), None if energy else factors, factors if energy else None),
+        *(cotangent.reshape(plan.batch).contiguous(), plan.share, plan.factor / plan.range),
+        *(math.exp(plan.spec.scale / 2) if energy else 1.0, norm_eps(plan.x.dtype), found.get("x")),
+        *(None if energy else found.get("y"), found.get(of_queue), found.get("scale"), found.get("bias")),
+        *(partials, counts),
+    )
+    return found
+
+
+_STEP = WholeLosses(STEP, Kernels(serves, values, grads))
 loss, loss_grad = _STEP.loss, _STEP.loss_grad
