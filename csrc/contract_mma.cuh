@@ -31,7 +31,7 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
   constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
   const ContractPart part(args);
-  const Problem problem(args.sides, part.i_b);
+  const Problem problem = find_problem(args.sides, part.i_b);
   const Pairs pairs = problem.of(args.pairs);
   const int first_row = part.i_block * T::kRows;
   if (first_row >= pairs.m) return;

@@ -54,7 +54,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     ptx::setmaxnreg_dec<T::kProducerRegisters>();
     if (ptx::thread() != 0) return;
     const ContractPart part(args);
-    const auto [side, i_b] = Problem(args.sides, part.i_b);
+    const auto [side, i_b] = find_problem(args.sides, part.i_b);
     if (part.i_block * T::kRows >= side.m) return;
     const Range range = part.range(args, side, T::kCols);
     ptx::prefetch_tensormap(&x_map);
@@ -82,7 +82,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
 
   ptx::setmaxnreg_inc<T::kConsumerRegisters>();
   const ContractPart part(args);
-  const Problem problem(args.sides, part.i_b);
+  const Problem problem = find_problem(args.sides, part.i_b);
   if (part.i_block * T::kRows >= problem.side.m) return;
   const Range range = part.range(args, problem.side, T::kCols);
   const int lane = ptx::thread() % kWarp;

@@ -58,19 +58,10 @@ struct Sides {
   int problems;  // batch elements of the operands; `Pairs` counts those of all sides
 };
 
-// One of the problems. Its side is found by comparing, because what is indexed would be copied to local memory.
+// One of the problems.
 struct Problem {
   Side side;
   int i_b;  // of the operands
-
-  HYPERKERN_DEVICE Problem(const Sides& sides, int i) : side(sides.side[0]) {
-    const int i_side = i / sides.problems;
-    i_b = i % sides.problems;
-#pragma unroll
-    for (int other = 1; other < kMostSides; ++other) {
-      if (i_side == other) side = sides.side[other];
-    }
-  }
 
   HYPERKERN_DEVICE Pairs of(Pairs pairs) const {
     pairs.m = side.m;
@@ -85,6 +76,17 @@ struct Problem {
     return pairs;
   }
 };
+
+// Sides are compared: what is indexed would be copied to local memory.
+HYPERKERN_DEVICE Problem find_problem(const Sides& sides, int i) {
+  const int i_side = i / sides.problems;
+  Problem problem{sides.side[0], i % sides.problems};
+#pragma unroll
+  for (int other = 1; other < kMostSides; ++other) {
+    if (i_side == other) problem.side = sides.side[other];
+  }
+  return problem;
+}
 
 constexpr float kLog2E = 1.4426950408889634f;
 

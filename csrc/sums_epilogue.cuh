@@ -33,6 +33,13 @@ struct SumsArgs {
   int col_parts_per_cut;
 };
 
+// Weights are stored of all rows and columns, whose numbers need no registers.
+template <Task kTask>
+HYPERKERN_DEVICE Problem problem_of(const SumsArgs& args, int i_b) {
+  if constexpr (stores(kTask)) return Problem{{0, 0, args.pairs.m, args.pairs.n, true}, i_b};
+  return find_problem(args.sides, i_b);
+}
+
 constexpr int kSumsCols = 128;  // columns of a tile
 constexpr int kSumsGroups = kSumsCols / 8;
 constexpr int kSumsWarps = 4;  // that add up their column sums

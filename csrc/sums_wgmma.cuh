@@ -77,7 +77,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
     if (ptx::thread() != 0) return;
     ptx::prefetch_tensormap(&x_map);
     ptx::prefetch_tensormap(&y_map);
-    const Problem problem(args.sides, i_b);
+    const Problem problem = problem_of<kTask>(args, i_b);
     const int first_row = problem.side.first_row, first_col = problem.side.first_col;
     RingPosition at;
     uint32_t x_parity = 1;
@@ -116,7 +116,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   ptx::setmaxnreg_inc<240>();
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
-  const Pairs pairs = Problem(args.sides, i_b).of(args.pairs);
+  const Pairs pairs = problem_of<kTask>(args, i_b).of(args.pairs);
   auto* col_shared = reinterpret_cast<float*>(behind) + warpgroup * kSumsColFloats;
   float* col = args.col;
   if (col != nullptr) {
