@@ -32,10 +32,10 @@ struct HeadArgs {
   bool together;           // see LossRows
   const float* positives;  // (batch, n): <x_i, y_i>
   Number scale, bias;
-  float unit;   // of a maximum in `top`
-  float share;  // of a row in the loss
-  float sigma;  // width of the weights of positives; 0 for none
-  float gain;   // on all weights
+  float unit;    // of a maximum in `top`
+  double share;  // of a row in the loss
+  float sigma;   // width of the weights of positives; 0 for none
+  float gain;    // on all weights
   // Results; null where only the loss is wanted.
   float* terms;  // (batch, vectors, padded): see write_terms
   int vectors, padded;
@@ -230,7 +230,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kHeadThreads) head_kernel(const HeadArgs
       args.loss[i_b] = logf(total / args.pairs) + args.offset;
     }
   } else if (ptx::thread() == 0) {
-    args.loss[i_b] = total * args.share;
+    args.loss[i_b] = static_cast<float>(total * args.share);
   }
 }
 

@@ -187,7 +187,7 @@ void head(
   args.scale = number(scale, scale_value, reciprocal, "scale", row);
   args.bias = number(bias, bias_value, false, "bias", row);
   args.unit = static_cast<float>(unit);
-  args.share = static_cast<float>(share);
+  args.share = share;
   args.sigma = static_cast<float>(sigma);
   args.gain = static_cast<float>(gain);
   if (potential) {
@@ -254,7 +254,7 @@ void finish_loss(
   }
   check_shape(of_loss, "of_loss", of.batch);
   args.of_loss = contiguous_input(of_loss, "of_loss", x);
-  args.share = static_cast<float>(share);
+  args.share = share;
   args.of_pairs = static_cast<float>(of_pairs);
   args.of_zero_row = static_cast<float>(of_zero_row);
   args.eps = static_cast<float>(eps);

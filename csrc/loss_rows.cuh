@@ -42,12 +42,12 @@ struct Number {
 };
 
 // The same number's place for its gradient.
-HYPERKERN_DEVICE void write_number(void* to, NumberType type, float x) {
+HYPERKERN_DEVICE void write_number(void* to, NumberType type, double x) {
   switch (type) {
     case NumberType::kFloat64: *static_cast<double*>(to) = x; break;
-    case NumberType::kBFloat16: *static_cast<uint16_t*>(to) = HalfElement<Bf16>::narrow(x); break;
-    case NumberType::kFloat16: *static_cast<uint16_t*>(to) = HalfElement<Fp16>::narrow(x); break;
-    default: *static_cast<float*>(to) = x;
+    case NumberType::kBFloat16: *static_cast<uint16_t*>(to) = HalfElement<Bf16>::narrow(static_cast<float>(x)); break;
+    case NumberType::kFloat16: *static_cast<uint16_t*>(to) = HalfElement<Fp16>::narrow(static_cast<float>(x)); break;
+    default: *static_cast<float*>(to) = static_cast<float>(x);
   }
 }
 
@@ -197,7 +197,7 @@ struct FinishLossArgs {
   const float* weights;  // (batch, n): of the positives; null for none
   const float* total;    // (batch): what a potential's gradient is divided by; null for none
   const float* of_loss;  // (batch): the incoming gradient
-  float share;           // of a row in the loss
+  double share;          // of a row in the loss
   float of_pairs;        // what the weighted sums are multiplied by, beside a scale in a tensor
   float of_zero_row;     // what the pairs of a zero row have in place of 1, with `total`
   float eps;
@@ -237,11 +237,13 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_loss_kernel(const Fi
     if (i < args.feature_count && i_block >= args.features[i].first_block) feature = args.features[i];
   }
   const int i = (i_block - feature.first_block) * kRowWarps + ptx::thread() / kWarp;
+  // What all elements have in common is rounded once.
+  const double incoming = args.of_loss[i_b] * args.share;
   float of_scale = 0.0f, of_bias = 0.0f;
   if (i < feature.count) {
     const UnitRow<P> x(feature.rows, of.access, i_b, i);
-    const float incoming = args.of_loss[i_b] * args.share;
-    float of_pairs = incoming * args.of_pairs * of.factor(feature.is_x);
+    const float factor = of.factor(feature.is_x);
+    double of_pairs = incoming * args.of_pairs * factor;
     if (args.total != nullptr) {
       of_pairs /= args.total[i_b];
       if (x.length.zero()) of_pairs *= args.of_zero_row;
@@ -250,37 +252,40 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_loss_kernel(const Fi
     Values<P> grad = {};
     if (feature.sides[0] >= 0) add_sums<P>(args, feature.sides[0], i_b, row, grad);
     if (feature.sides[1] >= 0) add_sums<P>(args, feature.sides[1], i_b, row, grad);
-    float of_partner = 0.0f;
+    float weight = 0.0f;
     Values<P> partner = {};
     if (feature.partner.data != nullptr) {
       const UnitRow<P> y(feature.partner, of.access, i_b, i);
-      const float weight = args.weights[static_cast<int64_t>(i_b) * of.n + i] * incoming;
-      of_partner = weight * of.scale.get();
-      if (feature.is_x) of_bias = weight;
+      weight = args.weights[static_cast<int64_t>(i_b) * of.n + i];
 #pragma unroll
       for (int chunk = 0; chunk < P::kChunks; ++chunk) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) partner[chunk][e] = y.v[chunk][e];
       }
     }
+    if (args.of_scale != nullptr && (feature.is_x || of.together)) {
+      // By the factor of the rows, not yet by that of the loss; of views each pair is met from either side.
+      const float share = of.together ? 0.5f : 1.0f, per_factor = of.together ? 1.0f / factor : 1.0f;
+      of_scale = share * (warp_sum(product_of(grad, x.v)) * args.of_pairs * per_factor +
+                          warp_sum(product_of(partner, x.v)) * weight);
+    }
+    if (args.of_bias != nullptr && feature.is_x) {
+      of_bias = weight;
+      const int64_t at = (static_cast<int64_t>(feature.sides[0]) * of.batch + i_b) * args.rows + row;
+      const int64_t cut = static_cast<int64_t>(args.sides) * of.batch * args.rows;
+      for (int i_cut = 0; i_cut < args.cuts; ++i_cut) of_bias += args.sum[at + i_cut * cut];
+    }
+    const float pairs_factor = static_cast<float>(of_pairs);
+    const float partner_factor = static_cast<float>(incoming * weight * of.scale.get());
 #pragma unroll
     for (int chunk = 0; chunk < P::kChunks; ++chunk) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) grad[chunk][e] = grad[chunk][e] * of_pairs + partner[chunk][e] * of_partner;
-    }
-    const float radial = warp_sum(product_of(grad, x.v));
-    if (of.together) {
-      of_scale = 0.5f * radial;  // each pair is met from either side
-    } else if (feature.is_x) {
-      of_scale = radial;
-    }
-    if (args.of_bias != nullptr && feature.is_x) {
-      const int64_t at = (static_cast<int64_t>(feature.sides[0]) * of.batch + i_b) * args.rows + row;
-      const int64_t cut = static_cast<int64_t>(args.sides) * of.batch * args.rows;
-      for (int i_cut = 0; i_cut < args.cuts; ++i_cut) of_bias += args.sum[at + i_cut * cut] * incoming;
+      for (int e = 0; e < 4; ++e) {
+        grad[chunk][e] = grad[chunk][e] * pairs_factor + partner[chunk][e] * partner_factor;
+      }
     }
     if (feature.out.data != nullptr) {
-      const float rstd = x.length.rstd(args.eps);
+      const float radial = warp_sum(product_of(grad, x.v)), rstd = x.length.rstd(args.eps);
       project(grad, x.v, radial, rstd, gradient_limit(feature.out.type, rstd, args.eps));
       store_piece<P>(feature.out, static_cast<int64_t>(i_b) * feature.count + i, of.access, 0, grad);
     }
@@ -291,16 +296,17 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_loss_kernel(const Fi
   const float block_scale = block_sum<kRowThreads>(of_scale * lane),
               block_bias = block_sum<kRowThreads>(of_bias * lane);
   if (ptx::thread() == 0) {
-    args.partials[ptx::block()] = block_scale;
-    args.partials[blocks + ptx::block()] = block_bias;
+    args.partials[ptx::block()] = static_cast<float>(block_scale * incoming);
+    args.partials[blocks + ptx::block()] = static_cast<float>(block_bias * incoming);
   }
   if (!is_last_block(args.count_blocks, blocks)) return;
   const float scale_sum = block_sum<kRowThreads>(sum_of_range<kRowThreads>(args.partials, blocks));
   const float bias_sum = block_sum<kRowThreads>(sum_of_range<kRowThreads>(args.partials + blocks, blocks));
   if (ptx::thread() != 0) return;
   if (args.of_scale != nullptr) {
-    const float scale = of.scale.get();
-    write_number(args.of_scale, args.scale_type, of.scale.reciprocal ? -scale_sum * scale : scale_sum / scale);
+    const double given = of.scale.read();
+    const double of_given = of.scale.reciprocal ? -1.0 / (given * given) : 1.0;
+    write_number(args.of_scale, args.scale_type, scale_sum * of_given);
   }
   if (args.of_bias != nullptr) write_number(args.of_bias, args.bias_type, bias_sum);
 }
