@@ -32,7 +32,7 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
   const ContractPart part(args);
   const Problem problem = find_problem(args.sides, part.i_b);
-  const Pairs pairs = problem.of(args.pairs);
+  const Pairs pairs = problem.of<kWeight>(args.pairs);
   const int first_row = part.i_block * T::kRows;
   if (first_row >= pairs.m) return;
   const unsigned char* x_data = x.rows_of(problem.i_b, problem.side.first_row);

@@ -39,7 +39,7 @@ HYPERKERN_DEVICE void store_results(
     const ContractArgs& args, const Rows<kBlocks>& rows, const float (&g)[kBlocks][kOutGroups][4],
     const float (&sum)[kBlocks][2], const float (&value)[kBlocks][2], int lane) {
   const ContractPart part(args);
-  const Pairs pairs = find_problem(args.sides, part.i_b).of(args.pairs);
+  const Pairs pairs = find_problem(args.sides, part.i_b).of<kWeight>(args.pairs);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll

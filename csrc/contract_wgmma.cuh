@@ -88,7 +88,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   const int lane = ptx::thread() % kWarp;
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
-  const Pairs pairs = problem.of(args.pairs);
+  const Pairs pairs = problem.of<kWeight>(args.pairs);
   const int first_row = part.i_block * T::kRows + warpgroup * 64;
   const Rows<1> rows(pairs, first_row + warp * 16, 16, lane);
   const RowFactors<1, kWeight> factors(pairs, rows);

@@ -83,6 +83,7 @@ Pairs make_pairs(
   pairs.batch = to_int(x.size(0), "the batch size");
   pairs.m = to_int(x.size(1), "the number of rows");
   pairs.n = to_int(y.size(1), "the number of columns");
+  pairs.last_id = pairs.m - 1;
   pairs.dim = to_int(x.size(2), "D");
   const int64_t cols =
       sides.empty() ? static_cast<int64_t>(ceil_div(y.size(1), tile_cols)) * tile_cols : y.size(1) + 1 + tile_cols;
@@ -119,7 +120,7 @@ Pairs make_pairs(
 
 // The problems of a grid: five numbers each, see Side; none for all rows of x against all of y. How many there are is
 // said by the batch of the results.
-Sides make_sides(Pairs& pairs, const Tensor& x, const Tensor& y, const std::vector<int64_t>& numbers) {
+Sides make_sides(Pairs& pairs, const Tensor& x, const Tensor& y, const std::vector<int64_t>& numbers, Weight weight) {
   constexpr size_t kNumbers = 5;
   const size_t count = numbers.size() / kNumbers;
   HYPERKERN_REQUIRE(
@@ -141,6 +142,7 @@ Sides make_sides(Pairs& pairs, const Tensor& x, const Tensor& y, const std::vect
     HYPERKERN_REQUIRE(
         from[0] + from[2] <= x.size(1) && from[1] + from[3] <= y.size(1), "side ", i, " is not within the rows of x ",
         shape_of(x), " and y ", shape_of(y));
+    HYPERKERN_REQUIRE(side.excludes || weight == Weight::kExp, "only exponentials have sides that exclude nothing");
     if (side.m > pairs.m) pairs.m = side.m;
     if (side.n > pairs.n) pairs.n = side.n;
   }
@@ -221,7 +223,7 @@ void sums(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
       stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols);
-  args.sides = make_sides(args.pairs, x, y, sides);
+  args.sides = make_sides(args.pairs, x, y, sides, weight_of(task));
   for (int i = 1; i < kMostSides; ++i) {
     const Side &first = args.sides.side[0], &other = args.sides.side[i];
     HYPERKERN_REQUIRE(
@@ -290,7 +292,7 @@ void contract(
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
       kRowTerms[weight_code], kColTerms[weight_code], sides, size.cols);
-  args.sides = make_sides(args.pairs, x, y, sides);
+  args.sides = make_sides(args.pairs, x, y, sides, weight);
   args.blocks = ceil_div(args.pairs.m, size.rows);
   check_grid(args.pairs, args.blocks, args.cuts);
   HYPERKERN_REQUIRE(

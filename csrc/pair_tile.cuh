@@ -33,6 +33,7 @@ struct Pairs {
   int64_t row_ids_stride_b, col_ids_stride_b;
   int64_t row_shift;  // row i excludes column i + row_shift
   int m, n, dim, batch;
+  int last_id;  // of a row: m - 1, the same for all sides
   Exclude exclude;
   int group_bits;  // kSelf: rows and columns in the same group of 2^group_bits consecutive ones are left out
   float scale;
@@ -63,10 +64,12 @@ struct Problem {
   Side side;
   int i_b;  // of the operands
 
+  // Other sides than those of exponentials exclude alike: it is a register.
+  template <Weight kWeight>
   HYPERKERN_DEVICE Pairs of(Pairs pairs) const {
     pairs.m = side.m;
     pairs.n = side.n;
-    if (!side.excludes) pairs.exclude = Exclude::kNone;
+    if (kWeight == Weight::kExp && !side.excludes) pairs.exclude = Exclude::kNone;
     if (pairs.row_terms != nullptr)
       pairs.row_terms += i_b * pairs.row_terms_stride_b + Side::first_term(side.first_row);
     if (pairs.col_terms != nullptr)
@@ -206,7 +209,7 @@ HYPERKERN_DEVICE void mask_pairs(
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = ptx::opaque(rows.index[block][half]);
-      out[block][half] = by_id ? pairs.row_ids[row < pairs.m ? row : pairs.m - 1]
+      out[block][half] = by_id ? pairs.row_ids[row < pairs.last_id ? row : pairs.last_id]
                                : (pairs.exclude == Exclude::kSelf ? (row + pairs.row_shift) >> pairs.group_bits : -1);
     }
   }
