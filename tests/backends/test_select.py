@@ -244,7 +244,7 @@ assert "needs a GPU" in reasons[0] and "TRITON_INTERPRET" in reasons[0], reasons
 try:
     hyperkern.uniformity(x, backend="triton")
 except ValueError as error:
-    assert "backend='triton' cannot compute prepare: needs a GPU" in str(error), error
+    assert "backend='triton' cannot compute loss: needs a GPU" in str(error), error
 else:
     raise AssertionError("a forced backend fell back")
 """

@@ -1,5 +1,6 @@
 """Alignment + uniformity in few launches: how many, and everything a composition would do as well."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,12 +66,16 @@ class Launches(TorchDispatchMode):
     def __init__(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.found: list[str] = []
-        module = backends.load(backend)
-        for user in (module.primitives, module.rows, module.step, module.align_uniform):
-            if backend == "triton":
-                monkeypatch.setattr(user, "launch", self.launch)
-            else:
-                monkeypatch.setattr(user, "ops", lambda device: Recorded(CUDA.library.ops(device), self.found))
+        # Whoever has it from where it is at home.
+        name, home = ("launch", "operands") if backend == "triton" else ("ops", "library")
+        changed = self.launch if backend == "triton" else self.recorded
+        package = backends.load(backend).__name__
+        for path, user in list(sys.modules.items()):
+            if path.startswith(f"{package}.") and path != f"{package}.{home}" and hasattr(user, name):
+                monkeypatch.setattr(user, name, changed)
+
+    def recorded(self, device: torch.device) -> "Recorded":
+        return Recorded(CUDA.library.ops(device), self.found)
 
     def launch(self, kernel: Any, *args: Any, **constants: Any) -> None:
         self.found.append(kernel.fn.__name__.removesuffix("_kernel"))

@@ -44,6 +44,7 @@ ALL_OPTIONS = "losses/test_combinations.py::test_all_options_at_once"
 BLOCKS = "losses/test_values.py::test_many_blocks"
 TEXTBOOK = "losses/test_values.py::test_matches_textbook"
 PRIMITIVES = "backends/test_primitives.py"
+WHOLE = "backends/test_whole_losses.py"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -402,10 +403,81 @@ MUTANTS = [
     ),
     _mutant(
         "zero rows are at distance 1 from one another",
-        "backends/triton/step.py",
-        "+ zeros * (zeros - 1.0) * (_exp(2.0 * t) - 1.0)",
-        "+ zeros * (zeros - 1.0) * (_exp(t) - 1.0)",
+        "backends/triton/align_uniform.py",
+        "+ zeros * (zeros - 1.0) * (exp(2.0 * t, False) - 1.0)",
+        "+ zeros * (zeros - 1.0) * (exp(t, False) - 1.0)",
         "backends/test_step.py::test_zero_rows_and_identical_pairs_are_as_in_the_composition[triton-cpu]",
+    ),
+    # Whole losses on kernels.
+    _mutant(
+        "the partner of a view is among its candidates",
+        "backends/triton/tile.py",
+        "(o_m // 2)[:, None] != (o_n // 2)[None, :]",
+        "o_m[:, None] != o_n[None, :]",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-nt_xent]",
+    ),
+    _mutant(
+        "the second side starts where the first does",
+        "backends/triton/contract.py",
+        "out = tl.where(second, splits_0.to(tl.int64) * batch * m_0, 0) + ",
+        "out = ",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-clip_loss]",
+    ),
+    _mutant(
+        "partial column sums are not at 0 before they are added to",
+        "backends/triton/sums.py",
+        "            tl.store(p_col + o_n, tl.zeros((BLOCK_N,), tl.float32), mask=o_n < n)\n",
+        "",
+        f"{WHOLE}::test_nothing_is_read_before_it_is_written[triton-cpu-clip_loss]",
+    ),
+    _mutant(
+        "candidates that are no anchors have any weight",
+        "backends/triton/step_rows.py",
+        "            _store_row_constants(p_u, p_factor, p_lse, o_rows, m_rows, bias)\n",
+        "",
+        f"{WHOLE}::test_nothing_is_read_before_it_is_written[triton-cpu-info_nce-queue]",
+    ),
+    _mutant(
+        "an anchor without others has weights",
+        "backends/triton/heads.py",
+        "tl.where(b_sum == 0, 0.0, 1.0 / (b_sum + exp(b_positive - b_unit, False)))",
+        "1.0 / (b_sum + exp(b_positive - b_unit, False))",
+        f"{WHOLE}::test_one_pair_alone[triton-cpu]",
+    ),
+    _mutant(
+        "the counter stays where the last program found it",
+        "backends/triton/rows.py",
+        "    if last:\n        tl.store(p_count, 0)\n",
+        "",
+        f"{WHOLE}::test_a_second_backward_pass_gives_the_same[triton-cpu-clip_loss-learnable]",
+    ),
+    _mutant(
+        "the gradient of a temperature has the sign of that of a scale",
+        "backends/triton/step_rows.py",
+        "b_dscale *= -b_factor * b_factor",
+        "b_dscale *= b_factor * b_factor",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-info_nce-learnable]",
+    ),
+    _mutant(
+        "a zero row of the queue is on the sphere",
+        "backends/triton/heads.py",
+        "of_one = zeros * (further - zeros_queue) + (n - zeros) * zeros_queue",
+        "of_one = zeros * (further - zeros_queue)",
+        f"{WHOLE}::test_zero_and_extreme_rows[triton-cpu-uniformity-queue]",
+    ),
+    _mutant(
+        "weights of float16 are as small as they come",
+        "backends/common/step.py",
+        "FLOAT16_WEIGHTS = 4096.0",
+        "FLOAT16_WEIGHTS = 2.0**-12",
+        f"{WHOLE}::test_half_precision[triton-cpu-torch.float16-clip_loss]",
+    ),
+    _mutant(
+        "the operand is taken for what the setting of products is now",
+        "backends/common/step.py",
+        "plan = plan_of(inputs, spec, need, kind=KINDS[kind.shape[1]])",
+        "plan = plan_of(inputs, spec, need)",
+        f"{WHOLE}::test_the_setting_of_products_may_change_before_the_gradient[triton-cpu-clip_loss]",
     ),
     # The kernels in CUDA C++, as far as no library has to be compiled anew.
     _mutant(

@@ -1,5 +1,6 @@
 """Partial results: into how many ranges the columns are cut, and how their sums are added, in a fixed order."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -75,6 +76,7 @@ def added(parts: Tensor, tops: Tensor | None, unit: float = 1.0) -> Sums:
     return Sums((parts * relative).sum(0), top, unit)
 
 
+@functools.lru_cache(maxsize=1024)
 def cut(programs: int, tiles: int, bytes_per_cut: int, multiprocessors: int) -> int:
     """Into how many ranges the columns are cut, so that a small problem fills the GPU and no wave is nearly empty.
 

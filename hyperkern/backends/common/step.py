@@ -5,6 +5,7 @@ The rows of all features of a batch element stand in one operand, ``(B, T, D')``
 2i + 1 is ``y_i``.
 """
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from ...spec import LossInputs, LossSpec, is_bounded
-from .precision import product_of
+from .precision import float32_setting, product_of
 
 # What the weights of a softmax are multiplied by in float16: each is at most 1, and their sum of two below its range.
 FLOAT16_WEIGHTS = 4096.0
+
+KINDS = ("bfloat16", "float16", "tf32", "float32")
 
 _TWO_WAY = ("clip_loss", "siglip")
 _VIEWS = ("nt_xent", "dcl", "dclw")
@@ -111,6 +114,9 @@ class Plan(NamedTuple):
             (``spec.temperature``). It is multiplied into the rows: its root into all where they are views, else into
             ``x``. None where ``spec.scale`` is the factor.
         bias: one number on the device of ``x``, or None, where ``spec.bias`` is the bias.
+        batch: B, problems in one call.
+        pairs: N, the anchors ``x``.
+        further: K, the rows of the queue.
         head: ``softmax``, ``decoupled``, ``weighted`` (decoupled, with the weights of DCLW), ``sigmoid``, ``energy``.
         views: 2 where the rows of the operand alternate, else 1.
         two_way: whether rows pick among columns and columns among rows.
@@ -125,12 +131,15 @@ class Plan(NamedTuple):
     """
 
     spec: LossSpec
-    need: Collection[str]
+    need: tuple[str, ...]
     x: Tensor
     y: Tensor | None
     queue: Tensor | None
     scale: Tensor | None
     bias: Tensor | None
+    batch: int
+    pairs: int
+    further: int
     head: str
     views: int
     two_way: bool
@@ -141,21 +150,6 @@ class Plan(NamedTuple):
     dtype: torch.dtype
     product: str
     kind: str
-
-    @property
-    def batch(self) -> int:
-        """Problems in one call."""
-        return self.x.shape[0]
-
-    @property
-    def pairs(self) -> int:
-        """Anchors ``x``."""
-        return self.x.shape[1]
-
-    @property
-    def further(self) -> int:
-        """Rows of the queue."""
-        return 0 if self.queue is None else self.queue.shape[1]
 
     @property
     def partner(self) -> int:
@@ -177,47 +171,41 @@ class Plan(NamedTuple):
         """That of the logits in the kernels of pairs."""
         return 1.0 if self.scale is not None else self.spec.scale
 
-    def of_sums(self) -> list[Job]:
-        """Which sums are taken; with two ways of the columns too."""
-        n, further = self.pairs, self.further
-        if self.head == "energy":
-            return self._energy()
-        if self.views == 2:
-            return [Job(0, 2 * n, 0, 2 * n, True)]
-        return [Job(0, n, n, n + further, True)]
-
-    def of_weights(self) -> list[Job]:
-        """Which sides are contracted: first that of the anchors, if it is needed, then that of the others."""
-        n, further, need = self.pairs, self.further, self.need
-        if self.head == "energy":
-            return self._energy() + ([Job(n, further, 0, n, False)] if "y" in need else [])
-        if self.views == 2:
-            return self.of_sums()
-        jobs = self.of_sums() if self.needs_anchors else []
-        if "queue" in need:
-            jobs.append(Job(n, n + further, 0, n, True))
-        elif "y" in need:
-            jobs.append(Job(n, n, 0, n, True))
-        return jobs
-
-    def _energy(self) -> list[Job]:
-        """The queue first, then the distinct pairs of ``x`` in both orders."""
-        n, jobs = self.pairs, []
-        if self.queue is not None:
-            jobs.append(Job(0, n, n, self.further, False))
-        if self.distinct:
-            jobs.append(Job(0, n, 0, n, True))
-        return jobs
-
     @property
     def distinct(self) -> bool:
         """Whether the distinct pairs of ``x`` count in an energy."""
         return self.queue is None or (self.spec.in_batch and self.pairs > 1)
 
-    @property
-    def needs_anchors(self) -> bool:
-        """Whether the contraction of the anchors' side is needed."""
-        return any(name in self.need for name in ("x", "scale", "bias"))
+    def of_sums(self) -> tuple[Job, ...]:
+        """Which sums are taken; with two ways of the columns too. Of an energy the queue comes first."""
+        return _of_sums(self.head, self.views, self.pairs, self.further, self.distinct)
+
+    def of_weights(self) -> tuple[Job, ...]:
+        """Which sides are contracted: first that of the anchors, if it is needed, then that of the others."""
+        return _of_weights(self.head, self.views, self.pairs, self.further, self.distinct, self.need)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_sums(head: str, views: int, n: int, further: int, distinct: bool) -> tuple[Job, ...]:
+    if head == "energy":
+        with_queue = (Job(0, n, n, further, False),) if further else ()
+        return (*with_queue, Job(0, n, 0, n, True)) if distinct else with_queue  # in both orders
+    if views == 2:
+        return (Job(0, 2 * n, 0, 2 * n, True),)
+    return (Job(0, n, n, n + further, True),)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_weights(head: str, views: int, n: int, further: int, distinct: bool, need: tuple[str, ...]) -> tuple[Job, ...]:
+    of_anchors = _of_sums(head, views, n, further, distinct)
+    if head == "energy":
+        return (*of_anchors, Job(n, further, 0, n, False)) if "y" in need else of_anchors
+    if views == 2:
+        return of_anchors
+    jobs = of_anchors if any(name in need for name in ("x", "scale", "bias")) else ()
+    if "queue" in need:
+        return (*jobs, Job(n, n + further, 0, n, True))
+    return (*jobs, Job(n, n, 0, n, True)) if "y" in need else jobs
 
 
 class Kernels(NamedTuple):
@@ -253,7 +241,9 @@ class WholeLosses(NamedTuple):
         if plan is None or not self.kernels.serves(plan):
             return None
         value, state = self.kernels.values(plan)
-        return (value.view(inputs.x.shape[:-2]),), state if need else ()
+        # The setting of `torch.set_float32_matmul_precision` may be another one when the gradient is asked for.
+        kind = value.new_empty((0, KINDS.index(plan.kind)))
+        return (value.view(inputs.x.shape[:-2]),), (kind, *state) if need else ()
 
     def loss_grad(
         self,
@@ -266,55 +256,66 @@ class WholeLosses(NamedTuple):
         """The gradients that are needed, by the name of the input."""
         if spec.loss == "align_uniform":
             return self.align_uniform.loss_grad(inputs, spec, need, state, cotangents)
-        plan, cotangent = plan_of(inputs, spec, need), cotangents[0]
+        kind, cotangent = state[0], cotangents[0]
+        plan = plan_of(inputs, spec, need, kind=KINDS[kind.shape[1]])
         assert plan is not None
         assert cotangent is not None
-        grads = self.kernels.grads(plan, state, cotangent)
+        grads = self.kernels.grads(plan, state[1:], cotangent)
         return {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
 
 
-def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:
-    """How a loss is computed in one piece; ``None`` where it is not."""
-    x, head = inputs.x, _HEADS[spec.loss]
-    y, queue = (None, inputs.y) if head == "energy" else (inputs.y, inputs.queue)
-    on_device = all(t is None or t.device == x.device for t in (inputs.scale, inputs.bias))
-    if not spec.normalize or not on_device or (spec.loss == "info_nce" and not spec.in_batch):
+def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str], *, kind: str | None = None) -> Plan | None:
+    """How a loss is computed in one piece; ``None`` where it is not.
+
+    ``kind`` is that of the operand where there is one already.
+    """
+    x, (y, queue) = inputs.x, (inputs.y, inputs.queue) if spec.loss != "uniformity" else (None, inputs.y)
+    for number in (inputs.scale, inputs.bias):
+        if number is not None and number.device != x.device:
+            return None
+    batch, pairs = 1 if x.dim() == 2 else x.shape[0], x.shape[-2]
+    further = 0 if queue is None else queue.shape[-2]
+    if kind is None:  # a kind is exact, of the precision of an input float32 is a matter of the setting
+        kind = float32_setting() if spec.precision == "float32" else spec.precision
+    static = _static(spec, x.dtype, pairs, further, inputs.scale is not None, kind)
+    if static is None:
         return None
-    two_way, views = spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
-    bounded = inputs.scale is None and is_bounded(spec.scale, _terms(spec, x, queue), x.dtype)
+    features = (_batched(x), _batched(y), _batched(queue))
+    return Plan(spec, tuple(need), *features, inputs.scale, inputs.bias, batch, pairs, further, *static)
+
+
+@functools.lru_cache(maxsize=1024)
+def _static(
+    spec: LossSpec, dtype_of_x: torch.dtype, pairs: int, further: int, learnable: bool, kind: str
+) -> tuple[Any, ...] | None:
+    """The fields of a `Plan` from ``head`` on."""
+    if not spec.normalize or (spec.loss == "info_nce" and not spec.in_batch):
+        return None
+    head, two_way, views = _HEADS[spec.loss], spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
+    # The most terms of one sum of exponentials.
+    terms = pairs * (pairs + further) if head == "energy" else 2 * pairs if views == 2 else pairs + further
+    bounded = not learnable and is_bounded(spec.scale, terms, dtype_of_x)
     if head == "energy" and not bounded:
         return None
+    dtype, product = torch.float32, "tf32x3"
     of_energy = {"energy": "exp", "sigmoid": "softplus"}.get(head)
-    dtype, product, kind = product_of(spec.precision, of_energy or "bounded", spec.scale, log_weights=False)
-    plain = bounded and kind != "float32"
-    if of_energy is None:
-        sums = "exp" if plain else "running"
-        weights = "bounded" if plain else "running" if two_way or views == 2 else "single"
-    else:
-        sums = weights = of_energy
-    most = FLOAT16_WEIGHTS if of_energy is None and dtype == torch.float16 else 1.0
-    return Plan(
-        *(spec, need, _batched(x), _batched(y), _batched(queue), inputs.scale, inputs.bias, head, views, two_way),
-        *(sums, weights, _share(spec, head, x.shape[-2]), most, dtype, product, kind),
-    )
+    if kind != "float32":
+        dtype, product, kind = product_of(kind, of_energy or "bounded", spec.scale)
+    if of_energy is not None:
+        return head, views, two_way, of_energy, of_energy, _share(spec, pairs), 1.0, dtype, product, kind
+    plain, most = bounded and kind != "float32", FLOAT16_WEIGHTS if dtype == torch.float16 else 1.0
+    relative = "running" if two_way or views == 2 else "single"
+    modes = ("exp", "bounded") if plain else ("running", relative)
+    return head, views, two_way, *modes, _share(spec, pairs), most, dtype, product, kind
 
 
-def _share(spec: LossSpec, head: str, pairs: int) -> float:
+def _share(spec: LossSpec, pairs: int) -> float:
     """What a sum over anchors is multiplied by; of a softmax of two ways, or of views, there are two for each pair."""
-    if head == "energy":
-        return 1.0
-    two = spec.loss != "siglip" and (spec.loss in _TWO_WAY or spec.loss in _VIEWS)
-    if spec.mean:
-        return 1 / (2 * pairs if two else pairs)
-    return 0.5 if spec.loss == "clip_loss" else 1.0
-
-
-def _terms(spec: LossSpec, x: Tensor, queue: Tensor | None) -> int:
-    """The most terms of one sum of exponentials."""
-    n, further = x.shape[-2], 0 if queue is None else queue.shape[-2]
     if spec.loss == "uniformity":
-        return n * (n + further)
-    return 2 * n if spec.loss in _VIEWS else n + further
+        return 1.0
+    if spec.mean:
+        return 1 / (2 * pairs if spec.loss == "clip_loss" or spec.loss in _VIEWS else pairs)
+    return 0.5 if spec.loss == "clip_loss" else 1.0
 
 
 def _batched(x: Any) -> Any:

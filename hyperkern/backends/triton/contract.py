@@ -256,6 +256,7 @@ def contract_sides_kernel(
     col_1,
     shift_1,
     splits_1,
+    stride,
     scale,
     shift,
     DIM: tl.constexpr,
@@ -294,8 +295,8 @@ def contract_sides_kernel(
         p_a += row
         p_b += col
     _contract_block(
-        p_rows + row * DIM, p_rows + col * DIM, p_u, None, None, None, p_row_lse, p_a, p_col_lse, p_b,
+        p_rows + row * stride, p_rows + col * stride, p_u, None, None, None, p_row_lse, p_a, p_col_lse, p_b,
         p_grad + out * DIM, p_sum + out, p_value + out,
-        i_m, i_split, m, n, splits, DIM, DIM, DIM, row_shift, scale, shift,
+        i_m, i_split, m, n, splits, stride, stride, DIM, row_shift, scale, shift,
         DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION,
     )  # fmt: skip

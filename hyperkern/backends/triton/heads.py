@@ -45,7 +45,8 @@ def _softmax(b_top, b_sum, b_positive, b_weight, HEAD: tl.constexpr):
     if HEAD == "softmax":
         # Not of the sum with the positive in it: the loss of a confident model is the small difference.
         b_loss, _ = softplus(b_others - b_positive)
-        b_factor = 1.0 / (b_sum + exp(b_positive - b_unit, False))
+        # An anchor without others has no weights, whatever its positive.
+        b_factor = tl.where(b_sum == 0, 0.0, 1.0 / (b_sum + exp(b_positive - b_unit, False)))
         b_own = -b_sum * b_factor
     else:
         b_loss = b_others - b_weight * b_positive

@@ -53,9 +53,23 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
         "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
         "softplus": {"EXCLUDE": "none", "MODE": "softplus"},
     },
+    "contract_sides": {
+        "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
+        "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("factor",)},
+        "one_way": {"EXCLUDE": "self", "MODE": "single", "present": ("factor", "lse")},
+        "views": {"EXCLUDE": "views", "MODE": "running", "present": ("factor", "lse")},
+        "softplus": {"EXCLUDE": "self", "MODE": "softplus", "present": ("u",)},
+    },
     "sums": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp", "COLS": False, "TRIANGLE": True},
         "contrastive": {"EXCLUDE": "self", "MODE": "exp", "COLS": True, "TRIANGLE": False, "present": ("cols",)},
+        "views": {
+            "EXCLUDE": "views",
+            "MODE": "running",
+            "COLS": True,
+            "TRIANGLE": True,
+            "present": ("cols", "tops"),
+        },
         "general": {
             "EXCLUDE": "same_id",
             "MODE": "running",
@@ -82,7 +96,28 @@ _OPTIONAL = {
     "p_row_top": "tops",
     "p_col_top": "tops",
     "p_col": "cols",
+    "p_factor": "factor",
+    "p_lse": "lse",
 }
+# Kernels that are configured as one.
+_CONFIGURED = {"contract": ("contract", "contract_sides"), "sums": ("sums",), "panel": ("panel",)}
+# What the row-wise kernels are compiled for; the heads have no D.
+_ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
+    "prepare": ({},),
+    "finish": ({},),
+    "prepare_views": ({"SQUARE": True},),
+    "combine": ({"BLOCK": 1024},),
+    "finish_views": ({"SQUARE": True},),
+    "prepare_rows": ({"VIEWS": 1, "TEMPERATURE": False}, {"VIEWS": 2, "TEMPERATURE": True}),
+    "softmax_head": (
+        {"HEAD": "softmax", "VIEWS": 1, "TWO_WAY": True, "TEMPERATURE": False, "BLOCK": 128},
+        {"HEAD": "weighted", "VIEWS": 2, "TWO_WAY": False, "TEMPERATURE": True, "BLOCK": 128},
+    ),
+    "sigmoid_head": ({"BLOCK": 128},),
+    "energy_head": ({"BLOCK": 1024},),
+    "finish_rows": ({"VIEWS": 1, "TEMPERATURE": False}, {"VIEWS": 2, "TEMPERATURE": True}),
+}
+_ALONG_D = ("stride_d", "stride_xd", "stride_yd", "stride_qd")
 # A chunked kernel serves any D; it is compiled for this one.
 _LONG_DIM = 768
 
@@ -120,18 +155,25 @@ class Row(NamedTuple):
 def cases(architecture: Architecture) -> Iterator[Case]:
     """Every shipped entry for every use it has, and the row-wise kernels."""
     for entry in architecture.entries:
-        for problem, options in _PROBLEMS[entry.kernel].items():
-            dim = entry.dim or _LONG_DIM
-            if config.find(architecture, entry.kernel, entry.operand, dim, options["MODE"]) == entry.config:
-                yield _pairwise(architecture, entry, problem, **options)
-    for kernel in ("prepare", "finish", "prepare_views", "combine", "finish_views"):
-        for dtype in ("bf16", "fp32"):
-            for dim in (128, 4096):
-                yield _row_wise(architecture, kernel, dtype, dim)
+        for kernel in _CONFIGURED[entry.kernel]:
+            for problem, options in _PROBLEMS[kernel].items():
+                dim = entry.dim or _LONG_DIM
+                if config.find(architecture, entry.kernel, entry.operand, dim, options["MODE"]) == entry.config:
+                    yield _pairwise(architecture, entry, kernel, problem, **options)
+    for kernel, uses in _ROW_WISE.items():
+        for use in uses:
+            for dtype in ("bf16", "fp32"):
+                for dim in (128, 4096):
+                    yield _row_wise(architecture, kernel, dtype, dim, use)
 
 
 def _pairwise(
-    architecture: Architecture, entry: Entry, problem: str, present: tuple[str, ...] = (), **constants: Any
+    architecture: Architecture,
+    entry: Entry,
+    kernel: str,
+    problem: str,
+    present: tuple[str, ...] = (),
+    **constants: Any,
 ) -> Case:
     choice, dim = entry.config, entry.dim or _LONG_DIM
     operand = "*bf16" if entry.operand == "bfloat16" else "*fp32"
@@ -143,30 +185,33 @@ def _pairwise(
         "LOG2": constants["MODE"] in ("exp", "bounded") and entry.operand != "float32",
         "PRECISION": "tf32x3" if entry.operand == "float32" else "tf32",
     }
-    if entry.kernel == "panel":
+    if kernel == "panel":
         constants["GROUP"] = 8
-    types = {"p_x": operand, "p_y": operand, "p_weights": operand, "p_row_ids": "*i64", "p_col_ids": "*i64"}
-    signature = _signature(KERNELS[entry.kernel], types, constants, present)
+    types = dict.fromkeys(("p_x", "p_y", "p_rows", "p_weights"), operand)
+    types |= {"p_row_ids": "*i64", "p_col_ids": "*i64"}
+    signature = _signature(KERNELS[kernel], types, constants, present)
     options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
-    return Case(architecture.name, entry.kernel, entry.operand, dim, problem, signature, constants, options)
+    return Case(architecture.name, kernel, entry.operand, dim, problem, signature, constants, options)
 
 
-def _row_wise(architecture: Architecture, kernel: str, dtype: str, dim: int) -> Case:
+def _row_wise(architecture: Architecture, kernel: str, dtype: str, dim: int, use: dict[str, Any]) -> Case:
     block_rows, block_d = row_block(dim)
-    constants = {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "SQUARE": True, "BLOCK": 1024}
     names = KERNELS[kernel].arg_names
+    constants = {"DIM": dim, "WIDTH": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, **use}
     constants = {name: value for name, value in constants.items() if name in names}
-    of_input = {"p_x": "*" + dtype, "p_y": "*" + dtype, "p_dx": "*" + dtype, "p_dy": "*" + dtype}
-    of_input["p_operand"] = "*" + dtype
-    signature = _signature(KERNELS[kernel], of_input, constants, ())
-    return Case(architecture.name, kernel, dtype, dim, "", signature, constants, {})
+    features = ("p_x", "p_y", "p_queue", "p_dx", "p_dy", "p_dqueue", "p_operand", "p_rows")
+    types = dict.fromkeys(features, "*" + dtype) if "DIM" in names else {}
+    signature = _signature(KERNELS[kernel], types | {"p_count": "*i32"}, constants, tuple(_OPTIONAL.values()))
+    problem = " ".join(str(value) for name, value in use.items() if name in ("HEAD", "VIEWS"))
+    return Case(architecture.name, kernel, dtype, dim, problem, signature, constants, {})
 
 
 def _signature(
     kernel: Any, types: dict[str, str], constants: dict[str, Any], present: tuple[str, ...]
 ) -> dict[str, str]:
     """The types of the arguments as a real call has them; what is absent is a compile-time None."""
-    floats = ("scale", "shift", "eps", "alpha", "t", "align_weight", "uniform_weight", "pairs")
+    floats = {"scale", "shift", "eps", "alpha", "t", "align_weight", "uniform_weight", "pairs"}
+    floats |= {"bias", "sigma", "share", "range_of_weights", "inverse_range"}
     signature = {}
     for name in kernel.arg_names:
         if name in constants:
@@ -184,11 +229,11 @@ def _signature(
 def compiled(case: Case) -> Any:
     """What Triton makes of a case for its architecture."""
     kernel = KERNELS[case.kernel]
-    # As in a call: pointers and strides are multiples of 16, sizes are anything.
+    # As in a call: pointers and strides are multiples of 16, but those along D; sizes are anything.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name.startswith(("p_", "stride")) and name not in case.constants and name != "stride_d"
+        if name.startswith(("p_", "stride")) and name not in case.constants and name not in _ALONG_D
     }
     source = ASTSource(kernel, case.signature, constexprs=case.constants, attrs=aligned)
     target = GPUTarget("cuda", int(case.architecture.removeprefix("sm_")), 32)

@@ -10,23 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.partials import cut
-from ..common.step import LOSSES, Job, Kernels, Plan, State, WholeLosses
-from . import config
+from ...spec import norm_eps
+from ..common.step import LOSSES, Kernels, Plan, State, WholeLosses
 from .align_uniform import STEP
-from .config import Config, padded
-from .contract import contract_sides_kernel
+from .config import padded
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
-from .operands import Operands, architecture_of, launch
+from .operands import launch
 from .primitives import sum_parts
 from .rows import row_block, strides
+from .sides import choice_of, contract, cuts_of, operands, width
 from .step_rows import finish_rows_kernel, prepare_rows_kernel
 
 __all__ = ["LOSSES", "loss", "loss_grad"]
 
 _ANCHORS = 128  # of a program of a head
-_NO_COLUMN = 1 << 30  # the shift of an exclusion that excludes nothing
 
 
 class _Prepared(NamedTuple):
@@ -41,19 +38,9 @@ class _Prepared(NamedTuple):
     counters: Tensor
 
 
-class _Sides(NamedTuple):
-    """The outputs of contractions one behind the other, ``(cuts, B, rows)`` of each, and where each starts."""
-
-    grad: Tensor
-    sum: Tensor
-    value: Tensor | None
-    cuts: list[int]
-    starts: list[int]
-
-
 def serves(plan: Plan) -> bool:
     """Whether there is a configuration of the contraction in one pass."""
-    return _choice(plan) is not None
+    return choice_of(plan) is not None
 
 
 def values(plan: Plan) -> tuple[Tensor, State]:
@@ -74,31 +61,8 @@ def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
         grad, own, bias_sums, counters = state
         return _finish(plan, grad, counters, cotangent, own=own, bias_sums=bias_sums)
     rows, own, counters, factor, *lse = state
-    sides = _contract(plan, rows, None, factor, lse[0] if lse else None)
+    sides = contract(plan, rows, None, factor, lse[0] if lse else None)
     return _finish(plan, sides.grad, counters, cotangent, own=own)
-
-
-def _choice(plan: Plan) -> Config | None:
-    architecture = architecture_of(plan.x, plan.pairs * max(plan.pairs, plan.further))
-    return config.find(architecture, "contract", plan.kind, plan.x.shape[2], plan.weights)
-
-
-def _operands(plan: Plan, job: Job, rows: Tensor, u: Tensor | None = None) -> Operands:
-    """Rows of the operand against others, as the kernels of the primitives take them."""
-    x = rows[:, job.row : job.row + job.rows]
-    symmetric = job.col == job.row
-    y = x if symmetric else rows[:, job.col : job.col + job.cols]
-    spec = PairSpec(plan.factor, exclude=_exclusion(plan, job.own))
-    return Operands(
-        *(x, y, PairTerms(u), spec, symmetric, plan.kind, plan.product),
-        architecture_of(plan.x, plan.pairs * max(plan.pairs, plan.further)),
-    )
-
-
-def _exclusion(plan: Plan, own: bool) -> str:
-    if not own:
-        return "none"
-    return "views" if plan.views == 2 else "self"
 
 
 def _blocks(plan: Plan) -> tuple[int, int]:
@@ -111,6 +75,7 @@ def _shape(plan: Plan) -> dict[str, int]:
     block_rows, block_d = row_block(plan.x.shape[2])
     return {
         "DIM": plan.x.shape[2],
+        "WIDTH": width(plan),
         "BLOCK_ROWS": block_rows,
         "BLOCK_D": block_d,
         "VIEWS": plan.views,
@@ -123,7 +88,7 @@ def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
     x, batch, rows = plan.x, plan.batch, plan.rows
     empty = functools.partial(x.new_empty, dtype=torch.float32)
     out = _Prepared(
-        torch.empty((batch, rows, x.shape[2]), dtype=plan.dtype, device=x.device),
+        torch.empty((batch, rows, width(plan)), dtype=plan.dtype, device=x.device),
         None if plan.y is None else empty((batch, plan.pairs)),
         empty((batch, blocks + blocks_further)) if plan.head == "energy" else None,
         empty((batch, rows)) if plan.head == "sigmoid" else None,
@@ -152,7 +117,7 @@ def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
 def _softmax(plan: Plan) -> tuple[Tensor, State]:
     need_grad = bool(plan.need)
     prepared = _prepare(plan, factors=need_grad)
-    o = _operands(plan, plan.of_sums()[0], prepared.rows)
+    o = operands(plan, plan.of_sums()[0], prepared.rows)
     row, row_top, col, col_top = sum_parts(o, plan.sums, need_cols=plan.two_way, total=False)
     batch, anchors = plan.batch, plan.views * plan.pairs
     blocks = -(-anchors // _ANCHORS)
@@ -186,10 +151,10 @@ def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
     assert prepared.u is not None
     batch, n = plan.batch, plan.pairs
     if need_grad:
-        sides = _contract(plan, prepared.rows, prepared.u, None, None)
+        sides = contract(plan, prepared.rows, prepared.u, None, None)
         grad, total, value, cuts = sides.grad, sides.sum, sides.value, sides.cuts[0]
     else:
-        o = _operands(plan, plan.of_sums()[0], prepared.rows, prepared.u[:, :n].contiguous())
+        o = operands(plan, plan.of_sums()[0], prepared.rows, prepared.u[:, :n].contiguous())
         value, total = sum_parts(o, "softplus", need_cols=False, total=True)[0], None
         grad, cuts = value, value.shape[0]
     blocks = -(-n // _ANCHORS)
@@ -215,13 +180,13 @@ def _energy(plan: Plan) -> tuple[Tensor, State]:
     batch, n, further = plan.batch, plan.pairs, plan.further
     of_sums = plan.of_sums()
     if plan.need:
-        sides = _contract(plan, prepared.rows, None, None, None)
+        sides = contract(plan, prepared.rows, None, None, None)
         grad, cuts = sides.grad, sides.cuts
-        sums = [sides.sum[start:] for start in sides.starts]
+        sums = [sides.sum[start:] for start in sides.starts[:-1]]
     else:
-        found = [_operands(plan, job, prepared.rows) for job in of_sums]
+        found = [operands(plan, job, prepared.rows) for job in of_sums]
         sums = [sum_parts(o, "exp", need_cols=False, total=True)[0] for o in found]
-        grad, cuts = sums[0], [part.shape[0] for part in sums]
+        grad, cuts = sums[0], tuple(part.shape[0] for part in sums)
     by_own = {job.own: (part, c) for job, part, c in zip(of_sums, sums, cuts, strict=False)}
     (of_queue, cuts_queue), (distinct, cuts_distinct) = by_own.get(False, (None, 0)), by_own.get(True, (None, 0))
     total, loss = grad.new_empty(batch), grad.new_empty(batch)
@@ -240,51 +205,6 @@ def _energy(plan: Plan) -> tuple[Tensor, State]:
     return loss, (grad, total, prepared.counters)
 
 
-def _cuts(plan: Plan, jobs: list[Job], choice: Config) -> tuple[list[int], list[int]]:
-    """Into how many ranges the columns of each side are cut, and where the rows of its outputs start."""
-    architecture = architecture_of(plan.x, plan.pairs * max(plan.pairs, plan.further))
-    programs = plan.batch * sum(-(-job.rows // choice.block_m) for job in jobs)
-    cuts, starts, end = [], [], 0
-    for job in jobs:
-        bytes_per_cut = 4 * plan.batch * job.rows * plan.x.shape[2]
-        cuts.append(cut(programs, -(-job.cols // choice.block_n), bytes_per_cut, architecture.multiprocessors))
-        starts.append(end)
-        end += cuts[-1] * plan.batch * job.rows
-    return cuts, [*starts, end]
-
-
-def _contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, lse: Tensor | None) -> _Sides:
-    """All sides that are needed, two in one launch."""
-    jobs, choice, dim = plan.of_weights(), _choice(plan), plan.x.shape[2]
-    assert choice is not None
-    cuts, (*starts, end) = _cuts(plan, jobs, choice)
-    grad = rows.new_empty((end, dim), dtype=torch.float32)
-    sums = grad.new_empty(end)
-    value = torch.empty_like(sums) if plan.weights == "softplus" else None
-    o = _operands(plan, jobs[0], rows)
-    own = any(job.own for job in jobs)
-    constants = o.constants(choice, plan.weights) | {"EXCLUDE": _exclusion(plan, own)}
-    for i in range(0, len(jobs), 2):
-        programs, told = [], []
-        for job, splits in zip(jobs[i : i + 2], cuts[i : i + 2], strict=True):
-            programs.append(plan.batch * -(-job.rows // choice.block_m) * splits)
-            told.append((job.rows, job.cols, job.row, job.col, 0 if job.own else _NO_COLUMN, splits))
-        launch(
-            contract_sides_kernel,
-            sum(programs),
-            rows.device,
-            (
-                *(rows, u, lse, factor, grad[starts[i] :], sums[starts[i] :]),
-                sums[starts[i] :] if value is None else value[starts[i] :],
-                *(plan.batch, plan.rows, programs[0], *told[0], *told[-1]),
-                *(plan.factor * o.unit(plan.weights), o.shift(plan.weights) * o.unit(plan.weights)),
-            ),
-            choice,
-            **constants,
-        )
-    return _Sides(grad, sums, value, cuts, starts)
-
-
 def _finish(
     plan: Plan,
     grad: Tensor,
@@ -295,9 +215,9 @@ def _finish(
     total: Tensor | None = None,
     bias_sums: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    jobs, choice, need = plan.of_weights(), _choice(plan), plan.need
+    jobs, choice, need = plan.of_weights(), choice_of(plan), plan.need
     assert choice is not None
-    cuts, starts = _cuts(plan, jobs, choice)
+    cuts, starts = cuts_of(plan, jobs, choice)
     # Uniformity has several contractions for the rows of x, the others one; then come those of y and the queue.
     of_x = [i for i, job in enumerate(jobs) if job.row == 0]
     of_y = [i for i, job in enumerate(jobs) if job.row != 0]

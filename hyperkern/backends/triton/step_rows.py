@@ -13,12 +13,17 @@ def factor_of_logits(p_scale, scale, TEMPERATURE: tl.constexpr):
     if p_scale is None:
         b_factor, b_root = scale, scale
     else:
-        # Its rounding is in every logit, that of the root twice.
-        b_scale = tl.load(p_scale).to(tl.float64)
+        b_factor = tl.load(p_scale).to(tl.float32)
         if TEMPERATURE:
-            b_scale = 1.0 / b_scale
-        b_factor, b_root = b_scale.to(tl.float32), tl.sqrt(b_scale).to(tl.float32)
+            b_factor = tl.math.div_rn(1.0, b_factor)
+        b_root = tl.math.sqrt_rn(b_factor)
     return b_factor, b_root
+
+
+@triton.jit
+def _store_operand(p_rows, b_unit, o_rows, o_d, m_rows, WIDTH: tl.constexpr):
+    p_block = p_rows + o_rows[:, None] * WIDTH + o_d[None, :]
+    tl.store(p_block, narrow(b_unit, p_rows.dtype.element_ty), mask=m_rows[:, None] & (o_d < WIDTH)[None, :])
 
 
 @triton.jit
@@ -83,15 +88,17 @@ def prepare_rows_kernel(
     scale,
     bias,
     DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VIEWS: tl.constexpr,
     TEMPERATURE: tl.constexpr,
 ):
-    """Unit rows of all features ``(B, rows, D)`` in the dtype of the product, with the scale in them where it is a
-    tensor; the logits of the positives ``(B, n)``; the numbers of zero rows ``(B, blocks + blocks_further)``; the bias,
-    as log-weights ``(B, rows)``; factors and maxima ``(B, rows)`` of the candidates, 0; counters ``(B + 1,)``, 0.
+    """All features into one operand, and what is row-wise besides.
 
+    Unit rows ``(B, rows, WIDTH)`` in the dtype of the product, zeros behind D, with the scale in them where it is
+    a tensor; the logits of the positives ``(B, n)``; the numbers of zero rows ``(B, blocks + blocks_further)``; the
+    bias, as log-weights ``(B, rows)``; factors and maxima ``(B, rows)`` of the candidates, 0; counters ``(B + 1,)``, 0.
     Each is made where its pointer is given. A program serves a block of anchors with their partners, or of the queue.
     """
     i_b = (tl.program_id(0) // (blocks + blocks_further)).to(tl.int64)
@@ -114,7 +121,7 @@ def prepare_rows_kernel(
         b_factor, b_root = factor_of_logits(p_scale, scale, TEMPERATURE)
         if p_scale is not None:
             b_x *= b_root if VIEWS == 2 else b_factor
-        tl.store(p_rows + o_x[:, None] * DIM + o_d[None, :], narrow(b_x, p_rows.dtype.element_ty), mask=mask)
+        _store_operand(p_rows, b_x, o_x, o_d, m_rows, WIDTH)
         if p_u is not None:
             tl.store(p_u + o_x, tl.zeros(o_x.shape, tl.float32) + bias, mask=m_rows)
         if p_y is not None:
@@ -122,7 +129,7 @@ def prepare_rows_kernel(
             b_y, _ = load_unit(p_y, i_b * n + o_m, o_d, mask, n, stride_yb, stride_ym, stride_yd, eps)
             if p_scale is not None and VIEWS == 2:
                 b_y *= b_root
-            tl.store(p_rows + o_y[:, None] * DIM + o_d[None, :], narrow(b_y, p_rows.dtype.element_ty), mask=mask)
+            _store_operand(p_rows, b_y, o_y, o_d, m_rows, WIDTH)
             b_positive = tl.sum(b_x * b_y, 1)
             if p_scale is None:
                 b_positive *= scale
@@ -138,16 +145,16 @@ def prepare_rows_kernel(
                 p_queue, i_b * further + o_k, o_d, mask, further, stride_qb, stride_qm, stride_qd, eps
             )
             _store_zeros(p_zeros, b_rows, m_rows)
-            tl.store(p_rows + o_rows[:, None] * DIM + o_d[None, :], narrow(b_rows, p_rows.dtype.element_ty), mask=mask)
+            _store_operand(p_rows, b_rows, o_rows, o_d, m_rows, WIDTH)
             _store_row_constants(p_u, p_factor, p_lse, o_rows, m_rows, bias)
 
 
 @triton.jit
-def _added(p_grad, o_rows, o_d, mask, cuts, rows, DIM: tl.constexpr):
+def _added(p_grad, o_rows, o_d, mask, cuts, rows, WIDTH: tl.constexpr):
     """The sum of the partial results of some rows, of which each range of columns has so many."""
     b_grad = tl.zeros(mask.shape, tl.float32)
     for i_cut in range(cuts):
-        p_block = p_grad + (i_cut * rows + o_rows)[:, None] * DIM + o_d[None, :]
+        p_block = p_grad + (i_cut * rows + o_rows)[:, None] * WIDTH + o_d[None, :]
         b_grad += tl.load(p_block, mask=mask, other=0.0)
     return b_grad
 
@@ -216,12 +223,13 @@ def finish_rows_kernel(
     share,
     inverse_range,
     DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VIEWS: tl.constexpr,
     TEMPERATURE: tl.constexpr,
 ):
-    """The gradients of all inputs that have one, from partial sums ``(cuts, B, rows, D)`` of both sides.
+    """The gradients of all inputs that have one, from partial sums ``(cuts, B, rows, WIDTH)`` of both sides.
 
     The unit rows are made again, which reads less than keeping them. ``p_own (B, n)``, with views ``(B, 2 n)``, are the
     weights of the positives, which are not among the pairs; ``p_total (B,)`` is an energy. Of the gradient of the scale
@@ -250,7 +258,7 @@ def finish_rows_kernel(
         o_out = o_rows[:, None] * DIM + o_d[None, :]
         b_part = 0.0
         if p_grad_x is not None:
-            b_g = _added(p_grad_x, i_b * rows_x + o_m * VIEWS, o_d, mask, cuts_x, batch.to(tl.int64) * rows_x, DIM)
+            b_g = _added(p_grad_x, i_b * rows_x + o_m * VIEWS, o_d, mask, cuts_x, batch.to(tl.int64) * rows_x, WIDTH)
             b_g *= _gradient_factor(b_x, c * inverse_range, p_total, i_b, scale)
             if p_scale is not None and VIEWS == 2:
                 b_g /= b_root  # the rows of the operand have it
@@ -262,7 +270,7 @@ def finish_rows_kernel(
         if p_y is not None and p_grad_y is not None and (p_dy is not None or VIEWS == 2):
             first = 1 if VIEWS == 2 else 0
             o_g = i_b * rows_y + o_m * VIEWS + first
-            b_g = _added(p_grad_y, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, DIM) * (c * inverse_range)
+            b_g = _added(p_grad_y, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, WIDTH) * (c * inverse_range)
             if p_scale is not None and VIEWS == 1:  # it is in the rows of x
                 b_g += (b_factor * b_own)[:, None] * b_x
             else:
@@ -288,7 +296,7 @@ def finish_rows_kernel(
             mask = (o_k < further)[:, None] & (o_d < DIM)[None, :]
             b_q, b_rstd_q = load_unit(p_queue, o_rows, o_d, mask, further, stride_qb, stride_qm, stride_qd, eps)
             o_g = i_b * rows_y + first_further + o_k
-            b_g = _added(p_grad_y, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, DIM)
+            b_g = _added(p_grad_y, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, WIDTH)
             b_g *= _gradient_factor(b_q, c * inverse_range, p_total, i_b, scale)
             if p_scale is None:
                 b_g *= b_factor
