@@ -157,12 +157,18 @@ def test_schemas_and_fakes() -> None:
 
 
 @needs_extension
-@pytest.mark.parametrize("name", ["contract", "sums", "tile", "prepare", "finish", "prepare_views", "combine"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("contract", "sums", "tile", "prepare", "finish", "prepare_views", "combine"),
+        *("prepare_loss", "head", "finish_loss"),
+    ],
+)
 def test_the_extension_answers_cpu_tensors(name: str) -> None:
     """Built and loaded without a GPU; a CPU tensor gets a sentence, not the dispatcher's list of keys."""
     operator = getattr(library.ops(torch.device("cuda")), name)
     x = torch.randn(2, 5, 16)
-    samples = {"Tensor": x, "int": 0, "float": 1.0, "bool": False}
+    samples = {"Tensor": x, "int": 0, "float": 1.0, "bool": False, "List[int]": ()}
     arguments = [
         None if str(argument.type).startswith("Optional") else samples[str(argument.type)]
         for argument in operator.default._schema.arguments

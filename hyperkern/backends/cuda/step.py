@@ -24,7 +24,6 @@ from .primitives import SUM_TASKS, exp_range, stripes_of
 __all__ = ["LOSSES", "loss", "loss_grad"]
 
 _HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3}
-_KINDS = ("bfloat16", "float16", "tf32", "float32")
 _WEIGHTS = {
     "bounded": Weight.FACTOR,
     "single": Weight.FACTOR,
@@ -59,8 +58,7 @@ def values(plan: Plan) -> tuple[Tensor, State]:
 
 def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradients that are needed, by the name of the input."""
-    kind, counts, factors, *rest = state
-    plan = plan._replace(kind=_KINDS[kind.shape[1]])
+    counts, factors, *rest = state
     if plan.head in ("energy", "sigmoid"):
         grad, sums = rest
     else:
@@ -78,8 +76,6 @@ class _Step:
         self.loss = self.float(plan.batch)
         self.positives = None if plan.y is None else self.float((plan.batch, plan.pairs))
         self.operand = plan.x.new_empty((plan.batch, plan.rows, _width(plan)), dtype=plan.dtype)
-        # What settings of PyTorch may have changed until the gradient is wanted.
-        self.kind = plan.x.new_empty((0, _KINDS.index(plan.kind)))
 
     def prepare(
         self, clear: int = 0, *, zeros: Tensor | None = None, terms: Tensor | None = None
@@ -122,7 +118,7 @@ class _Step:
         plan, running = self.plan, self.plan.sums == "running"
         jobs = plan.of_sums()
         if running and plan.two_way:
-            jobs.append(_mirrored(jobs[0]))
+            jobs = (*jobs, _mirrored(jobs[0]))
         has_cols = not running and (plan.two_way or plan.views == 2)
         sizes = _sizes_of_sums(plan, self.operand, jobs, triangle=not running and plan.views == 2, has_cols=has_cols)
         counts, cleared = self.prepare(0 if sizes.col is None else math.prod(sizes.col))
@@ -140,7 +136,7 @@ class _Step:
         )
         if terms is None or weights is None:
             return ()
-        return self.kind, counts, weights, self.operand, terms
+        return counts, weights, self.operand, terms
 
     def sigmoid(self) -> State:
         """Every pair is a decision, its weight is known with its logit."""
@@ -158,7 +154,7 @@ class _Step:
         grad, sums, value = _contract(plan, self.operand, terms)
         weights = self.float((plan.batch, plan.pairs))
         self.head(counts, value, (1, 0, 1, 0, 0, 1), weights=weights)
-        return self.kind, counts, weights, grad, sums
+        return counts, weights, grad, sums
 
     def energy(self) -> State:
         """The exponentials are the weights, up to their sum."""
@@ -173,7 +169,7 @@ class _Step:
             at = {job.own: i * batch * sums.shape[2] for i, job in enumerate(plan.of_weights()) if job.row == 0}
             places = [number for own in (True, False) for number in (int(own in at), at.get(own, 0), 1)]
             self.head(counts, sums, places, zeros=zeros, total=total)
-            return self.kind, counts, total, grad, sums
+            return counts, total, grad, sums
         found: dict[bool, Tensor] = {}
         for job in plan.of_sums():
             sizes = _sizes_of_sums(plan, self.operand, [job], triangle=job.own)
