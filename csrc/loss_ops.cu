@@ -131,7 +131,8 @@ void set_potential(HeadArgs& args, double t) {
 void prepare_loss(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, double eps, bool together,
     const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value, const Tensor& operand,
-    const OptionalTensor& positives, const OptionalTensor& zeros, const Tensor& cleared, const OptionalTensor& terms) {
+    const OptionalTensor& positives, const OptionalTensor& zeros, const Tensor& counted, const OptionalTensor& cleared,
+    const OptionalTensor& terms) {
   PrepareLossArgs args{loss_rows(x, y, queue, together, number(scale, 1.0, reciprocal, "scale", x))};
   LossRows& of = args.of;
   args.blocks = ceil_div(static_cast<int64_t>(of.n) + of.k, kRowWarps);
@@ -144,8 +145,11 @@ void prepare_loss(
   HYPERKERN_REQUIRE(positives.has_value() == y.has_value(), "positives are those of x and y");
   if (positives.has_value()) args.positives = result(*positives, "positives", x, of.batch, of.n);
   if (zeros.has_value()) args.zeros = result(*zeros, "zeros", x, 2, of.batch, args.blocks);
-  args.cleared = numbers(cleared, "cleared", x, 0);
-  args.clear = cleared.numel();
+  args.counts = numbers(counted, "counts", x, static_cast<int64_t>(of.batch) + 1);
+  if (cleared.has_value()) {
+    args.cleared = numbers(*cleared, "cleared", x, 0);
+    args.clear = cleared->numel();
+  }
   if (terms.has_value()) {
     args.terms = numbers(*terms, "terms", x, 0);
     args.term_count = terms->numel();

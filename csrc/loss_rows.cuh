@@ -105,9 +105,10 @@ struct PrepareLossArgs {
   float eps;
   float* positives;  // (batch, n): <x_i, y_i>; null without y
   float* zeros;      // (2, batch, blocks): numbers of zero rows of x, and of the queue; null for none
-  float* cleared;    // what later kernels want to be 0
-  int64_t clear;
-  float* terms;  // half of the bias, for each row and column; null for none
+  // What later kernels want to be 0.
+  float *counts, *cleared;
+  int64_t clear;  // of `cleared`; as many of `counts` as there are problems, and one
+  float* terms;   // half of the bias, for each row and column; null for none
   int64_t term_count;
   Number bias;
 };
@@ -134,6 +135,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const P
   const int item = ptx::block() % args.blocks * kRowWarps + ptx::thread() / kWarp;
   const int64_t first = static_cast<int64_t>(ptx::block()) * kRowThreads + ptx::thread();
   const int64_t step = static_cast<int64_t>(of.batch) * args.blocks * kRowThreads;
+  for (int64_t i = first; i < of.batch + 1; i += step) args.counts[i] = 0.0f;
   for (int64_t i = first; i < args.clear; i += step) args.cleared[i] = 0.0f;
   if (args.terms != nullptr) {
     const float half = 0.5f * args.bias.get();

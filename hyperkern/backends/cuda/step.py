@@ -34,11 +34,20 @@ _WEIGHTS = {
 _HEAD_THREADS = 256  # kHeadThreads in ``csrc/loss_head.cuh``
 
 
-class _Sizes(NamedTuple):
-    """How a kernel's results lie: partial results of ranges of columns, of row blocks, of sides."""
+class _Sums(NamedTuple):
+    """How sums of pairs are shared out among blocks of threads, and with it the shapes of partial sums.
 
+    Attributes:
+        jobs: which rows meet which, all of one size.
+        triangle: whether only tiles on and right of the diagonal are visited.
+        stripes: see ``Schedule`` in ``csrc/layout.h``.
+        row: ``(cuts, jobs B, rows)``.
+        col: ``(parts, jobs B, cols)``; ``None`` where nobody asks.
+    """
+
+    jobs: Sequence[Job]
+    triangle: bool
     stripes: int
-    cuts: int
     row: tuple[int, int, int]
     col: tuple[int, int, int] | None
 
@@ -76,23 +85,33 @@ class _Step:
         self.loss = self.float(plan.batch)
         self.positives = None if plan.y is None else self.float((plan.batch, plan.pairs))
         self.operand = plan.x.new_empty((plan.batch, plan.rows, _width(plan)), dtype=plan.dtype)
+        # Of blocks of threads that are done, of each problem and of all; 0 whenever no kernel runs.
+        self.counts = self.float(plan.batch + 1)
 
     def prepare(
-        self, clear: int = 0, *, zeros: Tensor | None = None, terms: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Fills the operand and the positives; counts of blocks that are done, and numbers that are 0."""
+        self, *, cleared: Tensor | None = None, zeros: Tensor | None = None, terms: Tensor | None = None
+    ) -> None:
+        """Fills the operand and the positives."""
         plan = self.plan
-        counts = plan.batch + 1
-        cleared = self.float(counts + clear)
         self.kernels.prepare_loss(
             *(plan.x, plan.y, plan.queue, norm_eps(plan.x.dtype), plan.views == 2, plan.scale, plan.spec.temperature),
-            *(plan.bias, plan.spec.bias, self.operand, self.positives, zeros, cleared, terms),
+            *(plan.bias, plan.spec.bias, self.operand, self.positives, zeros, self.counts, cleared, terms),
         )
-        return cleared[:counts], cleared[counts:]
+
+    def sums(
+        self, sums: _Sums, *, top: Tensor | None = None, col: Tensor | None = None, terms: Tensor | None = None
+    ) -> Tensor:
+        """The sums of rows; those of columns are added to `col`."""
+        plan, row = self.plan, self.float(sums.row)
+        self.kernels.sums(
+            *(self.operand, self.operand, terms, terms, None, None, 1, 0, plan.views, _sides(sums.jobs)),
+            *(plan.factor * _unit(plan), 0.0, False, SUM_TASKS[plan.sums], plan.kind == "float32", sums.triangle),
+            *(sums.stripes, sums.row[0], row, top, col, None),
+        )
+        return row
 
     def head(
         self,
-        counts: Tensor,
         row: Tensor,
         places: Sequence[int],
         *,
@@ -110,7 +129,7 @@ class _Step:
             *(_HEADS[plan.head], plan.pairs, plan.further, row, top, second, places, self.positives, plan.views == 2),
             *(plan.scale, plan.factor, spec.temperature, plan.bias, spec.bias, _unit(plan), plan.share),
             *(spec.sigma if plan.head == "weighted" else 0.0, plan.range, spec.scale / 2),
-            *(zeros, terms, weights, total, self.loss, self.float(plan.batch * blocks), counts),
+            *(zeros, terms, weights, total, self.loss, self.float(plan.batch * blocks), self.counts),
         )
 
     def softmax(self) -> State:
@@ -120,41 +139,35 @@ class _Step:
         if running and plan.two_way:
             jobs = (*jobs, _mirrored(jobs[0]))
         has_cols = not running and (plan.two_way or plan.views == 2)
-        sizes = _sizes_of_sums(plan, self.operand, jobs, triangle=not running and plan.views == 2, has_cols=has_cols)
-        counts, cleared = self.prepare(0 if sizes.col is None else math.prod(sizes.col))
-        row = self.float(sizes.row)
-        top = self.float(sizes.row) if running else None
-        col = None if sizes.col is None else cleared.view(sizes.col)
-        _sums(plan, self.operand, jobs, sizes, row, top=top, col=col)
+        sums = _sums(plan, self.operand, jobs, triangle=not running and plan.views == 2, has_cols=has_cols)
+        top = self.float(sums.row) if running else None
+        col = None if sums.col is None else self.float(sums.col)
+        self.prepare(cleared=col)
+        row = self.sums(sums, top=top, col=col)
         terms = weights = None
         if plan.need:
             vectors = 5 if plan.weights == "running" else 2
             terms = self.float((plan.batch, vectors, _term_count(plan)))
             weights = self.float((plan.batch, plan.pairs))
-        self.head(
-            counts, row, _places_of_ways(plan, sizes, has_cols), top=top, second=col, terms=terms, weights=weights
-        )
+        self.head(row, _places_of_ways(plan, sums), top=top, second=col, terms=terms, weights=weights)
         if terms is None or weights is None:
             return ()
-        return counts, weights, self.operand, terms
+        return self.counts, weights, self.operand, terms
 
     def sigmoid(self) -> State:
         """Every pair is a decision, its weight is known with its logit."""
         plan = self.plan
         terms = self.float(_term_count(plan))
-        counts, _ = self.prepare(terms=terms)
+        self.prepare(terms=terms)
         terms = terms.expand(plan.batch, 1, -1)
         if not plan.need:
-            jobs = plan.of_sums()
-            sizes = _sizes_of_sums(plan, self.operand, jobs)
-            value = self.float(sizes.row)
-            _sums(plan, self.operand, jobs, sizes, value, terms=terms)
-            self.head(counts, value, (1, 0, 1, 0, 0, 1))
+            value = self.sums(_sums(plan, self.operand, plan.of_sums()), terms=terms)
+            self.head(value, (1, 0, 1, 0, 0, 1))
             return ()
         grad, sums, value = _contract(plan, self.operand, terms)
         weights = self.float((plan.batch, plan.pairs))
-        self.head(counts, value, (1, 0, 1, 0, 0, 1), weights=weights)
-        return counts, weights, grad, sums
+        self.head(value, (1, 0, 1, 0, 0, 1), weights=weights)
+        return self.counts, weights, grad, sums
 
     def energy(self) -> State:
         """The exponentials are the weights, up to their sum."""
@@ -162,22 +175,20 @@ class _Step:
         batch, n = plan.batch, plan.pairs
         zeros = self.float((2, batch, -(-(n + plan.further) // ROWS_PER_BLOCK)))
         total = self.float(batch)
-        counts, _ = self.prepare(zeros=zeros)
+        self.prepare(zeros=zeros)
         if plan.need:
             grad, sums, _ = _contract(plan, self.operand, None)
             # Those of x alone, then those with the queue; as many rows as the longest side has.
             at = {job.own: i * batch * sums.shape[2] for i, job in enumerate(plan.of_weights()) if job.row == 0}
             places = [number for own in (True, False) for number in (int(own in at), at.get(own, 0), 1)]
-            self.head(counts, sums, places, zeros=zeros, total=total)
-            return counts, total, grad, sums
+            self.head(sums, places, zeros=zeros, total=total)
+            return self.counts, total, grad, sums
         found: dict[bool, Tensor] = {}
         for job in plan.of_sums():
-            sizes = _sizes_of_sums(plan, self.operand, [job], triangle=job.own)
-            found[job.own] = self.float(sizes.row)
-            _sums(plan, self.operand, [job], sizes, found[job.own], triangle=job.own)
+            found[job.own] = self.sums(_sums(plan, self.operand, [job], triangle=job.own))
         places = [int(True in found), 0, 1, (1 if True not in found else 2) * (False in found), 0, 1]
         row, second = (found[True], found.get(False)) if True in found else (found[False], None)
-        self.head(counts, row, places, second=second, zeros=zeros, total=total)
+        self.head(row, places, second=second, zeros=zeros, total=total)
         return ()
 
 
@@ -206,48 +217,25 @@ def _sides(jobs: Sequence[Job]) -> list[int]:
     return [int(number) for job in jobs for number in (job.row, job.col, job.rows, job.cols, job.own)]
 
 
-def _sizes_of_sums(
-    plan: Plan, operand: Tensor, jobs: Sequence[Job], *, triangle: bool = False, has_cols: bool = False
-) -> _Sizes:
+def _sums(plan: Plan, operand: Tensor, jobs: Sequence[Job], *, triangle: bool = False, has_cols: bool = False) -> _Sums:
     batch, m, n = len(jobs) * plan.batch, jobs[0].rows, jobs[0].cols
     size = tile(operand, "sums", Weight.EXP)
     blocks, tiles, at_once = -(-m // size.rows), -(-n // size.cols), multiprocessors(operand.device)
     stripes = stripes_of(batch, blocks, tiles, at_once, triangle=triangle, has_cols=has_cols)
     cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
     parts = (stripes * cuts if triangle else stripes) * size.groups
-    return _Sizes(stripes, cuts, (cuts, batch, m), (parts, batch, n) if has_cols else None)
+    return _Sums(jobs, triangle, stripes, (cuts, batch, m), (parts, batch, n) if has_cols else None)
 
 
-def _sums(
-    plan: Plan,
-    operand: Tensor,
-    jobs: Sequence[Job],
-    sizes: _Sizes,
-    row: Tensor,
-    *,
-    triangle: bool | None = None,
-    top: Tensor | None = None,
-    col: Tensor | None = None,
-    terms: Tensor | None = None,
-) -> None:
-    if triangle is None:
-        triangle = plan.views == 2 and top is None
-    ops(operand.device).sums(
-        *(operand, operand, terms, terms, None, None, 1, 0, plan.views, _sides(jobs), plan.factor * _unit(plan), 0.0),
-        *(False, SUM_TASKS[plan.sums], plan.kind == "float32", triangle, sizes.stripes, sizes.cuts),
-        *(row, top, col, None),
-    )
-
-
-def _places_of_ways(plan: Plan, sizes: _Sizes, has_cols: bool) -> list[int]:
+def _places_of_ways(plan: Plan, sums: _Sums) -> list[int]:
     """Where the sums of a pair's rows stand: six numbers for each way, see ``set_places`` in ``csrc/loss_ops.cu``."""
     if plan.views == 2:
-        return [number for way in (0, 1) for number in (1, way, 2, 2 * has_cols, way, 2)]
+        return [number for way in (0, 1) for number in (1, way, 2, 0 if sums.col is None else 2, way, 2)]
     if not plan.two_way:
         return [1, 0, 1, 0, 0, 1]
-    if has_cols:
+    if sums.col is not None:
         return [1, 0, 1, 0, 0, 1, 2, 0, 1, 0, 0, 1]
-    return [1, 0, 1, 0, 0, 1, 1, plan.batch * sizes.row[2], 1, 0, 0, 1]
+    return [1, 0, 1, 0, 0, 1, 1, plan.batch * sums.row[2], 1, 0, 0, 1]
 
 
 def _contract(plan: Plan, operand: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -287,7 +275,7 @@ def _finish(
     """``factors`` are the weights of positives, of an energy the totals."""
     energy = plan.head == "energy"
     of_queue = "y" if energy else "queue"
-    rows = {"x": plan.x, "y": plan.y, of_queue: plan.queue} if not energy else {"x": plan.x, "y": plan.queue}
+    rows = {"x": plan.x, "y": plan.y} | {of_queue: plan.queue}
     found = {name: x.new_empty(x.shape) for name, x in rows.items() if x is not None and name in plan.need}
     numbers = {"scale": plan.scale, "bias": plan.bias}
     found |= {name: torch.empty_like(x) for name, x in numbers.items() if x is not None and name in plan.need}
