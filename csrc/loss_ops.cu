@@ -264,6 +264,7 @@ void finish_loss(
   args.eps = static_cast<float>(eps);
   if (of_scale.has_value()) {
     check_number(*of_scale, "of_scale", x);
+    HYPERKERN_REQUIRE(scale.has_value(), "the gradient of a number is that of a tensor");
     args.of_scale = of_scale->mutable_data_ptr();
     args.scale_type = number_type(*of_scale, "of_scale");
   }
