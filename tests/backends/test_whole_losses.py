@@ -159,6 +159,19 @@ def test_half_precision(backend: str, name: str, dtype: torch.dtype, poisoned_al
     check(name, backend, given, tolerance)
 
 
+@pytest.mark.parametrize("name", ["clip_loss", "info_nce", "nt_xent"])
+def test_a_confident_model_in_half_precision(backend: str, name: str) -> None:
+    # All weights are about e^-14, of which float16 has but a few binary digits.
+    scale = {"logit_scale": 14.0} if name == "clip_loss" else {"temperature": 1 / 14}
+    grads = []
+    for module, dtype, options in ((hk, torch.float16, {"backend": backend}), (oracle, torch.float64, {})):
+        x, y = leaves([torch.eye(16, device=DEVICE)] * 2, dtype)
+        value = getattr(module, name)(x, y, **scale, **options)
+        grads.append(torch.autograd.grad(value, (x, y), torch.full_like(value, 1e4)))
+    for got, want in zip(*grads, strict=True):
+        assert (got - want).abs().max() <= 3e-3 * want.abs().max()
+
+
 @EACH
 def test_nothing_is_read_before_it_is_written(backend: str, name: str, poisoned_allocations: None) -> None:
     scale = 300.0 if "small" in name or "large" in name else 10.0

@@ -45,6 +45,7 @@ BLOCKS = "losses/test_values.py::test_many_blocks"
 TEXTBOOK = "losses/test_values.py::test_matches_textbook"
 PRIMITIVES = "backends/test_primitives.py"
 WHOLE = "backends/test_whole_losses.py"
+LAUNCH = "backends/test_triton_launch.py"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -381,6 +382,34 @@ MUTANTS = [
         "backends/test_triton_precision.py::test_three_products_of_the_tensor_cores_for_one_of_float32",
     ),
     _mutant(
+        "a kernel for aligned addresses is launched with any",
+        "backends/triton/kept.py",
+        "arg.data_ptr() & 15 == 0",
+        "arg.data_ptr() & 7 == 0",
+        f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
+    ),
+    _mutant(
+        "a kernel for 32-bit integers is launched with wider ones",
+        "backends/triton/kept.py",
+        "-_INT32 <= arg < _INT32",
+        "-_INT64 <= arg < _INT64",
+        f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
+    ),
+    _mutant(
+        "constants of a kept kernel come in the order of the call",
+        "backends/triton/kept.py",
+        "constants[name] for name in known.constants",
+        "constants[name] for name in constants",
+        f"{LAUNCH}::test_the_second_launch_is_the_first_without_triton",
+    ),
+    _mutant(
+        "a panel is compiled anew for numbers of rows",
+        "backends/triton/panel.py",
+        ', "stride_row_b", "stride_col_b"',
+        "",
+        f"{LAUNCH}::test_batches_of_any_size_have_the_same_kernels",
+    ),
+    _mutant(
         "one column too many",
         "backends/triton/tile.py",
         "b_keep = (o_n < n)[None, :]",
@@ -469,8 +498,8 @@ MUTANTS = [
         "weights of float16 are as small as they come",
         "backends/common/step.py",
         "FLOAT16_WEIGHTS = 4096.0",
-        "FLOAT16_WEIGHTS = 2.0**-12",
-        f"{WHOLE}::test_half_precision[triton-cpu-torch.float16-clip_loss]",
+        "FLOAT16_WEIGHTS = 1.0",
+        f"{WHOLE}::test_a_confident_model_in_half_precision[triton-cpu-clip_loss]",
     ),
     _mutant(
         "the operand is taken for what the setting of products is now",

@@ -46,7 +46,7 @@ def float32_setting() -> str:
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in a dtype and with unit stride along D."""
-    x = x.to(dtype)
+    x = x if x.dtype == dtype else x.to(dtype)
     return x if x.stride(2) == 1 else x.contiguous()
 
 

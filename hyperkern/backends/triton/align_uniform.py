@@ -12,10 +12,9 @@ from torch import Tensor
 from ...spec import PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
 from ..common.step import AlignUniformOptions, AlignUniformStep
-from .config import padded
-from .operands import Operands, architecture_of, launch
+from .operands import Operands, architecture_of, launch, strides
 from .primitives import pairwise
-from .rows import load_unit, project, row_block, strides, sum_range
+from .rows import COMBINED, load_unit, project, row_block, sum_range
 from .tile import LN2, exp, narrow
 
 
@@ -39,7 +38,8 @@ def _distance_power(b_difference, alpha, SQUARE: tl.constexpr):
     return b_value, b_grad
 
 
-@triton.jit(do_not_specialize=["batch", "m", "blocks"])
+# The numbers of zero rows stand behind the distances, at a multiple of the number of blocks.
+@triton.jit(do_not_specialize=["batch", "m", "blocks", "p_zeros"])
 def prepare_views_kernel(
     p_x,
     p_y,
@@ -101,7 +101,7 @@ def _uniformity(p_sums, p_zeros, p_total, i_view, batch, m, blocks, cuts, t, pai
     return tl.math.log2(total / pairs) * LN2 - 2.0 * t
 
 
-@triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts"])
+@triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts", "p_zeros"])
 def combine_kernel(
     p_align,
     p_zeros,
@@ -220,7 +220,7 @@ def align_uniform(
         prepare_views_kernel,
         batch * blocks,
         x.device,
-        (x, y, operand, align, zeros, batch, m, blocks, *strides(x), *strides(y), norm_eps(x.dtype), options.alpha),
+        (x, y, operand, align, zeros, batch, m, blocks, *_strides(x), *_strides(y), norm_eps(x.dtype), options.alpha),
         None,
         **_shape(dim, options),
     )
@@ -239,7 +239,7 @@ def align_uniform(
             *(options.align_weight, options.uniform_weight, float(m * (m - 1))),
         ),
         None,
-        BLOCK=min(2048, padded(m)),
+        BLOCK=COMBINED,
     )
     return results, (grad, total)
 
@@ -262,12 +262,16 @@ def align_uniform_grad(
         x.device,
         (
             *(x, y, grad, total, *(None if c is None else c.contiguous() for c in cotangents), dx, dy),
-            *(batch, m, blocks, grad.shape[0], *strides(x), *strides(y), norm_eps(x.dtype), *options),
+            *(batch, m, blocks, grad.shape[0], *_strides(x), *_strides(y), norm_eps(x.dtype), *options),
         ),
         None,
         **_shape(dim, options),
     )
     return dx, dy
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    return (0, *x.stride()) if x.dim() == 2 else strides(x)
 
 
 def _shape(dim: int, options: AlignUniformOptions) -> dict[str, int]:

@@ -73,6 +73,10 @@ class Architecture(NamedTuple):
     checked: str
     entries: tuple[Entry, ...]
 
+    def __hash__(self) -> int:
+        """That of the name: every launch looks for its configuration, and all entries would be hashed each time."""
+        return hash(self.name)
+
 
 def read(path: Path) -> Architecture:
     """The architecture described by a file.

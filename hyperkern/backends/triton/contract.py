@@ -231,7 +231,8 @@ def contract_kernel(
     do_not_specialize=[
         *("batch", "rows", "programs", "m_0", "n_0", "row_0", "col_0", "shift_0", "splits_0"),
         *("m_1", "n_1", "row_1", "col_1", "shift_1", "splits_1"),
-    ]
+    ],
+    do_not_specialize_on_alignment=["p_sum", "p_value"],  # a number of rows away from those of other sides
 )
 def contract_sides_kernel(
     p_rows,

@@ -1,5 +1,6 @@
 """What the pairwise kernels are launched with: operands in the dtype of the product, and the launch itself."""
 
+import functools
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..common import pairwise
 from ..common.precision import FLOAT16_RANGE, product_of, rows
 from . import config
 from .config import Architecture, Config
+from .kept import keep, relaunch
 
 
 def _interpreter(size: int) -> Architecture:
@@ -49,18 +51,8 @@ class Operands(pairwise.Operands):
         return config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode)
 
     def constants(self, choice: Config, mode: str) -> dict[str, Any]:
-        """The compile-time arguments that every pairwise kernel has."""
-        dim = self.x.shape[2]
-        return {
-            "DIM": dim,
-            "BLOCK_M": choice.block_m,
-            "BLOCK_N": choice.block_n,
-            "BLOCK_D": choice.block_d or config.padded(dim),
-            "EXCLUDE": self.spec.exclude,
-            "MODE": mode,
-            "LOG2": self.in_log2(mode),
-            "PRECISION": self.precision,
-        }
+        """The compile-time arguments that every pairwise kernel has. Others read the same dictionary."""
+        return _constants(choice, self.x.shape[2], self.spec.exclude, mode, self.in_log2(mode), self.precision)
 
     def in_log2(self, mode: str) -> bool:
         """Whether logits are made in units of log 2, see ``tile.py``."""
@@ -73,6 +65,20 @@ class Operands(pairwise.Operands):
     def shift(self, mode: str) -> float:
         """What is subtracted from a logit so that its exponential fits the dtype of the weights."""
         return self.spec.scale - math.log(FLOAT16_RANGE) if mode == "exp" and self.x.dtype == torch.float16 else 0.0
+
+
+@functools.cache
+def _constants(choice: Config, dim: int, exclude: str, mode: str, log2: bool, precision: str) -> dict[str, Any]:
+    return {
+        "DIM": dim,
+        "BLOCK_M": choice.block_m,
+        "BLOCK_N": choice.block_n,
+        "BLOCK_D": choice.block_d or config.padded(dim),
+        "EXCLUDE": exclude,
+        "MODE": mode,
+        "LOG2": log2,
+        "PRECISION": precision,
+    }
 
 
 def as_operands(
@@ -89,6 +95,11 @@ def as_operands(
     contiguous = PairTerms(*(None if term is None else term.contiguous() for term in terms))
     architecture = architecture_of(x, x_rows.shape[1] * y_rows.shape[1])
     return Operands(x_rows, y_rows, contiguous, spec, y is None, kind, precision, architecture)
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """The strides of ``(B, M, D)``; 0 for a batch of one, which no kernel needs to be compiled anew for."""
+    return (0, *x.stride()[1:]) if x.shape[0] == 1 else x.stride()
 
 
 def architecture_of(x: Tensor, pairs: int) -> Architecture:
@@ -111,9 +122,15 @@ def launch(
     kernel: Any, programs: int, device: torch.device, args: tuple, choice: Config | None, **constants: Any
 ) -> None:
     """Launches ``programs`` programs on the current stream of the device."""
+    on_gpu, index = device.type == "cuda", device.index
+    elsewhere = on_gpu and index != torch.cuda.current_device()
+    usual = on_gpu and not elsewhere
+    if usual and relaunch(kernel, programs, index, args, choice, constants):
+        return
     options = fusion(constants)
     if choice is not None:
         options |= {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](*args, **constants, **options)
+        compiled = kernel[(programs,)](*args, **constants, **options)
+    if usual:
+        keep(kernel, index, args, choice, constants, compiled)

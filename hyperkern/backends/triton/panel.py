@@ -10,7 +10,7 @@ import triton.language as tl
 from .tile import load_factor, load_ids, load_log_weights, load_rows, logits, narrow, similarity, weights
 
 
-@triton.jit(do_not_specialize=["m", "n", "batch", "row_shift"])
+@triton.jit(do_not_specialize=["m", "n", "batch", "row_shift", "stride_row_b", "stride_col_b"])
 def panel_kernel(
     p_x,
     p_y,

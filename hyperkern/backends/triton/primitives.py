@@ -11,7 +11,7 @@ from ..common.panels import contract_by_panels
 from ..common.partials import Side, Sums, added, cut
 from ..common.precision import scaled_to_float16
 from .contract import contract_kernel
-from .operands import Operands, as_operands, launch
+from .operands import Operands, as_operands, launch, strides
 from .panel import panel_kernel
 from .sums import sums_kernel
 
@@ -72,7 +72,7 @@ def sum_parts(
         o.x.device,
         (
             *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, batch, m, n, stripes, cuts),
-            *(*o.x.stride()[:2], *o.y.stride()[:2], o.row_shift, o.spec.scale * o.unit(mode)),
+            *(*strides(o.x)[:2], *strides(o.y)[:2], o.row_shift, o.spec.scale * o.unit(mode)),
         ),
         choice,
         **o.constants(choice, mode),
@@ -132,7 +132,7 @@ def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None
         o.x.device,
         (
             *(o.x, o.y, u, v, row_ids, col_ids, *factors, *out, batch, m, o.y.shape[1], cuts),
-            *(*o.x.stride()[:2], *o.y.stride()[:2], out.grad.stride(2)),
+            *(*strides(o.x)[:2], *strides(o.y)[:2], out.grad.stride(2)),
             *(o.row_shift, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
         ),
         choice,
@@ -187,7 +187,7 @@ def _panel(
         x.device,
         (
             *(x, y, u, v, row_ids, col_ids, row_lse, a, col_lse, b, w, row_sum, col_sum, value, batch, m, n),
-            *(*x.stride()[:2], *y.stride()[:2], o.x.shape[1], o.y.shape[1], *w.stride()[:2]),
+            *(*strides(x)[:2], *strides(y)[:2], o.x.shape[1], o.y.shape[1], *w.stride()[:2]),
             *(o.row_shift + rows.start - cols.start, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
         ),
         choice,

@@ -24,7 +24,7 @@ from .contract import contract_kernel, contract_sides_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .operands import fusion
 from .panel import panel_kernel
-from .rows import finish_kernel, prepare_kernel, row_block
+from .rows import COMBINED, finish_kernel, prepare_kernel, row_block
 from .step_rows import finish_rows_kernel, prepare_rows_kernel
 from .sums import sums_kernel
 
@@ -106,7 +106,7 @@ _ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
     "prepare": ({},),
     "finish": ({},),
     "prepare_views": ({"SQUARE": True},),
-    "combine": ({"BLOCK": 1024},),
+    "combine": ({"BLOCK": COMBINED},),
     "finish_views": ({"SQUARE": True},),
     "prepare_rows": ({"VIEWS": 1, "TEMPERATURE": False}, {"VIEWS": 2, "TEMPERATURE": True}),
     "softmax_head": (
@@ -114,7 +114,7 @@ _ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
         {"HEAD": "weighted", "VIEWS": 2, "TWO_WAY": False, "TEMPERATURE": True, "BLOCK": 128},
     ),
     "sigmoid_head": ({"BLOCK": 128},),
-    "energy_head": ({"BLOCK": 1024},),
+    "energy_head": ({"BLOCK": COMBINED},),
     "finish_rows": ({"VIEWS": 1, "TEMPERATURE": False}, {"VIEWS": 2, "TEMPERATURE": True}),
 }
 _ALONG_D = ("stride_d", "stride_xd", "stride_yd", "stride_qd")
@@ -229,11 +229,13 @@ def _signature(
 def compiled(case: Case) -> Any:
     """What Triton makes of a case for its architecture."""
     kernel = KERNELS[case.kernel]
-    # As in a call: pointers and strides are multiples of 16, but those along D; sizes are anything.
+    # As in a call: pointers and strides are multiples of 16, but those along D; sizes and what is not specialised are
+    # anything.
+    anything = {*case.constants, *_ALONG_D, *kernel.do_not_specialize, *kernel.do_not_specialize_on_alignment}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name.startswith(("p_", "stride")) and name not in case.constants and name not in _ALONG_D
+        if name.startswith(("p_", "stride")) and name not in anything
     }
     source = ASTSource(kernel, case.signature, constexprs=case.constants, attrs=aligned)
     target = GPUTarget("cuda", int(case.architecture.removeprefix("sm_")), 32)

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from ...spec import norm_eps
 from .config import padded
-from .operands import launch
+from .operands import launch, strides
 from .tile import INF, narrow
+
+# Parts that a kernel adds at a time: one number for batches of any size, each would be compiled anew.
+COMBINED = 2048
 
 
 @triton.jit
@@ -132,13 +135,6 @@ def row_block(dim: int) -> tuple[int, int]:
     return max(1, min(16, 4096 // block_d)), block_d
 
 
-def strides(x: Tensor | None) -> tuple[int, ...]:
-    """Those of ``(N, D)`` or ``(B, N, D)``, through the batch, the rows and D."""
-    if x is None:
-        return 0, 0, 0
-    return (0, *x.stride()) if x.dim() == 2 else x.stride()
-
-
 def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows ``(B, M, D)`` and ``rstd (B, M)`` in float32."""
     batch, m, dim = x.shape
@@ -149,7 +145,7 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
         prepare_kernel,
         -(-batch * m // block_rows),
         x.device,
-        (x, unit, rstd, batch * m, m, *x.stride(), dim, norm_eps(x.dtype)),
+        (x, unit, rstd, batch * m, m, *strides(x), dim, norm_eps(x.dtype)),
         None,
         DIM=dim,
         BLOCK_ROWS=block_rows,

@@ -13,11 +13,10 @@ from torch import Tensor
 from ...spec import norm_eps
 from ..common.step import LOSSES, Kernels, Plan, State, WholeLosses
 from .align_uniform import STEP
-from .config import padded
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
-from .operands import launch
+from .operands import launch, strides
 from .primitives import sum_parts
-from .rows import row_block, strides
+from .rows import COMBINED, row_block
 from .sides import choice_of, contract, cuts_of, operands, width
 from .step_rows import finish_rows_kernel, prepare_rows_kernel
 
@@ -71,6 +70,14 @@ def _blocks(plan: Plan) -> tuple[int, int]:
     return -(-plan.pairs // block_rows), -(-plan.further // block_rows)
 
 
+def _strides(plan: Plan) -> tuple[int, ...]:
+    """Those of all features; 0 where there are none."""
+    found: list[int] = []
+    for features in (plan.x, plan.y, plan.queue):
+        found += (0, 0, 0) if features is None else strides(features)
+    return tuple(found)
+
+
 def _shape(plan: Plan) -> dict[str, int]:
     block_rows, block_d = row_block(plan.x.shape[2])
     return {
@@ -106,7 +113,7 @@ def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
             *(x, plan.y, plan.queue, plan.scale, plan.bias, out.rows, out.positive, out.zeros, out.u),
             *((out.factor, out.lse) if one_way else (None, None)),
             *(out.counters, plan.pairs, plan.further, rows, blocks, blocks_further),
-            *(*strides(x), *strides(plan.y), *strides(plan.queue), norm_eps(x.dtype), plan.factor, plan.spec.bias),
+            *(*_strides(plan), norm_eps(x.dtype), plan.factor, plan.spec.bias),
         ),
         None,
         **_shape(plan),
@@ -200,7 +207,7 @@ def _energy(plan: Plan) -> tuple[Tensor, State]:
             *(cuts_queue, cuts_distinct, 0.5 * plan.spec.scale, float(pairs)),
         ),
         None,
-        BLOCK=min(2048, padded(n)),
+        BLOCK=COMBINED,
     )
     return loss, (grad, total, prepared.counters)
 
@@ -250,7 +257,7 @@ def _finish(
             *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, counters),
             *(plan.batch, plan.pairs, plan.further, blocks, blocks_further, rows_x, rows_y, cuts_x, cuts_y),
             plan.pairs if plan.y is not None else 0,
-            *(*strides(plan.x), *strides(plan.y), *strides(plan.queue), norm_eps(plan.x.dtype), plan.spec.scale),
+            *(*_strides(plan), norm_eps(plan.x.dtype), plan.spec.scale),
             *(plan.share, 1 / plan.range),
         ),
         None,
