@@ -178,31 +178,36 @@ class Plan(NamedTuple):
 
     def of_sums(self) -> tuple[Job, ...]:
         """Which sums are taken; with two ways of the columns too. Of an energy the queue comes first."""
-        return _of_sums(self.head, self.views, self.pairs, self.further, self.distinct)
+        return _of_sums(self.head, self.views, self.pairs, self.further, self.distinct, self.spec.in_batch)
 
     def of_weights(self) -> tuple[Job, ...]:
         """Which sides are contracted: first that of the anchors, if it is needed, then that of the others."""
-        return _of_weights(self.head, self.views, self.pairs, self.further, self.distinct, self.need)
+        in_batch = self.spec.in_batch
+        return _of_weights(self.head, self.views, self.pairs, self.further, self.distinct, in_batch, self.need)
 
 
 @functools.lru_cache(maxsize=1024)
-def _of_sums(head: str, views: int, n: int, further: int, distinct: bool) -> tuple[Job, ...]:
+def _of_sums(head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool) -> tuple[Job, ...]:
     if head == "energy":
         with_queue = (Job(0, n, n, further, False),) if further else ()
         return (*with_queue, Job(0, n, 0, n, True)) if distinct else with_queue  # in both orders
     if views == 2:
         return (Job(0, 2 * n, 0, 2 * n, True),)
-    return (Job(0, n, n, n + further, True),)
+    return (Job(0, n, n, n + further, True) if in_batch else Job(0, n, 2 * n, further, False),)
 
 
 @functools.lru_cache(maxsize=1024)
-def _of_weights(head: str, views: int, n: int, further: int, distinct: bool, need: tuple[str, ...]) -> tuple[Job, ...]:
-    of_anchors = _of_sums(head, views, n, further, distinct)
+def _of_weights(
+    head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool, need: tuple[str, ...]
+) -> tuple[Job, ...]:
+    of_anchors = _of_sums(head, views, n, further, distinct, in_batch)
     if head == "energy":
         return (*of_anchors, Job(n, further, 0, n, False)) if "y" in need else of_anchors
     if views == 2:
         return of_anchors
     jobs = of_anchors if any(name in need for name in ("x", "scale", "bias")) else ()
+    if not in_batch:  # the partners have their anchor and nothing else
+        return (*jobs, Job(2 * n, further, 0, n, False)) if "queue" in need else jobs
     if "queue" in need:
         return (*jobs, Job(n, n + further, 0, n, True))
     return (*jobs, Job(n, n, 0, n, True)) if "y" in need else jobs
@@ -226,10 +231,17 @@ class Kernels(NamedTuple):
 
 
 class WholeLosses(NamedTuple):
-    """`hyperkern.backends.Backend.loss` and its gradient by the kernels of a backend."""
+    """`hyperkern.backends.Backend.loss` and its gradient by the kernels of a backend.
+
+    Attributes:
+        align_uniform: the kernels of that loss.
+        kernels: those of all others.
+        queue_alone: whether they serve InfoNCE without the other rows of the batch.
+    """
 
     align_uniform: AlignUniformStep
     kernels: Kernels
+    queue_alone: bool = False
 
     def loss(
         self, inputs: LossInputs, spec: LossSpec, need: Collection[str]
@@ -237,6 +249,8 @@ class WholeLosses(NamedTuple):
         """A whole loss and the state of its gradient; ``None`` where it is left to the composition."""
         if spec.loss == "align_uniform":
             return self.align_uniform.loss(inputs, spec, need)
+        if spec.loss == "info_nce" and not (spec.in_batch or self.queue_alone):
+            return None
         plan = plan_of(inputs, spec, need)
         if plan is None or not self.kernels.serves(plan):
             return None
@@ -289,7 +303,7 @@ def _static(
     spec: LossSpec, dtype_of_x: torch.dtype, pairs: int, further: int, learnable: bool, kind: str
 ) -> tuple[Any, ...] | None:
     """The fields of a `Plan` from ``head`` on."""
-    if not spec.normalize or (spec.loss == "info_nce" and not spec.in_batch):
+    if not spec.normalize:
         return None
     head, two_way, views = _HEADS[spec.loss], spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
     # The most terms of one sum of exponentials.

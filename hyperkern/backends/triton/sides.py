@@ -85,7 +85,7 @@ def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, 
     grad = rows.new_empty((starts[-1], width(plan)), dtype=torch.float32)
     sums = grad.new_empty(starts[-1])
     value = torch.empty_like(sums) if plan.weights == "softplus" else None
-    o = operands(plan, jobs[0], rows)
+    o = operands(plan, plan.of_sums()[0], rows)
     own = any(job.own for job in jobs)
     constants = o.constants(choice, plan.weights) | {"EXCLUDE": _exclusion(plan, own)}
     for i in range(0, len(jobs), 2):

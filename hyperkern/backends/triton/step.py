@@ -226,11 +226,10 @@ def _finish(
     assert choice is not None
     cuts, starts = cuts_of(plan, jobs, choice)
     # Uniformity has several contractions for the rows of x, the others one; then come those of y and the queue.
-    of_x = [i for i, job in enumerate(jobs) if job.row == 0]
-    of_y = [i for i, job in enumerate(jobs) if job.row != 0]
-    grad_x, grad_y = grad if of_x else None, grad[starts[of_y[0]] :] if of_y else None
-    rows_x, rows_y = jobs[0].rows, jobs[-1].rows
-    cuts_x, cuts_y = sum(cuts[i] for i in of_x), sum(cuts[i] for i in of_y)
+    of_x = sum(job.row == 0 for job in jobs)
+    cuts_x, cuts_y, rows_y = sum(cuts[:of_x]), sum(cuts[of_x:]), jobs[-1].rows if jobs else 0
+    grad_x, grad_queue = grad if of_x else None, grad[starts[of_x] :] if of_x < len(jobs) else None
+    grad_y, first_further = (grad_queue, plan.pairs) if plan.y is not None and plan.spec.in_batch else (None, 0)
     if plan.views == 2:
         grad_y, cuts_y = grad_x, cuts_x
     blocks, blocks_further = _blocks(plan)
@@ -251,12 +250,13 @@ def _finish(
         plan.batch * (blocks + blocks_further),
         plan.x.device,
         (
-            *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, own, total, bias_sums, cotangent.contiguous()),
+            *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, grad_queue, own, total, bias_sums),
+            cotangent.contiguous(),
             *(found.get("x"), found.get("y") if plan.y is not None else None),
             *(found.get(queue) if plan.queue is not None else None, found.get("scale"), found.get("bias")),
             *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, counters),
-            *(plan.batch, plan.pairs, plan.further, blocks, blocks_further, rows_x, rows_y, cuts_x, cuts_y),
-            plan.pairs if plan.y is not None else 0,
+            *(plan.batch, plan.pairs, plan.further, blocks, blocks_further),
+            *(plan.views * plan.pairs, rows_y, cuts_x, cuts_y, first_further),
             *(*_strides(plan), norm_eps(plan.x.dtype), plan.spec.scale),
             *(plan.share, 1 / plan.range),
         ),
@@ -266,5 +266,5 @@ def _finish(
     return found
 
 
-_STEP = WholeLosses(STEP, Kernels(serves, values, grads))
+_STEP = WholeLosses(STEP, Kernels(serves, values, grads), queue_alone=True)
 loss, loss_grad = _STEP.loss, _STEP.loss_grad

@@ -188,6 +188,7 @@ def finish_rows_kernel(
     p_scale,
     p_grad_x,
     p_grad_y,
+    p_grad_queue,
     p_own,
     p_total,
     p_bias_sums,
@@ -267,10 +268,13 @@ def finish_rows_kernel(
             if p_dx is not None:
                 tl.store(p_dx + o_out, project(b_factor * b_g, b_x, b_rstd_x, eps, p_dx.dtype.element_ty), mask=mask)
             b_part += tl.sum(tl.sum(b_g * b_x, 1), 0)
-        if p_y is not None and p_grad_y is not None and (p_dy is not None or VIEWS == 2):
-            first = 1 if VIEWS == 2 else 0
-            o_g = i_b * rows_y + o_m * VIEWS + first
-            b_g = _added(p_grad_y, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, WIDTH) * (c * inverse_range)
+        if p_y is not None and (p_dy is not None or VIEWS == 2):
+            b_g = tl.zeros(mask.shape, tl.float32)
+            if p_grad_y is not None:
+                first = 1 if VIEWS == 2 else 0
+                o_g = i_b * rows_y + o_m * VIEWS + first
+                b_g = _added(p_grad_y, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, WIDTH)
+                b_g *= c * inverse_range
             if p_scale is not None and VIEWS == 1:  # it is in the rows of x
                 b_g += (b_factor * b_own)[:, None] * b_x
             else:
@@ -296,7 +300,7 @@ def finish_rows_kernel(
             mask = (o_k < further)[:, None] & (o_d < DIM)[None, :]
             b_q, b_rstd_q = load_unit(p_queue, o_rows, o_d, mask, further, stride_qb, stride_qm, stride_qd, eps)
             o_g = i_b * rows_y + first_further + o_k
-            b_g = _added(p_grad_y, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, WIDTH)
+            b_g = _added(p_grad_queue, o_g, o_d, mask, cuts_y, batch.to(tl.int64) * rows_y, WIDTH)
             b_g *= _gradient_factor(b_q, c * inverse_range, p_total, i_b, scale)
             if p_scale is None:
                 b_g *= b_factor
