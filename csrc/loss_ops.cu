@@ -301,8 +301,8 @@ void finish_loss(
       feature.sides[side] = static_cast<int>(place[side]);
     }
     HYPERKERN_REQUIRE(
-        place[2] + (feature.count - 1) * place[3] < args.rows, "feature ", i, " is not within the rows of grad ",
-        shape_of(grad));
+        place[0] < 0 || place[2] + (feature.count - 1) * place[3] < args.rows, "feature ", i,
+        " is not within the rows of grad ", shape_of(grad));
     feature.first_block = args.blocks;
     args.blocks += ceil_div(feature.count, kRowWarps);
     if (outs[i]->has_value()) {

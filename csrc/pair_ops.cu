@@ -142,7 +142,9 @@ Sides make_sides(Pairs& pairs, const Tensor& x, const Tensor& y, const std::vect
     HYPERKERN_REQUIRE(
         from[0] + from[2] <= x.size(1) && from[1] + from[3] <= y.size(1), "side ", i, " is not within the rows of x ",
         shape_of(x), " and y ", shape_of(y));
-    HYPERKERN_REQUIRE(side.excludes || weight == Weight::kExp, "only exponentials have sides that exclude nothing");
+    HYPERKERN_REQUIRE(
+        side.excludes || weight == Weight::kExp || pairs.exclude == Exclude::kNone,
+        "only exponentials have sides that exclude nothing beside others");
     if (side.m > pairs.m) pairs.m = side.m;
     if (side.n > pairs.n) pairs.n = side.n;
   }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import norm_eps
+from ...spec import EXCLUSIONS, norm_eps
 from ..common.partials import cut
 from ..common.step import LOSSES, Job, Kernels, Plan, State, WholeLosses
 from .align_uniform import ROWS_PER_BLOCK, STEP
@@ -104,7 +104,8 @@ class _Step:
         """The sums of rows; those of columns are added to `col`."""
         plan, row = self.plan, self.float(sums.row)
         self.kernels.sums(
-            *(self.operand, self.operand, terms, terms, None, None, 1, 0, plan.views, _sides(sums.jobs)),
+            *(self.operand, self.operand, terms, terms, None, None, _exclusion(sums.jobs), 0, plan.views),
+            _sides(sums.jobs),
             *(plan.factor * _unit(plan), 0.0, False, SUM_TASKS[plan.sums], plan.kind == "float32", sums.triangle),
             *(sums.stripes, sums.row[0], row, top, col, None),
         )
@@ -212,6 +213,10 @@ def _mirrored(job: Job) -> Job:
     return Job(job.col, job.cols, job.row, job.rows, job.own)
 
 
+def _exclusion(jobs: Sequence[Job]) -> int:
+    return EXCLUSIONS.index("self" if any(job.own for job in jobs) else "none")
+
+
 def _sides(jobs: Sequence[Job]) -> list[int]:
     """The five numbers of each side."""
     return [int(number) for job in jobs for number in (job.row, job.col, job.rows, job.cols, job.own)]
@@ -241,6 +246,9 @@ def _places_of_ways(plan: Plan, sums: _Sums) -> list[int]:
 def _contract(plan: Plan, operand: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sums of rows of all sides ``(cuts, sides B, rows, D')``, sums of weights, those of the potential."""
     jobs, device, weight = plan.of_weights(), operand.device, _WEIGHTS[plan.weights]
+    if not jobs:  # partners that are nobody's candidates
+        nothing = torch.empty((1, 0, 0, operand.shape[2]), dtype=torch.float32, device=device)
+        return nothing, nothing[..., 0], nothing[..., 0]
     batch, m, n, dim = len(jobs) * plan.batch, max(j.rows for j in jobs), max(j.cols for j in jobs), operand.shape[2]
     size = tile(operand, "contract", weight)
     cuts = cut(batch * -(-m // size.rows), -(-n // size.cols), 4 * batch * m * dim, multiprocessors(device))
@@ -251,8 +259,9 @@ def _contract(plan: Plan, operand: Tensor, terms: Tensor | None) -> tuple[Tensor
     # As a column a row has its exponent where it had that of the columns: behind the third vector.
     cols = terms[:, 2:] if weight == Weight.TWO and terms is not None else terms
     ops(device).contract(
-        *(operand, operand, terms, cols, None, None, 1, 0, plan.views, _sides(jobs), plan.factor * _unit(plan)),
-        *(offset * _unit(plan), plan.weights in ("running", "single"), weight, plan.kind == "float32", cuts, out_scale),
+        *(operand, operand, terms, cols, None, None, _exclusion(jobs), 0, plan.views, _sides(jobs)),
+        *(plan.factor * _unit(plan), offset * _unit(plan), plan.weights in ("running", "single"), weight),
+        *(plan.kind == "float32", cuts, out_scale),
         *(grad, sums, value if weight == Weight.SOFTPLUS else None),
     )
     return grad, sums, value
@@ -264,9 +273,11 @@ def _places_of_features(plan: Plan) -> list[int]:
         return [0, -1, 0, 2, 0, -1, 1, 2, -1, -1, 0, 1]
     jobs = plan.of_weights()
     of_x = [i for i, job in enumerate(jobs) if job.row == 0]
-    of_others = next((i for i, job in enumerate(jobs) if job.row != 0), -1)
     of_x += [-1] * (2 - len(of_x))
-    return [*of_x, 0, 1, of_others, -1, 0, 1, of_others, -1, plan.paired - plan.pairs, 1]
+    last = jobs[-1] if jobs and jobs[-1].row != 0 else None
+    of_others = -1 if last is None else len(jobs) - 1
+    of_y = of_others if last is not None and last.row < plan.paired else -1
+    return [*of_x, 0, 1, of_y, -1, 0, 1, of_others, -1, 0 if last is None else plan.paired - last.row, 1]
 
 
 def _finish(
@@ -294,5 +305,5 @@ def _finish(
     return found
 
 
-_STEP = WholeLosses(STEP, Kernels(serves, values, grads))
+_STEP = WholeLosses(STEP, Kernels(serves, values, grads), queue_alone=True)
 loss, loss_grad = _STEP.loss, _STEP.loss_grad
