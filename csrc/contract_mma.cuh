@@ -31,14 +31,13 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
   constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
   const ContractPart part(args);
-  const Problem problem = find_problem(args.sides, part.i_b);
+  const Problem& problem = part.problem;
   const Pairs pairs = problem.of<kWeight>(args.pairs);
   const int first_row = part.i_block * T::kRows;
-  if (first_row >= pairs.m) return;
   const unsigned char* x_data = x.rows_of(problem.i_b, problem.side.first_row);
   const unsigned char* y_data = y.rows_of(problem.i_b, problem.side.first_col);
   const int bytes = pairs.dim * Operand::kBytes;
-  const Range range = part.range(args, problem.side, T::kCols);
+  const Range range = part.range(T::kCols);
 
   const uint32_t x_tile = ptx::shared_address(ptx::shared_memory());
   const uint32_t ring = x_tile + T::kRows * kDim * Operand::kBytes;

@@ -54,9 +54,8 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     ptx::setmaxnreg_dec<T::kProducerRegisters>();
     if (ptx::thread() != 0) return;
     const ContractPart part(args);
-    const auto [side, i_b] = find_problem(args.sides, part.i_b);
-    if (part.i_block * T::kRows >= side.m) return;
-    const Range range = part.range(args, side, T::kCols);
+    const auto [side, i_b] = part.problem;
+    const Range range = part.range(T::kCols);
     ptx::prefetch_tensormap(&x_map);
     ptx::prefetch_tensormap(&y_map);
     ptx::mbarrier_arrive_expect_tx(x_full, T::kRowBytes);
@@ -82,13 +81,11 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
 
   ptx::setmaxnreg_inc<T::kConsumerRegisters>();
   const ContractPart part(args);
-  const Problem problem = find_problem(args.sides, part.i_b);
-  if (part.i_block * T::kRows >= problem.side.m) return;
-  const Range range = part.range(args, problem.side, T::kCols);
+  const Range range = part.range(T::kCols);
   const int lane = ptx::thread() % kWarp;
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
-  const Pairs pairs = problem.of<kWeight>(args.pairs);
+  const Pairs pairs = part.problem.of<kWeight>(args.pairs);
   const int first_row = part.i_block * T::kRows + warpgroup * 64;
   const Rows<1> rows(pairs, first_row + warp * 16, 16, lane);
   const RowFactors<1, kWeight> factors(pairs, rows);

@@ -73,6 +73,7 @@ HYPERKERN_DEVICE RowSum row_sum(const PartialSums (&from)[kMostSources], int i_b
   for (int source = 0; source < kMostSources; ++source) {
     const PartialSums& sums = from[source];
     if (sums.sum == nullptr) continue;
+#pragma unroll 8  // loads in flight: there may be as many parts as stripes of row blocks
     for (int part = 0; part < sums.parts; ++part) {
       const int64_t at = part * sums.part_stride + i_b * sums.stride_b + static_cast<int64_t>(i) * sums.stride;
       row.sum += relative ? sums.sum[at] * exp_in(sums.top[at] - base, unit) : sums.sum[at];

@@ -236,16 +236,11 @@ void finish_loss(
   check_same_device(grad, "grad", x);
   check_type(grad, "grad", ScalarType::Float);
   HYPERKERN_REQUIRE(
-      grad.dim() == 4 && grad.size(0) >= 1 && of.batch > 0 && grad.size(1) % of.batch == 0 &&
-          grad.size(3) >= x.size(2) && grad.is_contiguous(),
-      "grad must have shape (cuts, sides times ", of.batch, ", rows, at least ", x.size(2), "), got ", shape_of(grad));
-  args.grad = {grad.const_data_ptr(), Element::kFloat32, grad.stride(1), grad.stride(2), grad.stride(3)};
-  args.grad_cut = grad.stride(0);
-  args.cuts = to_int(grad.size(0), "the number of cuts");
-  args.sides = to_int(grad.size(1) / of.batch, "the number of sides");
-  args.rows = to_int(grad.size(2), "the number of rows");
+      grad.dim() == 2 && grad.size(1) >= x.size(2) && grad.is_contiguous(), "grad must have shape (results, at least ",
+      x.size(2), "), got ", shape_of(grad));
+  args.grad = {grad.const_data_ptr(), Element::kFloat32, 0, grad.stride(0), grad.stride(1)};
   if (sum.has_value()) {
-    check_shape(*sum, "sum", args.cuts, grad.size(1), args.rows);
+    check_shape(*sum, "sum", grad.size(0));
     args.sum = contiguous_input(*sum, "sum", x);
   }
   if (weights.has_value()) {
@@ -274,10 +269,11 @@ void finish_loss(
     args.of_bias = of_bias->mutable_data_ptr();
     args.bias_type = number_type(*of_bias, "of_bias");
   }
-  constexpr int kNumbers = 4;  // two sides, the first row in them, from one row to the next
+  // Of each feature: first result and cuts, twice; rows of a side, the first row, from one row to the next.
+  constexpr int kNumbers = 7;
   HYPERKERN_REQUIRE(
       places.size() == static_cast<size_t>(kMostFeatures * kNumbers),
-      "places has four numbers for each of three "
+      "places has seven numbers for each of three "
       "features, got ",
       places.size());
   const OptionalTensor* const outs[] = {&dx, &dy, &dqueue};
@@ -294,15 +290,18 @@ void finish_loss(
     feature.count = i == 2 ? of.k : of.n;
     feature.is_x = i == 0;
     if (i < 2 && weights.has_value()) feature.partner = *ins[1 - i];
-    feature.first = to_int(place[2], "a first row");
-    feature.stride = to_int(place[3], "a stride");
+    feature.side_rows = to_int(place[4], "the rows of a side");
+    feature.first = to_int(place[5], "a first row");
+    feature.stride = to_int(place[6], "a stride");
     for (int side = 0; side < 2; ++side) {
-      HYPERKERN_REQUIRE(place[side] >= -1 && place[side] < args.sides, "there is no side ", place[side]);
-      feature.sides[side] = static_cast<int>(place[side]);
+      const int64_t first = place[2 * side], cuts = place[2 * side + 1];
+      HYPERKERN_REQUIRE(
+          cuts == 0 || (first >= 0 && cuts > 0 && first + cuts * of.batch * place[4] <= grad.size(0) &&
+                        place[5] + (feature.count - 1) * place[6] < place[4]),
+          "feature ", i, " is not within the rows of grad ", shape_of(grad));
+      feature.results[side] = first;
+      feature.cuts[side] = to_int(cuts, "cuts");
     }
-    HYPERKERN_REQUIRE(
-        place[0] < 0 || place[2] + (feature.count - 1) * place[3] < args.rows, "feature ", i,
-        " is not within the rows of grad ", shape_of(grad));
     feature.first_block = args.blocks;
     args.blocks += ceil_div(feature.count, kRowWarps);
     if (outs[i]->has_value()) {
@@ -314,9 +313,8 @@ void finish_loss(
       restrict_access(of.access, feature.out);
     }
   }
-  HYPERKERN_REQUIRE(!args.of_bias || args.features[0].sides[0] >= 0, "the gradient of a bias is made of the side of x");
+  HYPERKERN_REQUIRE(!args.of_bias || args.features[0].cuts[0] > 0, "the gradient of a bias is made of the side of x");
   restrict_access(of.access, args.grad);
-  of.access.vector = of.access.vector && args.grad_cut % 4 == 0;
   const int blocks = to_int(static_cast<int64_t>(of.batch) * args.blocks, "the number of blocks");
   if (of_scale.has_value() || of_bias.has_value()) {
     HYPERKERN_REQUIRE(partials.has_value(), "the gradient of a number needs partials");

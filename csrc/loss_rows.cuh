@@ -181,9 +181,11 @@ struct FinishRows {
   OutputRows out;           // without data where only the scale's gradient is wanted
   int count, first_block;   // rows; of the blocks of threads of a problem
   bool is_x;
-  // The sides of contract, -1 for none, and where row i is in them: stride i + first.
-  int sides[2];
-  int first, stride;
+  // The weighted sums that contract has left, of up to two sides: the first of their results, and of how many ranges of
+  // columns, 0 for none. A side has so many rows, of which row i is first + stride i.
+  int64_t results[2];
+  int cuts[2];
+  int side_rows, first, stride;
 };
 
 constexpr int kMostFeatures = 3;
@@ -192,16 +194,14 @@ struct FinishLossArgs {
   LossRows of;
   FinishRows features[kMostFeatures];
   int feature_count, blocks;  // blocks of threads of a problem
-  InputRows grad;             // (cuts, sides * batch, rows, dim) of contract, float32
-  int64_t grad_cut;
-  const float* sum;  // (cuts, sides * batch, rows): of weights, for the gradient of the bias
-  int cuts, sides, rows;
-  const float* weights;  // (batch, n): of the positives; null for none
-  const float* total;    // (batch): what a potential's gradient is divided by; null for none
-  const float* of_loss;  // (batch): the incoming gradient
-  double share;          // of a row in the loss
-  float of_pairs;        // what the weighted sums are multiplied by, beside a scale in a tensor
-  float of_zero_row;     // what the pairs of a zero row have in place of 1, with `total`
+  InputRows grad;             // (1, results, dim) of contract, float32
+  const float* sum;           // (results): of weights, for the gradient of the bias
+  const float* weights;       // (batch, n): of the positives; null for none
+  const float* total;         // (batch): what a potential's gradient is divided by; null for none
+  const float* of_loss;       // (batch): the incoming gradient
+  double share;               // of a row in the loss
+  float of_pairs;             // what the weighted sums are multiplied by, beside a scale in a tensor
+  float of_zero_row;          // what the pairs of a zero row have in place of 1, with `total`
   float eps;
   // Gradients of numbers; null where nobody wants them.
   void* of_scale;
@@ -212,17 +212,26 @@ struct FinishLossArgs {
   uint32_t* count_blocks;
 };
 
+// Where a row's results of one range of columns are.
+HYPERKERN_DEVICE int64_t result_of(const FinishRows& feature, int batch, int side, int i_cut, int i_b, int i) {
+  const int64_t problem = static_cast<int64_t>(i_cut) * batch + i_b;
+  return feature.results[side] + problem * feature.side_rows + feature.first + static_cast<int64_t>(feature.stride) * i;
+}
+
 template <class P>
-HYPERKERN_DEVICE void add_sums(const FinishLossArgs& args, int side, int i_b, int64_t row, Values<P>& grad) {
-  const int64_t offset = args.grad.offset(static_cast<int64_t>(side) * args.of.batch + i_b, row);
+HYPERKERN_DEVICE void add_sums(const FinishLossArgs& args, const FinishRows& feature, int i_b, int i, Values<P>& grad) {
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
 #pragma unroll 1
-  for (int i_cut = 0; i_cut < args.cuts; ++i_cut) {
-    Values<P> more;
-    load_elements<P, Fp32Element>(args.grad, offset + i_cut * args.grad_cut, args.of.access, 0, more);
+    for (int i_cut = 0; i_cut < feature.cuts[side]; ++i_cut) {
+      Values<P> more;
+      const int64_t at = result_of(feature, args.of.batch, side, i_cut, i_b, i);
+      load_elements<P, Fp32Element>(args.grad, args.grad.offset(0, at), args.of.access, 0, more);
 #pragma unroll
-    for (int chunk = 0; chunk < P::kChunks; ++chunk) {
+      for (int chunk = 0; chunk < P::kChunks; ++chunk) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) grad[chunk][e] += more[chunk][e];
+        for (int e = 0; e < 4; ++e) grad[chunk][e] += more[chunk][e];
+      }
     }
   }
 }
@@ -250,10 +259,8 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_loss_kernel(const Fi
       of_pairs /= args.total[i_b];
       if (x.length.zero()) of_pairs *= args.of_zero_row;
     }
-    const int64_t row = feature.first + static_cast<int64_t>(feature.stride) * i;
     Values<P> grad = {};
-    if (feature.sides[0] >= 0) add_sums<P>(args, feature.sides[0], i_b, row, grad);
-    if (feature.sides[1] >= 0) add_sums<P>(args, feature.sides[1], i_b, row, grad);
+    add_sums<P>(args, feature, i_b, i, grad);
     float weight = 0.0f;
     Values<P> partner = {};
     if (feature.partner.data != nullptr) {
@@ -273,9 +280,9 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_loss_kernel(const Fi
     }
     if (args.of_bias != nullptr && feature.is_x) {
       of_bias = weight;
-      const int64_t at = (static_cast<int64_t>(feature.sides[0]) * of.batch + i_b) * args.rows + row;
-      const int64_t cut = static_cast<int64_t>(args.sides) * of.batch * args.rows;
-      for (int i_cut = 0; i_cut < args.cuts; ++i_cut) of_bias += args.sum[at + i_cut * cut];
+      for (int i_cut = 0; i_cut < feature.cuts[0]; ++i_cut) {
+        of_bias += args.sum[result_of(feature, of.batch, 0, i_cut, i_b, i)];
+      }
     }
     const float pairs_factor = static_cast<float>(of_pairs);
     const float partner_factor = static_cast<float>(incoming * weight * of.scale.get());

@@ -16,7 +16,7 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
   library.def(
       "contract(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, "
       "int exclude, int row_shift, int views, int[] sides, float scale, float offset, bool rounded, int weight, "
-      "bool split, int cuts, float out_scale, "
+      "bool split, float out_scale, "
       "Tensor(a!) grad, Tensor(b!) sum, Tensor(c!)? value) -> ()");
   library.def("prepare(Tensor x, float eps, Tensor(a!) unit, Tensor(b!) rstd) -> ()");
   library.def("finish(Tensor grad, Tensor unit, Tensor rstd, float eps, Tensor(a!) dx) -> ()");

@@ -34,7 +34,7 @@ void contract(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
     int64_t row_shift, int64_t views, const std::vector<int64_t>& sides, double scale, double offset, bool rounded,
-    int64_t weight_code, bool split, int64_t cuts, double out_scale, const torch::stable::Tensor& grad,
+    int64_t weight_code, bool split, double out_scale, const torch::stable::Tensor& grad,
     const torch::stable::Tensor& sum, const OptionalTensor& value);
 
 // Unit rows (batch, rows, D) of x and 1 / max(length, eps).

@@ -51,7 +51,7 @@ void launch_sums(const SumsArgs& args, Task task, const Matrix& x, const Matrix&
 template <class Operand, int kDim, Weight kWeight>
 void launch_contract_case(const ContractArgs& args, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
   const Pairs& pairs = args.pairs;
-  const int blocks = pairs.batch * args.blocks * args.cuts;
+  const int blocks = args.grid;
   if constexpr (Operand::kBytes == 2) {
     if (wgmma) {
       using T = ContractWgmma<kDim, kWeight>;

@@ -61,6 +61,8 @@ const int64_t* ids(const OptionalTensor& ids, const char* name, const Tensor& as
   return static_cast<const int64_t*>(ids->const_data_ptr());
 }
 
+constexpr size_t kSideNumbers = 6;  // of each of the sides of a grid
+
 struct Terms {
   const OptionalTensor &row_terms, &col_terms, &row_ids, &col_ids;
 };
@@ -85,15 +87,16 @@ Pairs make_pairs(
   pairs.n = to_int(y.size(1), "the number of columns");
   pairs.last_id = pairs.m - 1;
   pairs.dim = to_int(x.size(2), "D");
+  // Behind an odd number of rows the terms of the next side start one later.
+  const bool whole = sides.size() == kSideNumbers && sides[0] == 0 && sides[1] == 0;
+  const int64_t rows = x.size(1) + (whole ? 0 : 1);
   const int64_t cols =
-      sides.empty() ? static_cast<int64_t>(ceil_div(y.size(1), tile_cols)) * tile_cols : y.size(1) + 1 + tile_cols;
+      whole ? static_cast<int64_t>(ceil_div(y.size(1), tile_cols)) * tile_cols : y.size(1) + 1 + tile_cols;
   HYPERKERN_REQUIRE(cols <= INT32_MAX - 1024 && pairs.m <= INT32_MAX - 1024, "there are too many rows or columns");
   pairs.row_shift = row_shift;
   pairs.scale = static_cast<float>(scale);
   pairs.offset = static_cast<float>(offset);
   pairs.rounded = rounded;
-  // Behind an odd number of rows the terms of the next side start one later.
-  const int64_t rows = x.size(1) + (sides.empty() ? 0 : 1);
   pairs.row_terms = terms(from.row_terms, "row_terms", x, row_count, rows);
   pairs.col_terms = terms(from.col_terms, "col_terms", x, col_count, cols);
   if (pairs.row_terms != nullptr) {
@@ -118,23 +121,18 @@ Pairs make_pairs(
   return pairs;
 }
 
-// The problems of a grid: five numbers each, see Side; none for all rows of x against all of y. How many there are is
-// said by the batch of the results.
-Sides make_sides(Pairs& pairs, const Tensor& x, const Tensor& y, const std::vector<int64_t>& numbers, Weight weight) {
-  constexpr size_t kNumbers = 5;
-  const size_t count = numbers.size() / kNumbers;
+// Six numbers for each side, see Side and SideGrid: the last one is into how many ranges its columns are cut.
+Sides make_sides(
+    const Pairs& pairs, const Tensor& x, const Tensor& y, const std::vector<int64_t>& numbers, Weight weight) {
+  const size_t count = numbers.size() / kSideNumbers;
   HYPERKERN_REQUIRE(
-      numbers.size() % kNumbers == 0 && count <= kMostSides, "sides has five numbers for each of at most ", kMostSides,
-      ", got ", numbers.size());
+      numbers.size() % kSideNumbers == 0 && count >= 1 && count <= kMostSides,
+      "sides has six numbers for each of at most ", kMostSides, ", got ", numbers.size());
   Sides sides{};
   sides.problems = pairs.batch;
-  sides.side[0] = {0, 0, pairs.m, pairs.n, true};
-  if (count == 0) return sides;
-  HYPERKERN_REQUIRE(pairs.exclude != Exclude::kSameId, "sides have no ids");
-  pairs.m = pairs.n = 0;
-  pairs.batch = to_int(static_cast<int64_t>(count) * pairs.batch, "the batch size");
+  HYPERKERN_REQUIRE(count == 1 || pairs.exclude != Exclude::kSameId, "sides have no ids");
   for (size_t i = 0; i < count; ++i) {
-    const int64_t* from = &numbers[i * kNumbers];
+    const int64_t* from = &numbers[i * kSideNumbers];
     Side& side = sides.side[i];
     side = {
         to_int(from[0], "the first row of a side"), to_int(from[1], "the first column of a side"),
@@ -145,10 +143,30 @@ Sides make_sides(Pairs& pairs, const Tensor& x, const Tensor& y, const std::vect
     HYPERKERN_REQUIRE(
         side.excludes || weight == Weight::kExp || pairs.exclude == Exclude::kNone,
         "only exponentials have sides that exclude nothing beside others");
-    if (side.m > pairs.m) pairs.m = side.m;
-    if (side.n > pairs.n) pairs.n = side.n;
+    HYPERKERN_REQUIRE(from[5] >= 1, "cuts must be at least 1, got ", from[5]);
   }
   return sides;
+}
+
+// How the sides are shared out among blocks of threads; returns the rows of all results.
+int64_t set_grids(ContractArgs& args, const std::vector<int64_t>& numbers, int rows) {
+  int64_t blocks = 0, results = 0;
+  for (size_t i = 0; i < kMostSides; ++i) {
+    SideGrid& grid = args.grids[i];
+    grid = {1, 1, INT32_MAX, 0};
+    if (i * kSideNumbers >= numbers.size()) continue;
+    const Side& side = args.sides.side[i];
+    const int64_t cuts = numbers[i * kSideNumbers + 5];
+    grid = {ceil_div(side.m, rows), to_int(cuts, "cuts"), static_cast<int>(blocks), results};
+    const int64_t problems = static_cast<int64_t>(args.sides.problems) * grid.blocks;
+    HYPERKERN_REQUIRE(
+        problems <= (INT32_MAX - blocks) / cuts, "there are too many blocks of threads: ", args.sides.problems,
+        " problems times ", grid.blocks, " times ", cuts, " cuts");
+    blocks += problems * cuts;
+    results += cuts * args.sides.problems * side.m;
+  }
+  args.grid = static_cast<int>(blocks);
+  return results;
 }
 
 // A grid has at most 2^31 - 1 blocks; the launchers multiply in 32 bits.
@@ -226,6 +244,9 @@ void sums(
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
       stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols);
   args.sides = make_sides(args.pairs, x, y, sides, weight_of(task));
+  args.pairs.m = args.sides.side[0].m;
+  args.pairs.n = args.sides.side[0].n;
+  args.pairs.batch = to_int(static_cast<int64_t>(sides.size() / kSideNumbers) * x.size(0), "the batch size");
   for (int i = 1; i < kMostSides; ++i) {
     const Side &first = args.sides.side[0], &other = args.sides.side[i];
     HYPERKERN_REQUIRE(
@@ -255,7 +276,9 @@ void sums(
   HYPERKERN_REQUIRE(
       weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
   if (weights.has_value()) {
-    HYPERKERN_REQUIRE(sides.empty(), "weights are stored of all rows and columns, not of sides");
+    HYPERKERN_REQUIRE(
+        args.pairs.batch == x.size(0) && args.pairs.m == x.size(1) && args.pairs.n == y.size(1),
+        "weights are stored of all rows and columns, not of sides");
     check_same_device(*weights, "weights", x);
     check_type(*weights, "weights", x.scalar_type());
     check_shape(*weights, "weights", x.size(0), x.size(1), y.size(1));
@@ -279,7 +302,7 @@ void contract(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
     const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, int64_t views,
     const std::vector<int64_t>& sides, double scale, double offset, bool rounded, int64_t weight_code, bool split,
-    int64_t cuts, double out_scale, const Tensor& grad, const Tensor& sum, const OptionalTensor& value) {
+    double out_scale, const Tensor& grad, const Tensor& sum, const OptionalTensor& value) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
   const Weight weight = static_cast<Weight>(weight_code);
@@ -288,25 +311,22 @@ void contract(
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
   const TileSize size = contract_tile(bytes, static_cast<int>(x.size(2)), weight, wgmma);
   ContractArgs args{};
-  args.cuts = to_int(cuts, "cuts");
-  HYPERKERN_REQUIRE(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
   args.out_scale = static_cast<float>(out_scale);
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
       kRowTerms[weight_code], kColTerms[weight_code], sides, size.cols);
   args.sides = make_sides(args.pairs, x, y, sides, weight);
-  args.blocks = ceil_div(args.pairs.m, size.rows);
-  check_grid(args.pairs, args.blocks, args.cuts);
+  const int64_t results = set_grids(args, sides, size.rows);
   HYPERKERN_REQUIRE(
       weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
   HYPERKERN_REQUIRE(
       weight != Weight::kTwo || args.pairs.row_terms != nullptr, "weight ", weight_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
-  args.grad = result(grad, "grad", x, cuts, args.pairs.batch, args.pairs.m, x.size(2));
-  args.sum = result(sum, "sum", x, cuts, args.pairs.batch, args.pairs.m);
+  args.grad = result(grad, "grad", x, results, x.size(2));
+  args.sum = result(sum, "sum", x, results);
   HYPERKERN_REQUIRE(value.has_value() || weight != Weight::kSoftplus, "softplus needs value");
-  if (weight == Weight::kSoftplus) args.value = result(*value, "value", x, cuts, args.pairs.batch, args.pairs.m);
-  if (args.pairs.batch == 0 || args.blocks == 0) return;
+  if (weight == Weight::kSoftplus) args.value = result(*value, "value", x, results);
+  if (args.grid == 0) return;
   const DeviceGuard guard(x);
   const Stream stream = current_stream(x);
   with_operand(

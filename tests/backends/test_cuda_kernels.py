@@ -326,6 +326,10 @@ class SideOf(NamedTuple):
         return w @ y, w.sum(-1)
 
 
+def numbers(sides: list[SideOf], cuts: list[int]) -> list[int]:
+    return [int(number) for side, count in zip(sides, cuts, strict=False) for number in (*side, count)]
+
+
 def term_at(first: int) -> int:
     """Where the terms of a side start: at an even place."""
     return first + first % 2
@@ -365,18 +369,21 @@ def test_sides_of_one_operand(dtype: torch.dtype, weight: str, sides: list, view
         return a_row * (logits + p_row / log2).exp() + a_col * (logits + p_col / log2).exp()
 
     code = operands.Weight[weight.upper()]
-    rows, cuts = max(side.rows for side in sides), 3
-    grad = torch.full((cuts, 2 * len(sides), rows, 24), torch.nan, device=DEVICE)
-    sums = torch.full((cuts, 2 * len(sides), rows), torch.nan, device=DEVICE)
+    cuts = [3, 1, 2]
+    sizes = [2 * count * side.rows for count, side in zip(cuts, sides, strict=False)]
+    grad, sums = (
+        torch.full((sum(sizes), 24), torch.nan, device=DEVICE),
+        torch.full((sum(sizes),), torch.nan, device=DEVICE),
+    )
     z = operand.to(dtype)
     of_rows, of_cols = {"exp": (None, None), "factor": (terms, terms), "two": (terms, terms[:, 2:])}[weight]
     library.ops(z.device).contract(
-        *(z, z, of_rows, of_cols, None, None, 1, 0, views, [int(n) for side in sides for n in side]),
-        *(5.0 * log2, 0.0, weight == "two", code, dtype == torch.float32, cuts, 1.0, grad, sums, None),
+        *(z, z, of_rows, of_cols, None, None, 1, 0, views, numbers(sides, cuts)),
+        *(5.0 * log2, 0.0, weight == "two", code, dtype == torch.float32, 1.0, grad, sums, None),
     )
     for i, side in enumerate(sides):
         for got, want in zip((grad, sums), side.truth(operand, weigh, views), strict=True):
-            found = got[:, 2 * i : 2 * i + 2, : side.rows].sum(0)
+            found = got.split(sizes)[i].view(cuts[i], 2, side.rows, *got.shape[1:]).sum(0)
             assert (found - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
 
 
@@ -392,7 +399,7 @@ def test_sums_of_sides(dtype: torch.dtype, task: str, views: int, machine: Machi
     row, top = torch.full((2, 3, 2 * len(sides), n), torch.nan, device=DEVICE)
     z, size = operand.to(dtype), operands.tile(operand.to(dtype), "sums", operands.Weight.EXP)
     library.ops(z.device).sums(
-        *(z, z, None, None, None, None, 1, 0, views, [int(number) for side in sides for number in side]),
+        *(z, z, None, None, None, None, 1, 0, views, numbers(sides, [1, 1])),
         *(5.0 * log2, 0.0, False, primitives.SUM_TASKS[task], dtype == torch.float32, False, -(-n // size.rows), 3),
         *(row, top if task == "running" else None, None, None),
     )

@@ -236,8 +236,12 @@ def test_whole_losses_read_and_write_nothing_outside(dim: int, dtype: torch.dtyp
         SOFTMAX, n, sums, places, positives=positives, together=together, terms=terms, weights=weights, loss=loss,
         partials=inside(2), counted=counts,
     )  # fmt: skip
-    grad = inside(3, 2 if together else 4, rows, padded)
-    of_features = (0, -1, 0, 2, 0, -1, 1, 2, -1, -1, 0, 1) if together else (0, -1, 0, 1, 1, -1, 0, 1, 1, -1, n, 1)
+    grad = inside(3 * 2 * rows + 2 * 2 * rows, padded)
+    second = (6 * rows, 2, 0, 0, rows)
+    if together:
+        of_features = (0, 3, 6 * rows, 2, rows, 0, 2, 0, 3, 0, 0, rows, 1, 2, *[0] * 7)
+    else:
+        of_features = (0, 3, 6 * rows, 2, rows, 0, 1, *second, 0, 1, *second, n, 1)
     scale, of_scale = inside(1), inside(1)
     partials = inside(2 * 2 * (4 + (0 if together else 1)))
     ops.finish_loss(
@@ -254,7 +258,7 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
     x, y = torch.randn(2, 2, 12, 6, device=DEVICE)
     ops = library.ops(x.device)
     operand, positives, counts = x.new_empty(2, 24, 8), x.new_empty(2, 12), x.new_zeros(3)
-    sums, grad, cotangent = x.new_ones(1, 2, 12), x.new_ones(1, 4, 12, 8), x.new_ones(2)
+    sums, grad, cotangent = x.new_ones(1, 2, 12), x.new_ones(48, 8), x.new_ones(2)
 
     def prepare(**changed: object) -> None:
         ops.prepare_loss(**{
@@ -264,10 +268,13 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
             **changed,
         })  # fmt: skip
 
+    def places(first: int = 0, cuts: int = 1, rows: int = 12) -> tuple[int, ...]:
+        return (first, cuts, 0, 0, rows, 0, 1, *(24, 1, 0, 0, 12, 0, 1), *(0, 0, 0, 0, 0, 0, 1))
+
     def finish(**changed: object) -> None:
         ops.finish_loss(**{
             **{"x": x, "y": y, "queue": None, "together": False, "scale": None, "scale_value": 1.0},
-            **{"reciprocal": False, "grad": grad, "sum": None, "places": (0, -1, 0, 1, 1, -1, 0, 1, -1, -1, 0, 1)},
+            **{"reciprocal": False, "grad": grad, "sum": None, "places": places()},
             **{"weights": None, "total": None, "of_loss": cotangent, "share": 1.0, "of_pairs": 1.0, "of_zero_row": 1.0},
             **{"eps": 1e-12, "dx": x.clone(), "dy": None, "dqueue": None, "of_scale": None, "of_bias": None},
             **{"partials": None, "counted": counts},
@@ -301,12 +308,13 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
         ),
         (
             lambda: finish(grad=grad[..., :5].contiguous()),
-            r"grad must have shape \(cuts, sides times 2, rows, at least 6",
+            r"grad must have shape \(results, at least 6\), got",
         ),
         (lambda: finish(of_loss=cotangent[:1]), r"of_loss must have shape \(2\), got \(1\)"),
-        (lambda: finish(places=(2, -1, 0, 1, 1, -1, 0, 1, -1, -1, 0, 1)), "there is no side 2"),
-        (lambda: finish(places=(0, -1, 1, 1, 1, -1, 0, 1, -1, -1, 0, 1)), "feature 0 is not within the rows of grad"),
-        (lambda: finish(places=(0, -1)), "places has four numbers for each of three features"),
+        (lambda: finish(places=places(cuts=3)), "feature 0 is not within the rows of grad"),
+        (lambda: finish(places=places(first=25)), "feature 0 is not within the rows of grad"),
+        (lambda: finish(places=places(rows=11)), "feature 0 is not within the rows of grad"),
+        (lambda: finish(places=(0, 1)), "places has seven numbers for each of three features"),
         (lambda: finish(dx=x.mT.contiguous().mT), "a gradient must be contiguous"),
         (lambda: finish(dqueue=x.clone()), "there is no feature 2 to have a gradient"),
         (lambda: finish(of_scale=x.new_empty(())), "the gradient of a number is that of a tensor"),
@@ -334,7 +342,8 @@ def test_schemas_of_whole_losses() -> None:
     )
     torch.library.opcheck(ops.head.default, (), arguments, test_utils=checks)
     finish = (
-        *(x, y, None, False, None, 1.0, False, x.new_ones(1, 4, 12, 8), None, (0, -1, 0, 1, 1, -1, 0, 1, -1, -1, 0, 1)),
+        *(x, y, None, False, None, 1.0, False, x.new_ones(48, 8), None),
+        (0, 1, 0, 0, 12, 0, 1, 24, 1, 0, 0, 12, 0, 1, 0, 0, 0, 0, 0, 0, 1),
         *(None, None, x.new_ones(2), 1.0, 1.0, 1.0, 1e-12, x.clone(), y.clone(), None, None, None, None, counts),
     )
     torch.library.opcheck(ops.finish_loss.default, finish, test_utils=checks)

@@ -111,7 +111,12 @@ def col_terms(*terms: Tensor) -> Tensor:
 
 def tile(rows: Tensor, kernel: str, weight: Weight) -> Tile:
     """The tile of a kernel for operands like these rows."""
-    return _tile(rows.device, rows.dtype, kernel, rows.shape[2], weight, emulated_capability())
+    return tile_of(rows.device, rows.dtype, rows.shape[2], kernel, weight)
+
+
+def tile_of(device: torch.device, dtype: torch.dtype, dim: int, kernel: str, weight: Weight) -> Tile:
+    """The tile of a kernel for rows of so many elements."""
+    return _tile(device, dtype, kernel, dim, weight, emulated_capability())
 
 
 @functools.cache

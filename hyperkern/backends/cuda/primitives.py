@@ -115,7 +115,7 @@ def _launch_sums(
     u, v, row_ids, col_ids = o.terms
     ops(o.x.device).sums(
         *(o.x, o.y, None if u is None else row_terms(u * unit), None if v is None else col_terms(v * unit)),
-        *(row_ids, col_ids, o.exclude, o.row_shift, 1, (), o.spec.scale * unit, 0.0, False),
+        *(row_ids, col_ids, o.exclude, o.row_shift, 1, whole(o.x, o.y), o.spec.scale * unit, 0.0, False),
         *(task, o.split, triangle, stripes, row.shape[0], row, row_second, col, None),
     )
 
@@ -151,18 +151,23 @@ def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
     size = tile(o.x, "contract", weighing.weight)
     blocks = -(-m // size.rows)
     cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m * dim, multiprocessors(o.x.device))
-    grad = o.x.new_empty((cuts, batch, m, dim), dtype=torch.float32)
-    sums = grad.new_empty((cuts, batch, m))
+    grad = o.x.new_empty((cuts * batch * m, dim), dtype=torch.float32)
+    sums = grad.new_empty(cuts * batch * m)
     value = torch.empty_like(sums) if mode == "softplus" else sums
     unit = o.unit(weighing.weight)
     ops(o.x.device).contract(
         *(o.x, o.y, weighing.rows, weighing.cols, o.terms.row_ids, o.terms.col_ids),
-        *(o.exclude, o.row_shift, 1, (), o.spec.scale * unit, weighing.offset, mode == "running"),
-        *(weighing.weight, o.split, cuts),
-        *(weighing.out_scale, grad, sums, value if mode == "softplus" else None),
+        *(o.exclude, o.row_shift, 1, whole(o.x, o.y, cuts), o.spec.scale * unit, weighing.offset, mode == "running"),
+        *(weighing.weight, o.split, weighing.out_scale, grad, sums, value if mode == "softplus" else None),
     )
-    side = Side(grad, sums, value)
+    shape = (cuts, batch, m)
+    side = Side(grad.view(*shape, dim), sums.view(shape), value.view(shape))
     return side if scale is None else side.divided(scale)
+
+
+def whole(x: Tensor, y: Tensor, cuts: int = 1) -> tuple[int, ...]:
+    """All rows against all columns, as the one side of a grid: see ``Side`` in ``csrc/pair_tile.cuh``."""
+    return 0, 0, x.shape[1], y.shape[1], 1, cuts
 
 
 def _no_pairs(x: Tensor) -> Side:
@@ -264,7 +269,8 @@ def _contract_by_panels(
             None if weighing.cols is None else weighing.cols[batches, :, cols.start :],
             None if row_ids is None else row_ids[batches, rows],
             None if col_ids is None else col_ids[batches, cols],
-            *(o.exclude, o.row_shift + rows.start - cols.start, 1, (), o.spec.scale * unit, weighing.offset),
+            *(o.exclude, o.row_shift + rows.start - cols.start, 1, (0, 0, m, n, 1, 1), o.spec.scale * unit),
+            weighing.offset,
             *(mode == "running", task, o.split, False, blocks, cuts, row),
             *(second if mode == "softplus" else None, col, w),
         )

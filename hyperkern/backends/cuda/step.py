@@ -18,7 +18,7 @@ from ..common.partials import cut
 from ..common.step import LOSSES, Job, Kernels, Plan, State, WholeLosses
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
-from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile
+from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile, tile_of
 from .primitives import SUM_TASKS, exp_range, stripes_of
 
 __all__ = ["LOSSES", "loss", "loss_grad"]
@@ -52,6 +52,29 @@ class _Sums(NamedTuple):
     col: tuple[int, int, int] | None
 
 
+class _Side(NamedTuple):
+    """One side of a contraction, and where its results are.
+
+    Attributes:
+        job: which rows meet which columns.
+        first: the first of its results.
+        shape: ``(cuts, B, rows)``: into so many ranges the columns are cut.
+    """
+
+    job: Job
+    first: int
+    shape: tuple[int, int, int]
+
+    @property
+    def end(self) -> int:
+        """Behind its results."""
+        return self.first + math.prod(self.shape)
+
+    def of(self, results: Tensor) -> Tensor:
+        """Its part of numbers of all sides."""
+        return results[self.first : self.end].view(self.shape)
+
+
 def serves(plan: Plan) -> bool:
     """Whether rows are short enough for the contraction in one pass, and there are any."""
     return _width(plan) <= CONTRACT_DIM and plan.x.numel() > 0
@@ -68,11 +91,12 @@ def values(plan: Plan) -> tuple[Tensor, State]:
 def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradients that are needed, by the name of the input."""
     counts, factors, *rest = state
+    sides = _sides(plan)
     if plan.head in ("energy", "sigmoid"):
         grad, sums = rest
     else:
-        grad, sums, _ = _contract(plan, *rest)
-    return _finish(plan, counts, grad, sums, factors, cotangent)
+        grad, sums, _ = _contract(plan, sides, *rest)
+    return _finish(plan, sides, counts, grad, sums, factors, cotangent)
 
 
 class _Step:
@@ -105,7 +129,7 @@ class _Step:
         plan, row = self.plan, self.float(sums.row)
         self.kernels.sums(
             *(self.operand, self.operand, terms, terms, None, None, _exclusion(sums.jobs), 0, plan.views),
-            _sides(sums.jobs),
+            _numbers(sums.jobs),
             *(plan.factor * _unit(plan), 0.0, False, SUM_TASKS[plan.sums], plan.kind == "float32", sums.triangle),
             *(sums.stripes, sums.row[0], row, top, col, None),
         )
@@ -165,32 +189,33 @@ class _Step:
             value = self.sums(_sums(plan, self.operand, plan.of_sums()), terms=terms)
             self.head(value, (1, 0, 1, 0, 0, 1))
             return ()
-        grad, sums, value = _contract(plan, self.operand, terms)
+        sides = _sides(plan)
+        grad, sums, value = _contract(plan, sides, self.operand, terms)
         weights = self.float((plan.batch, plan.pairs))
-        self.head(value, (1, 0, 1, 0, 0, 1), weights=weights)
+        self.head(sides[0].of(value), (1, 0, 1, 0, 0, 1), weights=weights)
         return self.counts, weights, grad, sums
 
     def energy(self) -> State:
         """The exponentials are the weights, up to their sum."""
         plan = self.plan
-        batch, n = plan.batch, plan.pairs
-        zeros = self.float((2, batch, -(-(n + plan.further) // ROWS_PER_BLOCK)))
-        total = self.float(batch)
+        zeros = self.float((2, plan.batch, -(-(plan.pairs + plan.further) // ROWS_PER_BLOCK)))
+        total = self.float(plan.batch)
         self.prepare(zeros=zeros)
-        if plan.need:
-            grad, sums, _ = _contract(plan, self.operand, None)
-            # Those of x alone, then those with the queue; as many rows as the longest side has.
-            at = {job.own: i * batch * sums.shape[2] for i, job in enumerate(plan.of_weights()) if job.row == 0}
-            places = [number for own in (True, False) for number in (int(own in at), at.get(own, 0), 1)]
-            self.head(sums, places, zeros=zeros, total=total)
-            return self.counts, total, grad, sums
         found: dict[bool, Tensor] = {}
-        for job in plan.of_sums():
-            found[job.own] = self.sums(_sums(plan, self.operand, [job], triangle=job.own))
-        places = [int(True in found), 0, 1, (1 if True not in found else 2) * (False in found), 0, 1]
+        if plan.need:
+            sides = _sides(plan)
+            grad, sums, _ = _contract(plan, sides, self.operand, None)
+            found |= {side.job.own: side.of(sums) for side in sides if side.job.row == 0}
+            state = self.counts, total, grad, sums
+        else:
+            for job in plan.of_sums():
+                found[job.own] = self.sums(_sums(plan, self.operand, [job], triangle=job.own))
+            state = ()
+        # Those of x alone, then those with the queue.
         row, second = (found[True], found.get(False)) if True in found else (found[False], None)
+        places = (int(True in found), 0, 1, (2 if True in found else 1) * (False in found), 0, 1)
         self.head(row, places, second=second, zeros=zeros, total=total)
-        return ()
+        return state
 
 
 def _width(plan: Plan) -> int:
@@ -217,9 +242,14 @@ def _exclusion(jobs: Sequence[Job]) -> int:
     return EXCLUSIONS.index("self" if any(job.own for job in jobs) else "none")
 
 
-def _sides(jobs: Sequence[Job]) -> list[int]:
-    """The five numbers of each side."""
-    return [int(number) for job in jobs for number in (job.row, job.col, job.rows, job.cols, job.own)]
+def _numbers(jobs: Sequence[Job], cuts: Sequence[int] = ()) -> list[int]:
+    """The six numbers of each side, see ``Side`` in ``csrc/pair_tile.cuh``."""
+    cuts = cuts or [1] * len(jobs)
+    return [
+        int(number)
+        for job, count in zip(jobs, cuts, strict=True)
+        for number in (job.row, job.col, job.rows, job.cols, job.own, count)
+    ]
 
 
 def _sums(plan: Plan, operand: Tensor, jobs: Sequence[Job], *, triangle: bool = False, has_cols: bool = False) -> _Sums:
@@ -243,45 +273,68 @@ def _places_of_ways(plan: Plan, sums: _Sums) -> list[int]:
     return [1, 0, 1, 0, 0, 1, 1, plan.batch * sums.row[2], 1, 0, 0, 1]
 
 
-def _contract(plan: Plan, operand: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sums of rows of all sides ``(cuts, sides B, rows, D')``, sums of weights, those of the potential."""
-    jobs, device, weight = plan.of_weights(), operand.device, _WEIGHTS[plan.weights]
-    if not jobs:  # partners that are nobody's candidates
-        nothing = torch.empty((1, 0, 0, operand.shape[2]), dtype=torch.float32, device=device)
-        return nothing, nothing[..., 0], nothing[..., 0]
-    batch, m, n, dim = len(jobs) * plan.batch, max(j.rows for j in jobs), max(j.cols for j in jobs), operand.shape[2]
-    size = tile(operand, "contract", weight)
-    cuts = cut(batch * -(-m // size.rows), -(-n // size.cols), 4 * batch * m * dim, multiprocessors(device))
-    grad = torch.empty((cuts, batch, m, dim), dtype=torch.float32, device=device)
-    sums = grad.new_empty((cuts, batch, m))
+def _sides(plan: Plan) -> tuple[_Side, ...]:
+    """The sides of the contraction, in ranges of columns that take about as long as one another."""
+    device, dim, weight, jobs = plan.x.device, _width(plan), _WEIGHTS[plan.weights], plan.of_weights()
+    size = tile_of(device, plan.dtype, dim, "contract", weight)
+    tiles = [-(-job.cols // size.cols) for job in jobs]
+    work = sum(-(-job.rows // size.rows) * count for job, count in zip(jobs, tiles, strict=True))
+    sides: list[_Side] = []
+    for job, count in zip(jobs, tiles, strict=True):
+        # As many row blocks as would be the whole work, each of these columns.
+        programs = -(-plan.batch * work // count)
+        cuts = cut(programs, count, 4 * plan.batch * job.rows * dim, multiprocessors(device))
+        sides.append(_Side(job, sides[-1].end if sides else 0, (cuts, plan.batch, job.rows)))
+    return tuple(sides)
+
+
+def _contract(
+    plan: Plan, sides: Sequence[_Side], operand: Tensor, terms: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sums of rows of all sides ``(results, D')``, sums of weights ``(results,)``, those of the potential."""
+    weight, results = _WEIGHTS[plan.weights], sides[-1].end if sides else 0
+    grad = torch.empty((results, operand.shape[2]), dtype=torch.float32, device=operand.device)
+    sums = grad.new_empty(results)
     value = torch.empty_like(sums) if weight == Weight.SOFTPLUS else sums
+    if not sides:  # partners that are nobody's candidates
+        return grad, sums, value
+    jobs = [side.job for side in sides]
     offset, out_scale = exp_range(plan.factor) if plan.kind == "float16" and weight == Weight.EXP else (0.0, 1.0)
     # As a column a row has its exponent where it had that of the columns: behind the third vector.
     cols = terms[:, 2:] if weight == Weight.TWO and terms is not None else terms
-    ops(device).contract(
-        *(operand, operand, terms, cols, None, None, _exclusion(jobs), 0, plan.views, _sides(jobs)),
-        *(plan.factor * _unit(plan), offset * _unit(plan), plan.weights in ("running", "single"), weight),
-        *(plan.kind == "float32", cuts, out_scale),
+    ops(operand.device).contract(
+        *(operand, operand, terms, cols, None, None, _exclusion(jobs), 0, plan.views),
+        *(_numbers(jobs, [side.shape[0] for side in sides]), plan.factor * _unit(plan), offset * _unit(plan)),
+        *(plan.weights in ("running", "single"), weight, plan.kind == "float32", out_scale),
         *(grad, sums, value if weight == Weight.SOFTPLUS else None),
     )
     return grad, sums, value
 
 
-def _places_of_features(plan: Plan) -> list[int]:
-    """Which sides have the weighted sums of x, y and the queue, -1 for none, the first row there and the step."""
+def _places_of_features(plan: Plan, sides: Sequence[_Side]) -> list[int]:
+    """Of x, y and the queue: first result and cuts of up to two sides; rows of a side, the first row, the step."""
+
+    def place(of: Sequence[_Side], first: int, step: int) -> list[int]:
+        results = [number for side in of for number in (side.first, side.shape[0])]
+        return [*results, *[0] * (4 - len(results)), of[0].job.rows if of else 0, first, step]
+
     if plan.views == 2:
-        return [0, -1, 0, 2, 0, -1, 1, 2, -1, -1, 0, 1]
-    jobs = plan.of_weights()
-    of_x = [i for i, job in enumerate(jobs) if job.row == 0]
-    of_x += [-1] * (2 - len(of_x))
-    last = jobs[-1] if jobs and jobs[-1].row != 0 else None
-    of_others = -1 if last is None else len(jobs) - 1
-    of_y = of_others if last is not None and last.row < plan.paired else -1
-    return [*of_x, 0, 1, of_y, -1, 0, 1, of_others, -1, 0 if last is None else plan.paired - last.row, 1]
+        return [*place(sides, 0, 2), *place(sides, 1, 2), *place((), 0, 1)]
+    of_x = [side for side in sides if side.job.row == 0]
+    others = [side for side in sides if side.job.row != 0]
+    of_y = [side for side in others if side.job.row < plan.paired]
+    first_further = plan.paired - others[0].job.row if others else 0
+    return [*place(of_x, 0, 1), *place(of_y, 0, 1), *place(others, first_further, 1)]
 
 
 def _finish(
-    plan: Plan, counts: Tensor, grad: Tensor, sums: Tensor, factors: Tensor, cotangent: Tensor
+    plan: Plan,
+    sides: Sequence[_Side],
+    counts: Tensor,
+    grad: Tensor,
+    sums: Tensor,
+    factors: Tensor,
+    cotangent: Tensor,
 ) -> dict[str, Tensor]:
     """``factors`` are the weights of positives, of an energy the totals."""
     energy = plan.head == "energy"
@@ -296,7 +349,7 @@ def _finish(
         partials = grad.new_empty(2 * plan.batch * blocks)
     ops(grad.device).finish_loss(
         *(plan.x, plan.y, plan.queue, plan.views == 2, plan.scale, plan.factor, plan.spec.temperature, grad, sums),
-        *(_places_of_features(plan), None if energy else factors, factors if energy else None),
+        *(_places_of_features(plan, sides), None if energy else factors, factors if energy else None),
         *(cotangent.reshape(plan.batch).contiguous(), plan.share, plan.factor / plan.range),
         *(math.exp(plan.spec.scale / 2) if energy else 1.0, norm_eps(plan.x.dtype), found.get("x")),
         *(None if energy else found.get("y"), found.get(of_queue), found.get("scale"), found.get("bias")),
