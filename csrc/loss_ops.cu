@@ -1,5 +1,6 @@
 // The operators of whole losses but for the pairs: their arguments are checked and handed to a kernel.
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "loss_head.cuh"
@@ -52,7 +53,6 @@ float* numbers(const Tensor& x, const char* name, const Tensor& as, int64_t at_l
 InputRows features(const OptionalTensor& rows, const char* name, const Tensor& x, int64_t count, Access& access) {
   if (!rows.has_value()) return {};
   check_same_device(*rows, name, x);
-  check_type(*rows, name, x.scalar_type());
   check_shape(*rows, name, x.size(0), count, x.size(2));
   const InputRows found = input_rows(*rows, name);
   restrict_access(access, found);
@@ -132,7 +132,8 @@ void prepare_loss(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, double eps, bool together,
     const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value, const Tensor& operand,
     const OptionalTensor& positives, const OptionalTensor& zeros, const Tensor& counted, const OptionalTensor& cleared,
-    const OptionalTensor& terms) {
+    const OptionalTensor& terms, const OptionalTensor& kept_x, const OptionalTensor& kept_y,
+    const OptionalTensor& kept_scale) {
   PrepareLossArgs args{loss_rows(x, y, queue, together, number(scale, 1.0, reciprocal, "scale", x))};
   LossRows& of = args.of;
   args.blocks = ceil_div(static_cast<int64_t>(of.n) + of.k, kRowWarps);
@@ -155,6 +156,17 @@ void prepare_loss(
     args.term_count = terms->numel();
   }
   args.bias = number(bias, bias_value, false, "bias", x);
+  for (auto [kept, name, rows] :
+       {std::tuple(&kept_x, "kept_x", &args.kept_x), std::tuple(&kept_y, "kept_y", &args.kept_y)}) {
+    if (!kept->has_value()) continue;
+    result(**kept, name, x, of.batch, of.n, x.size(2));
+    *rows = output_rows(**kept, name);
+    restrict_access(of.access, *rows);
+  }
+  if (kept_scale.has_value()) {
+    HYPERKERN_REQUIRE(scale.has_value(), "kept_scale is that of a tensor");
+    args.kept_scale = numbers(*kept_scale, "kept_scale", x, 1);
+  }
   const int blocks = row_blocks(of.batch, static_cast<int64_t>(of.n) + of.k);
   if (blocks == 0) return;
   const DeviceGuard guard(x);
@@ -307,7 +319,9 @@ void finish_loss(
     if (outs[i]->has_value()) {
       const Tensor& out = **outs[i];
       check_same_device(out, "a gradient", x);
-      check_type(out, "a gradient", x.scalar_type());
+      HYPERKERN_REQUIRE(
+          element_of(out, "a gradient") == feature.rows.type, "a gradient must have the type of its feature, got ",
+          name_of(out.scalar_type()));
       check_shape(out, "a gradient", of.batch, feature.count, x.size(2));
       feature.out = output_rows(out, "a gradient");
       restrict_access(of.access, feature.out);

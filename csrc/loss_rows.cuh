@@ -111,6 +111,10 @@ struct PrepareLossArgs {
   float* terms;   // half of the bias, for each row and column; null for none
   int64_t term_count;
   Number bias;
+  // float32 copies of what has no gradient and may change until that of others is made; without data, or null, for
+  // none.
+  OutputRows kept_x, kept_y;
+  float* kept_scale;
 };
 
 template <class P>
@@ -136,6 +140,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const P
   const int64_t first = static_cast<int64_t>(ptx::block()) * kRowThreads + ptx::thread();
   const int64_t step = static_cast<int64_t>(of.batch) * args.blocks * kRowThreads;
   for (int64_t i = first; i < of.batch + 1; i += step) args.counts[i] = 0.0f;
+  if (first == 0 && args.kept_scale != nullptr) *args.kept_scale = static_cast<float>(of.scale.read());
   for (int64_t i = first; i < args.clear; i += step) args.cleared[i] = 0.0f;
   if (args.terms != nullptr) {
     const float half = 0.5f * args.bias.get();
@@ -145,12 +150,15 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const P
   if (item < of.n) {
     const UnitRow<P> x(of.x, of.access, i_b, item);
     store_unit_row(args, i_b, of.place_of_x(item), x, true);
+    const int64_t i_row = static_cast<int64_t>(i_b) * of.n + item;
+    if (args.kept_x.data != nullptr) store_piece<P>(args.kept_x, i_row, of.access, 0, x.v);
     zeros[0] = x.length.zero() ? 1.0f : 0.0f;
     if (of.paired()) {
       const UnitRow<P> y(of.y, of.access, i_b, item);
       store_unit_row(args, i_b, of.place_of_y(item), y, false);
+      if (args.kept_y.data != nullptr) store_piece<P>(args.kept_y, i_row, of.access, 0, y.v);
       const float product = warp_sum(product_of(x.v, y.v));
-      if (ptx::thread() % kWarp == 0) args.positives[static_cast<int64_t>(i_b) * of.n + item] = product;
+      if (ptx::thread() % kWarp == 0) args.positives[i_row] = product;
     }
   } else if (item < of.n + of.k) {
     const UnitRow<P> row(of.queue, of.access, i_b, item - of.n);

@@ -33,7 +33,8 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
   library.def(
       "prepare_loss(Tensor x, Tensor? y, Tensor? queue, float eps, bool together, Tensor? scale, bool reciprocal, "
       "Tensor? bias, float bias_value, Tensor(a!) operand, Tensor(b!)? positives, Tensor(c!)? zeros, "
-      "Tensor(d!) counted, Tensor(e!)? cleared, Tensor(f!)? terms) -> ()");
+      "Tensor(d!) counted, Tensor(e!)? cleared, Tensor(f!)? terms, Tensor(g!)? kept_x, Tensor(h!)? kept_y, "
+      "Tensor(i!)? kept_scale) -> ()");
   library.def(
       "head(int head, int n, int further, Tensor row, Tensor? top, Tensor? second, int[] places, Tensor? positives, "
       "bool together, Tensor? scale, float scale_value, bool reciprocal, Tensor? bias, float bias_value, float unit, "

@@ -34,6 +34,7 @@ from .nn import (
     UniformityLoss,
 )
 from .queue import FeatureQueue
+from .workspace import set_workspace_bytes, workspace_bytes
 
 try:
     __version__ = version("hyperkern")
@@ -67,7 +68,9 @@ __all__ = [
     "metrics",
     "nt_xent",
     "pairwise_logsumexp",
+    "set_workspace_bytes",
     "siglip",
     "sup_con",
     "uniformity",
+    "workspace_bytes",
 ]

@@ -20,55 +20,56 @@ from .spec import PairSpec, PairTerms, accumulate_dtype
 
 NAMESPACE = "hyperkern"
 
-_library = Library(NAMESPACE, "DEF")
+library = Library(NAMESPACE, "DEF")
 
 # The fields of PairTerms and of PairSpec, in their order.
 _TERMS = "Tensor? u, Tensor? v, Tensor? row_ids, Tensor? col_ids"
 _SPEC = "float scale, bool bounded, str exclude, SymInt row_offset, SymInt col_offset, str precision"
 
 
-def _define(schema: str) -> Callable[[Callable], Callable]:
+def define(schema: str) -> Callable[[Callable], Callable]:
     """Defines the operator and implements it by the decorated function, shielded from autocast."""
 
     def register(function: Callable) -> Callable:
         name = schema.split("(")[0]
 
-        def implementation(x: Tensor, *args: Any) -> Any:
+        def implementation(x: Any, *args: Any) -> Any:
             # Autocast would send the products of the backend to half precision behind its back.
-            if not torch.is_autocast_enabled(x.device.type):
+            kind = (x if isinstance(x, Tensor) else x[0]).device.type
+            if not torch.is_autocast_enabled(kind):
                 return function(x, *args)
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(kind, enabled=False):
                 return function(x, *args)
 
-        _library.define(schema)
-        _library.impl(name, implementation, "CompositeExplicitAutograd")
+        library.define(schema)
+        library.impl(name, implementation, "CompositeExplicitAutograd")
         return function
 
     return register
 
 
-@_define("prepare(Tensor x, str? backend) -> (Tensor, Tensor)")
+@define("prepare(Tensor x, str? backend) -> (Tensor, Tensor)")
 def _prepare(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     return _select(backend, "prepare", x).prepare(x)
 
 
-@register_fake(f"{NAMESPACE}::prepare", lib=_library)
+@register_fake(f"{NAMESPACE}::prepare", lib=library)
 def _(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(x.dtype)
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:2], dtype=dtype)
 
 
-@_define("finish(Tensor grad, Tensor unit, Tensor rstd, ScalarType dtype, str? backend) -> Tensor")
+@define("finish(Tensor grad, Tensor unit, Tensor rstd, ScalarType dtype, str? backend) -> Tensor")
 def _finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
     return _select(backend, "finish", unit).finish(grad, unit, rstd, dtype)
 
 
-@register_fake(f"{NAMESPACE}::finish", lib=_library)
+@register_fake(f"{NAMESPACE}::finish", lib=library)
 def _(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
     return unit.new_empty(unit.shape, dtype=dtype)
 
 
-@_define(
+@define(
     f"row_lse(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, bool need_cols, str? backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _row_lse(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
@@ -76,13 +77,13 @@ def _row_lse(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _select(backend, "row_lse", x, spec).row_lse(x, y, terms, spec, need_cols=need_cols)
 
 
-@register_fake(f"{NAMESPACE}::row_lse", lib=_library)
+@register_fake(f"{NAMESPACE}::row_lse", lib=library)
 def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     rows, cols = x.shape[1], y.shape[1] if y is not None and args[-2] else 0
     return tuple(_new(x, length) for length in (rows, cols, rows, cols))
 
 
-@_define(
+@define(
     f"pair_grad(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, Tensor row_lse, Tensor? col_lse, Tensor a, Tensor? b, "
     "bool need_x, bool need_y, str? backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
@@ -93,12 +94,12 @@ def _pair_grad(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-@register_fake(f"{NAMESPACE}::pair_grad", lib=_library)
+@register_fake(f"{NAMESPACE}::pair_grad", lib=library)
 def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _new_sides(x, y, *args[-3:-1])
 
 
-@_define(
+@define(
     f"energy(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, str potential, bool need_x, bool need_y, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
@@ -107,7 +108,7 @@ def _energy(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _select(backend, "energy", x, spec).energy(x, y, terms, spec, potential, need_x=need_x, need_y=need_y)
 
 
-@register_fake(f"{NAMESPACE}::energy", lib=_library)
+@register_fake(f"{NAMESPACE}::energy", lib=library)
 def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _new(x), *_new_sides(x, y, *args[-3:-1])
 

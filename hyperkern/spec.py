@@ -17,12 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Of features.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXCLUSIONS = ("none", "self", "same_id")
 POTENTIALS = ("exp", "softplus")
 
 # Powers of two that a plain, unshifted sum of exponentials may reach. The dtype itself ends at 2^127 (2^1023); the
 # rest, 2^27 (2^33), is headroom for an incoming gradient, and the scale, which multiply or divide such a sum.
-_LOG2_LIMIT = {torch.float32: 100.0, torch.float64: 990.0}
+_LOG2_LIMIT, _LOG2_LIMIT_FLOAT64 = 100.0, 990.0
 
 
 class PairSpec(NamedTuple):
@@ -166,7 +168,8 @@ def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
     down to a temperature of 0.018, and for the uniformity of 10^6 rows, 10^12 pairs, up to ``t = 20``.
     """
     # Without a logarithm, which would tie a compiled graph to one number of terms.
-    return terms <= 2.0 ** (_LOG2_LIMIT[accumulate_dtype(dtype)] - scale * math.log2(math.e))
+    limit = _LOG2_LIMIT_FLOAT64 if dtype == torch.float64 else _LOG2_LIMIT
+    return terms <= 2.0 ** (limit - scale * math.log2(math.e))
 
 
 def product_precision(x: Tensor) -> str:

@@ -92,9 +92,38 @@ def _targets() -> list:
     return targets
 
 
-@pytest.fixture(params=_targets())
-def target(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
-    return request.param
+# Tests of losses: a loss may be one function of the backend or a composition of its primitives.
+OF_LOSSES = ("losses", "test_compile.py", "test_rows.py", "test_short_rows.py", "test_distributed_losses.py")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every backend for the tests of a backend, and the composition for those of losses."""
+    if "target" in metafunc.fixturenames:
+        targets = _targets()
+        if not {*OF_LOSSES}.isdisjoint(metafunc.definition.path.parts):
+            targets.append(pytest.param(("reference", torch.device("cpu"), "composition"), id="composition-cpu"))
+        metafunc.parametrize("target", targets, indirect=True)
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, torch.device]:
+    name, device, *composition = request.param
+    if composition:
+        monkeypatch.setattr(backends.load(name), "LOSSES", ())
+    return name, device
+
+
+@pytest.fixture
+def chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend is asked for each problem again: tests change what there is."""
+    monkeypatch.setattr(backends, "_chosen", backends._chosen.__wrapped__)
+
+
+@pytest.fixture
+def composition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loss is made of the primitives."""
+    for name in backends.PRIORITY:
+        monkeypatch.setattr(backends.load(name), "LOSSES", ())
 
 
 @pytest.fixture

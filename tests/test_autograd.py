@@ -188,6 +188,7 @@ class Spy(SimpleNamespace):
     def __init__(self) -> None:
         reference = backends.load("reference")
         super().__init__(asked=[], finished=0, prepare=reference.prepare, unsupported=reference.unsupported)
+        self.LOSSES: tuple[str, ...] = ()
         self.unverified, self.row_lse, self.reference = reference.unverified, reference.row_lse, reference
 
     def finish(self, *args: object) -> Tensor:
@@ -206,7 +207,7 @@ class Spy(SimpleNamespace):
 @pytest.mark.parametrize("name", ["uniformity-queue", "info_nce-default", "clip_loss-10", "logsumexp-weights"])
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True), (False, False)])
 def test_case_15_the_frozen_side_is_not_computed(
-    name: str, needs: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+    name: str, needs: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch, chosen_anew: None
 ) -> None:
     spy = Spy()
     args = leaves(name)
@@ -230,7 +231,7 @@ def test_case_15_the_frozen_side_is_not_computed(
             assert arg.grad is None
 
 
-def test_no_grad_computes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_grad_computes_no_gradient(monkeypatch: pytest.MonkeyPatch, chosen_anew: None) -> None:
     spy = Spy()
     monkeypatch.setattr(backends, "load", lambda _: spy)
     x = torch.randn(5, 3, requires_grad=True)

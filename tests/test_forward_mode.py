@@ -40,7 +40,9 @@ def dual_tangents(function: Callable[..., tuple[Tensor, ...]], args: Sequence[Te
 
 @pytest.mark.parametrize("batch", [None, 2])
 @pytest.mark.parametrize("name", names())
-def test_tangents_are_those_of_the_dense_loss(name: str, batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tangents_are_those_of_the_dense_loss(
+    name: str, batch: int | None, monkeypatch: pytest.MonkeyPatch, composition: None
+) -> None:
     monkeypatch.setattr(second_order, "_BLOCK_ELEMENTS", 24)
     case = BY_NAME[name]
     args = tensors(case, 6, 5, 4, batch)

@@ -11,6 +11,7 @@ serves `torch.func.vmap`.
 """
 
 from .classes import class_index, class_sums
+from .compiled import eager
 from .pairs import energy, row_lse
 from .remote import logsumexp_over_ranks, remote_energy, remote_row_lse, share, sum_over_ranks
 from .rows import check_backend, prepare
@@ -20,6 +21,7 @@ __all__ = [
     "check_backend",
     "class_index",
     "class_sums",
+    "eager",
     "energy",
     "logsumexp_over_ranks",
     "loss",

@@ -336,8 +336,8 @@ def sides_requiring_grad(operands: Sequence[Tensor | None]) -> tuple[bool, bool]
 def operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """``(dx, du, dy, dv)`` in the order of the six operands, ``x, y, u, v, row_ids, col_ids``."""
     dx, du, dy, dv = grads
-    kept = (grad if need else None for grad, need in zip((dx, dy, du, dv), needs, strict=False))
-    return *kept, None, None
+    of_rows = dx if needs[0] else None, dy if needs[1] else None
+    return *of_rows, du if needs[2] else None, dv if needs[3] else None, None, None
 
 
 def batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:

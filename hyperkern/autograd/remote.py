@@ -6,7 +6,7 @@ sent: a rank that has seen the columns of all others, and one number or two for 
 gradient of its rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..distributed import Block, Ranks, Remote, outside_of_graphs
+from ..distributed import Block, Ranks, Remote, all_gather, outside_of_graphs
 from ..spec import PairSpec, PairTerms
 from .classes import class_index, class_sums_of
-from .functions import batched
-from .pairs import batched_terms, operand_grads, sides_requiring_grad
+from .pairs import operand_grads, sides_requiring_grad
 
 
 class RemoteLSE(NamedTuple):
@@ -58,10 +57,16 @@ def share(
 
 @outside_of_graphs
 def _shared(ranks: Ranks, y: Tensor, v: Tensor | None, ids: Tensor | None, labels: Tensor | None) -> Remote:
-    # Of integers the widest: the narrow ones are not sent by every library.
-    wide = (None if t is None else t.to(torch.int64) for t in (ids, labels))
-    vectors = (None if t is None else t.expand(y.shape[:-1]) for t in (v, *wide))
-    return Remote(ranks, [batched(y), *(t if t is None or y.dim() == 3 else t.unsqueeze(0) for t in vectors)])
+    is_batch = y.dim() == 3
+    tensors: list[Tensor | None] = [y if is_batch else y.unsqueeze(0)]
+    for t in (v, ids, labels):
+        vector = t
+        if t is not None:
+            # Of integers the widest: the narrow ones are not sent by every library.
+            vector = (t if t is v else t.to(torch.int64)).expand(y.shape[:-1])
+            vector = vector if is_batch else vector.unsqueeze(0)
+        tensors.append(vector)
+    return Remote(ranks, tensors)
 
 
 @outside_of_graphs
@@ -90,11 +95,16 @@ def remote_row_lse(
         need_cols: whether the column side is wanted.
         backend: name of a backend to force.
     """
-    operands = batched(x), None if y is None else batched(y), *batched_terms(_with_wide_ids(terms), x)
-    both = (None if t is None else t.to(torch.int64) for t in (labels, y_labels))
-    labels, y_labels = (t if t is None or x.dim() == 3 else t.unsqueeze(0) for t in both)
-    found = _RemoteRowLSE.apply(*operands, labels, y_labels, remote, _across(spec), need_cols, backend)
-    return RemoteLSE(*(found if x.dim() == 3 else (t.squeeze(0) for t in found)))
+    operands = _operands(x, y, terms)
+    both = []
+    for t in (labels, y_labels):
+        wide = None if t is None else t.to(torch.int64)
+        both.append(wide if wide is None or x.dim() == 3 else wide.unsqueeze(0))
+    found = _RemoteRowLSE.apply(*operands, *both, remote, _across(spec), need_cols, backend)
+    if x.dim() == 3:
+        return RemoteLSE(*found)
+    row_lse, col_lse, positives, number = found
+    return RemoteLSE(row_lse.squeeze(0), col_lse.squeeze(0), positives.squeeze(0), number.squeeze(0))
 
 
 @outside_of_graphs
@@ -124,7 +134,7 @@ def remote_energy(
     Returns:
         A scalar, or ``(B,)``.
     """
-    operands = batched(x), None if y is None else batched(y), *batched_terms(_with_wide_ids(terms), x)
+    operands = _operands(x, y, terms)
     needs = sides_requiring_grad(operands)
     total: Tensor = _RemoteEnergy.apply(*operands, remote, _across(spec), potential, *needs, backend)
     return total if x.dim() == 3 else total.squeeze(0)
@@ -157,7 +167,7 @@ class _SumOverRanks(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, ranks: Ranks) -> Tensor:
         ctx.factor = ranks.grad_factor
-        return ranks.sum(value)
+        return all_gather(value, len(ranks.counts), ranks.handle)[0].sum(0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -183,7 +193,7 @@ class _RemoteRowLSE(Function):
         need_cols: bool,
         backend: str | None,
     ) -> tuple[Tensor, ...]:
-        row, row_rounding = _no_sum(x, x.shape[1])
+        of_row: tuple[Tensor, Tensor] | None = None
         labelled = x if labels is not None else x[:, :0]
         sums, number = torch.zeros_like(labelled), torch.zeros_like(labelled[..., :1])
         of_cols: dict[int, Tensor] = {}
@@ -193,17 +203,21 @@ class _RemoteRowLSE(Function):
                 _, part, _, rounding = ops.row_lse(*_turned(operands), *spec, True, backend)
             else:
                 part, col_part, rounding, col_rounding = ops.row_lse(*operands, *spec, need_cols, backend)
-            row, row_rounding = _joined(row, row_rounding, part, rounding)
+            of_row = _joined(of_row, part, rounding)
             if need_cols:
                 lengths = [remote.ranks.counts[owner] for owner in owners]
-                of_cols.update(zip(owners, torch.cat([col_part, col_rounding]).split(lengths, 1), strict=True))
+                both = torch.cat([col_part, col_rounding]).split_with_sizes(lengths, 1)
+                of_cols.update(zip(owners, both, strict=True))
             if labels is not None:
                 sums += _sums_by_label(y_there, labels_there, labels)
                 number += _sums_by_label(torch.ones_like(y_there[..., :1]), labels_there, labels)
-        col, col_rounding = _no_sum(x, 0 if y is None or not need_cols else y.shape[1])
+        of_col: tuple[Tensor, Tensor] | None = None
         if need_cols:
-            for part in remote.ranks.to_owners(of_cols, like=torch.cat([col, col_rounding])):
-                col, col_rounding = _joined(col, col_rounding, *part.chunk(2))
+            like = x.new_empty(2 * x.shape[0], 0 if y is None else y.shape[1])
+            for arrived in remote.ranks.to_owners(of_cols, like=like):
+                of_col = _joined(of_col, *arrived.chunk(2))
+        row, row_rounding = of_row or _no_sum(x, x.shape[1])
+        col, col_rounding = of_col or _no_sum(x, 0 if y is None or not need_cols else y.shape[1])
         y_labels = labels if y_labels is None else y_labels
         of_labels, of_pairs = (labels, y_labels, sums), (row, col, row_rounding, col_rounding)
         ctx.save_for_backward(x, y, u, v, row_ids, col_ids, *of_labels, *of_pairs, *remote.state())
@@ -316,20 +330,25 @@ class _RemoteEnergy(Function):
         return *operand_grads(grads, ctx.needs_input_grad), *(None,) * 6
 
 
-def _with_wide_ids(terms: PairTerms | None) -> PairTerms | None:
-    """The terms with ids of the dtype in which they travel."""
-    if terms is None or terms.row_ids is None or terms.col_ids is None:
-        return terms
-    return terms._replace(row_ids=terms.row_ids.to(torch.int64), col_ids=terms.col_ids.to(torch.int64))
+def _operands(x: Tensor, y: Tensor | None, terms: PairTerms | None) -> list[Tensor | None]:
+    """``x, y, u, v, row_ids, col_ids`` with the leading batch dimension, ids of the dtype in which they travel."""
+    found: list[Tensor | None] = []
+    for t in (x, y, *(terms or PairTerms())):
+        operand = t if t is None or t.is_floating_point() else t.to(torch.int64)
+        found.append(operand if operand is None or x.dim() == 3 else operand.unsqueeze(0))
+    return found
 
 
-def _visited(remote: Remote, spec: PairSpec, *vectors: Tensor | None) -> Iterator[Block]:
+def _visited(remote: Remote, spec: PairSpec, *vectors: Tensor | None) -> Iterable[Block]:
     """The blocks of `Remote`, the rows of each rank alone where their pairs must be `_the_same_on_both`."""
-    for owners, tensors in remote.blocks(*vectors):
-        if not _the_same_on_both(spec) or len(owners) == 1:
-            yield Block(owners, tensors)
-            continue
-        lengths = [remote.ranks.counts[owner] for owner in owners]
+    blocks = remote.blocks(*vectors)
+    together = remote.is_kept and len(remote.ranks.others) > 1
+    return _apart(blocks, remote.ranks) if together and _the_same_on_both(spec) else blocks
+
+
+def _apart(blocks: Iterable[Block], ranks: Ranks) -> Iterator[Block]:
+    for owners, tensors in blocks:
+        lengths = [ranks.counts[owner] for owner in owners]
         shards = [[None] * len(owners) if t is None else t.split(lengths, 1) for t in tensors]
         for i, owner in enumerate(owners):
             yield Block([owner], tuple(shard[i] for shard in shards))
@@ -361,8 +380,11 @@ def _no_sum(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return x.new_full((x.shape[0], length), -torch.inf), x.new_ones(x.shape[0], length)
 
 
-def _joined(lse: Tensor, rounding: Tensor, part: Tensor, part_rounding: Tensor) -> tuple[Tensor, Tensor]:
+def _joined(sums: tuple[Tensor, Tensor] | None, part: Tensor, part_rounding: Tensor) -> tuple[Tensor, Tensor]:
     """The log-sum-exp of two sets of pairs, and its rounding, see `hyperkern.backends.LogSumExp`."""
+    if sums is None:
+        return part, part_rounding
+    lse, rounding = sums
     both = torch.logaddexp(lse, part)
     finite = both.masked_fill(both == -torch.inf, 0)
     total = (lse - finite).exp_().div_(rounding) + (part - finite).exp_().div_(part_rounding)
@@ -384,7 +406,7 @@ def _sums_by_label(rows: Tensor, row_labels: Tensor | None, labels: Tensor) -> T
 
 def _across(spec: PairSpec) -> PairSpec:
     """No row is its own column on another rank."""
-    return spec._replace(exclude="none") if spec.exclude == "self" else spec
+    return PairSpec(spec.scale, spec.bounded, "none", *spec[3:]) if spec.exclude == "self" else spec
 
 
 def _refuse_second_order() -> None:

@@ -1,5 +1,6 @@
 """Normalisation."""
 
+import functools
 from typing import Any
 
 import torch
@@ -46,10 +47,19 @@ def check_backend(requested: str | None, x: Tensor) -> str | None:
     Raises:
         ValueError: an unknown or unusable backend.
     """
+    name, _ = forced(requested)
+    _check_primitives(requested, name, x.device, x.dtype, x.shape[-1])
+    return name
+
+
+@functools.lru_cache(maxsize=256)
+def _check_primitives(
+    requested: str | None, _forced: str | None, device: torch.device, dtype: torch.dtype, dim: int
+) -> None:
+    """The same of one kind of features; a refusal is not kept."""
     for primitive in ("prepare", "finish", "row_lse", "pair_grad", "energy"):
-        dtype = x.dtype if primitive == "prepare" else accumulate_dtype(x.dtype)
-        select(requested, Problem(primitive, x.device, dtype, x.shape[-1]))
-    return forced(requested)[0]
+        of = dtype if primitive == "prepare" else accumulate_dtype(dtype)
+        select(requested, Problem(primitive, device, of, dim))
 
 
 @bound_once

@@ -3,8 +3,8 @@
 For the batches people train with the arithmetic takes less time than the dozens of small operators of a composition.
 """
 
+import itertools
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.autograd import Function, forward_ad
 from .. import backends
 from ..backends import Problem
 from ..spec import LossInputs, LossSpec
+from . import compiled
 
 Composed = Callable[[LossInputs], tuple[Tensor, ...]]
 
@@ -31,32 +32,32 @@ def loss(inputs: LossInputs, spec: LossSpec, composed: Composed, *, backend: str
     Returns:
         Tensors ``()`` or ``(B,)``.
     """
-    outputs = _whole(inputs, spec, composed, backend)
-    return composed(inputs) if outputs is None else outputs
-
-
-def _whole(inputs: LossInputs, spec: LossSpec, composed: Composed, backend: str | None) -> tuple[Tensor, ...] | None:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return None
-    grad_enabled, need = torch.is_grad_enabled(), []
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return composed(inputs)
+    grad_enabled, need, others, mask = torch.is_grad_enabled(), [], {}, []
     for name, value in zip(LossInputs._fields, inputs, strict=True):
+        mask.append(grad_enabled and value is not None and value.requires_grad)
         if value is None:
             continue
         if type(value) not in _PLAIN:  # a subclass may stand for anything, or for no memory at all
-            return None
-        if grad_enabled and value.requires_grad:
+            return composed(inputs)
+        if mask[-1]:
             need.append(name)
+        else:
+            others[name] = value
+    if torch.compiler.is_dynamo_compiling():
+        return compiled.loss(inputs, spec, need, backend) if compiled.serves(inputs, backend) else composed(inputs)
     x = inputs.x
     chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1]))
     if spec.loss not in chosen.LOSSES:
-        return None
+        return composed(inputs)
     if not need:
         found = _shielded(chosen, inputs, spec, need)
-        return None if found is None else found[0]
+        return composed(inputs) if found is None else found.values
     try:
-        outputs: tuple[Tensor, ...] = _WholeLoss.apply(spec, need, chosen, composed, *inputs)
+        outputs: tuple[Tensor, ...] = _WholeLoss.apply(spec, need, mask, others, chosen, composed, *inputs)
     except _LeftToComposition:
-        return None
+        return composed(inputs)
     return outputs
 
 
@@ -70,44 +71,72 @@ class _LeftToComposition(Exception):
 class _WholeLoss(Function):
     @staticmethod
     def forward(
-        ctx: Any, spec: LossSpec, need: list[str], backend: Any, composed: Composed, *tensors: Any
+        ctx: Any,
+        spec: LossSpec,
+        need: list[str],
+        mask: list[bool],
+        others: dict[str, Tensor],
+        backend: Any,
+        composed: Composed,
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
-        found = _shielded(backend, LossInputs(*tensors), spec, need)
+        inputs = LossInputs(*tensors)
+        if inputs.x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            found = backend.loss(inputs, spec, need)  # without a step in between: a small batch notices each
+        else:
+            found = _shielded(backend, inputs, spec, need)
         if found is None:
             raise _LeftToComposition
-        values, state = found
-        ctx.save_for_backward(*tensors, *state)
+        values, state, rows = found
+        ctx.save_for_backward(*itertools.compress(tensors, mask), *state)
+        # What has no gradient is not saved: a queue may go on between the loss and the gradient. Only a second
+        # derivative needs it as it was.
+        ctx.others = others | rows
+        ctx.versions = {name: _version(t) for name, t in ctx.others.items()} if others else others
         ctx.spec, ctx.need, ctx.backend, ctx.composed = spec, need, backend, composed
         ctx.set_materialize_grads(False)
         return values
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        if all(c is None for c in cotangents):
-            return (None,) * _ARGUMENTS
-        inputs, state = LossInputs(*ctx.saved_tensors[:_TENSORS]), ctx.saved_tensors[_TENSORS:]
+        if cotangents[0] is None and not [c for c in cotangents if c is not None]:
+            return (None,) * (_STATIC + len(LossInputs._fields))
+        saved = ctx.saved_tensors
+        needed = dict(zip(ctx.need, saved, strict=False))
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            grads = _differentiable(ctx, inputs, cotangents)
+            grads = _differentiable(ctx, needed, cotangents)
         else:
-            grads = ctx.backend.loss_grad(inputs, ctx.spec, ctx.need, state, cotangents)
-        return None, None, None, None, *map(grads.get, LossInputs._fields)
+            grads = ctx.backend.loss_grad(needed, ctx.spec, saved[len(needed) :], cotangents)
+        return *(None,) * _STATIC, *map(grads.get, LossInputs._fields)
 
 
-_TENSORS = len(LossInputs._fields)
-_ARGUMENTS = 4 + _TENSORS
+_STATIC = 6  # arguments before the tensors
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it has been written to; a tensor of inference mode does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _shielded(backend: Any, inputs: LossInputs, spec: LossSpec, need: list[str]) -> Any:
     """`Backend.loss`, whose products autocast would send to half precision behind its back."""
     kind = inputs.x.device.type
-    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return backend.loss(inputs, spec, need)
+    with torch.autocast(kind, enabled=False):
         return backend.loss(inputs, spec, need)
 
 
-def _differentiable(ctx: Any, inputs: LossInputs, cotangents: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+def _differentiable(ctx: Any, needed: dict[str, Tensor], cotangents: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    for name, value in ctx.others.items():
+        if _version(value) != ctx.versions[name]:
+            raise RuntimeError(
+                f"{name} has been modified by an in-place operation since the loss was computed: its second derivative "
+                "needs it as it was"
+            )
     # Of views, each a node of its own: y may be x, or depend on it, and that path is not this function's.
-    views = {name: getattr(inputs, name).view_as(getattr(inputs, name)) for name in ctx.need}
-    results = ctx.composed(inputs._replace(**views))
+    views = {name: value.view_as(value) for name, value in needed.items()}
+    results = ctx.composed(LossInputs(**ctx.others, **views))
     pairs = [(result, c) for result, c in zip(results, cotangents, strict=True) if c is not None]
     asked, given = zip(*pairs, strict=True)
     grads = torch.autograd.grad(asked, list(views.values()), given, create_graph=True, allow_unused=True)

@@ -58,6 +58,21 @@ class LogSumExp(NamedTuple):
     col_rounding: Tensor
 
 
+class WholeLoss(NamedTuple):
+    """What `Backend.loss` returns.
+
+    Attributes:
+        values: the outputs, ``()`` or ``(B,)``.
+        state: what `Backend.loss_grad` needs beside the inputs that get a gradient.
+        rows: by name, copies of features that get none, normalised or not, in place of those that may change until a
+            second derivative is asked for.
+    """
+
+    values: tuple[Tensor, ...]
+    state: tuple[Tensor, ...]
+    rows: dict[str, Tensor]
+
+
 class Backend(Protocol):
     """The contract of a backend. Shapes: ``x (B, M, D)``, ``y (B, N, D)``; ``y = None`` means ``y = x``.
 
@@ -138,25 +153,24 @@ class Backend(Protocol):
         """
         ...
 
-    def loss(
-        self, inputs: LossInputs, spec: LossSpec, need: Collection[str]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
-        """A whole loss in few steps: its outputs ``()`` or ``(B,)``, and what `loss_grad` needs besides the inputs.
+    def loss(self, inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
+        """A whole loss in few steps; ``None``, before anything is lost, for what is left to the composition.
 
-        ``need`` names the fields of ``inputs`` whose gradient is wanted later. ``None``, before anything is lost, for
-        what is left to the composition.
+        ``need`` names the fields of ``inputs`` whose gradient is wanted later.
         """
         ...
 
     def loss_grad(
         self,
-        inputs: LossInputs,
+        needed: dict[str, Tensor],
         spec: LossSpec,
-        need: Collection[str],
         state: tuple[Tensor, ...],
         cotangents: tuple[Tensor | None, ...],
     ) -> dict[str, Tensor]:
-        """The gradients of the ``need``, by name, from those of the outputs, of which one at least is there."""
+        """The gradients of the inputs ``needed``, by name, from those of the outputs, of which one at least is there.
+
+        The other inputs are not to be had: a queue may have changed since.
+        """
         ...
 
 

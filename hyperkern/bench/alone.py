@@ -41,7 +41,7 @@ def once(name: str, execution: str, setup: Setup) -> Alone:
     compiled = implementation.compiled or execution == "compile"
     if not compiled:  # the libraries' own buffers are not ours to count
         warm = min(setup.n, WARM_ROWS // implementation.rows_multiple_of * implementation.rows_multiple_of)
-        step(loss, case.draw(warm, setup.d, setup.dtype, setup.device), mode)
+        step(loss, case.draw(warm, setup.d, setup.dtype, setup.device, most_queue=WARM_ROWS), mode)
     inputs = case.draw(setup.n, setup.d, setup.dtype, setup.device)
     if compiled:  # the compiler's are larger still
         step(loss, inputs, mode)

@@ -47,7 +47,7 @@ def runner(
     """
 
     # Leaves of its own: nodes that another runner's graph keeps alive would belong to another stream.
-    inputs = [x.detach().requires_grad_() for x in inputs]
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
 
     def forward() -> Tensor:
         with torch.no_grad():

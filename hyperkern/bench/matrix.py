@@ -36,6 +36,7 @@ class Matrix:
         modes: of `MODES`.
         executions: of `EXECUTIONS`.
         rounds: samples on a CPU, runs of the timer on a GPU.
+        rates: in so many of the rounds, at most, the machine's own rates are measured too.
         seconds: for the samples of one row; a call that takes longer is measured once.
         longest: seconds of a single call beyond which, by the plan, it is left out.
         memory: whether peak memory is measured.
@@ -51,6 +52,7 @@ class Matrix:
     executions: tuple[str, ...] = ("eager",)
     names: tuple[str, ...] | None = None
     rounds: int = 11
+    rates: int = 11
     seconds: float = 1.0
     longest: float = 10.0
     memory: bool = True
@@ -71,6 +73,11 @@ DEFAULTS = {
         longest=2.0,
     ),
 }
+
+
+def rounds_with_rates(rounds: int, most: int) -> range:
+    """The rounds in which the machine's own rates are measured: of short calls they would be most of the time."""
+    return range(0, rounds, -(-rounds // most) or 1)
 
 
 class Point(NamedTuple):

@@ -14,32 +14,57 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import textbook
-from .cases import by_mode
+from .cases import MOCO_QUEUE, by_mode
 from .registry import Loss, implementation
 
 MOST_DENSE = 16384
 HALF = ("bfloat16", "float16")
 
 
-def _with_torch(case: str, dense: Loss, chunked: Loss, pdist: Loss | None, most_dense: int) -> None:
-    """What PyTorch alone offers for a case."""
-    implementation(case, "dense", most_rows=most_dense, slowdown=2.5)(lambda: dense)
-    implementation(case, "compiled", most_rows=most_dense, slowdown=1.6, compiled=True)(
+def _with_torch(
+    case: str,
+    dense: Loss,
+    chunked: Loss | None,
+    pdist: Loss | None = None,
+    most_dense: int = MOST_DENSE,
+    guesses: tuple[float, float, float] = (3.3, 2.1, 9.0),
+) -> None:
+    """What PyTorch alone offers for a case; the guesses are those of the slowdowns: dense, compiled, chunked."""
+    implementation(case, "dense", most_rows=most_dense, slowdown=guesses[0])(lambda: dense)
+    implementation(case, "compiled", most_rows=most_dense, slowdown=guesses[1], compiled=True)(
         lambda: torch.compile(dense, dynamic=False)
     )
-    implementation(case, "chunked", slowdown=7)(lambda: chunked)
+    if chunked is not None:
+        implementation(case, "chunked", slowdown=guesses[2])(lambda: chunked)
     if pdist is not None:
         # It knows no half precision, and its gradient takes seconds from here on.
         implementation(case, "pdist", most_rows=4096, dtypes=("float64", "float32"), slowdown=30)(lambda: pdist)
 
 
-_with_torch("uniformity", textbook.dense_uniformity, textbook.chunked_uniformity, textbook.pdist_uniformity, MOST_DENSE)
+SYMMETRIC = (2.5, 1.6, 7.0)
+
 _with_torch(
-    *("align_uniform", textbook.dense_align_uniform, textbook.chunked_align_uniform),
-    *(textbook.pdist_align_uniform, MOST_DENSE),
+    *("uniformity", textbook.dense_uniformity, textbook.chunked_uniformity, textbook.pdist_uniformity),
+    guesses=SYMMETRIC,
 )
-_with_torch("nt_xent", textbook.dense_nt_xent, textbook.chunked_nt_xent, None, MOST_DENSE // 2)
-_with_torch("clip", textbook.dense_clip, textbook.chunked_clip, None, MOST_DENSE)
+_with_torch(
+    *("align_uniform", textbook.dense_align_uniform, textbook.chunked_align_uniform, textbook.pdist_align_uniform),
+    guesses=SYMMETRIC,
+)
+_with_torch("uniformity_queue", textbook.dense_uniformity_queue, textbook.chunked_uniformity_queue)
+_with_torch("info_nce", textbook.dense_info_nce, textbook.chunked_info_nce)
+# As many logits as the others have at most.
+_with_torch(
+    *("info_nce_queue", textbook.dense_info_nce_queue, textbook.chunked_info_nce_queue), most_dense=MOST_DENSE // 2
+)
+_with_torch("info_nce_moco", textbook.dense_info_nce_moco, None, most_dense=MOST_DENSE**2 // MOCO_QUEUE)
+_with_torch("nt_xent", textbook.dense_nt_xent, textbook.chunked_nt_xent, most_dense=MOST_DENSE // 2)
+_with_torch("dcl", textbook.dense_dcl, textbook.chunked_dcl, most_dense=MOST_DENSE // 2)
+_with_torch("dclw", textbook.dense_dclw, textbook.chunked_dclw, most_dense=MOST_DENSE // 2)
+_with_torch("sup_con", textbook.dense_sup_con, textbook.chunked_sup_con, guesses=(5.0, 3.0, 10.0))
+_with_torch("clip", textbook.dense_clip, textbook.chunked_clip)
+_with_torch("clip_learned", textbook.dense_clip, textbook.chunked_clip)
+_with_torch("siglip", textbook.dense_siglip, textbook.chunked_siglip)
 
 
 def load(module: str) -> Any:
@@ -88,7 +113,7 @@ def keops_uniformity() -> Loss:
     return unit(loss)
 
 
-@keops("clip", "keops")
+@keops("clip", "keops", slowdown=200)
 def keops_clip() -> Loss:
     """Its lazy matrix of logits, reduced by rows and by columns."""
     load("pykeops.torch")
@@ -102,7 +127,7 @@ def keops_clip() -> Loss:
     return unit(loss)
 
 
-@keops("nt_xent", "keops")
+@keops("nt_xent", "keops", slowdown=200)
 def keops_nt_xent() -> Loss:
     """Its lazy matrix of logits; of unit rows the own one is a constant, subtracted behind the sum."""
     load("pykeops.torch")
@@ -117,7 +142,7 @@ def keops_nt_xent() -> Loss:
     return unit(loss)
 
 
-@implementation("nt_xent", "lightly", package="lightly", most_rows=MOST_DENSE // 4, slowdown=6)
+@implementation("nt_xent", "lightly", package="lightly", most_rows=MOST_DENSE // 4, slowdown=8)
 def lightly_nt_xent() -> Loss:
     """Its NTXentLoss."""
     loss: Loss = load("lightly.loss").NTXentLoss(temperature=textbook.TEMPERATURE)
@@ -145,7 +170,7 @@ def _metric_learning(name: str) -> Loss:
 
 
 @implementation(
-    "nt_xent", "pytorch-metric-learning", package="pytorch-metric-learning", most_rows=MOST_DENSE // 4, slowdown=10
+    "nt_xent", "pytorch-metric-learning", package="pytorch-metric-learning", most_rows=MOST_DENSE // 4, slowdown=13
 )
 def metric_learning() -> Loss:
     """Its SupConLoss: with one label for each sample, and so one positive for each row, it is NT-Xent."""
@@ -156,14 +181,14 @@ def metric_learning() -> Loss:
     *("nt_xent", "pytorch-metric-learning NTXentLoss"),
     package="pytorch-metric-learning",
     most_rows=256,  # it stores positive pairs x negative pairs, 8 N^3 numbers
-    slowdown=1000,
+    slowdown=1300,
 )
 def metric_learning_nt_xent() -> Loss:
     """Its NTXentLoss."""
     return _metric_learning("NTXentLoss")
 
 
-@implementation("clip", "open_clip", package="open-clip-torch", module="open_clip", most_rows=MOST_DENSE, slowdown=3)
+@implementation("clip", "open_clip", package="open-clip-torch", module="open_clip", most_rows=MOST_DENSE, slowdown=4)
 def open_clip() -> Loss:
     """Its ClipLoss, of rows that its models have normalised."""
     loss = load("open_clip.loss").ClipLoss()
@@ -182,7 +207,7 @@ class _Identity(nn.Module):
     *("clip", "sentence-transformers cached"),
     package="sentence-transformers",
     modes=("forward", "both"),  # the gradients are made in the forward pass and handed out once
-    slowdown=10,
+    slowdown=13,
 )
 def sentence_transformers_cached() -> Loss:
     """Its CachedMultipleNegativesRankingLoss in both directions, behind a model that does nothing."""
@@ -217,7 +242,7 @@ class _Cached(torch.autograd.Function):
         return None, *(grad * saved for saved in ctx.saved_tensors)
 
 
-@implementation("clip", "gradcache", package="gradcache", modes=("both",), most_rows=MOST_DENSE, slowdown=10)
+@implementation("clip", "gradcache", package="gradcache", modes=("both",), most_rows=MOST_DENSE, slowdown=13)
 def gradcache() -> Loss:
     """Its GradCache of the usual loss, behind encoders that do nothing."""
     # What the package index has refers to itself by the name that its repository installs.
@@ -242,14 +267,14 @@ def _cross_entropy_of_rows(linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -
     return two_way(one_way)
 
 
-@implementation("clip", "cut-cross-entropy", package="cut-cross-entropy", devices=("cuda",), dtypes=HALF, slowdown=4)
+@implementation("clip", "cut-cross-entropy", package="cut-cross-entropy", devices=("cuda",), dtypes=HALF, slowdown=5)
 def cut_cross_entropy() -> Loss:
     """Its linear_cross_entropy, with no gradient left out."""
     linear = load("cut_cross_entropy").linear_cross_entropy
     return _cross_entropy_of_rows(lambda x, y, labels: linear(x, y, labels, filter_eps=None))
 
 
-@implementation("clip", "liger", package="liger-kernel", devices=("cuda",), slowdown=6)
+@implementation("clip", "liger", package="liger-kernel", devices=("cuda",), slowdown=8)
 def liger() -> Loss:
     """Its LigerFusedLinearCrossEntropyLoss."""
     loss = load("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
@@ -257,7 +282,9 @@ def liger() -> Loss:
 
 
 # It reads beyond the end of the rows where N is no multiple of 64.
-@implementation("clip", "inf-cl", package="inf-cl", devices=("cuda",), multiple_of=256, rows_multiple_of=64, slowdown=8)
+@implementation(
+    "clip", "inf-cl", package="inf-cl", devices=("cuda",), multiple_of=256, rows_multiple_of=64, slowdown=11
+)
 def inf_cl() -> Loss:
     """Its cal_flash_loss, both ways."""
     loss = load("inf_cl").cal_flash_loss

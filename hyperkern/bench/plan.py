@@ -9,7 +9,7 @@ import torch
 
 from . import clock, gate
 from .machine import H200, Limit, Rates
-from .matrix import Matrix, Point, groups
+from .matrix import Matrix, Point, groups, rounds_with_rates
 from .registry import CASES, Setup
 
 # Seconds: of a compilation, of a process for the memory of one implementation, of all that a run begins with.
@@ -107,14 +107,14 @@ def _rates_seconds(limit: Limit, matrix: Matrix) -> float:
     """Of the machine's own rates in each round of a group."""
     size = 2048 if matrix.device == "cpu" else 8192
     once = 2 * size**3 / limit.flops
-    return matrix.rounds * (once if matrix.device == "cpu" else 0.06)
+    return len(rounds_with_rates(matrix.rounds, matrix.rates)) * (once if matrix.device == "cpu" else 0.06)
 
 
 def lines(found: Plan, matrix: Matrix) -> list[str]:
     """The plan as text."""
     text = [f"rates {found.source}:"]
     text += [f"  {dtype}: {_si(limit.flops)}FLOP/s, {_si(limit.bytes)}B/s" for dtype, limit in found.limits.items()]
-    heads = f"\n{'case':<15}{'dtype':<10}{'mode':<9}{'N':>7}{'D':>6}{'FLOPs':>10}{'bytes':>10}{'floor ms':>11}"
+    heads = f"\n{'case':<18}{'dtype':<10}{'mode':<9}{'N':>7}{'D':>6}{'FLOPs':>10}{'bytes':>10}{'floor ms':>11}"
     text.append(f"{heads}{'implementations':>17}{'seconds':>9}")
     for setup in dict.fromkeys(p.point.setup for p in found.planned):
         of_setup = [p for p in found.planned if p.point.setup == setup]
@@ -123,7 +123,7 @@ def lines(found: Plan, matrix: Matrix) -> list[str]:
         size = CASES[setup.case].least_bytes(setup)
         floor = found.limits[setup.dtype].floor_ms(flops, size)
         line = (
-            f"{setup.case:<15}{setup.dtype:<10}{setup.mode:<9}{setup.n:>7}{setup.d:>6}{_si(flops):>10}{_si(size):>10}"
+            f"{setup.case:<18}{setup.dtype:<10}{setup.mode:<9}{setup.n:>7}{setup.d:>6}{_si(flops):>10}{_si(size):>10}"
         )
         text.append(f"{line}{floor:>11.4g}{len(runs):>17}{sum(p.seconds for p in runs):>9.1f}")
     text.append("")

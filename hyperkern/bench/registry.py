@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,12 +53,18 @@ class Case:
     Attributes:
         name: how it is called.
         inputs: number of feature tensors, each ``(N, D)``.
-        truth: the textbook formula of them, run in float64 as the gate; ``None`` for a yardstick, which has none.
+        truth: the textbook formula of them and of what is drawn besides, run in float64 as the gate; ``None`` for a
+            yardstick, which has none.
         flops: the least arithmetic, of N, D and mode.
         counted: in words, what ``flops`` counts.
         baseline: name of the implementation that the others are set against.
         unit: whether the rows that it is given have unit length.
         copies: how often a feature tensor goes to or from memory at least, by mode.
+        queue: rows of a tensor ``(K, D)`` behind the features, the same number for every N: of unit length, and without
+            a gradient. 0 for none.
+        classes: of how many classes the rows of the features are, at most half of the rows; then their labels ``(N,)``,
+            integers, come next. 0 for none.
+        scalars: values of learnable numbers, each a tensor ``()`` with a gradient, at the end.
     """
 
     name: str
@@ -69,21 +75,40 @@ class Case:
     baseline: str
     unit: bool = False
     copies: tuple[int, int, int] = (1, 2, 2)
+    queue: int = 0
+    classes: int = 0
+    scalars: tuple[float, ...] = ()
 
-    def draw(self, n: int, d: int, dtype: str, device: str) -> list[Tensor]:
-        """Random feature tensors: zeros or equal rows would let a processor draw less power and run faster.
+    def draw(self, n: int, d: int, dtype: str, device: str, *, most_queue: int | None = None) -> list[Tensor]:
+        """Random feature tensors, since zeros would let a processor draw less power, and what else the case has.
 
         They are the same at every call, in every process: the values of implementations can be compared.
+
+        Args:
+            n: rows of a feature tensor.
+            d: their dimension.
+            dtype: one of `DTYPES`.
+            device: where.
+            most_queue: rows of the queue that are enough, by default all.
         """
-        generator = torch.Generator(device).manual_seed(0)
+        generator, kind = torch.Generator(device).manual_seed(0), DTYPES[dtype]
+        single = torch.promote_types(kind, torch.float32)
         drawn = torch.randn(self.inputs, n, d, generator=generator, device=device)
-        drawn = (torch.nn.functional.normalize(drawn, dim=-1) if self.unit else drawn).to(DTYPES[dtype])
-        return [features.clone().requires_grad_() for features in drawn.unbind()]
+        drawn = (torch.nn.functional.normalize(drawn, dim=-1) if self.unit else drawn).to(kind)
+        found = [features.clone().requires_grad_() for features in drawn.unbind()]
+        if self.queue:
+            rows = self.queue if most_queue is None else min(self.queue, most_queue)
+            queue = torch.randn(rows, d, generator=generator, device=device).to(single)
+            found.append(torch.nn.functional.normalize(queue, dim=-1).to(kind))
+        if self.classes:
+            found.append(torch.arange(n, device=device) % min(self.classes, n // 2))
+        # A model keeps its own numbers in float32 where its features are in half precision.
+        return found + [torch.tensor(s, dtype=single, device=device).requires_grad_() for s in self.scalars]
 
     def least_bytes(self, setup: Setup) -> float:
-        """What must go to or from memory: the features once, and gradients once where there are any."""
-        tensors = self.inputs * self.copies[MODES.index(setup.mode)]
-        return float(tensors * setup.n * setup.d * DTYPES[setup.dtype].itemsize)
+        """What must go to or from memory: features and queue once, and gradients once where there are any."""
+        rows = self.inputs * self.copies[MODES.index(setup.mode)] * setup.n + self.queue
+        return float(rows * setup.d * DTYPES[setup.dtype].itemsize)
 
 
 @dataclass(frozen=True)
@@ -175,6 +200,9 @@ def case(
     counted: str,
     baseline: str = "dense",
     unit: bool = False,
+    queue: int = 0,
+    classes: int = 0,
+    scalars: tuple[float, ...] = (),
 ) -> Callable[[Loss], Loss]:
     """Registers the decorated textbook formula as a case.
 
@@ -185,13 +213,17 @@ def case(
         counted: in words, what that counts.
         baseline: name of the implementation that the others are set against.
         unit: whether its rows are to have unit length, for a formula that does not normalise them.
+        queue: rows of a queue that it takes besides, see `Case`.
+        classes: of how many classes the rows are whose labels it takes, see `Case`.
+        scalars: values of the learnable numbers that it takes, see `Case`.
 
     Raises:
         BenchError: the name is taken.
     """
 
     def enter(truth: Loss) -> Loss:
-        add_case(Case(name, inputs, truth, flops, counted, baseline, unit))
+        further: dict[str, Any] = {"queue": queue, "classes": classes, "scalars": scalars}
+        add_case(Case(name, inputs, truth, flops, counted, baseline, unit, **further))
         return truth
 
     return enter
@@ -225,7 +257,7 @@ def implementation(
     flops: Count | None = None,
     compiled: bool = False,
 ) -> Callable[[Callable[[], Loss]], Callable[[], Loss]]:
-    """Registers the decorated function, which makes a loss of the case's feature tensors and imports what that needs.
+    """Registers the decorated function, which makes a loss of the case's tensors and imports what that needs.
 
     The arguments are the attributes of `Implementation`; ``module`` is the package's name with underscores by default.
 

@@ -16,7 +16,7 @@ from ..demo.memory import PeakMemory
 from . import clock, gate
 from .alone import Alone, each_alone
 from .machine import Rates, describe
-from .matrix import Matrix, Point, groups
+from .matrix import Matrix, Point, groups, rounds_with_rates
 from .registry import CASES, Setup
 from .result import SCHEMA, Result, Row, row, timed, with_baselines
 
@@ -65,7 +65,10 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
     return {
         "schema": SCHEMA,
         "machine": machine,
-        "limits": {dtype: measured.limit()._asdict() for dtype, measured in rates.items()},
+        "limits": {
+            dtype: {**measured.limit()._asdict(), "best_flops": max(measured.found["flops"])}
+            for dtype, measured in rates.items()
+        },
         "rows": with_baselines(rows),
     }
 
@@ -225,7 +228,10 @@ def _hold_value(point: Point, value: float | None, values: dict[str, float]) -> 
 def _samples(
     matrix: Matrix, ready: dict[Point, clock.Runner], rates: Rates
 ) -> tuple[dict[Point, list[float]], dict[Point, str]]:
-    """All times, taken in turns: what slows the machine down meets every implementation alike. And what failed."""
+    """All times, taken in turns: what slows the machine down meets every implementation alike. And what failed.
+
+    Each round begins with another one: what ran before, the copy for the rates above all, leaves its own in the cache.
+    """
     patience = 1e3 * matrix.seconds
     samples: dict[Point, list[float]] = {point: [] for point in ready}
     failures: dict[Point, str] = {}
@@ -234,12 +240,16 @@ def _samples(
         wanted[point] = clock.rounds(runner.settled_ms, matrix.seconds, matrix.rounds, matrix.device)
         if runner.first_ms > patience and runner.settled_ms == runner.first_ms:
             samples[point], wanted[point] = [runner.first_ms], 0
+    with_rates = rounds_with_rates(max(wanted.values(), default=0), matrix.rates)
+    since = len(rates.found["flops"])
     for i in range(matrix.rounds):
         turn = [point for point in ready if wanted[point] > i and point not in failures]
-        if not turn and i >= FEWEST_RATES:
+        if not turn and len(rates.found["flops"]) - since >= FEWEST_RATES:
             break
-        rates.measure()
-        for point in turn:
+        if i in with_rates or not turn:
+            rates.measure()
+        first = i % max(len(turn), 1)
+        for point in turn[first:] + turn[:first]:
             try:
                 samples[point] += clock.sample(ready[point], point.execution, matrix.device)
             except Exception as failure:

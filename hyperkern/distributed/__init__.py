@@ -7,7 +7,7 @@ share a batch; `Remote` is what the other ones hold.
 from .checks import checks
 from .graphs import outside_of_graphs
 from .group import Group, GroupLike, as_group
-from .ranks import Ranks
+from .ranks import Ranks, all_gather
 from .remote import Block, Remote, gather_rows
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "GroupLike",
     "Ranks",
     "Remote",
+    "all_gather",
     "as_group",
     "checks",
     "gather_rows",

@@ -1,6 +1,9 @@
 """One rank's bad argument raises on all ranks, before anything that would leave them waiting for it."""
 
+import functools
 import hashlib
+import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +17,9 @@ from .graphs import outside_of_graphs
 from .group import Group, GroupLike, ProcessGroup, resolve
 from .ranks import Ranks, all_gather
 from .remote import settle
+
+# Whether a group has a backend for the CPU: PyTorch looks for it in the text of its configuration.
+_has_cpu: weakref.WeakKeyDictionary[ProcessGroup, bool] = weakref.WeakKeyDictionary()
 
 
 class checks:
@@ -35,6 +41,10 @@ class checks:
         rows_optional: whether it may be that no rank has a row.
         **options: its options.
 
+    Attributes:
+        may_be_empty: whether a rank may have no rows.
+        ranks: who has which rows; known when the checks are left.
+
     Raises:
         TypeError: a ``group`` that is none.
         NotImplementedError: forward mode, which no collective takes part in.
@@ -45,21 +55,19 @@ class checks:
     ranks: Ranks
 
     def __init__(self, group: GroupLike, loss: str, *, rows_optional: bool = False, **options: Any) -> None:
-        resolved = resolve(group)
+        resolved = None if group is None else resolve(group)
         # A group of one is no group: nothing is exchanged, nothing may be empty.
         self._shared = None if resolved is None or resolved[0].size() == 1 else resolved
+        self.may_be_empty = self._shared is not None
         self._loss, self._options, self._rows_optional = loss, options, rows_optional
         self._shards: dict[str, Tensor] = {}
         self._same: dict[str, Tensor] = {}
 
-    @property
-    def may_be_empty(self) -> bool:
-        """Whether a rank may have no rows."""
-        return self._shared is not None
-
     def shard(self, **tensors: Tensor | None) -> None:
         """What this rank has of the batch, ``(rows, ...)`` or ``(B, rows, ...)``; features ``(..., rows, D)`` first."""
-        self._shards.update({name: t for name, t in tensors.items() if t is not None})
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                self._shards[name] = tensor
 
     def also(self, **options: Any) -> None:
         """Further options that every rank must have alike."""
@@ -67,7 +75,9 @@ class checks:
 
     def same(self, **tensors: Tensor | None) -> None:
         """Tensors of which every rank has the same, or none has one."""
-        self._same.update({name: t for name, t in tensors.items() if t is not None})
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                self._same[name] = tensor
 
     def __enter__(self) -> "checks":
         """Itself: the checks say by `shard` and `same` what they were of."""
@@ -78,7 +88,7 @@ class checks:
     ) -> None:
         """Agrees with the other ranks, and knows them from then on."""
         if self._shared is not None:
-            refusal = self._forward_mode() if error is None else None
+            refusal = self._forward_mode() if error is None and forward_ad._current_level >= 0 else None
             if refusal is not None:
                 with temporarily_clear_interpreter_stack():  # objects do not travel inside of a function transform
                     self._agree(*self._shared, refusal)
@@ -89,8 +99,6 @@ class checks:
 
     def _forward_mode(self) -> NotImplementedError | None:
         """The refusal of tangents: a collective would lose them."""
-        if forward_ad._current_level < 0:
-            return None
         tensors = {**self._shards, **self._same, **self._options}
         for name, value in tensors.items():
             if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
@@ -103,8 +111,7 @@ class checks:
     @outside_of_graphs
     def _agree(self, handle: ProcessGroup, options: Group, error: BaseException | None) -> Ranks:
         rows = 0 if error is not None else next(iter(self._shards.values())).shape[-2]
-        signature = "" if error is not None else self._signature(options)
-        digest = int.from_bytes(hashlib.blake2b(signature.encode(), digest_size=8).digest(), "big", signed=True)
+        signature, digest = ("", 0) if error is not None else _signature(self._description(options))
         own = torch.tensor([error is None, rows, digest], device=self._device(handle))
         passed, counts, digests = all_gather(own, handle.size(), handle)[0].T.tolist()
         if not all(passed) or len(set(digests)) > 1:
@@ -132,31 +139,52 @@ class checks:
             f"rank {other} {signatures[other]}"
         )
 
-    def _signature(self, options: Group) -> str:
-        """All that must be equal on every rank, for people to read."""
-        axis = next(iter(self._shards.values())).dim() - 2  # of the rows, behind the batch if there is one
-        parts = [
-            f"{name}: {_described(t, (*t.shape[:axis], '*', *t.shape[axis + 1 :]))}" for name, t in self._shards.items()
-        ]
-        parts += [f"{name}: {_described(t, t.shape)}" for name, t in self._same.items()]
-        parts += [
-            f"{name}={_described(value, value.shape) if isinstance(value, Tensor) else repr(value)}"
-            for name, value in self._options.items()
-        ]
-        kind = next(iter(self._shards.values())).device.type
-        if torch.is_autocast_enabled(kind):
-            parts.append(f"autocast={torch.get_autocast_dtype(kind)}".replace("torch.", ""))
-        parts.append(f"Group(grad_scale={options.grad_scale!r}, transport={options.transport!r})")
-        return f"{self._loss}({', '.join(parts)})"
+    def _description(self, options: Group) -> tuple:
+        """All that must be equal on every rank, in small pieces that are compared as their text is."""
+        first = next(iter(self._shards.values()))
+        axis = first.dim() - 2  # of the rows, behind the batch if there is one
+        found: list[tuple] = []
+        for name, t in self._shards.items():
+            shape = *t.shape[:axis], "*", *t.shape[axis + 1 :]
+            found.append((f"{name}: ", t.dtype, shape, t.device.type, t.requires_grad))
+        for name, t in self._same.items():
+            found.append((f"{name}: ", t.dtype, tuple(t.shape), t.device.type, t.requires_grad))
+        for name, value in self._options.items():
+            if isinstance(value, Tensor):
+                found.append((f"{name}=", value.dtype, tuple(value.shape), value.device.type, value.requires_grad))
+            else:  # not itself: 1 is equal to 1.0, and 0.0 to -0.0
+                found.append((f"{name}={value!r}",))
+        kind = first.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        grad_enabled = torch.is_grad_enabled()
+        return self._loss, tuple(found), grad_enabled, autocast, options.grad_scale, options.transport
 
     def _device(self, handle: ProcessGroup) -> torch.device:
         """Where three integers cost least: on the CPU, if the group has a backend for it."""
-        if "cpu:" in dist.get_backend_config(handle):
+        has_cpu = _has_cpu.get(handle)
+        if has_cpu is None:
+            has_cpu = _has_cpu[handle] = "cpu:" in dist.get_backend_config(handle)
+        if has_cpu:
             return torch.device("cpu")
         on_device = next((t.device for t in self._shards.values() if t.device.type != "cpu"), None)
         return on_device or torch.device("cuda", torch.cuda.current_device())
 
 
-def _described(tensor: Tensor, shape: tuple) -> str:
-    grad = ", requires grad" if tensor.requires_grad and torch.is_grad_enabled() else ""
-    return f"{tensor.dtype} ({', '.join(map(str, shape))}) on {tensor.device.type}{grad}".replace("torch.", "")
+# A training step repeats the one before: its text and digest are made once.
+@functools.lru_cache(maxsize=256)
+def _signature(description: tuple) -> tuple[str, int]:
+    """The description for people to read, and its digest."""
+    loss, found, grad_enabled, autocast, grad_scale, transport = description
+    parts = [name + _described(of_tensor, grad_enabled) if of_tensor else name for name, *of_tensor in found]
+    if autocast is not None:
+        parts.append(f"autocast={autocast}".replace("torch.", ""))
+    parts.append(f"Group(grad_scale={grad_scale!r}, transport={transport!r})")
+    signature = f"{loss}({', '.join(parts)})"
+    digest = hashlib.blake2b(signature.encode(), digest_size=8).digest()
+    return signature, int.from_bytes(digest, "big", signed=True)
+
+
+def _described(of_tensor: Sequence[Any], grad_enabled: bool) -> str:
+    dtype, shape, kind, requires_grad = of_tensor
+    grad = ", requires grad" if requires_grad and grad_enabled else ""
+    return f"{dtype} ({', '.join(map(str, shape))}) on {kind}{grad}".replace("torch.", "")

@@ -73,6 +73,8 @@ GroupLike: TypeAlias = Group | ProcessGroup | DeviceMesh | None
 
 def check_process_group(name: str, value: object) -> None:
     """Raises unless ``value`` is a process group, a mesh of one dimension, or ``None``."""
+    if type(value) is ProcessGroup:  # the usual one, at once: PyTorch's own isinstance of it takes several calls
+        return
     if isinstance(value, DeviceMesh):
         if value.ndim != 1:
             names = value.mesh_dim_names or f"{value.ndim} without names"
@@ -86,6 +88,11 @@ def check_process_group(name: str, value: object) -> None:
             f"{name} must be a hyperkern.Group, a torch.distributed.ProcessGroup or a DeviceMesh, "
             f"got {type(value).__name__}"
         )
+
+
+AVAILABLE = dist.is_available()
+# The options of a group that comes without.
+DEFAULTS = Group()
 
 
 def as_group(group: GroupLike) -> Group | None:
@@ -108,14 +115,16 @@ def resolve(group: GroupLike) -> tuple[ProcessGroup, Group] | None:
         TypeError: no group.
         ValueError: `torch.distributed` is not initialised, or this process is not in the group.
     """
-    options = as_group(group)
-    if options is None:
+    if group is None:
         return None
-    if not (dist.is_available() and dist.is_initialized()):
+    if isinstance(group, Group):
+        options, handle = group, group.process_group
+    else:
+        check_process_group("group", group)
+        options, handle = DEFAULTS, group
+    world = dist.group.WORLD if AVAILABLE else None
+    if world is None:
         raise ValueError("group needs torch.distributed: call torch.distributed.init_process_group first")
-    handle = options.process_group
     if isinstance(handle, DeviceMesh):
         handle = handle.get_group()
-    handle = handle or dist.group.WORLD
-    assert handle is not None
-    return handle, options
+    return handle or world, options

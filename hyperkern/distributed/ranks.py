@@ -22,6 +22,10 @@ class Ranks:
     Attributes:
         rank: index of this process in the group.
         counts: rows of each rank.
+        alone: whether this process has the whole batch.
+        total: rows of the batch.
+        offset: index in the batch of the first row of this rank.
+        others: all ranks but this one that have rows.
         grad_factor: what gradients are multiplied by, see `Group`.
     """
 
@@ -29,26 +33,11 @@ class Ranks:
         self.counts, self.handle, self.options = counts, handle, options
         self.rank = 0 if handle is None else handle.rank()
         self.grad_factor = len(counts) if options is not None and options.grad_scale == "ddp" else 1
-
-    @property
-    def alone(self) -> bool:
-        """Whether this process has the whole batch."""
-        return len(self.counts) == 1
-
-    @property
-    def total(self) -> int:
-        """Rows of the batch."""
-        return self.counts[0] if self.alone else sum(self.counts)
-
-    @property
-    def offset(self) -> int:
-        """Index in the batch of the first row of this rank."""
-        return 0 if self.alone else sum(self.counts[: self.rank])
-
-    @property
-    def others(self) -> list[int]:
-        """All ranks but this one that have rows."""
-        return [r for r, count in enumerate(self.counts) if r != self.rank and count]
+        self.alone = len(counts) == 1
+        self.total, self.offset = (counts[0], 0) if self.alone else (sum(counts), sum(counts[: self.rank]))
+        self.others: list[int] = []
+        if not self.alone:
+            self.others = [r for r, count in enumerate(counts) if r != self.rank and count]
 
     def of_views(self, views: int) -> "Ranks":
         """The same ranks with the rows of several views each, one view after the other."""
@@ -71,7 +60,7 @@ class Ranks:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, of the same numbers in the same order: the same bits on each of them."""
-        return value if self.alone else self.all(value).sum(0)
+        return value if self.alone else self._gathered(value.detach()).sum(0)
 
     def max(self, value: Tensor) -> Tensor:
         """The largest of all ranks; nan if one has it."""
@@ -88,13 +77,13 @@ class Ranks:
             What the other ranks have for the rows of this one, ``(B, rows)`` each, in their order.
         """
         batch, own = like.shape
-        sent = [
-            parts[r].reshape(-1) if r in parts else like.new_full((batch * (r != self.rank) * count,), -torch.inf)
-            for r, count in enumerate(self.counts)
-        ]
-        arriving = [batch * own * (r != self.rank) for r in range(len(self.counts))]
+        arriving, leaving = [batch * own] * len(self.counts), [batch * count for count in self.counts]
+        arriving[self.rank] = leaving[self.rank] = 0
+        sent = []
+        for r, length in enumerate(leaving):
+            part = parts.get(r)
+            sent.append(like.new_full((length,), -torch.inf) if part is None else part.reshape(length))
         received = like.new_empty(sum(arriving))
-        leaving = [part.numel() for part in sent]
         dist.all_to_all_single(received, torch.cat(sent), arriving, leaving, group=self.handle)
         parts_here = received.view(-1, batch, own) if received.numel() else received.new_empty(0, batch, own)
         return list(parts_here.unbind())

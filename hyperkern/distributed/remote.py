@@ -1,7 +1,7 @@
 """The rows of the other ranks: all at once, or one shard after the other."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,8 @@ _under_way: list[tuple[ProcessGroup | None, Arrival]] = []
 
 def settle(handle: ProcessGroup) -> None:
     """Takes in what a loss that failed on all ranks has left on its way."""
+    if not _under_way:
+        return
     left = [transfer for transfer in _under_way if transfer[0] is handle]
     _under_way[:] = [transfer for transfer in _under_way if transfer[0] is not handle]
     for _, arrival in left:
@@ -50,14 +52,18 @@ class Remote:
     Args:
         ranks: who shares.
         tensors: ``(B, rows, ...)`` of this rank, the same but for the rows on every rank.
+
+    Attributes:
+        ranks: who shares.
+        is_kept: whether the rows of the other ranks stay here between visits.
     """
 
     def __init__(self, ranks: Ranks, tensors: Sequence[Tensor | None]) -> None:
         self.ranks, self._own = ranks, _detached(tensors)
-        self._keeps = ranks.keeps(sum(map(_row_bytes, self._own)))
+        self.is_kept = ranks.keeps(_row_bytes(self._own))
         self._kept: Tensors | None = None
         # The first transfer runs while the caller is busy with its own rows.
-        arrival = self._gather(self._own) if self._keeps else self._hop(1, self._own)
+        arrival = self._gather(self._own) if self.is_kept else self._hop(1, _packed(self._own))
         self._started: tuple[ProcessGroup | None, Arrival] | None = (ranks.handle, arrival)
         _under_way.append(self._started)
 
@@ -69,40 +75,34 @@ class Remote:
     def restored(cls, ranks: Ranks, state: Sequence[Tensor | None], *, kept: bool) -> "Remote":
         """One that has been visited before."""
         remote = cls.__new__(cls)
-        remote.ranks, remote._keeps, remote._started = ranks, kept, None
+        remote.ranks, remote.is_kept, remote._started = ranks, kept, None
         remote._own = remote._kept = tuple(state)
         return remote
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether the rows of the other ranks stay here between visits."""
-        return self._keeps
-
-    def blocks(self, *vectors: Tensor | None) -> Iterator[Block]:
+    def blocks(self, *vectors: Tensor | None) -> Iterable[Block]:
         """Visits the rows of all other ranks, with ``vectors``, ``(B, rows)`` of this rank, shared as well."""
-        return (self._gathered if self._keeps else self._around)(_detached(vectors))
-
-    def _first(self) -> Arrival | None:
-        started, self._started = self._started, None
-        if started is None:
-            return None
-        # By identity: equality would compare what is not comparable.
-        _under_way[:] = [transfer for transfer in _under_way if transfer is not started]
-        return started[1]
-
-    def _gathered(self, more: Tensors) -> Iterator[Block]:
-        first = self._first()
+        first = None if self._started is None else self._first(self._started)
+        if not self.is_kept:
+            return self._around(first, vectors)
         if first is not None:
             self._kept = first()
         assert self._kept is not None
-        arrived = self._gather(more)()
-        if self.ranks.others:
-            yield Block(self.ranks.others, self._kept + arrived)
+        arrived = self._gather(vectors)() if vectors else ()
+        return [Block(self.ranks.others, self._kept + arrived)] if self.ranks.others else []
 
-    def _around(self, more: Tensors) -> Iterator[Block]:
-        first = self._first()
+    def _first(self, started: tuple[ProcessGroup | None, Arrival]) -> Arrival:
+        """What is under way since this was made, for the first visit."""
+        self._started = None
+        for i, transfer in enumerate(_under_way):
+            if transfer is started:  # by identity: equality would compare what is not comparable
+                del _under_way[i]
+                break
+        return started[1]
+
+    def _around(self, first: Arrival | None, more: Tensors) -> Iterator[Block]:
         assert first is None or not more  # the first visit, under way already, is one without vectors
-        arrival = first or self._hop(1, self._own + more)
+        own = self._own + more
+        arrival = first or self._hop(1, _packed(own))
         del first  # or it would hold the first shard to the end
         size = len(self.ranks.counts)
         for distance in range(1, size):
@@ -111,7 +111,7 @@ class Remote:
                 arrival = self._hop(distance + 1, current)  # under the computation with the current shard
             owner = self._owner(distance)
             if self.ranks.counts[owner]:
-                yield Block([owner], current)
+                yield Block([owner], _unpacked(current, own))
             del current
 
     def _owner(self, distance: int) -> int:
@@ -121,10 +121,8 @@ class Remote:
     def _hop(self, distance: int, payload: Tensors) -> Arrival:
         """Passes the shard at hand to the rank below and takes that of the rank above, ``distance`` from its owner."""
         ranks = self.ranks
-        arriving = tuple(
-            None if t is None else t.new_empty(t.shape[0], ranks.counts[self._owner(distance)], *t.shape[2:])
-            for t in payload
-        )
+        count = ranks.counts[self._owner(distance)]
+        arriving = tuple(t.new_empty(t.shape[0], count, *t.shape[2:]) for t in payload)
         below, above = (ranks.rank - 1) % len(ranks.counts), (ranks.rank + 1) % len(ranks.counts)
         transfers = [
             # One element for a shard without rows: a communicator is made by the first transfer that all ranks take
@@ -132,7 +130,6 @@ class Remote:
             dist.P2POp(operation, tensor if tensor.numel() else tensor.new_zeros(1), None, ranks.handle, tag, peer)
             for operation, peer, tensors in ((dist.isend, below, payload), (dist.irecv, above, arriving))
             for tag, tensor in enumerate(tensors)
-            if tensor is not None
         ]
         works = dist.batch_isend_irecv(transfers)
 
@@ -145,14 +142,22 @@ class Remote:
 
     def _gather(self, payload: Tensors) -> Arrival:
         """The rows of all other ranks, one rank after the other."""
-        ranks = self.ranks
-        transfers = [None if t is None else gather_rows(t, ranks.counts, ranks.handle) for t in payload]
+        ranks, transfers = self.ranks, []
+        most = max(ranks.counts)
+        for tensor in _packed(payload):
+            padded = _padded(tensor, most) if tensor.shape[1] < most else tensor
+            transfers.append(all_gather(padded, len(ranks.counts), ranks.handle, wait=False))
 
         def arrived() -> Tensors:
-            shards = [None if transfer is None else transfer() for transfer in transfers]
-            if not ranks.others:
-                return (None,) * len(shards)
-            return tuple(None if s is None else torch.cat([s[r] for r in ranks.others], 1) for s in shards)
+            found = []
+            for everywhere, work in transfers:
+                work.wait()
+                if ranks.others:
+                    shards = []
+                    for r in ranks.others:
+                        shards.append(everywhere[r][:, : ranks.counts[r]])
+                    found.append(torch.cat(shards, 1))
+            return _unpacked(found, payload) if ranks.others else (None,) * len(payload)
 
         return arrived
 
@@ -164,21 +169,64 @@ def gather_rows(rows: Tensor, counts: Sequence[int], handle: ProcessGroup | None
         A function that waits for them.
     """
     most = max(counts)
-    if rows.shape[1] < most:  # a collective takes equal shapes only
-        padding = rows.new_zeros(rows.shape[0], most - rows.shape[1], *rows.shape[2:])
-        rows = torch.cat([rows, padding], 1)
-    everywhere, work = all_gather(rows, len(counts), handle, wait=False)
+    padded = _padded(rows, most) if rows.shape[1] < most else rows
+    everywhere, work = all_gather(padded, len(counts), handle, wait=False)
 
     def arrived() -> list[Tensor]:
         work.wait()
-        return [shard[:, :count] for shard, count in zip(everywhere, counts, strict=True)]
+        return [shard[:, :count] for shard, count in zip(everywhere.unbind(), counts, strict=True)]
 
     return arrived
 
 
+def _padded(rows: Tensor, most: int) -> Tensor:
+    """With so many rows: a collective takes equal shapes only."""
+    padding = rows.new_zeros(rows.shape[0], most - rows.shape[1], *rows.shape[2:])
+    return torch.cat([rows, padding], 1)
+
+
+def _packed(tensors: Tensors) -> Tensors:
+    """What travels: the vectors of one dtype as one tensor, since each transfer has its price, however small."""
+    found: list[Tensor] = []
+    vectors: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor is not None and tensor.dim() > 2:
+            found.append(tensor)
+        elif tensor is not None:
+            vectors.setdefault(tensor.dtype, []).append(tensor)
+    for together in vectors.values():
+        found.append(together[0].contiguous() if len(together) == 1 else torch.cat(together))
+    return tuple(found)
+
+
+def _unpacked(arrived: Sequence[Tensor], like: Tensors) -> Tensors:
+    """What another rank has of ``like``, from what its `_packed` has become on the way."""
+    found: list[Tensor | None] = [None] * len(like)
+    places: dict[torch.dtype, list[int]] = {}
+    at = 0
+    for place, tensor in enumerate(like):
+        if tensor is not None and tensor.dim() > 2:
+            found[place] = arrived[at]
+            at += 1
+        elif tensor is not None:
+            places.setdefault(tensor.dtype, []).append(place)
+    for packed, together in zip(arrived[at:], places.values(), strict=True):
+        for place, vector in zip(together, packed.chunk(len(together)), strict=True):
+            found[place] = vector
+    return tuple(found)
+
+
 def _detached(tensors: Sequence[Tensor | None]) -> Tensors:
-    return tuple(None if t is None else t.detach().contiguous() for t in tensors)
+    found = []
+    for tensor in tensors:
+        found.append(None if tensor is None else tensor.detach().contiguous())
+    return tuple(found)
 
 
-def _row_bytes(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.itemsize * math.prod(tensor.shape[:1] + tensor.shape[2:])
+def _row_bytes(tensors: Tensors) -> int:
+    """What one row takes, of all tensors together."""
+    found = 0
+    for tensor in tensors:
+        if tensor is not None:
+            found += tensor.itemsize * math.prod(tensor.shape[:1] + tensor.shape[2:])
+    return found

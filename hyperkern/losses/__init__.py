@@ -1,5 +1,6 @@
 """The losses: short compositions over the primitives of `hyperkern.autograd`."""
 
+from . import _eager  # noqa: F401, registers how the losses below are called
 from .align_uniform import AlignUniform, align_uniform
 from .alignment import alignment
 from .clip import clip_loss, siglip

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .. import autograd
 from ..distributed import Ranks, checks
+from ..spec import DTYPES
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # PyTorch does not compare them with integers of other dtypes.
 _WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
@@ -24,7 +24,7 @@ def check_rows(name: str, x: Tensor, *, may_be_empty: bool = False, batched: boo
         raise TypeError(
             f"{name} must be a torch.Tensor of features {shapes}, got {type(x).__name__} (options are keyword-only)"
         )
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16 features, got {x.dtype}")
     if x.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}")
@@ -70,8 +70,7 @@ def check_pairs(name: str, x: Tensor, ranks: Ranks) -> None:
 
 def check_backend(backend: str | None, x: Tensor, agreed: checks) -> None:
     """Raises, where other ranks would wait, for a backend that cannot be had; every rank must name the same."""
-    if agreed.may_be_empty:
-        agreed.also(backend=autograd.check_backend(backend, x))
+    agreed.also(backend=autograd.check_backend(backend, x))
 
 
 def is_empty_queue(rows: Tensor | None) -> bool:
@@ -107,7 +106,8 @@ def check_number(name: str, value: float) -> float:
 
 def check_positive(name: str, value: float) -> float:
     """The same; raises unless it is above 0 and float32 holds it, and its reciprocal too."""
-    value = _real(name, value)
+    if type(value) is not float:
+        value = _real(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
     if not 1e-30 <= value <= 1e30:
@@ -115,12 +115,11 @@ def check_positive(name: str, value: float) -> float:
     return value
 
 
-def check_max_norm(value: float | None, normalize: bool) -> None:
-    """Raises unless ``max_norm`` is ``None``, or a number above 0 for rows that are not normalised."""
-    if value is not None:
-        check_positive("max_norm", value)
-        if normalize:
-            raise ValueError(f"max_norm is for normalize=False: normalised rows have norm 1, got max_norm={value}")
+def check_max_norm(value: float, normalize: bool) -> None:
+    """Raises unless ``max_norm`` is a number above 0, for rows that are not normalised."""
+    check_positive("max_norm", value)
+    if normalize:
+        raise ValueError(f"max_norm is for normalize=False: normalised rows have norm 1, got max_norm={value}")
 
 
 def _real(name: str, value: float) -> float:

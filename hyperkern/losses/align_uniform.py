@@ -75,7 +75,8 @@ def align_uniform(
         t = check_positive("t", t)
         align_weight = check_number("align_weight", align_weight)
         uniform_weight = check_number("uniform_weight", uniform_weight)
-        check_backend(backend, x, agreed)
+        if agreed.may_be_empty:
+            check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks = agreed.ranks
     check_pairs("x", x, ranks)

@@ -51,7 +51,8 @@ def alignment(
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
         alpha = check_positive("alpha", alpha)
         check_choice("reduction", reduction, REDUCTIONS)
-        check_backend(backend, x, agreed)
+        if agreed.may_be_empty:
+            check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
     return reduce_rows(alignment_of_rows(x, y, alpha), reduction, agreed.ranks)

@@ -73,7 +73,8 @@ def clip_loss(
         check_choice("reduction", reduction, REDUCTIONS)
         if ids is not None:
             check_vector("ids", ids, "x", x, integer=True)
-        check_backend(backend, x, agreed)
+        if agreed.may_be_empty:
+            check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, ids=ids)
     ranks, precision = agreed.ranks, product_precision(x)
     number, tensor = number_or_tensor(logit_scale)
@@ -192,7 +193,8 @@ def own_decisions(
         logit_scale = check_scale("logit_scale", logit_scale, x)
         logit_bias = check_scalar("logit_bias", logit_bias, x)
         check_choice("reduction", reduction, ("mean", "sum"))
-        check_backend(backend, x, agreed)
+        if agreed.may_be_empty:
+            check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks, precision = agreed.ranks, product_precision(x)
     scale_number, scale_tensor = number_or_tensor(logit_scale)

@@ -72,7 +72,8 @@ def sup_con(
             check_vector("y_labels", y_labels, "y", y, integer=True)
         temperature = check_scale("temperature", temperature, x)
         check_choice("reduction", reduction, REDUCTIONS)
-        check_backend(backend, x, agreed)
+        if agreed.may_be_empty:
+            check_backend(backend, x, agreed)
         agreed.shard(x=x, labels=labels)
         agreed.same(y=y, y_labels=y_labels)
     ranks = agreed.ranks

@@ -85,7 +85,8 @@ def uniformity(
     with checks(group, "uniformity", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         t = check_positive("t", t)
-        check_max_norm(max_norm, normalize)
+        if max_norm is not None:
+            check_max_norm(max_norm, normalize)
         if x_weights is not None:
             check_vector("x_weights", x_weights, "x", x)
         if y is not None:
@@ -96,11 +97,13 @@ def uniformity(
             raise ValueError("intra=True counts the pairs of x beside those with y, but y is None")
         elif y_weights is not None:
             raise ValueError("y_weights needs y, but y is None; the rows of x are weighted by x_weights")
-        check_backend(backend, x, agreed)
+        if agreed.may_be_empty:
+            check_backend(backend, x, agreed)
         agreed.shard(x=x, x_weights=x_weights)
-        agreed.same(y=y, y_weights=y_weights)
+        if y is not None:
+            agreed.same(y=y, y_weights=y_weights)
     ranks = agreed.ranks
-    if y is None:
+    if y is None and ranks.total < 2:
         check_pairs("x", x, ranks)
 
     # What is rounded must be so in the lengths too: only rows that come in half precision are multiplied in it.

@@ -76,7 +76,8 @@ class UniformityLoss(Loss):
     ) -> None:
         super().__init__(backend, group)
         check_positive("t", t)
-        check_max_norm(max_norm, normalize)
+        if max_norm is not None:
+            check_max_norm(max_norm, normalize)
         self.t, self.intra, self.normalize, self.max_norm = t, intra, normalize, max_norm
 
     def forward(

@@ -123,7 +123,8 @@ def run_losses(rows: int, dim: int) -> None:
         need = [name for name, value in zip(inputs._fields, inputs, strict=True) if value is not None]
         found = backend.loss(inputs, spec, need)
         if found is not None:  # rows are not too long for one pass
-            backend.loss_grad(inputs, spec, need, found[1], found[0])
+            needed = {name: getattr(inputs, name) for name in need}
+            backend.loss_grad(needed, spec, found.state, found.values)
 
 
 def main() -> None:

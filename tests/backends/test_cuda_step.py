@@ -223,9 +223,14 @@ def test_whole_losses_read_and_write_nothing_outside(dim: int, dtype: torch.dtyp
     queue, dqueue = (None, None) if together else (inside(2, k, dim, dtype=dtype) for _ in range(2))
     operand, positives, terms = inside(2, rows, padded, dtype=dtype), inside(2, n), inside(2, 5, rows + 3)
     counts, cleared, zeros, bias = inside(3), inside(7), inside(2, 2, 2), inside(17)
+    scale, kept_x, kept_y, kept_scale = inside(1).abs_(), inside(2, n, dim), inside(2, n, dim), inside(1)
     ops.prepare_loss(
-        x, y, queue, 1e-12, together, None, False, None, 3.0, operand, positives, zeros, counts, cleared, bias
-    )
+        x, y, queue, 1e-12, together, scale, True, None, 3.0, operand, positives, zeros, counts, cleared, bias,
+        kept_x, kept_y, kept_scale,
+    )  # fmt: skip
+    assert torch.equal(kept_scale, scale)
+    for kept, given in ((kept_x, x), (kept_y, y)):
+        torch.testing.assert_close(kept, torch.nn.functional.normalize(given.float(), dim=-1))
     assert (operand[..., dim:] == 0).all()
     assert (counts == 0).all()
     assert (cleared == 0).all()
@@ -242,10 +247,10 @@ def test_whole_losses_read_and_write_nothing_outside(dim: int, dtype: torch.dtyp
         of_features = (0, 3, 6 * rows, 2, rows, 0, 2, 0, 3, 0, 0, rows, 1, 2, *[0] * 7)
     else:
         of_features = (0, 3, 6 * rows, 2, rows, 0, 1, *second, 0, 1, *second, n, 1)
-    scale, of_scale = inside(1), inside(1)
+    of_scale = inside(1)
     partials = inside(2 * 2 * (4 + (0 if together else 1)))
     ops.finish_loss(
-        x, y, queue, together, scale.abs_(), 1.0, True, grad, None, of_features, weights, None, loss, 0.5, 1.0, 1.0,
+        x, y, queue, together, scale, 1.0, True, grad, None, of_features, weights, None, loss, 0.5, 1.0, 1.0,
         1e-12, dx, dy, dqueue, of_scale, None, partials, counts,
     )  # fmt: skip
     for around in everything:
@@ -264,7 +269,7 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
         ops.prepare_loss(**{
             **{"x": x, "y": y, "queue": None, "eps": 1e-12, "together": False, "scale": None, "reciprocal": False},
             **{"bias": None, "bias_value": 0.0, "operand": operand, "positives": positives, "zeros": None},
-            **{"counted": counts, "cleared": None, "terms": None},
+            **{"counted": counts, "cleared": None, "terms": None, "kept_x": None, "kept_y": None, "kept_scale": None},
             **changed,
         })  # fmt: skip
 
@@ -284,7 +289,9 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
     place = (1, 0, 1, 0, 0, 1)
     cases = [
         (lambda: prepare(y=y[:, :5]), r"y must have shape \(2, 12, 6\), got \(2, 5, 6\)"),
-        (lambda: prepare(y=y.half()), "y must be Float, got Half"),
+        (lambda: prepare(kept_x=y[:, :5].contiguous()), r"kept_x must have shape \(2, 12, 6\)"),
+        (lambda: prepare(kept_scale=x.new_empty(1)), "kept_scale is that of a tensor"),
+        (lambda: finish(dx=x.half()), "a gradient must have the type of its feature, got Half"),
         (lambda: prepare(operand=operand[:, :23].contiguous()), r"operand must have shape \(2, 24, 8\)"),
         (lambda: prepare(positives=None), "positives are those of x and y"),
         (lambda: prepare(counted=counts[:2]), "counts must be contiguous and have at least 3 elements"),
@@ -336,6 +343,7 @@ def test_schemas_of_whole_losses() -> None:
     ops, counts = library.ops(x.device), x.new_zeros(3)
     operand, positives = x.new_empty(2, 24, 8), x.new_empty(2, 12)
     prepared = (x, y, None, 1e-12, False, None, False, None, 0.0, operand, positives, None, counts, None, None)
+    prepared += (None, None, None)
     torch.library.opcheck(ops.prepare_loss.default, prepared, test_utils=checks)
     arguments = head(
         SOFTMAX, 12, x.new_ones(1, 2, 12), (1, 0, 1, 0, 0, 1), positives=positives, terms=x.new_empty(2, 2, 40)

@@ -1,5 +1,6 @@
 """The choice of a backend: forced, by environment, by falling back; and the report of it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -16,11 +17,15 @@ from hyperkern.backends import Problem, select
 from hyperkern.cli import main
 from hyperkern.spec import PairSpec
 
+pytestmark = pytest.mark.usefixtures("chosen_anew")
+
 PROBLEM = Problem("energy", torch.device("cpu"), torch.float32, 16, PairSpec(4.0, True))
 
 
 class Fake(SimpleNamespace):
     """A backend that computes by the reference and refuses for the given reasons."""
+
+    LOSSES: tuple[str, ...] = ()
 
     def __init__(self, *reasons: str, unverified: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -33,7 +38,7 @@ class Fake(SimpleNamespace):
         return self.doubts
 
     def __getattr__(self, primitive: str) -> object:
-        if primitive.startswith("_") or primitive == "align_uniform":
+        if primitive.startswith("_"):
             raise AttributeError(primitive)
         self.calls.append(primitive)
         return getattr(backends.importlib.import_module("hyperkern.backends.reference"), primitive)
@@ -152,14 +157,18 @@ def test_the_first_usable_backend_serves_forward_and_backward(monkeypatch: pytes
     assert set(fake.calls) == {"prepare", "finish", "energy", "row_lse", "pair_grad"}
 
 
-def test_a_backend_is_shielded_from_autocast(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
+@pytest.mark.parametrize("whole", [(), ("uniformity", "info_nce")])
+def test_a_backend_is_shielded_from_autocast(whole: tuple, monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
     # A backend may use any product; autocast must not send it to half precision behind its back.
     seen = []
 
     class Watching(Fake):
-        def unsupported(self, problem: Problem) -> list[str]:
-            seen.append((torch.is_autocast_enabled("cpu"), torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype))
-            return []
+        LOSSES = whole
+
+        def __getattr__(self, function: str) -> object:
+            if function not in ("__iter__", "loss_grad"):  # in a backward pass autocast is off
+                seen.append((torch.is_autocast_enabled("cpu"), torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype))
+            return super().__getattr__(function)
 
     install(monkeypatch, Watching())
     x.requires_grad_()
@@ -289,3 +298,19 @@ def test_the_choice_on_a_gpu_follows_its_capability_and_its_check(monkeypatch: p
     assert select(None, on_gpu) is triton
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert "AMD" in triton.unsupported(on_gpu)[0]
+
+
+def test_each_problem_is_asked_once(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
+    asked = []
+
+    class Asked(Fake):
+        def unsupported(self, problem: Problem) -> list[str]:
+            asked.append(problem)
+            return []
+
+    install(monkeypatch, Asked())
+    monkeypatch.setattr(backends, "_chosen", functools.lru_cache(backends._chosen))
+    for _ in range(3):
+        hyperkern.uniformity(x.requires_grad_()).backward()
+    assert asked
+    assert len(asked) == len(set(asked))

@@ -252,6 +252,21 @@ def test_zero_and_extreme_rows(backend: str, name: str) -> None:
         assert_close(got.double() * norm, want * norm, 2e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["clip_loss-learnable", "info_nce-learnable", "nt_xent-learnable", "siglip-learnable", "uniformity-intra"]
+)
+def test_what_has_no_gradient_may_change_before_it_is_asked_for(backend: str, name: str) -> None:
+    given = tensors(name, 20, 6)
+    for wanted in range(len(given)):
+        args = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(given)]
+        (expected,) = torch.autograd.grad(LOSSES[name].ours(*args, backend=backend), args[wanted])
+        value = LOSSES[name].ours(*args, backend=backend)
+        for i, t in enumerate(args):
+            if i != wanted:
+                t.fill_(torch.nan)
+        assert torch.equal(torch.autograd.grad(value, args[wanted])[0], expected)
+
+
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_row_is_seen(backend: str, name: str, bad: float) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,36 @@ def test_a_wrong_gradient_does_not_matter_to_the_value_alone() -> None:
     assert check(wrong_gradient, SETUP._replace(mode="forward")) is not None
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x, y, scale: (x, y, scale.detach()), "2 gradients, expected 3"),
+        # The value stays, the gradients of the sides too.
+        (lambda x, y, scale: (x, y, scale.detach() + 0.99 * (scale - scale.detach())), "relative error 0.01 of"),
+    ],
+)
+def test_the_gradient_of_a_learned_number_counts(change: Callable[..., tuple[Tensor, ...]], reason: str) -> None:
+    loss = IMPLEMENTATIONS["clip_learned", "dense"].make()
+    learned = Implementation("clip_learned", "it", lambda: loss)
+    with pytest.raises(gate.GateFailure, match=reason):
+        gate.check(
+            CASES["clip_learned"], learned, lambda: lambda *of: loss(*change(*of)), SETUP._replace(case="clip_learned")
+        )
+
+
+def test_the_truth_is_given_labels_as_they_are() -> None:
+    kinds = []
+
+    def truth(x: Tensor, labels: Tensor) -> Tensor:
+        kinds.append((x.dtype, labels.dtype))
+        return x.square().sum()
+
+    case = replace(CASES["sup_con"], truth=truth)
+    found = Implementation("sup_con", "it", lambda: truth)
+    gate.check(case, found, found.make, SETUP._replace(case="sup_con"))
+    assert kinds == [(torch.float64, torch.int64), (torch.float32, torch.int64)]
+
+
 def test_a_gradient_that_is_missing_is_named() -> None:
     setup = SETUP._replace(case="clip")
     loss = IMPLEMENTATIONS["clip", "dense"].make()
@@ -61,7 +92,7 @@ def test_a_gradient_that_is_missing_is_named() -> None:
         gate.check(CASES["clip"], of_one, lambda: lambda x, y: loss(x, y.detach()), setup)
 
 
-@pytest.mark.parametrize("case", ["uniformity", "align_uniform", "nt_xent", "clip"])
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.truth is not None])
 @pytest.mark.parametrize("name", ["dense", "chunked", "pdist", "hyperkern"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_peers_of_torch_pass(case: str, name: str, dtype: str) -> None:

@@ -326,8 +326,8 @@ MUTANTS = [
     _mutant(
         "the padding of a shorter shard counts",
         "distributed/remote.py",
-        "[shard[:, :count] for shard, count",
-        "[shard for shard, count",
+        "everywhere[r][:, : ranks.counts[r]]",
+        "everywhere[r]",
         "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
     ),
     _mutant(
@@ -336,6 +336,13 @@ MUTANTS = [
         "self.grad_factor = len(counts) if",
         "self.grad_factor = 1 if",
         "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
+    ),
+    _mutant(
+        "the ranks' description is put into words at every step",
+        "distributed/checks.py",
+        "@functools.lru_cache(maxsize=256)\n",
+        "",
+        "distributed/test_distributed_frames.py::test_a_step_runs_few_frames",
     ),
     # The choice of a backend.
     _mutant(
@@ -502,10 +509,17 @@ MUTANTS = [
         f"{WHOLE}::test_a_confident_model_in_half_precision[triton-cpu-clip_loss]",
     ),
     _mutant(
+        "partners without a gradient are not kept",
+        "backends/triton/step_rows.py",
+        "                tl.store(p_unit_y + o_unit, b_y, mask=mask)",
+        "                tl.store(p_unit_y + o_unit, b_x, mask=mask)",
+        f"{WHOLE}::test_frozen_sides[triton-cpu-clip_loss-learnable]",
+    ),
+    _mutant(
         "the operand is taken for what the setting of products is now",
         "backends/common/step.py",
-        "plan = plan_of(inputs, spec, need, kind=KINDS[kind.shape[1]])",
-        "plan = plan_of(inputs, spec, need)",
+        "bool(learnable), KINDS[kind])",
+        "bool(learnable), float32_setting())",
         f"{WHOLE}::test_the_setting_of_products_may_change_before_the_gradient[triton-cpu-clip_loss]",
     ),
     # The kernels in CUDA C++, as far as no library has to be compiled anew.

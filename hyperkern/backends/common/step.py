@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...spec import LossInputs, LossSpec, is_bounded
+from .. import WholeLoss
 from .precision import float32_setting, product_of
 
 # What the weights of a softmax are multiplied by in float16: each is at most 1, and their sum of two below its range.
@@ -56,25 +57,23 @@ class AlignUniformStep(NamedTuple):
     values: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
     grads: Callable[..., tuple[Tensor, Tensor]]
 
-    def loss(
-        self, inputs: LossInputs, spec: LossSpec, need: Collection[str]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
+    def loss(self, inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
         """Both sides with their gradients, or neither; a common bound of the exponents."""
         x = inputs.x
         if ("x" in need) != ("y" in need) or not is_bounded(spec.scale, x.shape[-2] ** 2, x.dtype):
             return None
-        return self.values(x, inputs.y, _options(spec), spec.precision, need_grad=bool(need))
+        values, state = self.values(x, inputs.y, _options(spec), spec.precision, need_grad=bool(need))
+        return WholeLoss(values, state, {})
 
     def loss_grad(
         self,
-        inputs: LossInputs,
+        needed: dict[str, Tensor],
         spec: LossSpec,
-        need: Collection[str],
         state: tuple[Tensor, ...],
         cotangents: tuple[Tensor | None, ...],
     ) -> dict[str, Tensor]:
         """The gradients of both sides."""
-        grads = self.grads(inputs.x, inputs.y, state, _options(spec), cotangents)
+        grads = self.grads(needed["x"], needed["y"], state, _options(spec), cotangents)
         return dict(zip(("x", "y"), grads, strict=True))
 
 
@@ -174,7 +173,7 @@ class Plan(NamedTuple):
     @property
     def distinct(self) -> bool:
         """Whether the distinct pairs of ``x`` count in an energy."""
-        return self.queue is None or (self.spec.in_batch and self.pairs > 1)
+        return not self.further or (self.spec.in_batch and self.pairs > 1)
 
     def of_sums(self) -> tuple[Job, ...]:
         """Which sums are taken; with two ways of the columns too. Of an energy the queue comes first."""
@@ -213,21 +212,37 @@ def _of_weights(
     return (*jobs, Job(n, n, 0, n, True)) if "y" in need else jobs
 
 
+class Kept(NamedTuple):
+    """Copies of what a gradient needs besides the inputs that get one: those may have changed since.
+
+    Attributes:
+        x: ``(B, N, D)`` float32 unit rows, where the anchors get none.
+        y: ``(B, N, D)`` those of the partners, likewise.
+        scale: float32, where it is a tensor, whether or not it gets one.
+    """
+
+    x: Tensor | None = None
+    y: Tensor | None = None
+    scale: Tensor | None = None
+
+
 class Kernels(NamedTuple):
     """What a backend launches. The state is what `values` hands to `grads`.
 
     Attributes:
         serves: ``(plan)``, whether rows are short enough for the contraction in one pass.
-        values: ``(plan)``, the loss ``(B,)`` and the state. Prepares the rows; where there is a softmax, takes the sums
-            and makes the factors of the weights of them; else contracts, if a gradient is needed, and adds the sums.
-        grads: ``(plan, state, cotangent)``, the gradients that are needed, batched as the plan's features are, from
-            that of the loss, ``()`` or ``(B,)``. Contracts, where that has not been done, adds partial results and the
-            pairs of partners, and projects.
+        values: ``(plan)``, the loss ``(B,)``, what is `Kept` if any gradient is needed, and the state. Prepares the
+            rows; where there is a softmax, takes the sums and makes the factors of the weights of them; else contracts,
+            if a gradient is needed, and adds the sums.
+        grads: ``(plan, needed, state, cotangent)``, the gradients of the inputs ``needed``, by name, from that of the
+            loss, ``()`` or ``(B,)``. In the plan what is kept stands for inputs that get none, and there is no queue if
+            it gets none. Contracts, where that has not been done, adds partial results and the pairs of partners, and
+            projects.
     """
 
     serves: Callable[[Plan], bool]
-    values: Callable[[Plan], tuple[Tensor, State]]
-    grads: Callable[[Plan, State, Tensor], dict[str, Tensor]]
+    values: Callable[[Plan], tuple[Tensor, Kept, State]]
+    grads: Callable[[Plan, dict[str, Tensor], State, Tensor], dict[str, Tensor]]
 
 
 class WholeLosses(NamedTuple):
@@ -243,9 +258,7 @@ class WholeLosses(NamedTuple):
     kernels: Kernels
     queue_alone: bool = False
 
-    def loss(
-        self, inputs: LossInputs, spec: LossSpec, need: Collection[str]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
+    def loss(self, inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
         """A whole loss and the state of its gradient; ``None`` where it is left to the composition."""
         if spec.loss == "align_uniform":
             return self.align_uniform.loss(inputs, spec, need)
@@ -254,48 +267,57 @@ class WholeLosses(NamedTuple):
         plan = plan_of(inputs, spec, need)
         if plan is None or not self.kernels.serves(plan):
             return None
-        value, state = self.kernels.values(plan)
-        # The setting of `torch.set_float32_matmul_precision` may be another one when the gradient is asked for.
-        kind = value.new_empty((0, KINDS.index(plan.kind)))
-        return (value.view(inputs.x.shape[:-2]),), (kind, *state) if need else ()
+        value, kept, state = self.kernels.values(plan)
+        values = (value.view(inputs.x.shape[:-2]),)
+        if not need:
+            return WholeLoss(values, (), {})
+        # The numbers of a plan, as sizes of nothing: the queue will be gone, the setting of products may be another.
+        learnable = plan.scale is not None
+        numbers = value.new_empty((0, KINDS.index(plan.kind), plan.batch, plan.pairs, plan.further, learnable))
+        return WholeLoss(values, (numbers, *(t for t in kept if t is not None), *state), {})
 
     def loss_grad(
-        self,
-        inputs: LossInputs,
-        spec: LossSpec,
-        need: Collection[str],
-        state: State,
-        cotangents: tuple[Tensor | None, ...],
+        self, needed: dict[str, Tensor], spec: LossSpec, state: State, cotangents: tuple[Tensor | None, ...]
     ) -> dict[str, Tensor]:
         """The gradients that are needed, by the name of the input."""
         if spec.loss == "align_uniform":
-            return self.align_uniform.loss_grad(inputs, spec, need, state, cotangents)
-        kind, cotangent = state[0], cotangents[0]
-        plan = plan_of(inputs, spec, need, kind=KINDS[kind.shape[1]])
-        assert plan is not None
+            return self.align_uniform.loss_grad(needed, spec, state, cotangents)
+        (plan, rest), cotangent = _plan_of_state(needed, spec, state), cotangents[0]
         assert cotangent is not None
-        grads = self.kernels.grads(plan, state[1:], cotangent)
-        return {name: grad.view(getattr(inputs, name).shape) for name, grad in grads.items()}
+        return self.kernels.grads(plan, needed, rest, cotangent)
 
 
-def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str], *, kind: str | None = None) -> Plan | None:
-    """How a loss is computed in one piece; ``None`` where it is not.
-
-    ``kind`` is that of the operand where there is one already.
-    """
+def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:
+    """How a loss is computed in one piece; ``None`` where it is not."""
     x, (y, queue) = inputs.x, (inputs.y, inputs.queue) if spec.loss != "uniformity" else (None, inputs.y)
     for number in (inputs.scale, inputs.bias):
         if number is not None and number.device != x.device:
             return None
     batch, pairs = 1 if x.dim() == 2 else x.shape[0], x.shape[-2]
     further = 0 if queue is None else queue.shape[-2]
-    if kind is None:  # a kind is exact, of the precision of an input float32 is a matter of the setting
-        kind = float32_setting() if spec.precision == "float32" else spec.precision
+    # A kind is exact, of the precision of an input float32 is a matter of the setting.
+    kind = float32_setting() if spec.precision == "float32" else spec.precision
     static = _static(spec, x.dtype, pairs, further, inputs.scale is not None, kind)
     if static is None:
         return None
     features = (_batched(x), _batched(y), _batched(queue))
     return Plan(spec, tuple(need), *features, inputs.scale, inputs.bias, batch, pairs, further, *static)
+
+
+def _plan_of_state(needed: dict[str, Tensor], spec: LossSpec, state: State) -> tuple[Plan, State]:
+    """The plan that the state was made by, with what is kept, and the rest of the state."""
+    _, kind, batch, pairs, further, learnable = state[0].shape
+    rest = list(state[1:])
+    x = _batched(needed["x"]) if "x" in needed else rest.pop(0)
+    of_y, queue = needed.get("y"), needed.get("queue")
+    if spec.loss == "uniformity":
+        y, queue = None, _batched(of_y)
+    else:
+        y, queue = rest.pop(0) if of_y is None else _batched(of_y), _batched(queue)
+    scale = rest.pop(0) if learnable else None
+    static = _static(spec, torch.float32, pairs, further, bool(learnable), KINDS[kind])
+    assert static is not None
+    return Plan(spec, tuple(needed), x, y, queue, scale, None, batch, pairs, further, *static), tuple(rest)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
 from ..common.partials import cut
-from ..common.step import LOSSES, Job, Kernels, Plan, State, WholeLosses
+from ..common.step import LOSSES, Job, Kept, Kernels, Plan, State, WholeLosses
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
 from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile, tile_of
@@ -80,15 +80,14 @@ def serves(plan: Plan) -> bool:
     return _width(plan) <= CONTRACT_DIM and plan.x.numel() > 0
 
 
-def values(plan: Plan) -> tuple[Tensor, State]:
-    """The loss ``(B,)`` and what `grads` needs besides."""
+def values(plan: Plan) -> tuple[Tensor, Kept, State]:
+    """The loss ``(B,)``, what is kept of the inputs, and what `grads` needs besides."""
     step = _Step(plan)
-    if plan.head == "energy":
-        return step.loss, step.energy()
-    return step.loss, step.sigmoid() if plan.head == "sigmoid" else step.softmax()
+    state = {"energy": step.energy, "sigmoid": step.sigmoid}.get(plan.head, step.softmax)()
+    return step.loss, step.kept, state
 
 
-def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
+def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradients that are needed, by the name of the input."""
     counts, factors, *rest = state
     sides = _sides(plan)
@@ -96,7 +95,7 @@ def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
         grad, sums = rest
     else:
         grad, sums, _ = _contract(plan, sides, *rest)
-    return _finish(plan, sides, counts, grad, sums, factors, cotangent)
+    return _finish(plan, needed, sides, counts, grad, sums, factors, cotangent)
 
 
 class _Step:
@@ -109,6 +108,7 @@ class _Step:
         self.loss = self.float(plan.batch)
         self.positives = None if plan.y is None else self.float((plan.batch, plan.pairs))
         self.operand = plan.x.new_empty((plan.batch, plan.rows, _width(plan)), dtype=plan.dtype)
+        self.kept = _kept(plan)
         # Of blocks of threads that are done, of each problem and of all; 0 whenever no kernel runs.
         self.counts = self.float(plan.batch + 1)
 
@@ -120,6 +120,7 @@ class _Step:
         self.kernels.prepare_loss(
             *(plan.x, plan.y, plan.queue, norm_eps(plan.x.dtype), plan.views == 2, plan.scale, plan.spec.temperature),
             *(plan.bias, plan.spec.bias, self.operand, self.positives, zeros, self.counts, cleared, terms),
+            *self.kept,
         )
 
     def sums(
@@ -216,6 +217,20 @@ class _Step:
         places = (int(True in found), 0, 1, (2 if True in found else 1) * (False in found), 0, 1)
         self.head(row, places, second=second, zeros=zeros, total=total)
         return state
+
+
+def _kept(plan: Plan) -> Kept:
+    if not plan.need:
+        return Kept()
+    x, y = (
+        None if rows is None or name in plan.need else rows.new_empty(rows.shape, dtype=torch.float32)
+        for name, rows in (("x", plan.x), ("y", plan.y))
+    )
+    return Kept(x, y, None if plan.scale is None else plan.x.new_empty((), dtype=torch.float32))
+
+
+def _batched(x: Tensor | None) -> Tensor | None:
+    return x.unsqueeze(0) if x is not None and x.dim() == 2 else x
 
 
 def _width(plan: Plan) -> int:
@@ -329,6 +344,7 @@ def _places_of_features(plan: Plan, sides: Sequence[_Side]) -> list[int]:
 
 def _finish(
     plan: Plan,
+    needed: dict[str, Tensor],
     sides: Sequence[_Side],
     counts: Tensor,
     grad: Tensor,
@@ -338,21 +354,22 @@ def _finish(
 ) -> dict[str, Tensor]:
     """``factors`` are the weights of positives, of an energy the totals."""
     energy = plan.head == "energy"
-    of_queue = "y" if energy else "queue"
-    rows = {"x": plan.x, "y": plan.y} | {of_queue: plan.queue}
-    found = {name: x.new_empty(x.shape) for name, x in rows.items() if x is not None and name in plan.need}
-    numbers = {"scale": plan.scale, "bias": plan.bias}
-    found |= {name: torch.empty_like(x) for name, x in numbers.items() if x is not None and name in plan.need}
+    found = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in needed.items()}
+    dx, dy, dqueue = (_batched(found.get(name)) for name in ("x", "y", "queue"))
+    if energy:
+        dy, dqueue = None, dy
+    # What is kept is float32, and has no gradient.
+    dtype = next((needed[name].dtype for name in ("x", "y", "queue") if name in needed), torch.float32)
     partials = None
     if "scale" in found or "bias" in found:
-        blocks = sum(-(-x.shape[1] // ROWS_PER_BLOCK) for x in rows.values() if x is not None)
+        blocks = sum(-(-x.shape[1] // ROWS_PER_BLOCK) for x in (plan.x, plan.y, plan.queue) if x is not None)
         partials = grad.new_empty(2 * plan.batch * blocks)
     ops(grad.device).finish_loss(
         *(plan.x, plan.y, plan.queue, plan.views == 2, plan.scale, plan.factor, plan.spec.temperature, grad, sums),
         *(_places_of_features(plan, sides), None if energy else factors, factors if energy else None),
         *(cotangent.reshape(plan.batch).contiguous(), plan.share, plan.factor / plan.range),
-        *(math.exp(plan.spec.scale / 2) if energy else 1.0, norm_eps(plan.x.dtype), found.get("x")),
-        *(None if energy else found.get("y"), found.get(of_queue), found.get("scale"), found.get("bias")),
+        *(math.exp(plan.spec.scale / 2) if energy else 1.0, norm_eps(dtype), dx, dy, dqueue),
+        *(found.get("scale"), found.get("bias")),
         *(partials, counts),
     )
     return found

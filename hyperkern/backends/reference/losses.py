@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...classes import class_index, class_sums_of
-from ...spec import LossInputs, LossSpec, accumulate_dtype, is_bounded, norm_eps
-from .pairs import Pairs, Tile, Weights, energy, fill_diagonal, one_way, two_sided
+from ...spec import DTYPES, LossInputs, LossSpec, is_bounded, norm_eps
+from .. import WholeLoss
+from .pairs import Pairs, Tile, Weights, energy, one_way, put_weights, two_sided
 
 # Lengths of rows whose squares neither over- nor underflow, and whose reciprocals are no longer than any other number.
-_SHORTEST, _LONGEST = 1e-10, 1e15
+_SHORTEST = {dtype: max(1e-10, 2 * norm_eps(dtype)) for dtype in DTYPES}
+_LONGEST = 1e15
 # Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
 _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
 # Of SigLIP's exponentials.
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
 # Beyond 40 log(1 + e^x) is x, to the last bit of float64.
 _SOFTPLUS_IS_LINEAR = 40.0
-
-Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 class Call(NamedTuple):
@@ -48,23 +48,28 @@ class Rows(NamedTuple):
     Attributes:
         all: ``(rows, D)``, as the products see them.
         rstd: ``(rows, 1)`` reciprocal lengths; ``None`` where rows are taken as they are.
-        parts: which rows are whose.
+        of: those of each tensor.
+        sizes: their numbers.
         bound: of an inner product of two rows.
     """
 
     all: Tensor
     rstd: Tensor | None
-    parts: list[slice]
+    of: Sequence[Tensor]
+    sizes: list[int]
     bound: float
 
-    def of(self, i: int) -> Tensor:
-        """The rows of one tensor."""
-        return self.all[self.parts[i]]
-
-    def grads(self, wanted: Sequence[bool]) -> "Grads":
+    def grads(self, *wanted: bool) -> "Grads":
         """Room for gradients, of those that are wanted and those before them."""
-        last = max((i for i, want in enumerate(wanted) if want), default=None)
-        return Grads(self, None if last is None else torch.zeros_like(self.all[: self.parts[last].stop]), wanted)
+        if True not in wanted:
+            return Grads(self, None, (None,) * len(wanted))
+        if False not in wanted:
+            room = torch.empty_like(self.all)
+            return Grads(self, room, (room,) if len(wanted) == 1 else room.split_with_sizes(self.sizes))
+        last = max([i + 1 for i, want in enumerate(wanted) if want])
+        room = self.all.new_zeros(sum(self.sizes[:last]), self.all.shape[1])
+        parts = [*room.split_with_sizes(self.sizes[:last]), *(None,) * (len(wanted) - last)]
+        return Grads(self, room, [part if want else None for part, want in zip(parts, wanted, strict=True)])
 
 
 class Grads(NamedTuple):
@@ -73,16 +78,12 @@ class Grads(NamedTuple):
     Attributes:
         rows: the features.
         all: ``(rows, D)`` of the first rows; ``None`` where none is wanted.
-        wanted: whose are.
+        of: that of each tensor, or ``None``.
     """
 
     rows: Rows
     all: Tensor | None
-    wanted: Sequence[bool]
-
-    def of(self, i: int) -> Tensor | None:
-        """That of one tensor."""
-        return self.all[self.rows.parts[i]] if self.all is not None and self.wanted[i] else None
+    of: Sequence[Tensor | None]
 
     def state(self, factor: float | Tensor) -> tuple[Tensor, ...]:
         """What the backward pass multiplies: ``(rows, D)`` along the sphere and a factor for each row."""
@@ -90,33 +91,28 @@ class Grads(NamedTuple):
             return ()
         if self.rows.rstd is None:
             return self.all, torch.as_tensor(factor, dtype=self.all.dtype)
-        rows = self.rows.all[: self.all.shape[0]]
+        rows, rstd = self.rows.all, self.rows.rstd
+        if rows.shape[0] > self.all.shape[0]:
+            rows, rstd = rows[: self.all.shape[0]], rstd[: self.all.shape[0]]
         radial = (self.all * rows).sum(1, keepdim=True)
-        return self.all.addcmul_(rows, radial, value=-1), self.rows.rstd[: rows.shape[0]] * factor
+        return self.all.addcmul_(rows, radial, value=-1), rstd * factor
 
 
-def _prepared(features: Sequence[Tensor], normalize: bool) -> Rows:
+def _prepared(normalize: bool, *features: Tensor) -> Rows:
     """Unit rows, or the rows themselves, of all features in one piece."""
-    first = features[0]
-    dtype, dim = accumulate_dtype(first.dtype), first.shape[1]
-    parts, end = [], 0
-    for x in features:
-        parts.append(slice(end, end + x.shape[0]))
-        end += x.shape[0]
-    rows = first.new_empty((end, dim), dtype=dtype)
-    lengths = rows.new_empty((end, 1))
-    for x, part in zip(features, parts, strict=True):
-        torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype, out=lengths[part])
-    low, high = (bound.item() for bound in lengths.aminmax())
-    shortest = max(_SHORTEST, 2 * norm_eps(first.dtype)) if normalize else -1.0
-    if not (shortest < low and high < _LONGEST):  # nan is neither
+    given = features[0].dtype
+    rows = torch.cat(features).to(torch.float64 if given == torch.float64 else torch.float32)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    low, high = lengths.aminmax()
+    longest, shortest = high.item(), _SHORTEST[given] if normalize else -1.0
+    if not (shortest < low.item() and longest < _LONGEST):  # nan is neither
         raise Unbounded
-    for x, part in zip(features, parts, strict=True):
-        if normalize:
-            torch.div(x, lengths[part], out=rows[part])
-        else:
-            rows[part].copy_(x)
-    return Rows(rows, lengths.reciprocal_() if normalize else None, parts, 1.0 if normalize else high * high)
+    sizes = [x.shape[0] for x in features]
+    of = rows.split_with_sizes(sizes) if len(features) > 1 else (rows,)
+    if not normalize:
+        return Rows(rows, None, of, sizes, longest * longest)
+    rows /= lengths
+    return Rows(rows, lengths.reciprocal_(), of, sizes, 1.0)
 
 
 def _scale(inputs: LossInputs, spec: LossSpec) -> float:
@@ -154,18 +150,20 @@ class _Softmax:
         self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.all.dtype] if self.shift else 0.0
         self.value = rows.all.new_zeros(())
 
-    def pairs(self, x: Tensor, y: Tensor, left_out: tuple[int, ...] = ()) -> Pairs:
+    def pairs(
+        self, x: Tensor, y: Tensor, left_out: tuple[int, ...] = (), read: tuple[tuple[int, Tensor], ...] = ()
+    ) -> Pairs:
         """Some rows against others."""
-        return Pairs(x, y, self.scale, self.shift, left_out)
+        return Pairs(x, y, self.scale, self.shift, left_out, read)
 
     def check(self, sums: Tensor) -> None:
         """Whether a shift that suits the largest logits has left enough of the smallest sum."""
-        if self.shift and not sums.min().item() > self.least:
+        if not sums.min().item() > self.least:
             raise Unbounded
 
     def positives(self) -> Tensor:
         """``scale <x_i, y_i> - shift`` of the first two parts."""
-        positives = (self.rows.of(0) * self.rows.of(1)).sum(1).mul_(self.scale)
+        positives = (self.rows.of[0] * self.rows.of[1]).sum(1).mul_(self.scale)
         return positives.sub_(self.shift) if self.shift else positives
 
     def coupled(self, sums: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,23 +171,40 @@ class _Softmax:
 
         Not of the sum with the positive in it: the loss of a confident model is the small difference.
         """
-        self.check(sums)
+        if self.shift:
+            self.check(sums)
         excess = sums.log().sub_(positives)
         self.value += F.softplus(excess, threshold=_SOFTPLUS_IS_LINEAR).sum()
         return sums.add_(positives.exp()).reciprocal_(), excess.sigmoid_()
 
     def decoupled(self, sums: Tensor, positives: Tensor, weights: Tensor | None) -> Tensor:
         """Adds the log-sum-exps less the weighted positives; the factor of the exponentials."""
-        self.check(sums)
+        if self.shift:
+            self.check(sums)
         if weights is not None:
             positives = (positives + self.shift) * weights - self.shift
         self.value += (sums.log() - positives).sum()
         return sums.reciprocal_()
 
 
+def _frozen(call: Call, rows: Rows) -> dict[str, Tensor]:
+    """The features without a gradient, as prepared."""
+    inputs, _, need = call
+    found: dict[str, Tensor] = {}
+    if not need:
+        return found
+    i = 0
+    for name, given in (("x", inputs.x), ("y", inputs.y), ("queue", inputs.queue)):
+        if given is not None:
+            if name not in need:
+                found[name] = rows.of[i]
+            i += 1
+    return found
+
+
 def _add_positives(grads: Grads, weights: Tensor) -> None:
     """The gradients of the positives where they are not among the pairs."""
-    for grad, partner in ((grads.of(0), grads.rows.of(1)), (grads.of(1), grads.rows.of(0))):
+    for grad, partner in ((grads.of[0], grads.rows.of[1]), (grads.of[1], grads.rows.of[0])):
         if grad is not None:
             grad.addcmul_(partner, weights.unsqueeze(1))
 
@@ -204,53 +219,59 @@ def _reduced(
     per_pair: int = 1,
     symmetric: bool = False,
     of_bias: Tensor | None = None,
-) -> Results:
+) -> WholeLoss:
     """The loss from its sum over anchors, of which a pair has ``per_pair``, and the state of the gradient."""
     inputs, spec, need = call
     share = 1 / anchors if spec.mean else 1 / per_pair
     scalars = []
     if "scale" in need and inputs.scale is not None:
         # Each pair is in the sum once from either side.
-        rows = grads.rows.all if symmetric else grads.rows.of(0)
+        rows = grads.rows.all if symmetric else grads.rows.of[0]
         assert grads.all is not None
         of_scale = (grads.all[: rows.shape[0]] * rows).sum().mul_(share / 2 if symmetric else share)
         scalars.append(of_scale.mul_(-scale * scale) if spec.temperature else of_scale)
     if "bias" in need and of_bias is not None:
         scalars.append(of_bias.mul_(share))
-    return (value.mul_(share),), (*scalars, *grads.state(scale * share))
+    return WholeLoss((value.mul_(share),), (*scalars, *grads.state(scale * share)), _frozen(call, grads.rows))
 
 
-def _uniformity(call: Call) -> Results:
+def _uniformity(call: Call) -> WholeLoss:
     inputs, spec, need = call
-    rows = _prepared([inputs.x] if inputs.y is None else [inputs.x, inputs.y], True)
-    x = rows.of(0)
+    rows = _prepared(True, inputs.x, *(() if inputs.y is None else (inputs.y,)))
+    x = rows.of[0]
     m, n = x.shape[0], 0 if inputs.y is None else inputs.y.shape[0]
     if not is_bounded(spec.scale, m * max(m, n), x.dtype):
         raise Unbounded
-    grads = rows.grads(["x" in need, "y" in need][: len(rows.parts)])
-    total = x.new_zeros(())
+    grads = rows.grads(*["x" in need, "y" in need][: len(rows.of)])
+    total, distinct = None, m * (m - 1) // 2 if not n or spec.in_batch else 0
     if n:
-        total += energy(Pairs(x, rows.of(1), spec.scale), grads.of(0), grads.of(1))
-    distinct = m * (m - 1) // 2 if not n or spec.in_batch else 0
+        total = energy(Pairs(x, rows.of[1], spec.scale), grads.of[0], grads.of[1])
     if distinct:  # every pair is met in both orders
-        total += energy(Pairs(x, x, spec.scale, left_out=(0,)), grads.of(0)) / 2
+        within = None if not n or grads.of[0] is None else torch.empty_like(grads.of[0])
+        half = energy(Pairs(x, x, spec.scale, left_out=(0,)), grads.of[0] if within is None else within) / 2
+        total = half if total is None else total + half
+        if within is not None and grads.of[0] is not None:
+            grads.of[0].add_(within)
+    assert total is not None
     value = (total / (m * n + distinct)).log_().sub_(spec.scale)
-    return (value,), grads.state(spec.scale / total)
+    return WholeLoss((value,), grads.state(total.reciprocal_().mul_(spec.scale)), _frozen(call, rows))
 
 
-def _info_nce(call: Call) -> Results:
+def _info_nce(call: Call) -> WholeLoss:
     inputs, spec, need = call
     queue, anchors = inputs.queue, inputs.x.shape[0]
-    rows = _prepared([t for t in (inputs.x, inputs.y, queue) if t is not None], spec.normalize)
+    assert inputs.y is not None
+    rows = _prepared(spec.normalize, inputs.x, inputs.y, *(() if queue is None else (queue,)))
     softmax = _Softmax(rows, _scale(inputs, spec), max(anchors, 0 if queue is None else queue.shape[0]))
-    grads = rows.grads(["x" in need or "scale" in need, "y" in need, "queue" in need][: len(rows.parts)])
-    x, y = rows.of(0), rows.of(1)
-    sets = [softmax.pairs(x, y, (0,))] if spec.in_batch else []
-    grads_y = [grads.of(1)] if spec.in_batch else []
+    grads = rows.grads(*["x" in need or "scale" in need, "y" in need, "queue" in need][: len(rows.of)])
+    x, y = rows.of[0], rows.of[1]
+    positives = x.new_empty(anchors) if spec.in_batch else softmax.positives()
+    sets = [softmax.pairs(x, y, (0,), ((0, positives),))] if spec.in_batch else []
+    grads_y = [grads.of[1]] if spec.in_batch else []
     if queue is not None:
-        sets.append(softmax.pairs(x, rows.of(2)))
-        grads_y.append(grads.of(2))
-    positives, own = softmax.positives(), x.new_empty(anchors)
+        sets.append(softmax.pairs(x, rows.of[2]))
+        grads_y.append(grads.of[2])
+    own = x.new_empty(anchors)
 
     def head(group: slice, sums: Tensor) -> Weights:
         others = sums.clone()
@@ -259,43 +280,46 @@ def _info_nce(call: Call) -> Results:
         own[group] = others.neg_() if spec.in_batch else missed.neg_()
         return Weights(row, None, {0: own} if spec.in_batch else {})
 
-    one_way(sets, head, grads.of(0), grads_y)
+    one_way(sets, head, grads.of[0], grads_y)
     if not spec.in_batch:
+        if grads.of[1] is not None:
+            grads.of[1].zero_()
         _add_positives(grads, own)
     return _reduced(call, softmax.value, grads, softmax.scale, anchors)
 
 
-def _clip_loss(call: Call) -> Results:
+def _clip_loss(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, pairs = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
+    rows, pairs = _prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
     softmax = _Softmax(rows, _scale(inputs, spec), pairs)
-    grads = rows.grads(["x" in need or "scale" in need, "y" in need])
-    positives = softmax.positives()
+    grads = rows.grads("x" in need or "scale" in need, "y" in need)
+    x, y = rows.of
+    positives = x.new_empty(pairs)
 
     def head(sums: Tensor) -> Weights:
         factors, missed = softmax.coupled(sums, positives)
         return Weights(factors[0], factors[1], {0: missed.sum(0).neg_()})
 
-    two_sided(softmax.pairs(rows.of(0), rows.of(1), (0,)), head, grads.of(0), grads.of(1))
+    two_sided(softmax.pairs(x, y, (0,), ((0, positives),)), head, grads.of[0], grads.of[1])
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * pairs, per_pair=2)
 
 
-def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Results:
+def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> WholeLoss:
     """NT-Xent and its decoupled forms: one symmetric problem of the rows of both views."""
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, n = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
+    rows, n = _prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
     softmax = _Softmax(rows, _scale(inputs, spec), 2 * n)
-    grads = rows.grads([bool(need)] * 2)
-    positives = softmax.positives()
+    grads = rows.grads(bool(need), bool(need))  # of one problem of all rows
+    positives = rows.all.new_empty(n)
 
     def head(sums: Tensor) -> Weights:
         by_view = sums.view(2, n)
         if decoupled:
             weights = None
             if weighted:
-                by_sigma = (rows.of(0) * rows.of(1)).sum(1) / spec.sigma
+                by_sigma = (rows.of[0] * rows.of[1]).sum(1) / spec.sigma
                 weights = 2 - n * by_sigma.softmax(0)
             row = softmax.decoupled(by_view, positives, weights)
             own = torch.full_like(positives, -2.0) if weights is None else weights.mul(-2)
@@ -306,18 +330,18 @@ def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Re
         return Weights(row.view(-1), None, {n: own, -n: own})
 
     z = rows.all
-    two_sided(softmax.pairs(z, z, (0, n, -n)), head, grads.all)
+    two_sided(softmax.pairs(z, z, (0, n, -n), ((n, positives),)), head, grads.all)
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * n, symmetric=True)
 
 
-def _sup_con(call: Call) -> Results:
+def _sup_con(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.labels is not None
     symmetric = inputs.y is None
-    rows = _prepared([inputs.x] if inputs.y is None else [inputs.x, inputs.y], spec.normalize)
-    x, candidates = rows.of(0), rows.of(-1)
+    rows = _prepared(spec.normalize, inputs.x, *(() if inputs.y is None else (inputs.y,)))
+    x, candidates = rows.of[0], rows.of[-1]
     softmax = _Softmax(rows, _scale(inputs, spec), candidates.shape[0])
-    grads = rows.grads(["x" in need or "scale" in need, "y" in need][: len(rows.parts)])
+    grads = rows.grads(*["x" in need or "scale" in need, "y" in need][: len(rows.of)])
     labels = [inputs.labels] if inputs.y_labels is None else [inputs.labels, inputs.y_labels]
     index, of_candidates = (found := class_index(*labels))[0], found[-1]
     classes = sum(label.shape[0] for label in labels)
@@ -332,72 +356,76 @@ def _sup_con(call: Call) -> Results:
     positives = (x * mean).sum(1).mul_(softmax.scale).sub_(softmax.shift)
 
     def head(group: slice, sums: Tensor) -> Weights:
-        softmax.check(sums)
+        if softmax.shift:
+            softmax.check(sums)
         softmax.value += (sums.log() - positives[group]).masked_fill_(~has_positive[group], 0).sum()
         return Weights(sums.reciprocal_().masked_fill_(~has_positive[group], 0), None, {})
 
     if symmetric:
         everything = slice(0, x.shape[0])
-        two_sided(softmax.pairs(x, x, (0,)), lambda sums: head(everything, sums[0]), grads.of(0))
+        two_sided(softmax.pairs(x, x, (0,)), lambda sums: head(everything, sums[0]), grads.of[0])
     else:
-        one_way([softmax.pairs(x, candidates)], head, grads.of(0), [grads.of(1)])
-    if (grad := grads.of(0)) is not None:
+        one_way([softmax.pairs(x, candidates)], head, grads.of[0], [grads.of[1]])
+    if (grad := grads.of[0]) is not None:
         grad.sub_(mean, alpha=2 if symmetric else 1)  # as an anchor, and as a positive of others
-    if not symmetric and (grad := grads.of(1)) is not None:
+    if not symmetric and (grad := grads.of[1]) is not None:
         grad -= class_sums_of((x * share.unsqueeze(1))[None], index[None], of_candidates[None], classes)[0]
     anchors = max(1, int(has_positive.sum().item()))
     return _reduced(call, softmax.value, grads, softmax.scale, anchors, symmetric=symmetric)
 
 
-def _siglip(call: Call) -> Results:
+def _siglip(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, pairs = _prepared([inputs.x, inputs.y], spec.normalize), inputs.x.shape[0]
+    rows, pairs = _prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
     scale, bias = _scale(inputs, spec), spec.bias if inputs.bias is None else inputs.bias.item()
     if not abs(scale) * rows.bound + abs(bias) < _LARGEST_LOGIT[rows.all.dtype]:
         raise Unbounded
-    grads = rows.grads(["x" in need or "scale" in need, "y" in need])
-    x, y = rows.of(0), rows.of(1)
+    grads = rows.grads("x" in need or "scale" in need, "y" in need)
+    x, y = rows.of[0], rows.of[1]
     partners = (x * y).sum(1).mul_(-scale).sub_(bias)
     own, of_bias = torch.sigmoid(partners).neg_(), x.new_zeros(())
 
     def weigh(exponentials: Tensor, tile: Tile) -> Tensor:
         value = exponentials.log1p().sum()
         exponentials.div_(exponentials + 1)
-        fill_diagonal(exponentials, tile, 0, own)
+        put_weights(exponentials, tile, {0: own})
         if "bias" in need:
             of_bias.add_(exponentials.sum())
         return value
 
-    total = energy(Pairs(x, y, scale, -bias, (0,)), grads.of(0), grads.of(1), weigh)
+    total = energy(Pairs(x, y, scale, -bias, (0,)), grads.of[0], grads.of[1], weigh)
     total += F.softplus(partners, threshold=_SOFTPLUS_IS_LINEAR).sum()
     return _reduced(call, total, grads, scale, pairs, of_bias=of_bias)
 
 
-def _align_uniform(call: Call) -> Results:
+def _align_uniform(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, n = _prepared([inputs.x, inputs.y], True), inputs.x.shape[0]
+    rows, n = _prepared(True, inputs.x, inputs.y), inputs.x.shape[0]
     if not is_bounded(spec.scale, n * n, rows.all.dtype):
         raise Unbounded
-    grads = rows.grads(["x" in need, "y" in need])
-    totals = [energy(Pairs(z, z, spec.scale, left_out=(0,)), grads.of(i)) for i, z in enumerate(map(rows.of, (0, 1)))]
+    grads = rows.grads("x" in need, "y" in need)
+    totals = [energy(Pairs(z, z, spec.scale, left_out=(0,)), grads.of[i]) for i, z in enumerate(rows.of)]
     total = torch.stack(totals)
     uniform = (total / (n * (n - 1))).log_().mean() - spec.scale
     distances, directions = _alignment(rows, spec.alpha)
     align = distances.sum() / n
     loss = spec.align_weight * align + spec.uniform_weight * uniform
     if grads.all is None:
-        return (loss, align, uniform), ()
-    assert rows.rstd is not None
-    # The derivative of the uniformity, half of the sum of both logarithms.
-    grads.all.view(-1, n, grads.all.shape[1])[:].mul_((spec.scale / total).view(-1, 1, 1)[: len(grads.all) // n])
-    return (loss, align, uniform), (grads.all, directions.div_(n), rows.all, rows.rstd)
+        return WholeLoss((loss, align, uniform), (), {})
+    of_align = torch.cat((directions, -directions)).div_(n)[: grads.all.shape[0]]
+    # The uniformity is half of the sum of both logarithms, of sums that have every pair twice.
+    for grad, half in zip(grads.all.split(n), total, strict=False):
+        grad.mul_(spec.scale / half)
+    along, factor = grads.state(1.0)
+    (of_align, _) = grads._replace(all=of_align).state(1.0)
+    return WholeLoss((loss, align, uniform), (of_align, along, factor), _frozen(call, rows))
 
 
 def _alignment(rows: Rows, alpha: float) -> tuple[Tensor, Tensor]:
     """``|x_i - y_i|^alpha`` of each pair and its gradient by ``x_i``; 0 at distance 0."""
-    difference = rows.of(0) - rows.of(1)
+    difference = rows.of[0] - rows.of[1]
     if alpha == 2:
         return (difference * difference).sum(1), difference.mul_(2)
     # In units of the largest component no square over- or underflows.
@@ -412,7 +440,7 @@ def _alignment(rows: Rows, alpha: float) -> tuple[Tensor, Tensor]:
     return distance.squeeze(1), difference.mul_(slope)
 
 
-_LOSSES: dict[str, Callable[[Call], Results]] = {
+_LOSSES: dict[str, Callable[[Call], WholeLoss]] = {
     "align_uniform": _align_uniform,
     "clip_loss": _clip_loss,
     "dcl": functools.partial(_views, decoupled=True),
@@ -426,7 +454,7 @@ _LOSSES: dict[str, Callable[[Call], Results]] = {
 LOSSES = frozenset(_LOSSES)
 
 
-def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Results | None:
+def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
     """A whole loss and the state of its gradient; ``None`` where it is left to the composition."""
     if inputs.x.device.type != "cpu" or inputs.x.dim() != 2:
         return None
@@ -436,58 +464,49 @@ def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Results |
         return None
 
 
-def loss_grad(
-    inputs: LossInputs,
-    spec: LossSpec,
-    need: Collection[str],
-    state: tuple[Tensor, ...],
-    cotangents: tuple[Tensor | None, ...],
-) -> dict[str, Tensor]:
-    """The gradients that are needed, by the name of the input."""
-    if spec.loss == "align_uniform":
-        return _align_uniform_grad(inputs, spec, need, state, cotangents)
-    (c,) = cotangents
-    assert c is not None
-    found = {}
-    scalars = [name for name in ("scale", "bias") if name in need]
-    for name, of_scalar in zip(scalars, state, strict=False):
-        given = getattr(inputs, name)
-        found[name] = (of_scalar * c).to(given.dtype).view(given.shape)
-    if len(state) > len(scalars):
-        along, factor = state[len(scalars) :]
-        found |= _features(inputs, need, along, factor * c)
+def shapes(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> list[tuple[int, ...]]:
+    """Those of the values and of the state of `loss`."""
+    outputs, dim = 3 if spec.loss == "align_uniform" else 1, inputs.x.shape[1]
+    found: list[tuple[int, ...]] = [()] * (outputs + sum([name in need for name in ("scale", "bias")]))
+    sizes = [value.shape[0] for value in (inputs.x, inputs.y, inputs.queue) if value is not None]
+    wanted = ["x" in need or "scale" in need, "y" in need, "queue" in need]
+    if need and spec.loss in ("nt_xent", "dcl", "dclw"):
+        wanted = [True, True]
+    if True in wanted:
+        rows = sum(sizes[: max([i + 1 for i, want in enumerate(wanted) if want])])
+        found += [(rows, dim)] * max(1, outputs - 1) + [(rows, 1) if spec.normalize else ()]
     return found
 
 
-def _align_uniform_grad(
-    inputs: LossInputs,
-    spec: LossSpec,
-    need: Collection[str],
-    state: tuple[Tensor, ...],
-    cotangents: tuple[Tensor | None, ...],
+def loss_grad(
+    needed: dict[str, Tensor], spec: LossSpec, state: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
 ) -> dict[str, Tensor]:
-    of_uniform, directions, unit, rstd = state
+    """The gradients that are needed, by the name of the input."""
+    found: dict[str, Tensor] = {}
+    c = cotangents[0]
+    for name in ("scale", "bias"):
+        if name in needed and c is not None:
+            of_scalar, *rest = state
+            found[name] = (of_scalar * c).to(needed[name].dtype).view(needed[name].shape)
+            state = tuple(rest)
+    if not state:
+        return found
+    *along, factor = state
+    if spec.loss != "align_uniform" and c is not None:
+        return found | _features(needed, along[0], factor * c)
     of_loss, of_align, of_uniformity = (0.0 if c is None else c for c in cotangents)
-    n = directions.shape[0]
-    grad = of_uniform * (spec.uniform_weight * of_loss + of_uniformity)
-    c_align = spec.align_weight * of_loss + of_align
-    for part, sign in zip(grad.split(n), (1, -1), strict=False):
-        part.add_(directions * c_align, alpha=sign)
-    unit, rstd = unit[: grad.shape[0]], rstd[: grad.shape[0]]
-    grad.addcmul_(unit, (grad * unit).sum(1, keepdim=True), value=-1)
-    return _features(inputs, need, grad, rstd)
+    weights = spec.align_weight * of_loss + of_align, spec.uniform_weight * of_loss + of_uniformity
+    return _features(needed, along[0] * weights[0] + along[1] * weights[1], factor)
 
 
-def _features(inputs: LossInputs, need: Collection[str], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
-    """The gradients of the features from those of all rows, and a factor of each row or of all."""
-    found, end = {}, 0
-    for name in ("x", "y", "queue"):
-        given = getattr(inputs, name)
-        if given is None:
-            continue
-        part = slice(end, end + given.shape[0])
-        end = part.stop
-        if name in need:
-            grad = along[part] * (factor[part] if factor.dim() else factor)
-            found[name] = grad.to(given.dtype)
+def _features(needed: dict[str, Tensor], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
+    """The gradients of the features: ``along`` the sphere of the first rows of all, and a factor of each or of all."""
+    found: dict[str, Tensor] = {}
+    stop = along.shape[0]
+    for name in ("queue", "y", "x"):  # there are rows up to the last that is needed
+        if name in needed:
+            x = needed[name]
+            part = slice(0, x.shape[0]) if name == "x" else slice(stop - x.shape[0], stop)
+            stop = part.start
+            found[name] = (along[part] * (factor[part] if factor.dim() else factor)).to(x.dtype)
     return found

@@ -4,8 +4,9 @@ Tiles are wide and flat: a product, an exponential and two products more on each
 allows, because the threads of a CPU wait for each other after every step.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,15 +23,37 @@ _GROUP_BYTES = 8 << 20
 _FEWEST_ROWS = 32
 
 
+class Tile(NamedTuple):
+    """Some rows and some columns.
+
+    Attributes:
+        rows: which.
+        cols: which.
+        shape: their numbers.
+        size: the number of pairs.
+        mirrored: of a symmetric problem, the first column that stands for its mirror image too.
+        whole: whether these are all rows and all columns.
+    """
+
+    rows: slice
+    cols: slice
+    shape: tuple[int, int]
+    size: int
+    mirrored: int
+    whole: bool
+
+
 class Pairs(NamedTuple):
     """Rows against columns.
 
     Attributes:
         x: ``(M, D)`` rows.
-        y: ``(N, D)`` columns; ``x`` itself where the problem is symmetric.
+        y: ``(N, D)`` columns; ``x`` itself where the problem is symmetric: each pair stands for its mirror image too,
+            and tiles cover the diagonal and what is right of it.
         scale: of the logit ``scale <x_i, y_j>``.
         shift: subtracted from it, so that no sum overflows.
         left_out: the diagonals ``j - i`` of pairs that do not count.
+        read: of such diagonals, room for the logits less the shift, one for each row from the first that has one.
     """
 
     x: Tensor
@@ -38,45 +61,70 @@ class Pairs(NamedTuple):
     scale: float
     shift: float = 0.0
     left_out: tuple[int, ...] = ()
+    read: tuple[tuple[int, Tensor], ...] = ()
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether each pair stands for its mirror image too: tiles cover the diagonal and what is right of it."""
-        return self.y is self.x
+    def tiles(self, rows: slice) -> tuple[Tile, ...]:
+        """Those of some rows with all columns."""
+        shape = self.x.shape[0], self.y.shape[0]
+        return _tiles(*shape, rows.start, rows.stop, self.y is self.x, (_ROWS, _COLS, _ONE_TILE))
 
-    def exponentials(self, tile: "Tile", out: Tensor) -> Tensor:
-        """``exp(l_ij - shift)`` of a tile, 0 for the pairs that are left out."""
-        rows, cols = tile
-        logits = torch.addmm(out, self.x[rows], self.y[cols].T, beta=0, alpha=self.scale, out=out)
+    def exponentials(self, tile: Tile, room: Tensor | None = None) -> Tensor:
+        """``exp(l_ij - shift)`` of a tile, 0 for the pairs that are left out, at the beginning of ``room`` if given."""
+        x, y = (self.x, self.y) if tile.whole else (self.x[tile.rows], self.y[tile.cols])
+        out = x.new_empty(tile.shape) if room is None else room[: tile.size].view(tile.shape)
+        torch.addmm(out, x, y.T, beta=0, alpha=self.scale, out=out)
         if self.shift:
-            logits.sub_(self.shift)
-        found = logits.exp_()
+            out.sub_(self.shift)
+        for offset, values in self.read:
+            if (found := _diagonal(out, tile, offset)) is not None:
+                diagonal, rows = found
+                values[rows].copy_(diagonal)
+        out.exp_()
         for offset in self.left_out:
-            fill_diagonal(found, tile, offset, 0.0)
-        return found
+            if (found := _diagonal(out, tile, offset)) is not None:
+                found[0].zero_()
+        return out
+
+    def contract(self, tile: Tile, weights: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        """Adds the weighted sums of a tile to those of its rows and columns, which are one in a symmetric problem."""
+        rows, cols, mirrored = tile.rows, tile.cols, tile.mirrored
+        if grad_x is not None:
+            grad_x[rows].addmm_(weights, self.y[cols])
+            if self.y is self.x and mirrored < cols.stop:
+                grad_x[mirrored : cols.stop].addmm_(weights[:, mirrored - cols.start :].T, self.x[rows])
+        if grad_y is not None:
+            grad_y[cols].addmm_(weights.T, self.x[rows])
 
 
-class Tile(NamedTuple):
-    """Some rows and some columns."""
+@functools.lru_cache(maxsize=1024)
+def _tiles(m: int, n: int, start: int, stop: int, symmetric: bool, sizes: tuple[int, int, int]) -> tuple[Tile, ...]:
+    """The same for a shape, which comes back at every call."""
+    rows, cols, one_tile = sizes
+    step = rows if stop - start > one_tile else one_tile
+    found = []
+    for of_rows in slices(start, stop, step):
+        for of_cols in slices(of_rows.start if symmetric else 0, n, cols):
+            shape = of_rows.stop - of_rows.start, of_cols.stop - of_cols.start
+            mirrored = max(of_cols.start, of_rows.stop)
+            found.append(Tile(of_rows, of_cols, shape, shape[0] * shape[1], mirrored, shape == (m, n)))
+    return tuple(found)
 
-    rows: slice
-    cols: slice
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the tile."""
-        return self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
+def _diagonal(values: Tensor, tile: Tile, offset: int) -> tuple[Tensor, slice] | None:
+    """Of a tile, the elements whose column is the row plus ``offset``, and of which rows they are."""
+    rows, cols = tile.shape
+    first = tile.rows.start + offset - tile.cols.start
+    if not -rows < first < cols:
+        return None
+    diagonal, start = values.diagonal(first), tile.rows.start + max(0, -first)
+    return diagonal, slice(start, start + diagonal.shape[0])
 
-    @property
-    def size(self) -> int:
-        """The number of its pairs."""
-        m, n = self.shape
-        return m * n
 
-    @property
-    def mirrored(self) -> int:
-        """Of a symmetric problem, the first column that stands for its mirror image too."""
-        return max(self.cols.start, self.rows.stop)
+def put_weights(weights: Tensor, tile: Tile, own: dict[int, Tensor]) -> None:
+    """Puts the weights of the positives where they belong."""
+    for offset, of_rows in own.items():
+        if (found := _diagonal(weights, tile, offset)) is not None:
+            found[0].copy_(of_rows[found[1]])
 
 
 class Weights(NamedTuple):
@@ -94,16 +142,12 @@ class Weights(NamedTuple):
     own: dict[int, Tensor]
 
 
-def fill_diagonal(values: Tensor, tile: Tile, offset: int, filling: float | Tensor) -> None:
-    """Puts a number, or that of each row of the problem, where the column's index is the row's plus ``offset``."""
-    first = tile.rows.start + offset - tile.cols.start
-    if -values.shape[0] < first < values.shape[1]:
-        diagonal = values.diagonal(first)
-        if isinstance(filling, Tensor):
-            start = tile.rows.start + max(0, -first)
-            diagonal.copy_(filling[start : start + diagonal.shape[0]])
-        else:
-            diagonal.fill_(filling)
+def _contracted(pairs: Pairs, weights: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+    """`Pairs.contract` where one tile is everything, in place of what is there."""
+    if grad_x is not None:
+        torch.mm(weights, pairs.y, out=grad_x)
+    if grad_y is not None:
+        torch.mm(weights.T, pairs.x, out=grad_y)
 
 
 def energy(
@@ -116,23 +160,31 @@ def energy(
 
     Args:
         pairs: which.
-        grad_x: ``(M, D)``, to which ``sum_j w_ij y_j`` is added, if wanted.
-        grad_y: ``(N, D)``, to which ``sum_i w_ij x_i`` is, where the problem is not symmetric.
+        grad_x: ``(M, D)``, which is set to ``sum_j w_ij y_j``, if wanted.
+        grad_y: ``(N, D)``, which is set to ``sum_i w_ij x_i``, where the problem is not symmetric.
         weigh: makes the weights of the exponentials of a tile, in their place, and returns the sum of the potential;
             ``None`` where both are the exponential itself. For problems that are not symmetric.
     """
-    tiles = _tiles(pairs, _panels(pairs.x.shape[0]))
-    room = pairs.x.new_empty(max(tile.size for tile in tiles))
+    tiles = pairs.tiles(slice(0, pairs.x.shape[0]))
+    if tiles[0].whole:
+        weights = pairs.exponentials(tiles[0])
+        total = weights.sum() if weigh is None else weigh(weights, tiles[0])
+        _contracted(pairs, weights, grad_x, grad_y)
+        return total
+    for grad in (grad_x, grad_y):
+        if grad is not None:
+            grad.zero_()
+    room = pairs.x.new_empty(_largest(tiles))
     total = pairs.x.new_zeros(())
     for tile in tiles:
-        weights = pairs.exponentials(tile, _view(room, tile))
+        weights = pairs.exponentials(tile, room)
         if weigh is not None:
             total += weigh(weights, tile)
-        elif pairs.symmetric:  # what is right of the diagonal counts in both orders
-            total.add_(weights.sum(), alpha=2).sub_(weights[:, : tile.mirrored - tile.cols.start].sum())
-        else:
+        elif pairs.y is not pairs.x:
             total += weights.sum()
-        _contract(pairs, tile, weights, grad_x, grad_y)
+        else:  # what is right of the diagonal counts in both orders
+            total.add_(weights.sum(), alpha=2).sub_(weights[:, : tile.mirrored - tile.cols.start].sum())
+        pairs.contract(tile, weights, grad_x, grad_y)
     return total
 
 
@@ -145,32 +197,44 @@ def two_sided(
         pairs: which.
         head: makes the weights of the sums of the exponentials, ``(2, M)`` of rows and columns or, of a symmetric
             problem, ``(1, M)``.
-        grad_x: ``(M, D)``, to which ``sum_j w_ij y_j`` is added, if wanted, of a symmetric problem with both orders of
+        grad_x: ``(M, D)``, which is set to ``sum_j w_ij y_j``, if wanted, of a symmetric problem with both orders of
             each pair in it.
-        grad_y: ``(N, D)``, to which ``sum_i w_ij x_i`` is, where the problem is not symmetric.
+        grad_y: ``(N, D)``, which is set to ``sum_i w_ij x_i``, where the problem is not symmetric.
     """
-    symmetric, with_grad = pairs.symmetric, grad_x is not None or grad_y is not None
-    tiles = _tiles(pairs, _panels(pairs.x.shape[0]))
+    symmetric, with_grad = pairs.y is pairs.x, grad_x is not None or grad_y is not None
+    tiles = pairs.tiles(slice(0, pairs.x.shape[0]))
+    if tiles[0].whole:  # without the steps that put tiles together: they take as long as the tile
+        found = pairs.exponentials(tiles[0])
+        sums = found.sum(1).unsqueeze(0) if symmetric else torch.stack((found.sum(1), found.sum(0)))
+        weights = head(sums)
+        if with_grad:
+            w = torch.add(weights.row.unsqueeze(1), weights.row if weights.col is None else weights.col).mul_(found)
+            put_weights(w, tiles[0], weights.own)
+            _contracted(pairs, w, grad_x, grad_y)
+        return
+    for grad in (grad_x, grad_y):
+        if grad is not None:
+            grad.zero_()
     kept = _Kept(pairs, tiles, workspace_bytes() if with_grad else 0)
     sums = pairs.x.new_zeros(1 if symmetric else 2, pairs.x.shape[0])
     of_rows, of_cols = sums[0], sums[-1]
     for i, tile in enumerate(tiles):
         found = kept.make(i)
-        of_rows[tile.rows] += found.sum(1)
+        of_rows[tile.rows].add_(found.sum(1))
         if not symmetric:
-            of_cols[tile.cols] += found.sum(0)
+            of_cols[tile.cols].add_(found.sum(0))
         elif tile.mirrored < tile.cols.stop:
-            of_rows[tile.mirrored : tile.cols.stop] += found[:, tile.mirrored - tile.cols.start :].sum(0)
+            of_rows[tile.mirrored : tile.cols.stop].add_(found[:, tile.mirrored - tile.cols.start :].sum(0))
     weights = head(sums)
     if not with_grad:
         return
     e, f = weights.row.unsqueeze(1), weights.row if weights.col is None else weights.col
-    room = pairs.x.new_empty(max(tile.size for tile in tiles))
-    for i, tile in kept.again():
-        w = torch.add(e[tile.rows], f[tile.cols], out=_view(room, tile)).mul_(kept.get(i))
-        for offset, own in weights.own.items():
-            fill_diagonal(w, tile, offset, own)
-        _contract(pairs, tile, w, grad_x, grad_y)
+    room = pairs.x.new_empty(_largest(tiles))
+    for i in range(len(tiles) - 1, -1, -1):  # from the last on, which is in the cache
+        tile = tiles[i]
+        w = torch.add(e[tile.rows], f[tile.cols], out=room[: tile.size].view(tile.shape)).mul_(kept.get(i))
+        put_weights(w, tile, weights.own)
+        pairs.contract(tile, w, grad_x, grad_y)
 
 
 def one_way(
@@ -185,34 +249,48 @@ def one_way(
         sets: the same rows against several sets of columns; the positives are in the first.
         head: makes the weights of some rows, a slice, of the sums of their exponentials.
         grad_x: ``(M, D)``, which is set to the weighted sums of the rows, if wanted.
-        grads_y: for each set ``(N, D)``, to which the weighted sums of its columns are added, or ``None``.
+        grads_y: for each set ``(N, D)``, which is set to the weighted sums of its columns, or ``None``.
     """
-    x, with_cols = sets[0].x, any(grad is not None for grad in grads_y)
+    x = sets[0].x
+    with_grad = grad_x is not None or any([grad is not None for grad in grads_y])
+    everything = slice(0, x.shape[0])
+    if len(sets) == 1 and (tile := sets[0].tiles(everything)[0]).whole:  # as in `two_sided`
+        found = sets[0].exponentials(tile)
+        weights = head(everything, found.sum(1))
+        if with_grad:
+            put_weights(found, tile, weights.own)
+            row = weights.row.unsqueeze(1)
+            if grad_x is not None:
+                torch.mm(found, sets[0].y, out=grad_x).mul_(row)
+            if grads_y[0] is not None:
+                torch.mm(found.T, x * row, out=grads_y[0])
+        return
+    for grad in (grad_x, *grads_y):
+        if grad is not None:
+            grad.zero_()
     for group in _groups(x, sum(pairs.y.shape[0] for pairs in sets)):
-        panels, room = _panels(group.stop - group.start, group.start), workspace_bytes()
-        kept = []
+        kept, room = [], workspace_bytes() if with_grad else 0
         for pairs in sets:
-            kept.append(_Kept(pairs, _tiles(pairs, panels), room if grad_x is not None or with_cols else 0))
+            kept.append(_Kept(pairs, pairs.tiles(group), room))
             room -= kept[-1].size_bytes
         sums = x.new_zeros(x.shape[0])  # of all rows, so that a tile need not know where its group starts
         for of_set in kept:
             for i, tile in enumerate(of_set.tiles):
-                sums[tile.rows] += of_set.make(i).sum(1)
+                sums[tile.rows].add_(of_set.make(i).sum(1))
         weights = head(group, sums[group])
+        if not with_grad:
+            continue
         row = weights.row.unsqueeze(1)
+        weighted = x[group] * row
         for of_set, grad_y in itertools.zip_longest(kept, grads_y):
-            if grad_x is None and grad_y is None:
-                continue
-            for i, tile in of_set.again():
-                found = of_set.get(i)
+            for i in range(len(of_set.tiles) - 1, -1, -1):  # from the last on, which is in the cache
+                tile, found = of_set.tiles[i], of_set.get(i)
                 if of_set is kept[0]:
-                    for offset, own in weights.own.items():
-                        fill_diagonal(found, tile, offset, own)
-                if grad_x is not None:
-                    grad_x[tile.rows].addmm_(found, of_set.pairs.y[tile.cols])
+                    put_weights(found, tile, weights.own)
+                of_set.pairs.contract(tile, found, grad_x, None)
                 if grad_y is not None:
-                    of_rows = row[tile.rows.start - group.start : tile.rows.stop - group.start]
-                    grad_y[tile.cols].addmm_(found.T, of_rows * x[tile.rows])
+                    of_rows = weighted[tile.rows.start - group.start : tile.rows.stop - group.start]
+                    grad_y[tile.cols].addmm_(found.T, of_rows)
         if grad_x is not None:
             grad_x[group].mul_(row)
 
@@ -220,7 +298,7 @@ def one_way(
 class _Kept:
     """The exponentials of some tiles, in the order of the tiles; those that find no room are made again."""
 
-    def __init__(self, pairs: Pairs, tiles: list[Tile], most_bytes: int) -> None:
+    def __init__(self, pairs: Pairs, tiles: tuple[Tile, ...], most_bytes: int) -> None:
         self.pairs, self.tiles = pairs, tiles
         most = most_bytes // pairs.x.element_size()
         self._starts, end = [], 0
@@ -229,43 +307,27 @@ class _Kept:
                 break
             self._starts.append(end)
             end += tile.size
+        self.size_bytes = end * pairs.x.element_size()
         self._room = pairs.x.new_empty(end)
         rest = tiles[len(self._starts) :]
-        self.size_bytes = end * pairs.x.element_size()
-        self._scratch = pairs.x.new_empty(max(tile.size for tile in rest)) if rest else None
+        self._scratch = pairs.x.new_empty(_largest(rest)) if rest else None
 
     def make(self, i: int) -> Tensor:
         """Those of a tile, computed."""
-        tile = self.tiles[i]
         room = self._room[self._starts[i] :] if i < len(self._starts) else self._scratch
         assert room is not None
-        return self.pairs.exponentials(tile, _view(room, tile))
-
-    def again(self) -> Iterator[tuple[int, Tile]]:
-        """The tiles from the last on, which is in the cache."""
-        for i in reversed(range(len(self.tiles))):
-            yield i, self.tiles[i]
+        return self.pairs.exponentials(self.tiles[i], room)
 
     def get(self, i: int) -> Tensor:
         """The same again."""
-        return _view(self._room[self._starts[i] :], self.tiles[i]) if i < len(self._starts) else self.make(i)
+        if i >= len(self._starts):
+            return self.make(i)
+        start, tile = self._starts[i], self.tiles[i]
+        return self._room[start : start + tile.size].view(tile.shape)
 
 
-def _contract(pairs: Pairs, tile: Tile, weights: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
-    """Adds a tile's weighted sums to those of the rows and of the columns, which are rows of a symmetric problem."""
-    rows, cols = tile.rows, tile.cols
-    if grad_x is not None:
-        grad_x[rows].addmm_(weights, pairs.y[cols])
-        if pairs.symmetric and tile.mirrored < cols.stop:
-            grad_x[tile.mirrored : cols.stop].addmm_(weights[:, tile.mirrored - cols.start :].T, pairs.x[rows])
-    if grad_y is not None:
-        grad_y[cols].addmm_(weights.T, pairs.x[rows])
-
-
-def _panels(length: int, start: int = 0) -> list[slice]:
-    """The rows of tiles."""
-    step = _ROWS if length > _ONE_TILE else _ONE_TILE
-    return _slices(start, start + length, step)
+def _largest(tiles: Sequence[Tile]) -> int:
+    return max([tile.size for tile in tiles])
 
 
 def _groups(x: Tensor, columns: int) -> list[slice]:
@@ -274,20 +336,9 @@ def _groups(x: Tensor, columns: int) -> list[slice]:
     step = max(_ROWS, _GROUP_BYTES // of_row // _ROWS * _ROWS)
     if step * of_row > workspace_bytes():  # against a long queue fewer rows, rather than pairs that are made again
         step = max(_FEWEST_ROWS, min(step, workspace_bytes() // of_row // _FEWEST_ROWS * _FEWEST_ROWS))
-    return _slices(0, x.shape[0], step)
+    return slices(0, x.shape[0], step)
 
 
-def _tiles(pairs: Pairs, panels: list[slice]) -> list[Tile]:
-    return [
-        Tile(rows, cols)
-        for rows in panels
-        for cols in _slices(rows.start if pairs.symmetric else 0, pairs.y.shape[0], _COLS)
-    ]
-
-
-def _slices(start: int, stop: int, step: int) -> list[slice]:
+def slices(start: int, stop: int, step: int) -> list[slice]:
+    """A range in pieces."""
     return [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
-
-
-def _view(room: Tensor, tile: Tile) -> Tensor:
-    return room[: tile.size].view(tile.shape)

@@ -10,7 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import PairSpec, PairTerms, accumulate_dtype, excluded_pairs, gradient_limit, longer_than_eps, norm_eps
+from ...spec import (
+    DTYPES,
+    PairSpec,
+    PairTerms,
+    accumulate_dtype,
+    excluded_pairs,
+    gradient_limit,
+    longer_than_eps,
+    norm_eps,
+)
 from .. import LogSumExp, Problem
 from ..common.partials import Sums
 
@@ -31,7 +40,7 @@ class _Block(NamedTuple):
 
 def unsupported(problem: Problem) -> list[str]:
     """The reference serves every device and every floating dtype that the losses accept."""
-    if problem.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    if problem.dtype not in DTYPES:
         return [f"dtype {problem.dtype} is not a floating dtype it knows"]
     return []
 

@@ -115,7 +115,9 @@ def _contract_block(
     """A block of rows against a range of columns of one batch element; outputs from the range's first row on."""
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_d = tl.arange(0, BLOCK_D)
-    b_x = load_rows(p_x, o_m, o_d, m, stride_xm, DIM, DIM == BLOCK_D, True)
+    # Offsets inside of the block are small numbers, which take fewer registers.
+    p_x += (i_m * BLOCK_M).to(tl.int64) * stride_xm
+    b_x = load_rows(p_x, tl.arange(0, BLOCK_M), o_d, m - i_m * BLOCK_M, stride_xm, DIM, DIM == BLOCK_D, True)
     b_u = load_log_weights(p_u, o_m, m, LOG2)
     b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
     b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
@@ -152,7 +154,8 @@ def _contract_block(
         b_sum *= exp(shift, LOG2)
     m_rows = o_m < m
     m_grad = m_rows[:, None] & (o_d < DIM)[None, :]
-    tl.store(p_grad + o_m[:, None].to(tl.int64) * stride_gm + o_d[None, :], b_grad, mask=m_grad)
+    p_grad += (i_m * BLOCK_M).to(tl.int64) * stride_gm
+    tl.store(p_grad + tl.arange(0, BLOCK_M)[:, None] * stride_gm + o_d[None, :], b_grad, mask=m_grad)
     tl.store(p_sum + o_m, b_sum, mask=m_rows)
     if MODE == "softplus":
         tl.store(p_value + o_m, b_value, mask=m_rows)
@@ -231,8 +234,7 @@ def contract_kernel(
     do_not_specialize=[
         *("batch", "rows", "programs", "m_0", "n_0", "row_0", "col_0", "shift_0", "splits_0"),
         *("m_1", "n_1", "row_1", "col_1", "shift_1", "splits_1"),
-    ],
-    do_not_specialize_on_alignment=["p_sum", "p_value"],  # a number of rows away from those of other sides
+    ]
 )
 def contract_sides_kernel(
     p_rows,
@@ -257,7 +259,6 @@ def contract_sides_kernel(
     col_1,
     shift_1,
     splits_1,
-    stride,
     scale,
     shift,
     DIM: tl.constexpr,
@@ -296,8 +297,8 @@ def contract_sides_kernel(
         p_a += row
         p_b += col
     _contract_block(
-        p_rows + row * stride, p_rows + col * stride, p_u, None, None, None, p_row_lse, p_a, p_col_lse, p_b,
+        p_rows + row * DIM, p_rows + col * DIM, p_u, None, None, None, p_row_lse, p_a, p_col_lse, p_b,
         p_grad + out * DIM, p_sum + out, p_value + out,
-        i_m, i_split, m, n, splits, stride, stride, DIM, row_shift, scale, shift,
+        i_m, i_split, m, n, splits, DIM, DIM, DIM, row_shift, scale, shift,
         DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION,
     )  # fmt: skip

@@ -71,11 +71,11 @@ def _sum_of_exponentials(p_values, count, factor, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store_total(p_parts, p_count, p_total, part, i_b, i_block, blocks, share):
-    """The total ``(B,)`` of what each block has a part of, by whichever comes last."""
+def _store_mean(p_parts, p_count, p_mean, part, i_b, i_block, blocks, count):
+    """The total ``(B,)`` of what each block has a part of, over a count, by whichever block comes last."""
     tl.store(p_parts + i_b * blocks + i_block, part)
     if is_last(p_count + 1 + i_b, blocks):
-        tl.store(p_total + i_b, sum_range(p_parts + i_b * blocks, blocks, 1024) * share)
+        tl.store(p_mean + i_b, tl.math.div_rn(sum_range(p_parts + i_b * blocks, blocks, 1024), count))
 
 
 @triton.jit(
@@ -107,7 +107,7 @@ def softmax_head_kernel(
     col_parts,
     scale,
     sigma,
-    share,
+    count,
     range_of_weights,
     HEAD: tl.constexpr,
     VIEWS: tl.constexpr,
@@ -115,7 +115,7 @@ def softmax_head_kernel(
     TEMPERATURE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The loss ``(B,)``; for the gradient the factors and, where sums are relative to them, the maxima ``(B, rows)``,
+    """The loss ``(B,)``, a sum over ``count``; for the gradient the factors ``(B, rows)``, the maxima of relative sums,
     and the weights of the positives ``(B, anchors)``.
 
     Row sums ``(row_parts, B, anchors)``, column sums ``(col_parts, B, anchors)``: those of the same anchors where views
@@ -157,7 +157,7 @@ def softmax_head_kernel(
     if p_own is not None:
         tl.store(p_own + o_sums, b_own, mask=m_rows)
     part = tl.sum(tl.where(m_rows, b_loss, 0.0), 0)
-    _store_total(p_parts, p_count, p_loss, part, i_b, i_block, blocks, share)
+    _store_mean(p_parts, p_count, p_loss, part, i_b, i_block, blocks, count)
 
 
 @triton.jit
@@ -189,7 +189,7 @@ def sigmoid_head_kernel(
     blocks,
     cuts,
     bias,
-    share,
+    count,
     BLOCK: tl.constexpr,
 ):
     """The loss ``(B,)`` from the values of all other pairs ``(cuts, B, n)``; with their weights those of the positives
@@ -210,7 +210,7 @@ def sigmoid_head_kernel(
         tl.store(p_parts + (batch + i_b) * blocks + i_block, tl.sum(b_weights, 0))
     tl.store(p_parts + i_b * blocks + i_block, tl.sum(b_value + tl.where(m_rows, b_partners, 0.0), 0))
     if is_last(p_count + 1 + i_b, blocks):
-        tl.store(p_loss + i_b, sum_range(p_parts + i_b * blocks, blocks, 1024) * share)
+        tl.store(p_loss + i_b, tl.math.div_rn(sum_range(p_parts + i_b * blocks, blocks, 1024), count))
         if p_sum is not None:
             tl.store(p_bias_sums + i_b, sum_range(p_parts + (batch + i_b) * blocks, blocks, 1024))
 

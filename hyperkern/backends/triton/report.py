@@ -211,7 +211,7 @@ def _signature(
 ) -> dict[str, str]:
     """The types of the arguments as a real call has them; what is absent is a compile-time None."""
     floats = {"scale", "shift", "eps", "alpha", "t", "align_weight", "uniform_weight", "pairs"}
-    floats |= {"bias", "sigma", "share", "range_of_weights", "inverse_range"}
+    floats |= {"bias", "sigma", "share", "count", "range_of_weights", "inverse_range"}
     signature = {}
     for name in kernel.arg_names:
         if name in constants:

@@ -70,11 +70,15 @@ def _cuts(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     programs = batch * sum(-(-job.rows // choice.block_m) for job in jobs)
     cuts: list[int] = []
-    starts = [0]
-    for job in jobs:
+    starts: list[int] = []
+    end = 0
+    for i, job in enumerate(jobs):
         cuts.append(cut(programs, -(-job.cols // choice.block_n), 4 * batch * job.rows * dim, multiprocessors))
-        starts.append(starts[-1] + cuts[-1] * batch * job.rows)
-    return tuple(cuts), tuple(starts)
+        if i % 2 == 0:  # where a launch begins, addresses are aligned whatever the number of rows
+            end += -end % 4
+        starts.append(end)
+        end += cuts[-1] * batch * job.rows
+    return tuple(cuts), (*starts, end)
 
 
 def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, lse: Tensor | None) -> Sides:
@@ -100,7 +104,7 @@ def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, 
             (
                 *(rows, u, lse, factor, grad[starts[i] :], sums[starts[i] :]),
                 sums[starts[i] :] if value is None else value[starts[i] :],
-                *(plan.batch, plan.rows, programs[0], *told[0], *told[-1], rows.stride(1)),
+                *(plan.batch, plan.rows, programs[0], *told[0], *told[-1]),
                 *(plan.factor * o.unit(plan.weights), o.shift(plan.weights) * o.unit(plan.weights)),
             ),
             choice,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...spec import norm_eps
-from ..common.step import LOSSES, Kernels, Plan, State, WholeLosses
+from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses
 from .align_uniform import STEP
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .operands import launch, strides
@@ -35,6 +35,7 @@ class _Prepared(NamedTuple):
     factor: Tensor | None
     lse: Tensor | None
     counters: Tensor
+    kept: Kept
 
 
 def serves(plan: Plan) -> bool:
@@ -42,26 +43,24 @@ def serves(plan: Plan) -> bool:
     return choice_of(plan) is not None
 
 
-def values(plan: Plan) -> tuple[Tensor, State]:
-    """The loss ``(B,)`` and the state of its gradient, see `hyperkern.backends.common.step.Kernels`."""
-    if plan.head == "energy":
-        return _energy(plan)
-    if plan.head == "sigmoid":
-        return _sigmoid(plan)
-    return _softmax(plan)
+def values(plan: Plan) -> tuple[Tensor, Kept, State]:
+    """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.common.step.Kernels`."""
+    prepared = _prepare(plan)
+    loss, state = {"energy": _energy, "sigmoid": _sigmoid}.get(plan.head, _softmax)(plan, prepared)
+    return loss, prepared.kept, state
 
 
-def grads(plan: Plan, state: State, cotangent: Tensor) -> dict[str, Tensor]:
+def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradients that are needed, likewise."""
     if plan.head == "energy":
         grad, total, counters = state
-        return _finish(plan, grad, counters, cotangent, total=total)
+        return _finish(plan, needed, grad, counters, cotangent, total=total)
     if plan.head == "sigmoid":
         grad, own, bias_sums, counters = state
-        return _finish(plan, grad, counters, cotangent, own=own, bias_sums=bias_sums)
+        return _finish(plan, needed, grad, counters, cotangent, own=own, bias_sums=bias_sums)
     rows, own, counters, factor, *lse = state
     sides = contract(plan, rows, None, factor, lse[0] if lse else None)
-    return _finish(plan, sides.grad, counters, cotangent, own=own)
+    return _finish(plan, needed, sides.grad, counters, cotangent, own=own)
 
 
 def _blocks(plan: Plan) -> tuple[int, int]:
@@ -90,7 +89,8 @@ def _shape(plan: Plan) -> dict[str, int]:
     }
 
 
-def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
+def _prepare(plan: Plan) -> _Prepared:
+    factors = bool(plan.need) and plan.head not in ("energy", "sigmoid")
     blocks, blocks_further = _blocks(plan)
     x, batch, rows = plan.x, plan.batch, plan.rows
     empty = functools.partial(x.new_empty, dtype=torch.float32)
@@ -102,6 +102,7 @@ def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
         empty((batch, rows)) if factors else None,
         empty((batch, rows)) if factors and plan.weights != "bounded" else None,
         torch.empty(batch + 1, dtype=torch.int32, device=x.device),
+        _kept(plan),
     )
     # The head does not write those of candidates that are no anchors.
     one_way = plan.views == 1 and not plan.two_way
@@ -112,7 +113,7 @@ def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
         (
             *(x, plan.y, plan.queue, plan.scale, plan.bias, out.rows, out.positive, out.zeros, out.u),
             *((out.factor, out.lse) if one_way else (None, None)),
-            *(out.counters, plan.pairs, plan.further, rows, blocks, blocks_further),
+            *(out.counters, *out.kept, plan.pairs, plan.further, rows, blocks, blocks_further),
             *(*_strides(plan), norm_eps(x.dtype), plan.factor, plan.spec.bias),
         ),
         None,
@@ -121,9 +122,18 @@ def _prepare(plan: Plan, *, factors: bool = False) -> _Prepared:
     return out
 
 
-def _softmax(plan: Plan) -> tuple[Tensor, State]:
+def _kept(plan: Plan) -> Kept:
+    if not plan.need:
+        return Kept()
+    x, y = (
+        None if t is None or name in plan.need else t.new_empty(t.shape, dtype=torch.float32)
+        for name, t in (("x", plan.x), ("y", plan.y))
+    )
+    return Kept(x, y, None if plan.scale is None else plan.x.new_empty((), dtype=torch.float32))
+
+
+def _softmax(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     need_grad = bool(plan.need)
-    prepared = _prepare(plan, factors=need_grad)
     o = operands(plan, plan.of_sums()[0], prepared.rows)
     row, row_top, col, col_top = sum_parts(o, plan.sums, need_cols=plan.two_way, total=False)
     batch, anchors = plan.batch, plan.views * plan.pairs
@@ -137,7 +147,7 @@ def _softmax(plan: Plan) -> tuple[Tensor, State]:
         (
             *(row, row_top, col, col_top, prepared.positive, plan.scale, prepared.factor, prepared.lse, own),
             *(parts, prepared.counters, loss, batch, plan.pairs, anchors, plan.rows, blocks, row.shape[0]),
-            *(0 if col is None else col.shape[0], plan.factor, plan.spec.sigma, plan.share, plan.range),
+            *(0 if col is None else col.shape[0], plan.factor, plan.spec.sigma, 1 / plan.share, plan.range),
         ),
         None,
         HEAD=plan.head,
@@ -152,9 +162,8 @@ def _softmax(plan: Plan) -> tuple[Tensor, State]:
     return loss, (prepared.rows, own, prepared.counters, prepared.factor, *lse)
 
 
-def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
+def _sigmoid(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     need_grad = bool(plan.need)
-    prepared = _prepare(plan)
     assert prepared.u is not None
     batch, n = plan.batch, plan.pairs
     if need_grad:
@@ -174,7 +183,7 @@ def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
         plan.x.device,
         (
             *(value, total, prepared.positive, plan.bias, own, parts, prepared.counters, loss, bias_sums),
-            *(batch, n, blocks, cuts, plan.spec.bias, plan.share),
+            *(batch, n, blocks, cuts, plan.spec.bias, 1 / plan.share),
         ),
         None,
         BLOCK=_ANCHORS,
@@ -182,8 +191,7 @@ def _sigmoid(plan: Plan) -> tuple[Tensor, State]:
     return loss, () if own is None else (grad, own, bias_sums, prepared.counters)
 
 
-def _energy(plan: Plan) -> tuple[Tensor, State]:
-    prepared = _prepare(plan)
+def _energy(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     batch, n, further = plan.batch, plan.pairs, plan.further
     of_sums = plan.of_sums()
     if plan.need:
@@ -214,6 +222,7 @@ def _energy(plan: Plan) -> tuple[Tensor, State]:
 
 def _finish(
     plan: Plan,
+    needed: dict[str, Tensor],
     grad: Tensor,
     counters: Tensor,
     cotangent: Tensor,
@@ -222,7 +231,7 @@ def _finish(
     total: Tensor | None = None,
     bias_sums: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    jobs, choice, need = plan.of_weights(), choice_of(plan), plan.need
+    jobs, choice = plan.of_weights(), choice_of(plan)
     assert choice is not None
     cuts, starts = cuts_of(plan, jobs, choice)
     # Uniformity has several contractions for the rows of x, the others one; then come those of y and the queue.
@@ -233,18 +242,11 @@ def _finish(
     if plan.views == 2:
         grad_y, cuts_y = grad_x, cuts_x
     blocks, blocks_further = _blocks(plan)
-    queue = "y" if plan.head == "energy" else "queue"
-    found = {
-        name: given.new_empty(given.shape)
-        for name, given in (
-            ("x", plan.x),
-            ("y", plan.y),
-            (queue, plan.queue),
-            ("scale", plan.scale),
-            ("bias", plan.bias),
-        )
-        if name in need and given is not None
-    }
+    blocks_further = 0 if plan.queue is None else blocks_further
+    found = {name: given.new_empty(given.shape) for name, given in needed.items()}
+    dy, dqueue = (None, found.get("y")) if plan.y is None else (found.get("y"), found.get("queue"))
+    # What is kept is float32, and has no gradient.
+    dtype = next((needed[name].dtype for name in ("x", "y", "queue") if name in needed), torch.float32)
     launch(
         finish_rows_kernel,
         plan.batch * (blocks + blocks_further),
@@ -252,12 +254,11 @@ def _finish(
         (
             *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, grad_queue, own, total, bias_sums),
             cotangent.contiguous(),
-            *(found.get("x"), found.get("y") if plan.y is not None else None),
-            *(found.get(queue) if plan.queue is not None else None, found.get("scale"), found.get("bias")),
+            *(found.get("x"), dy, dqueue, found.get("scale"), found.get("bias")),
             *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, counters),
             *(plan.batch, plan.pairs, plan.further, blocks, blocks_further),
             *(plan.views * plan.pairs, rows_y, cuts_x, cuts_y, first_further),
-            *(*_strides(plan), norm_eps(plan.x.dtype), plan.spec.scale),
+            *(*_strides(plan), norm_eps(dtype), plan.spec.scale),
             *(plan.share, 1 / plan.range),
         ),
         None,

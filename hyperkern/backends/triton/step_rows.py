@@ -70,6 +70,9 @@ def prepare_rows_kernel(
     p_factor,
     p_lse,
     p_count,
+    p_unit_x,
+    p_unit_y,
+    p_kept_scale,
     n,
     further,
     rows,
@@ -118,15 +121,22 @@ def prepare_rows_kernel(
         o_x = i_b * rows + o_m * VIEWS
         b_x, _ = load_unit(p_x, i_b * n + o_m, o_d, mask, n, stride_xb, stride_xm, stride_xd, eps)
         _store_zeros(p_zeros, b_x, m_rows)
+        o_unit = (i_b * n + o_m)[:, None] * DIM + o_d[None, :]
+        if p_unit_x is not None:
+            tl.store(p_unit_x + o_unit, b_x, mask=mask)
         b_factor, b_root = factor_of_logits(p_scale, scale, TEMPERATURE)
         if p_scale is not None:
             b_x *= b_root if VIEWS == 2 else b_factor
+            if p_kept_scale is not None:
+                tl.store(p_kept_scale, tl.load(p_scale).to(tl.float32), mask=tl.program_id(0) == 0)
         _store_operand(p_rows, b_x, o_x, o_d, m_rows, WIDTH)
         if p_u is not None:
             tl.store(p_u + o_x, tl.zeros(o_x.shape, tl.float32) + bias, mask=m_rows)
         if p_y is not None:
             o_y = o_x + 1 if VIEWS == 2 else o_x + n
             b_y, _ = load_unit(p_y, i_b * n + o_m, o_d, mask, n, stride_yb, stride_ym, stride_yd, eps)
+            if p_unit_y is not None:
+                tl.store(p_unit_y + o_unit, b_y, mask=mask)
             if p_scale is not None and VIEWS == 2:
                 b_y *= b_root
             _store_operand(p_rows, b_y, o_y, o_d, m_rows, WIDTH)
@@ -232,9 +242,9 @@ def finish_rows_kernel(
 ):
     """The gradients of all inputs that have one, from partial sums ``(cuts, B, rows, WIDTH)`` of both sides.
 
-    The unit rows are made again, which reads less than keeping them. ``p_own (B, n)``, with views ``(B, 2 n)``, are the
-    weights of the positives, which are not among the pairs; ``p_total (B,)`` is an energy. Of the gradient of the scale
-    each program has a part; the last one adds them.
+    The unit rows are made again, which reads less than keeping them; of inputs without a gradient they are kept.
+    ``p_own (B, n)``, with views ``(B, 2 n)``, are the weights of the positives, which are not among the pairs;
+    ``p_total (B,)`` is an energy. Of the gradient of the scale each program has a part; the last one adds them.
     """
     i_b = (tl.program_id(0) // (blocks + blocks_further)).to(tl.int64)
     i_block = tl.program_id(0) % (blocks + blocks_further)

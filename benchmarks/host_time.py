@@ -1,0 +1,116 @@
+"""What a call costs on the host: loss and gradient of so few rows that only Python and PyTorch's dispatcher take time.
+
+``python -m benchmarks.host_time [--json FILE] [--cases ...] [--size N] [--dim D]`` measures each loss beside the usual
+code, in turns and in one run, and counts the Python functions that a call enters: a figure that no machine changes.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hyperkern.bench.machine import busy
+from hyperkern.bench.matrix import Matrix, check
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError, load_all
+from hyperkern.bench.run import run
+from hyperkern.bench.table import print_table
+from hyperkern.files import OutputError, check_outputs
+
+from .measure import spread, write
+
+NAMES = ("hyperkern", "dense")
+N, D = 32, 16
+ROUNDS, RATES = 51, 2
+HEADS = ("case", *(f"{name}, µs" for name in NAMES), "own ÷ eager", *(f"{name}, functions" for name in NAMES))
+
+
+def cases() -> tuple[str, ...]:
+    """All losses; a queue of a fixed size is arithmetic, however few the rows."""
+    load_all()
+    return tuple(name for name, case in CASES.items() if case.truth is not None and not case.queue)
+
+
+def functions_entered(call: Callable[[], object]) -> int:
+    """How many Python functions a call enters, itself not counted; a call before it imports what it needs."""
+    call()
+    found = -1
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal found
+        found += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+def functions_of(case: str, name: str, n: int, d: int) -> int:
+    """Those of a loss and its gradient, as a training step calls them."""
+    loss, inputs = IMPLEMENTATIONS[case, name].loss(), CASES[case].draw(n, d, "float32", "cpu")
+    return functions_entered(lambda: loss(*inputs).backward())
+
+
+def measured(matrix: Matrix) -> dict[str, Any]:
+    """Times and counts."""
+    result = run(matrix)
+    rows = []
+    for row in result["rows"]:
+        if row["status"] != "ok":
+            raise BenchError(f"{row['case']}, {row['implementation']}: {row['reason']}")
+        of_row = {name: row[name] for name in ("case", "implementation", "n", "d", "samples_ms")}
+        functions = functions_of(row["case"], row["implementation"], row["n"], row["d"])
+        rows.append(of_row | spread(row["samples_ms"]) | {"functions": functions})
+    return {"machine": result["machine"], "rows": rows}
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The table."""
+    by_place = {(row["case"], row["implementation"]): row for row in rows}
+    found = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        at = [by_place[case, name] for name in NAMES]
+        times = [f"{1e3 * row['median_ms']:.0f} ± {1e3 * row['iqr_ms'] / 2:.0f}" for row in at]
+        ratio = at[0]["median_ms"] / at[1]["median_ms"]
+        found.append([case, *times, f"{ratio:.2f}", *(str(row["functions"]) for row in at)])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="for the results")
+    parser.add_argument("--cases", nargs="+", default=cases(), metavar="CASE")
+    parser.add_argument("--size", type=int, default=N, metavar="N", help=f"rows (default {N})")
+    parser.add_argument("--dim", type=int, default=D, metavar="D", help=f"their dimension (default {D})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    args = parser.parse_args(arguments)
+    sizes, dims = (args.size,), (args.dim,)
+    matrix = Matrix(
+        *("cpu", tuple(args.cases), sizes, dims, ("float32",)),
+        names=NAMES,
+        rounds=args.rounds,
+        rates=RATES,
+        memory=False,
+    )
+    try:
+        check(matrix)
+        check_outputs({"json": args.json})
+    except (BenchError, OutputError) as error:
+        parser.error(str(error))
+    if (warning := busy()) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    found = measured(matrix)
+    if args.json:
+        write(args.json, found)
+    print_table(HEADS, lines(found["rows"]), 1)
+    print("µs: median ± half of the interquartile range. functions: Python functions that loss and gradient enter.")
+
+
+if __name__ == "__main__":
+    main()

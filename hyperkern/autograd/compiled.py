@@ -1,0 +1,144 @@
+"""A whole loss in a compiled graph: one operator that the compiler does not look into, and its gradient in plain steps.
+
+Only on a CPU, where the reference computes. Whether the inputs are ordinary shows when it runs: where they are not, the
+operator computes the loss as if it were not compiled.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.library import register_fake
+
+from .. import backends
+from ..backends import Problem, reference
+from ..backends.reference import losses
+from ..ops import NAMESPACE, define, library
+from ..spec import LossInputs, LossSpec, accumulate_dtype
+
+# ``(inputs, spec, backend) -> outputs``, by the name of the loss: the function that a user calls.
+Eager = Callable[[LossInputs, LossSpec, str | None], tuple[Tensor, ...]]
+EAGER: dict[str, Eager] = {}
+
+
+def eager(loss: str) -> Callable[[Eager], Eager]:
+    """Registers how a loss is called with what `hyperkern.autograd.loss` is told."""
+
+    def register(function: Eager) -> Eager:
+        EAGER[loss] = function
+        return function
+
+    return register
+
+
+def serves(inputs: LossInputs, backend: str | None) -> bool:
+    """Whether the operator is to be traced; asked when the graph is, of what does not change then."""
+    return inputs.x.device.type == "cpu" and inputs.x.dim() == 2 and backend in (None, "reference")
+
+
+def loss(inputs: LossInputs, spec: LossSpec, need: list[str], backend: str | None) -> tuple[Tensor, ...]:
+    """The outputs; in a graph that is being traced."""
+    if not need:
+        return tuple(_operators.whole_loss.default(*inputs, *spec, "", backend))
+    outputs: tuple[Tensor, ...] = _OneOperator.apply(*inputs, spec, ",".join(need), backend)
+    return outputs
+
+
+_tensors = ", ".join(f"Tensor{'' if name == 'x' else '?'} {name}" for name in LossInputs._fields)
+_names = [f"{name}_" if name in LossInputs._fields else name for name in LossSpec._fields]
+_kinds = [{str: "str", float: "float", bool: "bool"}[kind] for kind in LossSpec.__annotations__.values()]
+_static = ", ".join(f"{kind} {name}" for kind, name in zip(_kinds, _names, strict=True))
+
+
+@define(f"whole_loss({_tensors}, {_static}, str need, str? backend) -> Tensor[]")
+def _implementation(x: Tensor, *args: Any) -> list[Tensor]:
+    """The outputs, and with ``need`` the state that `hyperkern.backends.reference.losses.loss_grad` takes."""
+    inputs, spec, need, backend = _unpack(x, *args)
+    chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1]))
+    found = losses.loss(inputs, spec, need) if chosen is reference else None
+    if found is not None:
+        return [*found.values, *found.state]
+    with ThreadPoolExecutor(1) as thread:  # where autograd is on, which it is not inside of an operator
+        return thread.submit(_by_autograd, inputs, spec, need, backend).result()
+
+
+@register_fake(f"{NAMESPACE}::whole_loss", lib=library)
+def _(x: Tensor, *args: Any) -> list[Tensor]:
+    inputs, spec, need, _ = _unpack(x, *args)
+    dtype = accumulate_dtype(x.dtype)
+    return [x.new_empty(shape, dtype=dtype) for shape in losses.shapes(inputs, spec, need)]
+
+
+@define(f"whole_loss_grad(Tensor[] needed, Tensor[] state, Tensor?[] cotangents, {_static}, str need) -> Tensor[]")
+def _gradient(needed: list[Tensor], state: list[Tensor], cotangents: list[Tensor | None], *args: Any) -> list[Tensor]:
+    """Those of the needed inputs, in the order of ``need``."""
+    *static, need = args
+    names = need.split(",")
+    grads = losses.loss_grad(dict(zip(names, needed, strict=True)), LossSpec(*static), tuple(state), tuple(cotangents))
+    return [grads[name] for name in names]
+
+
+@register_fake(f"{NAMESPACE}::whole_loss_grad", lib=library)
+def _(needed: list[Tensor], *_: Any) -> list[Tensor]:
+    return [given.new_empty(given.shape) for given in needed]
+
+
+def _by_autograd(inputs: LossInputs, spec: LossSpec, need: list[str], backend: str | None) -> list[Tensor]:
+    """The same for inputs that are not ordinary: the gradients themselves, with factors of 1."""
+    dtype = accumulate_dtype(inputs.x.dtype)
+    leaves = {
+        name: value.detach().to(dtype).requires_grad_(name in need)
+        for name, value in inputs._asdict().items()
+        if value is not None and value.is_floating_point()
+    }
+    outputs = EAGER[spec.loss](inputs._replace(**leaves), spec, backend)
+    found = [value.detach() for value in outputs]
+    if not need:
+        return found
+    shapes = losses.shapes(inputs, spec, need)[len(outputs) :]
+    scalars = [name for name in ("scale", "bias") if name in need]
+    features = [leaves[name] for name in ("x", "y", "queue") if name in leaves]
+    state: list[Tensor] = []
+    for output in outputs[-2:]:  # of alignment + uniformity both terms
+        wanted = [leaf for leaf in (*(leaves[name] for name in scalars), *features) if leaf.requires_grad]
+        grads = dict(zip(map(id, wanted), torch.autograd.grad(output, wanted, retain_graph=True), strict=True))
+        state += [grads[id(leaves[name])].reshape(()) for name in scalars]
+        if len(shapes) > len(scalars):
+            rows = torch.cat([grads.get(id(leaf), torch.zeros_like(leaf)) for leaf in features])
+            state.append(rows[: shapes[len(scalars)][0]])
+    if len(shapes) > len(scalars):
+        state.append(torch.ones(shapes[-1], dtype=dtype))
+    return found + state
+
+
+def _unpack(*args: Any) -> tuple[LossInputs, LossSpec, list[str], str | None]:
+    tensors, static = len(LossInputs._fields), len(LossSpec._fields)
+    inputs, spec = LossInputs(*args[:tensors]), LossSpec(*args[tensors : tensors + static])
+    need, backend = args[tensors + static :]
+    return inputs, spec, need.split(",") if need else [], backend
+
+
+class _OneOperator(Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        *tensors, spec, need, backend = args
+        found = _operators.whole_loss.default(*tensors, *spec, need, backend)
+        outputs = 3 if spec.loss == "align_uniform" else 1
+        given = dict(zip(LossInputs._fields, tensors, strict=True))
+        ctx.save_for_backward(*[given[name] for name in need.split(",")], *found[outputs:])
+        ctx.spec, ctx.need = spec, need
+        return tuple(found[:outputs])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        names, saved = ctx.need.split(","), ctx.saved_tensors
+        needed, state = saved[: len(names)], saved[len(names) :]
+        found = _operators.whole_loss_grad.default(needed, state, cotangents, *ctx.spec, ctx.need)
+        grads = dict(zip(names, found, strict=True))
+        return *[grads.get(name) for name in LossInputs._fields], None, None, None
+
+
+_operators = getattr(torch.ops, NAMESPACE)
