@@ -203,6 +203,7 @@ class _Step:
         total = self.float(plan.batch)
         self.prepare(zeros=zeros)
         found: dict[bool, Tensor] = {}
+        state: State = ()
         if plan.need:
             sides = _sides(plan)
             grad, sums, _ = _contract(plan, sides, self.operand, None)
@@ -211,7 +212,6 @@ class _Step:
         else:
             for job in plan.of_sums():
                 found[job.own] = self.sums(_sums(plan, self.operand, [job], triangle=job.own))
-            state = ()
         # Those of x alone, then those with the queue.
         row, second = (found[True], found.get(False)) if True in found else (found[False], None)
         places = (int(True in found), 0, 1, (2 if True in found else 1) * (False in found), 0, 1)
