@@ -15,6 +15,8 @@ CSRC = Path("csrc")
 ARCHITECTURES = "8.0+PTX;9.0a"
 # The oldest PyTorch whose stable ABI is used: a build made with any later one runs on all of them.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# Python asks for debugging information, which would be a fifth of the library.
+NO_DEBUG = "-g0"
 NAMESPACE = "-DHYPERKERN_NAMESPACE=hyperkern_cuda"
 
 
@@ -46,7 +48,7 @@ def cuda_extension():
         sources("*.cpp", "*.cu", "instances/*.cu"),
         depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
         py_limited_api=True,
-        extra_compile_args={"cxx": [*flags, "-Wall", "-fvisibility=hidden"], "nvcc": flags},
+        extra_compile_args={"cxx": [*flags, "-Wall", "-fvisibility=hidden", NO_DEBUG], "nvcc": flags},
     )
     # Only what the stable ABI needs: no libc10, no Python, and a runtime of our own.
     extension.library_dirs.append(os.path.join(os.environ["CUDA_HOME"], "lib"))
@@ -63,7 +65,9 @@ def emulator_extension():
         sources("*.cpp", "emulator/*.cpp"),
         depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
         py_limited_api=True,
-        extra_compile_args=[*flags, "-Wall", "-Wno-unknown-pragmas", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"],
+        extra_compile_args=[
+            *(*flags, "-Wall", "-Wno-unknown-pragmas", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", NO_DEBUG)
+        ],
     )
     extension.libraries = ["torch_cpu"]
     return extension

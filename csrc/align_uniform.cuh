@@ -131,9 +131,6 @@ constexpr size_t kPrepareViewsShared = 3 * kRowWarps * sizeof(float);
 
 constexpr int kCombineThreads = 512;
 
-// What a sum over all threads needs of shared memory.
-constexpr size_t kCombineShared = kCombineThreads / kWarp * sizeof(float);
-
 struct CombineArgs {
   const float* align;  // (batch, blocks)
   const float* zeros;  // (2, batch, blocks)
@@ -148,39 +145,16 @@ struct CombineArgs {
   float of_sphere, of_zeros;  // what a pair with one zero row, or two, has in place of 1: e^t and e^2t, less 1
 };
 
-// The lane's part.
-HYPERKERN_DEVICE float sum_of_range(const float* values, int count) {
-  float sum[4] = {};
-  for (int64_t first = ptx::thread(); first < count; first += 4 * kCombineThreads) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (first + i * kCombineThreads < count) sum[i] += values[first + i * kCombineThreads];
-    }
-  }
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
-// The sum over all threads, for all of them.
-HYPERKERN_DEVICE float block_sum(float x) {
-  auto* shared = reinterpret_cast<float*>(ptx::shared_memory());
-  x = warp_sum(x);
-  ptx::syncthreads();
-  if (ptx::thread() % kWarp == 0) shared[ptx::thread() / kWarp] = x;
-  ptx::syncthreads();
-  float sum = 0.0f;
-  for (int i = 0; i < kCombineThreads / kWarp; ++i) sum += shared[i];
-  return sum;
-}
-
 // The logarithm of the mean of exp(-t |x_i - x_j|^2) of one view; the sum is kept for the gradient.
 HYPERKERN_DEVICE float uniformity(const CombineArgs& args, int64_t i_view) {
   float part = 0.0f;
   for (int i_cut = 0; i_cut < args.cuts; ++i_cut) {
-    part += sum_of_range(args.sums + (i_cut * 2 * args.batch + i_view) * args.m, args.m);
+    part += sum_of_range<kCombineThreads>(args.sums + (i_cut * 2 * args.batch + i_view) * args.m, args.m);
   }
-  float total = block_sum(part);
+  float total = block_sum<kCombineThreads>(part);
   // A zero row is at distance 1 from the sphere and at 0 from another one.
-  const float zeros = block_sum(sum_of_range(args.zeros + i_view * args.blocks, args.blocks));
+  const float zeros =
+      block_sum<kCombineThreads>(sum_of_range<kCombineThreads>(args.zeros + i_view * args.blocks, args.blocks));
   total += 2.0f * zeros * (static_cast<float>(args.m) - zeros) * args.of_sphere;
   total += zeros * (zeros - 1.0f) * args.of_zeros;
   if (ptx::thread() == 0) args.total[i_view] = total;
@@ -190,7 +164,8 @@ HYPERKERN_DEVICE float uniformity(const CombineArgs& args, int64_t i_view) {
 // A block of threads for each problem.
 HYPERKERN_KERNEL void __launch_bounds__(kCombineThreads, 1) combine_kernel(const CombineArgs args) {
   const int64_t i_b = ptx::block();
-  const float distances = block_sum(sum_of_range(args.align + i_b * args.blocks, args.blocks));
+  const float distances =
+      block_sum<kCombineThreads>(sum_of_range<kCombineThreads>(args.align + i_b * args.blocks, args.blocks));
   const float align = distances / static_cast<float>(args.m);
   const float uniform = 0.5f * (uniformity(args, i_b) + uniformity(args, args.batch + i_b));
   if (ptx::thread() == 0) {

@@ -30,15 +30,14 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
   [[maybe_unused]] constexpr int kUnrolledPanels = kPanels > 4 ? 1 : kPanels;
   constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
-  const int i_block = ptx::block() % args.blocks;
-  const int i_cut = ptx::block() / args.blocks % args.cuts;
-  const int i_b = ptx::block() / args.blocks / args.cuts;
-  const Pairs pairs = of_batch(args.pairs, i_b);
-  const unsigned char* x_data = x.data + i_b * x.stride_b;
-  const unsigned char* y_data = y.data + i_b * y.stride_b;
+  const ContractPart part(args);
+  const Problem& problem = part.problem;
+  const Pairs pairs = problem.of<kWeight>(args.pairs);
+  const int first_row = part.i_block * T::kRows;
+  const unsigned char* x_data = x.rows_of(problem.i_b, problem.side.first_row);
+  const unsigned char* y_data = y.rows_of(problem.i_b, problem.side.first_col);
   const int bytes = pairs.dim * Operand::kBytes;
-  const int first_row = i_block * T::kRows;
-  const Range range = cut_range(args.tiles, args.cuts, i_cut);
+  const Range range = part.range(T::kCols);
 
   const uint32_t x_tile = ptx::shared_address(ptx::shared_memory());
   const uint32_t ring = x_tile + T::kRows * kDim * Operand::kBytes;

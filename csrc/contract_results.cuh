@@ -5,27 +5,54 @@
 
 namespace hyperkern {
 
+// How a side is shared out: row blocks, ranges that its column tiles are cut into, and what of the grid and of the
+// results is before it.
+struct SideGrid {
+  int blocks, cuts;
+  int first_block;
+  int64_t first_result;  // rows
+};
+
+// The results of a side are (cuts, problems, m).
 struct ContractArgs {
   Pairs pairs;
-  int blocks, tiles, cuts;  // row blocks; column tiles and into how many ranges they are cut
-  float* grad;              // (cuts, batch, m, dim): sum_j w_ij y_j; dim is even
-  float* sum;               // (cuts, batch, m): sum_j w_ij
-  float* value;             // (cuts, batch, m): the potential, for kSoftplus
-  float out_scale;          // on all results but the potential
+  Sides sides;
+  SideGrid grids[kMostSides];
+  int grid;         // blocks of threads
+  float* grad;      // (results, dim): sum_j w_ij y_j; dim is even
+  float* sum;       // (results): sum_j w_ij
+  float* value;     // (results): the potential, for kSoftplus
+  float out_scale;  // on all results but the potential
 };
 
 // What a block of threads computes. Divided anew wherever it is asked for, so that no register keeps it around the
 // loop.
 struct ContractPart {
-  int i_block, i_cut, i_b;
-  Range range;  // of column tiles
+  int i_block, i_cut;
+  Problem problem;
+  SideGrid grid;
 
-  HYPERKERN_DEVICE explicit ContractPart(const ContractArgs& args) {
+  HYPERKERN_DEVICE explicit ContractPart(const ContractArgs& args)
+      : problem{args.sides.side[0], 0}, grid(args.grids[0]) {
     const int block = ptx::opaque(ptx::block());
-    i_block = block % args.blocks;
-    i_cut = block / args.blocks % args.cuts;
-    i_b = block / args.blocks / args.cuts;
-    range = cut_range(args.tiles, args.cuts, i_cut);
+#pragma unroll
+    for (int other = 1; other < kMostSides; ++other) {
+      if (block >= args.grids[other].first_block) {
+        problem.side = args.sides.side[other];
+        grid = args.grids[other];
+      }
+    }
+    const int local = block - grid.first_block;
+    i_block = local % grid.blocks;
+    i_cut = local / grid.blocks % grid.cuts;
+    problem.i_b = local / grid.blocks / grid.cuts;
+  }
+
+  // Of tiles with so many columns.
+  HYPERKERN_DEVICE Range range(int cols) const { return cut_range(ceil_div(problem.side.n, cols), grid.cuts, i_cut); }
+
+  HYPERKERN_DEVICE int64_t first_result(const ContractArgs& args) const {
+    return grid.first_result + (static_cast<int64_t>(i_cut) * args.sides.problems + problem.i_b) * problem.side.m;
   }
 };
 
@@ -35,7 +62,8 @@ HYPERKERN_DEVICE void store_results(
     const ContractArgs& args, const Rows<kBlocks>& rows, const float (&g)[kBlocks][kOutGroups][4],
     const float (&sum)[kBlocks][2], const float (&value)[kBlocks][2], int lane) {
   const ContractPart part(args);
-  const Pairs pairs = of_batch(args.pairs, part.i_b);
+  const Pairs pairs = part.problem.of<kWeight>(args.pairs);
+  const int64_t first = part.first_result(args);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -48,7 +76,7 @@ HYPERKERN_DEVICE void store_results(
       // The weights of the other kinds have their factors already.
       const float factor = kWeight == Weight::kExp ? Rows<kBlocks>::term(pairs, row, kA, 1.0f) : 1.0f;
       const float scale = args.out_scale * factor;
-      const int64_t at = (static_cast<int64_t>(part.i_cut) * pairs.batch + part.i_b) * pairs.m + row;
+      const int64_t at = first + row;
       if (lane % 4 == 0) {
         args.sum[at] = row_sum * scale;
         if constexpr (kWeight == Weight::kSoftplus) args.value[at] = row_value;

@@ -53,14 +53,17 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   if (ptx::thread() < kWarpgroup) {
     ptx::setmaxnreg_dec<T::kProducerRegisters>();
     if (ptx::thread() != 0) return;
-    const auto [i_block, i_cut, i_b, range] = ContractPart(args);
+    const ContractPart part(args);
+    const auto [side, i_b] = part.problem;
+    const Range range = part.range(T::kCols);
     ptx::prefetch_tensormap(&x_map);
     ptx::prefetch_tensormap(&y_map);
     ptx::mbarrier_arrive_expect_tx(x_full, T::kRowBytes);
 #pragma unroll
     for (int panel = 0; panel < T::kPanels; ++panel) {
       ptx::cp_async_bulk_tensor(
-          x_tile + panel * T::kRows * kPanelBytes, &x_map, x_full, panel * kPanelColumns, i_block * T::kRows, i_b);
+          x_tile + panel * T::kRows * kPanelBytes, &x_map, x_full, panel * kPanelColumns,
+          side.first_row + part.i_block * T::kRows, i_b);
     }
     RingPosition at;
     for (int tile = range.begin; tile < range.end; ++tile) {
@@ -69,7 +72,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
       for (int panel = 0; panel < T::kPanels; ++panel) {
         ptx::cp_async_bulk_tensor(
             buffers + at.stage * T::kStageBytes + panel * T::kCols * kPanelBytes, &y_map, ring.full(at.stage),
-            panel * kPanelColumns, tile * T::kCols, i_b);
+            panel * kPanelColumns, side.first_col + tile * T::kCols, i_b);
       }
       at.advance(T::kStages);
     }
@@ -77,12 +80,13 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
   }
 
   ptx::setmaxnreg_inc<T::kConsumerRegisters>();
-  const auto [i_block, i_cut, i_b, range] = ContractPart(args);
+  const ContractPart part(args);
+  const Range range = part.range(T::kCols);
   const int lane = ptx::thread() % kWarp;
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
-  const Pairs pairs = of_batch(args.pairs, i_b);
-  const int first_row = i_block * T::kRows + warpgroup * 64;
+  const Pairs pairs = part.problem.of<kWeight>(args.pairs);
+  const int first_row = part.i_block * T::kRows + warpgroup * 64;
   const Rows<1> rows(pairs, first_row + warp * 16, 16, lane);
   const RowFactors<1, kWeight> factors(pairs, rows);
   const int x_pieces = static_cast<int>(piece_at(x_tile)) + warpgroup * 64 * kPanelBytes / kPieceBytes;

@@ -5,10 +5,15 @@
 
 namespace hyperkern {
 
-// A matrix of rows in global memory, in bytes.
+// Matrices of rows in global memory, in bytes.
 struct Matrix {
   const unsigned char* data;
   int64_t stride_b, stride_m;  // multiples of 16
+  int batch, rows;
+
+  HYPERKERN_DEVICE const unsigned char* rows_of(int i_b, int first) const {
+    return data + i_b * stride_b + first * stride_m;
+  }
 };
 
 // Starts the copy of one panel, `kRows` rows of 128 bytes, to shared memory; zeros beyond the end of rows and columns.

@@ -10,13 +10,13 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
   library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int, int)");
   library.def(
       "sums(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, int exclude, "
-      "int row_shift, float scale, float offset, bool rounded, int task, bool split, bool triangle, int stripes, "
-      "int cuts, "
+      "int row_shift, int views, int[] sides, float scale, float offset, bool rounded, int task, bool split, "
+      "bool triangle, int stripes, int cuts, "
       "Tensor(a!) row, Tensor(b!)? row_second, Tensor(c!)? col, Tensor(d!)? weights) -> ()");
   library.def(
       "contract(Tensor x, Tensor y, Tensor? row_terms, Tensor? col_terms, Tensor? row_ids, Tensor? col_ids, "
-      "int exclude, int row_shift, float scale, float offset, bool rounded, int weight, bool split, int cuts, "
-      "float out_scale, "
+      "int exclude, int row_shift, int views, int[] sides, float scale, float offset, bool rounded, int weight, "
+      "bool split, float out_scale, "
       "Tensor(a!) grad, Tensor(b!) sum, Tensor(c!)? value) -> ()");
   library.def("prepare(Tensor x, float eps, Tensor(a!) unit, Tensor(b!) rstd) -> ()");
   library.def("finish(Tensor grad, Tensor unit, Tensor rstd, float eps, Tensor(a!) dx) -> ()");
@@ -30,6 +30,22 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
       "finish_views(Tensor x, Tensor y, Tensor grad, Tensor total, Tensor? of_loss, Tensor? of_alignment, "
       "Tensor? of_uniformity, float eps, float alpha, float t, float align_weight, float uniform_weight, "
       "Tensor(a!) dx, Tensor(b!) dy) -> ()");
+  library.def(
+      "prepare_loss(Tensor x, Tensor? y, Tensor? queue, float eps, bool together, Tensor? scale, bool reciprocal, "
+      "Tensor? bias, float bias_value, Tensor(a!) operand, Tensor(b!)? positives, Tensor(c!)? zeros, "
+      "Tensor(d!) counted, Tensor(e!)? cleared, Tensor(f!)? terms, Tensor(g!)? kept_x, Tensor(h!)? kept_y, "
+      "Tensor(i!)? kept_scale) -> ()");
+  library.def(
+      "head(int head, int n, int further, Tensor row, Tensor? top, Tensor? second, int[] places, Tensor? positives, "
+      "bool together, Tensor? scale, float scale_value, bool reciprocal, Tensor? bias, float bias_value, float unit, "
+      "float share, float sigma, float gain, float t, Tensor? zeros, Tensor(a!)? terms, Tensor(b!)? weights, "
+      "Tensor(c!)? total, Tensor(d!) loss, Tensor(e!) partials, Tensor(f!) counted) -> ()");
+  library.def(
+      "finish_loss(Tensor x, Tensor? y, Tensor? queue, bool together, Tensor? scale, float scale_value, "
+      "bool reciprocal, Tensor grad, Tensor? sum, int[] places, Tensor? weights, Tensor? total, Tensor of_loss, "
+      "float share, float of_pairs, float of_zero_row, float eps, Tensor(a!)? dx, Tensor(b!)? dy, "
+      "Tensor(c!)? dqueue, Tensor(d!)? of_scale, Tensor(e!)? of_bias, Tensor(f!)? partials, Tensor(g!) counted) "
+      "-> ()");
 #ifdef HYPERKERN_EMULATED
   library.def("emulate(int capability, bool products_first) -> ()");
 #endif
@@ -46,6 +62,9 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library)
   library.impl("prepare_views", TORCH_BOX(&hyperkern::prepare_views));
   library.impl("combine", TORCH_BOX(&hyperkern::combine));
   library.impl("finish_views", TORCH_BOX(&hyperkern::finish_views));
+  library.impl("prepare_loss", TORCH_BOX(&hyperkern::prepare_loss));
+  library.impl("head", TORCH_BOX(&hyperkern::head));
+  library.impl("finish_loss", TORCH_BOX(&hyperkern::finish_loss));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CompositeExplicitAutograd, library)
@@ -68,5 +87,8 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CUDA, library)
   library.impl("prepare_views", TORCH_BOX(&hyperkern::prepare_views));
   library.impl("combine", TORCH_BOX(&hyperkern::combine));
   library.impl("finish_views", TORCH_BOX(&hyperkern::finish_views));
+  library.impl("prepare_loss", TORCH_BOX(&hyperkern::prepare_loss));
+  library.impl("head", TORCH_BOX(&hyperkern::head));
+  library.impl("finish_loss", TORCH_BOX(&hyperkern::finish_loss));
 }
 #endif

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace hyperkern {
 
@@ -24,16 +25,17 @@ std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64
 void sums(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
-    int64_t row_shift, double scale, double offset, bool rounded, int64_t task_code, bool split, bool triangle,
-    int64_t stripes, int64_t cuts, const torch::stable::Tensor& row, const OptionalTensor& row_second,
-    const OptionalTensor& col, const OptionalTensor& weights);
+    int64_t row_shift, int64_t views, const std::vector<int64_t>& sides, double scale, double offset, bool rounded,
+    int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts, const torch::stable::Tensor& row,
+    const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights);
 
 // Weighted sums of rows in one pass: see contract_results.cuh.
 void contract(
     const torch::stable::Tensor& x, const torch::stable::Tensor& y, const OptionalTensor& row_terms,
     const OptionalTensor& col_terms, const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude,
-    int64_t row_shift, double scale, double offset, bool rounded, int64_t weight_code, bool split, int64_t cuts,
-    double out_scale, const torch::stable::Tensor& grad, const torch::stable::Tensor& sum, const OptionalTensor& value);
+    int64_t row_shift, int64_t views, const std::vector<int64_t>& sides, double scale, double offset, bool rounded,
+    int64_t weight_code, bool split, double out_scale, const torch::stable::Tensor& grad,
+    const torch::stable::Tensor& sum, const OptionalTensor& value);
 
 // Unit rows (batch, rows, D) of x and 1 / max(length, eps).
 void prepare(
@@ -59,6 +61,32 @@ void finish_views(
     const torch::stable::Tensor& total, const OptionalTensor& of_loss, const OptionalTensor& of_alignment,
     const OptionalTensor& of_uniformity, double eps, double alpha, double t, double align_weight, double uniform_weight,
     const torch::stable::Tensor& dx, const torch::stable::Tensor& dy);
+
+// Whole losses, but for the pairs: before them, between their sums and their weights, behind them. See loss_rows.cuh,
+// loss_head.cuh.
+void prepare_loss(
+    const torch::stable::Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, double eps, bool together,
+    const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value,
+    const torch::stable::Tensor& operand, const OptionalTensor& positives, const OptionalTensor& zeros,
+    const torch::stable::Tensor& counted, const OptionalTensor& cleared, const OptionalTensor& terms,
+    const OptionalTensor& kept_x, const OptionalTensor& kept_y, const OptionalTensor& kept_scale);
+
+void head(
+    int64_t head_code, int64_t n, int64_t further, const torch::stable::Tensor& row, const OptionalTensor& top,
+    const OptionalTensor& second, const std::vector<int64_t>& places, const OptionalTensor& positives, bool together,
+    const OptionalTensor& scale, double scale_value, bool reciprocal, const OptionalTensor& bias, double bias_value,
+    double unit, double share, double sigma, double gain, double t, const OptionalTensor& zeros,
+    const OptionalTensor& terms, const OptionalTensor& weights, const OptionalTensor& total,
+    const torch::stable::Tensor& loss, const torch::stable::Tensor& partials, const torch::stable::Tensor& counted);
+
+void finish_loss(
+    const torch::stable::Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, bool together,
+    const OptionalTensor& scale, double scale_value, bool reciprocal, const torch::stable::Tensor& grad,
+    const OptionalTensor& sum, const std::vector<int64_t>& places, const OptionalTensor& weights,
+    const OptionalTensor& total, const torch::stable::Tensor& of_loss, double share, double of_pairs,
+    double of_zero_row, double eps, const OptionalTensor& dx, const OptionalTensor& dy, const OptionalTensor& dqueue,
+    const OptionalTensor& of_scale, const OptionalTensor& of_bias, const OptionalTensor& partials,
+    const torch::stable::Tensor& counted);
 
 #ifdef HYPERKERN_EMULATED
 // What the emulator is to be: the portable kernels (80) or those of sm_90a (90), and its timing.

@@ -13,9 +13,9 @@ void launch_sums_task(const SumsArgs& args, const Matrix& x, const Matrix& y, bo
     if (wgmma) {
       using T = SumsWgmma;
       const TensorMap x_map =
-          make_tensor_map<Operand>(x.data, pairs.batch, pairs.m, pairs.dim, x.stride_b, x.stride_m, T::kRows);
+          make_tensor_map<Operand>(x.data, x.batch, x.rows, pairs.dim, x.stride_b, x.stride_m, T::kRows);
       const TensorMap y_map =
-          make_tensor_map<Operand>(y.data, pairs.batch, pairs.n, pairs.dim, y.stride_b, y.stride_m, kSumsCols);
+          make_tensor_map<Operand>(y.data, y.batch, y.rows, pairs.dim, y.stride_b, y.stride_m, kSumsCols);
       const int resident = resident_panels(pairs.dim * Operand::kBytes, kTask);
       const int stages = T::stages(resident), shared_bytes = T::shared_bytes(resident);
       if constexpr (!stores(kTask)) {
@@ -51,14 +51,14 @@ void launch_sums(const SumsArgs& args, Task task, const Matrix& x, const Matrix&
 template <class Operand, int kDim, Weight kWeight>
 void launch_contract_case(const ContractArgs& args, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
   const Pairs& pairs = args.pairs;
-  const int blocks = pairs.batch * args.blocks * args.cuts;
+  const int blocks = args.grid;
   if constexpr (Operand::kBytes == 2) {
     if (wgmma) {
       using T = ContractWgmma<kDim, kWeight>;
       const TensorMap x_map =
-          make_tensor_map<Operand>(x.data, pairs.batch, pairs.m, pairs.dim, x.stride_b, x.stride_m, T::kRows);
+          make_tensor_map<Operand>(x.data, x.batch, x.rows, pairs.dim, x.stride_b, x.stride_m, T::kRows);
       const TensorMap y_map =
-          make_tensor_map<Operand>(y.data, pairs.batch, pairs.n, pairs.dim, y.stride_b, y.stride_m, T::kCols);
+          make_tensor_map<Operand>(y.data, y.batch, y.rows, pairs.dim, y.stride_b, y.stride_m, T::kCols);
       launch(
           contract_wgmma_kernel<Operand, kDim, kWeight>, blocks, T::kThreads, T::kSharedBytes, stream, args, x_map,
           y_map);

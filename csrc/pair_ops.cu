@@ -3,6 +3,8 @@
 #include "ops.h"
 #include "pair_kernels.h"
 
+#include <vector>
+
 namespace hyperkern {
 namespace {
 
@@ -23,7 +25,7 @@ Matrix operand(const Tensor& x, const char* name) {
       shape_of(x), " with strides (", x.stride(0), ", ", x.stride(1), ", ", x.stride(2), ")");
   // The TMA unit knows no stride of 0, and of a batch of one nobody reads it.
   const int64_t stride_b = x.size(0) == 1 ? x.size(1) * x.stride(1) : x.stride(0);
-  return {data, stride_b * bytes, x.stride(1) * bytes};
+  return {data, stride_b * bytes, x.stride(1) * bytes, to_int(x.size(0), name), to_int(x.size(1), name)};
 }
 
 void check_operands(const Tensor& x, const Tensor& y) {
@@ -59,6 +61,8 @@ const int64_t* ids(const OptionalTensor& ids, const char* name, const Tensor& as
   return static_cast<const int64_t*>(ids->const_data_ptr());
 }
 
+constexpr size_t kSideNumbers = 6;  // of each of the sides of a grid
+
 struct Terms {
   const OptionalTensor &row_terms, &col_terms, &row_ids, &col_ids;
 };
@@ -66,23 +70,34 @@ struct Terms {
 // How many vectors of terms a weight reads.
 constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {0, 2, 3, 1};
 
-// `cols` is what the tiles cover, of which the terms must be readable; pairs of them are read at once.
+// Tiles cover more than the last column; of all that they cover the terms must be readable, pairs of them at once.
 Pairs make_pairs(
-    const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, double scale,
-    double offset, bool rounded, int64_t row_count, int64_t col_count, int64_t cols) {
+    const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, int64_t views,
+    double scale, double offset, bool rounded, int64_t row_count, int64_t col_count, const std::vector<int64_t>& sides,
+    int tile_cols) {
   HYPERKERN_REQUIRE(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
+  // A tile off the diagonal has no pair of a group: tiles start at even rows and columns.
+  HYPERKERN_REQUIRE(
+      views == 1 || (views == 2 && row_shift == 0), "views must be 1, or 2 without a row_shift, got ", views);
   Pairs pairs{};
+  pairs.group_bits = static_cast<int>(views) - 1;
   pairs.exclude = static_cast<Exclude>(exclude);
   pairs.batch = to_int(x.size(0), "the batch size");
   pairs.m = to_int(x.size(1), "the number of rows");
   pairs.n = to_int(y.size(1), "the number of columns");
+  pairs.last_id = pairs.m - 1;
   pairs.dim = to_int(x.size(2), "D");
+  // Behind an odd number of rows the terms of the next side start one later.
+  const bool whole = sides.size() == kSideNumbers && sides[0] == 0 && sides[1] == 0;
+  const int64_t rows = x.size(1) + (whole ? 0 : 1);
+  const int64_t cols =
+      whole ? static_cast<int64_t>(ceil_div(y.size(1), tile_cols)) * tile_cols : y.size(1) + 1 + tile_cols;
   HYPERKERN_REQUIRE(cols <= INT32_MAX - 1024 && pairs.m <= INT32_MAX - 1024, "there are too many rows or columns");
   pairs.row_shift = row_shift;
   pairs.scale = static_cast<float>(scale);
   pairs.offset = static_cast<float>(offset);
   pairs.rounded = rounded;
-  pairs.row_terms = terms(from.row_terms, "row_terms", x, row_count, x.size(1));
+  pairs.row_terms = terms(from.row_terms, "row_terms", x, row_count, rows);
   pairs.col_terms = terms(from.col_terms, "col_terms", x, col_count, cols);
   if (pairs.row_terms != nullptr) {
     pairs.row_terms_stride_b = from.row_terms->stride(0);
@@ -104,6 +119,54 @@ Pairs make_pairs(
     pairs.col_ids_stride_b = from.col_ids->stride(0);
   }
   return pairs;
+}
+
+// Six numbers for each side, see Side and SideGrid: the last one is into how many ranges its columns are cut.
+Sides make_sides(
+    const Pairs& pairs, const Tensor& x, const Tensor& y, const std::vector<int64_t>& numbers, Weight weight) {
+  const size_t count = numbers.size() / kSideNumbers;
+  HYPERKERN_REQUIRE(
+      numbers.size() % kSideNumbers == 0 && count >= 1 && count <= kMostSides,
+      "sides has six numbers for each of at most ", kMostSides, ", got ", numbers.size());
+  Sides sides{};
+  sides.problems = pairs.batch;
+  HYPERKERN_REQUIRE(count == 1 || pairs.exclude != Exclude::kSameId, "sides have no ids");
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t* from = &numbers[i * kSideNumbers];
+    Side& side = sides.side[i];
+    side = {
+        to_int(from[0], "the first row of a side"), to_int(from[1], "the first column of a side"),
+        to_int(from[2], "the rows of a side"), to_int(from[3], "the columns of a side"), from[4] != 0};
+    HYPERKERN_REQUIRE(
+        from[0] + from[2] <= x.size(1) && from[1] + from[3] <= y.size(1), "side ", i, " is not within the rows of x ",
+        shape_of(x), " and y ", shape_of(y));
+    HYPERKERN_REQUIRE(
+        side.excludes || weight == Weight::kExp || pairs.exclude == Exclude::kNone,
+        "only exponentials have sides that exclude nothing beside others");
+    HYPERKERN_REQUIRE(from[5] >= 1, "cuts must be at least 1, got ", from[5]);
+  }
+  return sides;
+}
+
+// How the sides are shared out among blocks of threads; returns the rows of all results.
+int64_t set_grids(ContractArgs& args, const std::vector<int64_t>& numbers, int rows) {
+  int64_t blocks = 0, results = 0;
+  for (size_t i = 0; i < kMostSides; ++i) {
+    SideGrid& grid = args.grids[i];
+    grid = {1, 1, INT32_MAX, 0};
+    if (i * kSideNumbers >= numbers.size()) continue;
+    const Side& side = args.sides.side[i];
+    const int64_t cuts = numbers[i * kSideNumbers + 5];
+    grid = {ceil_div(side.m, rows), to_int(cuts, "cuts"), static_cast<int>(blocks), results};
+    const int64_t problems = static_cast<int64_t>(args.sides.problems) * grid.blocks;
+    HYPERKERN_REQUIRE(
+        problems <= (INT32_MAX - blocks) / cuts, "there are too many blocks of threads: ", args.sides.problems,
+        " problems times ", grid.blocks, " times ", cuts, " cuts");
+    blocks += problems * cuts;
+    results += cuts * args.sides.problems * side.m;
+  }
+  args.grid = static_cast<int>(blocks);
+  return results;
 }
 
 // A grid has at most 2^31 - 1 blocks; the launchers multiply in 32 bits.
@@ -160,9 +223,10 @@ std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64
 
 void sums(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
-    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    double offset, bool rounded, int64_t task_code, bool split, bool triangle, int64_t stripes, int64_t cuts,
-    const Tensor& row, const OptionalTensor& row_second, const OptionalTensor& col, const OptionalTensor& weights) {
+    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, int64_t views,
+    const std::vector<int64_t>& sides, double scale, double offset, bool rounded, int64_t task_code, bool split,
+    bool triangle, int64_t stripes, int64_t cuts, const Tensor& row, const OptionalTensor& row_second,
+    const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
   const Task task = static_cast<Task>(task_code);
@@ -170,39 +234,51 @@ void sums(
   const TileSize size = sums_tile(0, task, wgmma);
   SumsArgs args{};
   Schedule& schedule = args.schedule;
-  schedule.blocks = ceil_div(x.size(1), size.rows);
-  schedule.tiles = ceil_div(y.size(1), size.cols);
   schedule.square = size.rows / size.cols;
   schedule.triangle = triangle;
   schedule.stripes = to_int(stripes, "stripes");
   schedule.cuts = to_int(cuts, "cuts");
-  HYPERKERN_REQUIRE(!triangle || x.size(1) == y.size(1), "a triangle has as many rows as columns");
   HYPERKERN_REQUIRE(!triangle || !stores(task), "weights are stored of whole panels, not of a triangle");
+  args.pairs = make_pairs(
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
+      stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
+      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols);
+  args.sides = make_sides(args.pairs, x, y, sides, weight_of(task));
+  args.pairs.m = args.sides.side[0].m;
+  args.pairs.n = args.sides.side[0].n;
+  args.pairs.batch = to_int(static_cast<int64_t>(sides.size() / kSideNumbers) * x.size(0), "the batch size");
+  for (int i = 1; i < kMostSides; ++i) {
+    const Side &first = args.sides.side[0], &other = args.sides.side[i];
+    HYPERKERN_REQUIRE(
+        other.m == 0 || (other.m == first.m && other.n == first.n), "the sides of sums have one size, got ", first.m,
+        " x ", first.n, " and ", other.m, " x ", other.n);
+  }
+  schedule.blocks = ceil_div(args.pairs.m, size.rows);
+  schedule.tiles = ceil_div(args.pairs.n, size.cols);
+  HYPERKERN_REQUIRE(!triangle || args.pairs.m == args.pairs.n, "a triangle has as many rows as columns");
   HYPERKERN_REQUIRE(
       schedule.stripes >= 1 && schedule.stripes <= schedule.blocks && schedule.cuts >= 1,
       "stripes must be between 1 and the number of row blocks (", schedule.blocks, ") and cuts at least 1, got ",
       stripes, " and ", cuts);
-  args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, rounded,
-      stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
-      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1,
-      static_cast<int64_t>(schedule.tiles) * size.cols);
   check_grid(args.pairs, schedule.stripes, schedule.cuts);
   HYPERKERN_REQUIRE(task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
   HYPERKERN_REQUIRE(task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
-  args.row = result(row, "row", x, cuts, x.size(0), x.size(1));
+  args.row = result(row, "row", x, cuts, args.pairs.batch, args.pairs.m);
   HYPERKERN_REQUIRE(row_second.has_value() || !has_second(task), "task ", task_code, " needs row_second");
-  if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, x.size(0), x.size(1));
+  if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, args.pairs.batch, args.pairs.m);
   if (col.has_value()) {
     HYPERKERN_REQUIRE(task != Task::kSumRunning, "a running maximum has no column sums");
     args.col_parts_per_cut = triangle ? schedule.stripes : 0;
     const int64_t parts = (triangle ? stripes * cuts : stripes) * size.groups;
-    args.col = result(*col, "col", x, parts, x.size(0), y.size(1));
+    args.col = result(*col, "col", x, parts, args.pairs.batch, args.pairs.n);
   }
   HYPERKERN_REQUIRE(
       weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
   if (weights.has_value()) {
+    HYPERKERN_REQUIRE(
+        args.pairs.batch == x.size(0) && args.pairs.m == x.size(1) && args.pairs.n == y.size(1),
+        "weights are stored of all rows and columns, not of sides");
     check_same_device(*weights, "weights", x);
     check_type(*weights, "weights", x.scalar_type());
     check_shape(*weights, "weights", x.size(0), x.size(1), y.size(1));
@@ -224,9 +300,9 @@ void sums(
 
 void contract(
     const Tensor& x, const Tensor& y, const OptionalTensor& row_terms, const OptionalTensor& col_terms,
-    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, double scale,
-    double offset, bool rounded, int64_t weight_code, bool split, int64_t cuts, double out_scale, const Tensor& grad,
-    const Tensor& sum, const OptionalTensor& value) {
+    const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t exclude, int64_t row_shift, int64_t views,
+    const std::vector<int64_t>& sides, double scale, double offset, bool rounded, int64_t weight_code, bool split,
+    double out_scale, const Tensor& grad, const Tensor& sum, const OptionalTensor& value) {
   check_operands(x, y);
   HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
   const Weight weight = static_cast<Weight>(weight_code);
@@ -235,25 +311,22 @@ void contract(
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
   const TileSize size = contract_tile(bytes, static_cast<int>(x.size(2)), weight, wgmma);
   ContractArgs args{};
-  args.blocks = ceil_div(x.size(1), size.rows);
-  args.tiles = ceil_div(y.size(1), size.cols);
-  args.cuts = to_int(cuts, "cuts");
-  HYPERKERN_REQUIRE(args.cuts >= 1, "cuts must be at least 1, got ", cuts);
   args.out_scale = static_cast<float>(out_scale);
   args.pairs = make_pairs(
-      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, scale, offset, rounded,
-      kRowTerms[weight_code], kColTerms[weight_code], static_cast<int64_t>(args.tiles) * size.cols);
-  check_grid(args.pairs, args.blocks, args.cuts);
+      x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
+      kRowTerms[weight_code], kColTerms[weight_code], sides, size.cols);
+  args.sides = make_sides(args.pairs, x, y, sides, weight);
+  const int64_t results = set_grids(args, sides, size.rows);
   HYPERKERN_REQUIRE(
       weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
   HYPERKERN_REQUIRE(
       weight != Weight::kTwo || args.pairs.row_terms != nullptr, "weight ", weight_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
-  args.grad = result(grad, "grad", x, cuts, x.size(0), x.size(1), x.size(2));
-  args.sum = result(sum, "sum", x, cuts, x.size(0), x.size(1));
+  args.grad = result(grad, "grad", x, results, x.size(2));
+  args.sum = result(sum, "sum", x, results);
   HYPERKERN_REQUIRE(value.has_value() || weight != Weight::kSoftplus, "softplus needs value");
-  if (weight == Weight::kSoftplus) args.value = result(*value, "value", x, cuts, x.size(0), x.size(1));
-  if (x.size(0) == 0 || args.blocks == 0) return;
+  if (weight == Weight::kSoftplus) args.value = result(*value, "value", x, results);
+  if (args.grid == 0) return;
   const DeviceGuard guard(x);
   const Stream stream = current_stream(x);
   with_operand(

@@ -33,19 +33,62 @@ struct Pairs {
   int64_t row_ids_stride_b, col_ids_stride_b;
   int64_t row_shift;  // row i excludes column i + row_shift
   int m, n, dim, batch;
+  int last_id;  // of a row: m - 1, the same for all sides
   Exclude exclude;
+  int group_bits;  // kSelf: rows and columns in the same group of 2^group_bits consecutive ones are left out
   float scale;
   float offset;  // added to every p_i, but not to p'_i
   bool rounded;  // whether products are rounded before anything is added to them, for kExp and kFactor
 };
 
-// The pointers of one batch element.
-HYPERKERN_DEVICE Pairs of_batch(Pairs pairs, int i_b) {
-  if (pairs.row_terms != nullptr) pairs.row_terms += i_b * pairs.row_terms_stride_b;
-  if (pairs.col_terms != nullptr) pairs.col_terms += i_b * pairs.col_terms_stride_b;
-  if (pairs.row_ids != nullptr) pairs.row_ids += i_b * pairs.row_ids_stride_b;
-  if (pairs.col_ids != nullptr) pairs.col_ids += i_b * pairs.col_ids_stride_b;
-  return pairs;
+// A grid may hold several problems over the same operands, one after the other: in each batch element some rows against
+// some columns. Both sides of a loss are two, each the mirror image of the other.
+struct Side {
+  int first_row, first_col;
+  int m, n;
+  bool excludes;  // what `Pairs` says; row and column indices count from the first ones
+
+  // Where the terms of rows or columns start: pairs of them are read at once.
+  static HYPERKERN_HOST_DEVICE constexpr int64_t first_term(int first) { return first + first % 2; }
+};
+
+constexpr int kMostSides = 3;
+
+struct Sides {
+  Side side[kMostSides];
+  int problems;  // batch elements of the operands; `Pairs` counts those of all sides
+};
+
+// One of the problems.
+struct Problem {
+  Side side;
+  int i_b;  // of the operands
+
+  // Other sides than those of exponentials exclude alike: it is a register.
+  template <Weight kWeight>
+  HYPERKERN_DEVICE Pairs of(Pairs pairs) const {
+    pairs.m = side.m;
+    pairs.n = side.n;
+    if (kWeight == Weight::kExp && !side.excludes) pairs.exclude = Exclude::kNone;
+    if (pairs.row_terms != nullptr)
+      pairs.row_terms += i_b * pairs.row_terms_stride_b + Side::first_term(side.first_row);
+    if (pairs.col_terms != nullptr)
+      pairs.col_terms += i_b * pairs.col_terms_stride_b + Side::first_term(side.first_col);
+    if (pairs.row_ids != nullptr) pairs.row_ids += i_b * pairs.row_ids_stride_b;
+    if (pairs.col_ids != nullptr) pairs.col_ids += i_b * pairs.col_ids_stride_b;
+    return pairs;
+  }
+};
+
+// Sides are compared: what is indexed would be copied to local memory.
+HYPERKERN_DEVICE Problem find_problem(const Sides& sides, int i) {
+  const int i_side = i / sides.problems;
+  Problem problem{sides.side[0], i % sides.problems};
+#pragma unroll
+  for (int other = 1; other < kMostSides; ++other) {
+    if (i_side == other) problem.side = sides.side[other];
+  }
+  return problem;
 }
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -159,15 +202,15 @@ HYPERKERN_DEVICE void mask_pairs(
     float (&s)[kBlocks][kGroups][4], const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
   static_assert(kGroups <= 16, "a lane has at most 32 columns");
   const bool by_id = pairs.exclude == Exclude::kSameId;
-  int64_t out[kBlocks][2];  // the id or the column that a row excludes
+  int64_t out[kBlocks][2];  // the id, the column or the group of columns that a row excludes
   uint32_t bits[kBlocks][2] = {};
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = ptx::opaque(rows.index[block][half]);
-      out[block][half] = by_id ? pairs.row_ids[row < pairs.m ? row : pairs.m - 1]
-                               : (pairs.exclude == Exclude::kSelf ? row + pairs.row_shift : -1);
+      out[block][half] = by_id ? pairs.row_ids[row < pairs.last_id ? row : pairs.last_id]
+                               : (pairs.exclude == Exclude::kSelf ? (row + pairs.row_shift) >> pairs.group_bits : -1);
     }
   }
 #pragma unroll 2
@@ -176,7 +219,7 @@ HYPERKERN_DEVICE void mask_pairs(
     for (int odd = 0; odd < 2; ++odd) {
       const int col = first_col + group * 8 + fragment_col(lane, odd);
       const bool inside = col < pairs.n;
-      const int64_t candidate = by_id ? pairs.col_ids[inside ? col : pairs.n - 1] : col;
+      const int64_t candidate = by_id ? pairs.col_ids[inside ? col : pairs.n - 1] : col >> pairs.group_bits;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll

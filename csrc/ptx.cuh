@@ -186,6 +186,13 @@ HYPERKERN_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 
 // ---- global memory ------------------------------------------------------------------------------------------------
 
+// Adds, and returns what was there before. What this thread has written is there for whoever reads behind a later one.
+HYPERKERN_DEVICE uint32_t atom_add(uint32_t* to, uint32_t x) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(x) : "memory");
+  return before;
+}
+
 HYPERKERN_DEVICE void red_add(float* to, float x) {
   asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
 }

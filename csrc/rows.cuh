@@ -211,6 +211,36 @@ HYPERKERN_DEVICE float product_of(const float (&v)[kChunks][4], const float (&w)
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+// The thread's part of a sum over many numbers.
+template <int kThreads>
+HYPERKERN_DEVICE float sum_of_range(const float* values, int count) {
+  float sum[4] = {};
+  for (int64_t first = ptx::thread(); first < count; first += 4 * kThreads) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (first + i * kThreads < count) sum[i] += values[first + i * kThreads];
+    }
+  }
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// What a sum over all threads needs of shared memory.
+template <int kThreads>
+constexpr size_t kBlockSumBytes = kThreads / kWarp * sizeof(float);
+
+// The sum over all threads, for all of them.
+template <int kThreads>
+HYPERKERN_DEVICE float block_sum(float x) {
+  auto* shared = reinterpret_cast<float*>(ptx::shared_memory());
+  x = warp_sum(x);
+  ptx::syncthreads();
+  if (ptx::thread() % kWarp == 0) shared[ptx::thread() / kWarp] = x;
+  ptx::syncthreads();
+  float sum = 0.0f;
+  for (int i = 0; i < kThreads / kWarp; ++i) sum += shared[i];
+  return sum;
+}
+
 // A length as a power of two, in whose units no square over- or underflows, and a number of ordinary size.
 struct Length {
   float scale = 1.0f;       // makes the elements ordinary; exact

@@ -23,6 +23,7 @@ HYPERKERN_HOST_DEVICE constexpr bool has_second(Task task) {
 
 struct SumsArgs {
   Pairs pairs;
+  Sides sides;  // of one size
   Schedule schedule;
   float* row;         // (cuts, batch, m)
   float* row_second;  // likewise
@@ -31,6 +32,13 @@ struct SumsArgs {
   int64_t weights_stride_b, weights_stride_m;  // elements
   int col_parts_per_cut;
 };
+
+// Weights are stored of all rows and columns, whose numbers need no registers.
+template <Task kTask>
+HYPERKERN_DEVICE Problem problem_of(const SumsArgs& args, int i_b) {
+  if constexpr (stores(kTask)) return Problem{{0, 0, args.pairs.m, args.pairs.n, true}, i_b};
+  return find_problem(args.sides, i_b);
+}
 
 constexpr int kSumsCols = 128;  // columns of a tile
 constexpr int kSumsGroups = kSumsCols / 8;

@@ -77,6 +77,8 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
     if (ptx::thread() != 0) return;
     ptx::prefetch_tensormap(&x_map);
     ptx::prefetch_tensormap(&y_map);
+    const Problem problem = problem_of<kTask>(args, i_b);
+    const int first_row = problem.side.first_row, first_col = problem.side.first_col;
     RingPosition at;
     uint32_t x_parity = 1;
     for (int round = 0; round < schedule.rounds(); ++round) {
@@ -90,7 +92,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
         for (int panel = 0; panel < panels; ++panel) {
           ptx::cp_async_bulk_tensor(
               x_resident + panel * T::kRowPanelBytes, &x_map, x_full, panel * (kPanelBytes / Operand::kBytes),
-              i_block * T::kRows, i_b);
+              first_row + i_block * T::kRows, problem.i_b);
         }
       }
       for (int tile = range.begin; tile < range.end; ++tile) {
@@ -98,10 +100,11 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
           const int column = panel * (kPanelBytes / Operand::kBytes);
           const uint32_t to = buffers + at.stage * stage_bytes;
           ring.acquire(at, stage_bytes);
-          ptx::cp_async_bulk_tensor(to, &y_map, ring.full(at.stage), column, tile * kSumsCols, i_b);
+          ptx::cp_async_bulk_tensor(to, &y_map, ring.full(at.stage), column, first_col + tile * kSumsCols, problem.i_b);
           if (!kResident) {
             ptx::cp_async_bulk_tensor(
-                to + T::kColPanelBytes, &x_map, ring.full(at.stage), column, i_block * T::kRows, i_b);
+                to + T::kColPanelBytes, &x_map, ring.full(at.stage), column, first_row + i_block * T::kRows,
+                problem.i_b);
           }
           at.advance(stages);
         }
@@ -113,7 +116,8 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   ptx::setmaxnreg_inc<240>();
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
-  const Pairs pairs = of_batch(args.pairs, i_b);
+  const Problem problem = problem_of<kTask>(args, i_b);
+  const Pairs pairs = problem.of<weight_of(kTask)>(args.pairs);
   auto* col_shared = reinterpret_cast<float*>(behind) + warpgroup * kSumsColFloats;
   float* col = args.col;
   if (col != nullptr) {

@@ -7,5 +7,6 @@
 #include "../instances/sums_fp16.cu"
 #include "../instances/sums_fp32.cu"
 #include "../instances/sums_tf32.cu"
+#include "../loss_ops.cu"
 #include "../pair_ops.cu"
 #include "../row_ops.cu"

@@ -136,6 +136,11 @@ inline void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) { emulat
 inline void mbarrier_wait(uint32_t barrier, uint32_t parity) { emulator::mbarrier_wait(barrier, parity); }
 
 inline void red_add(float* to, float x) { *to += x; }
+inline uint32_t atom_add(uint32_t* to, uint32_t x) {
+  const uint32_t before = *to;
+  *to += x;
+  return before;
+}
 
 inline void cp_async(uint32_t to, const void* from, bool valid) { emulator::cp_async(to, from, valid); }
 inline void cp_async_commit_group() { emulator::cp_async_commit_group(); }

@@ -4,7 +4,7 @@ The `backend` fixture runs all other tests on the emulated sm_90a, copies first.
 timings is tested here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -305,3 +305,106 @@ def test_addresses_beyond_2_31(which: str, machine: Machine) -> None:
     )
     for result, truth in zip(found, expected, strict=True):
         assert torch.equal(result, truth)
+
+
+class SideOf(NamedTuple):
+    """Some rows of an operand against others, see `Side` in ``csrc/pair_tile.cuh``."""
+
+    row: int
+    col: int
+    rows: int
+    cols: int
+    excludes: bool = True
+
+    def truth(self, unit: Tensor, weight: Callable[[Tensor, "SideOf"], Tensor], views: int) -> tuple[Tensor, Tensor]:
+        """Weighted sums of the columns and of the weights, in float64."""
+        x, y = unit[:, self.row :][:, : self.rows].double(), unit[:, self.col :][:, : self.cols].double()
+        w = weight(5.0 * x @ y.mT, self)
+        if self.excludes:
+            group = torch.arange(max(self.rows, self.cols), device=unit.device) // views
+            w = w.masked_fill(group[: self.rows, None] == group[None, : self.cols], 0)
+        return w @ y, w.sum(-1)
+
+
+def numbers(sides: list[SideOf], cuts: list[int]) -> list[int]:
+    return [int(number) for side, count in zip(sides, cuts, strict=False) for number in (*side, count)]
+
+
+def term_at(first: int) -> int:
+    """Where the terms of a side start: at an even place."""
+    return first + first % 2
+
+
+@pytest.mark.parametrize(
+    ("sides", "views"),
+    [
+        ([SideOf(0, 37, 37, 68), SideOf(37, 0, 68, 37)], 1),
+        ([SideOf(37, 0, 37, 37)], 1),
+        ([SideOf(0, 0, 37, 37), SideOf(0, 37, 37, 68, False), SideOf(37, 0, 68, 37, False)], 1),
+        ([SideOf(0, 0, 104, 104)], 2),
+        ([SideOf(0, 0, 105, 105)], 2),
+    ],
+    ids=["one-way", "others alone", "energy", "views", "odd views"],
+)
+@pytest.mark.parametrize("weight", ["exp", "factor", "two"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_sides_of_one_operand(dtype: torch.dtype, weight: str, sides: list, views: int, machine: Machine) -> None:
+    skip_if_portable_again(dtype, machine)
+    if weight != "exp" and not all(side.excludes for side in sides):
+        pytest.skip("other weights than exponentials always exclude")
+    operand = unit(2, 105, 24, dtype)
+    log2 = 1.0 if dtype == torch.float32 else 1.4426950408889634
+    p, a = torch.randn(2, 2, 240, device=DEVICE)
+    nothing = torch.zeros_like(p)
+    terms = torch.stack([p, a, nothing, a, p], 1)
+
+    def weigh(logits: Tensor, side: SideOf) -> Tensor:
+        if weight == "exp":
+            return logits.exp()
+        rows = (t[:, term_at(side.row) :][:, : side.rows, None].double() for t in (p, a))
+        cols = (t[:, term_at(side.col) :][:, None, : side.cols].double() for t in (p, a))
+        (p_row, a_row), (p_col, a_col) = rows, cols
+        if weight == "factor":
+            return (logits + (p_row + p_col) / log2).exp() * (a_row + a_col)
+        return a_row * (logits + p_row / log2).exp() + a_col * (logits + p_col / log2).exp()
+
+    code = operands.Weight[weight.upper()]
+    cuts = [3, 1, 2]
+    sizes = [2 * count * side.rows for count, side in zip(cuts, sides, strict=False)]
+    grad, sums = (
+        torch.full((sum(sizes), 24), torch.nan, device=DEVICE),
+        torch.full((sum(sizes),), torch.nan, device=DEVICE),
+    )
+    z = operand.to(dtype)
+    of_rows, of_cols = {"exp": (None, None), "factor": (terms, terms), "two": (terms, terms[:, 2:])}[weight]
+    library.ops(z.device).contract(
+        *(z, z, of_rows, of_cols, None, None, 1, 0, views, numbers(sides, cuts)),
+        *(5.0 * log2, 0.0, weight == "two", code, dtype == torch.float32, 1.0, grad, sums, None),
+    )
+    for i, side in enumerate(sides):
+        for got, want in zip((grad, sums), side.truth(operand, weigh, views), strict=True):
+            found = got.split(sizes)[i].view(cuts[i], 2, side.rows, *got.shape[1:]).sum(0)
+            assert (found - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("task", ["exp", "running"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_sums_of_sides(dtype: torch.dtype, task: str, views: int, machine: Machine) -> None:
+    skip_if_portable_again(dtype, machine)
+    operand, n, log2 = unit(2, 301, 24, dtype), 301 if views == 2 else 150, 1.0
+    if dtype != torch.float32:
+        log2 = 1.4426950408889634
+    sides = [SideOf(0, 0, n, n)] if views == 2 else [SideOf(0, 151, n, n), SideOf(151, 0, n, n)]
+    row, top = torch.full((2, 3, 2 * len(sides), n), torch.nan, device=DEVICE)
+    z, size = operand.to(dtype), operands.tile(operand.to(dtype), "sums", operands.Weight.EXP)
+    library.ops(z.device).sums(
+        *(z, z, None, None, None, None, 1, 0, views, numbers(sides, [1, 1])),
+        *(5.0 * log2, 0.0, False, primitives.SUM_TASKS[task], dtype == torch.float32, False, -(-n // size.rows), 3),
+        *(row, top if task == "running" else None, None, None),
+    )
+    if task == "running":
+        row = row * (top.masked_fill(row == 0, 0) / log2).exp()
+    for i, side in enumerate(sides):
+        _, want = side.truth(operand, lambda logits, _: logits.exp(), views)
+        assert (row.sum(0)[2 * i : 2 * i + 2] - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()

@@ -52,7 +52,8 @@ def test_every_launched_kernel_is_there(rows: list[dict]) -> None:
         # With wgmma: two operands, and the three tasks that keep rows resident again.
         assert len(named(here, "_wgmma")) == (2 * (3 * 4 + 7 + 3) if wgmma else 0)
         assert len(named(here, "_mma")) == (2 if wgmma else 4) * (3 * 4 + 7)
-        assert {"prepare", "finish", "prepare_views", "combine", "finish_views"} <= {row["kernel"] for row in here}
+        row_wise = {"prepare", "finish", "prepare_views", "combine", "finish_views"}
+        assert row_wise | {"prepare_loss", "head", "finish_loss"} <= {row["kernel"] for row in here}
 
 
 def test_products_are_on_the_tensor_cores(rows: list[dict]) -> None:

@@ -33,15 +33,16 @@ def contract_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype
         **{
             "exclude": 1,
             "row_shift": 0,
+            "views": 1,
+            "sides": (0, 0, m, n, 1, 1),
             "scale": 4.0,
             "offset": 0.0,
             "rounded": False,
             "weight": 0,
             "split": False,
-            "cuts": 1,
         },
-        **{"out_scale": 1.0, "grad": torch.empty(1, 2, m, dim, device=DEVICE)},
-        **{"sum": torch.empty(1, 2, m, device=DEVICE), "value": None},
+        **{"out_scale": 1.0, "grad": torch.empty(2 * m, dim, device=DEVICE)},
+        **{"sum": torch.empty(2 * m, device=DEVICE), "value": None},
     }
 
 
@@ -52,6 +53,8 @@ def sums_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype = t
         **{
             "exclude": 0,
             "row_shift": 0,
+            "views": 1,
+            "sides": (0, 0, m, n, 1, 1),
             "scale": 4.0,
             "offset": 0.0,
             "rounded": False,
@@ -84,13 +87,20 @@ BAD_CONTRACT = [
         {"x": torch.randn(2, 5, 20).bfloat16()[..., 4:]},
         "x must have rows that are contiguous, not expanded, and start and end",
     ),
-    ({"grad": torch.empty(1, 2, 5, 8)}, r"grad must have shape \(1, 2, 5, 16\), got \(1, 2, 5, 8\)"),
-    ({"grad": torch.empty(1, 2, 16, 5).mT}, "grad must be contiguous"),
-    ({"sum": torch.empty(1, 2, 5).double()}, "sum must be Float, got Double"),
+    ({"grad": torch.empty(10, 8)}, r"grad must have shape \(10, 16\), got \(10, 8\)"),
+    ({"grad": torch.empty(16, 10).mT}, "grad must be contiguous"),
+    ({"sum": torch.empty(10).double()}, "sum must be Float, got Double"),
+    ({"sides": (0, 0, 5, 7, 1)}, "sides has six numbers for each of at most 3, got 5"),
+    ({"sides": (0, 0, 5, 7, 1, 1, 1, 0, 5, 7, 1, 1)}, r"side 1 is not within the rows of x \(2, 5, 16\)"),
+    ({"sides": (0, 0, 5, 7, 0, 1), "weight": 1, "col_terms": torch.zeros(2, 2, 200)}, "only exponentials have sides"),
+    ({"views": 3}, "views must be 1, or 2 without a row_shift, got 3"),
     ({"weight": 4}, "weight must be between 0 and 3, got 4"),
     ({"weight": 1}, "weight 1 needs col_terms"),
-    ({"cuts": 0}, "cuts must be at least 1, got 0"),
-    ({"cuts": 2**31 - 1}, "there are too many blocks of threads: 2 problems times 1 times 2147483647 cuts"),
+    ({"sides": (0, 0, 5, 7, 1, 0)}, "cuts must be at least 1, got 0"),
+    (
+        {"sides": (0, 0, 5, 7, 1, 2**31 - 1)},
+        "there are too many blocks of threads: 2 problems times 1 times 2147483647 cuts",
+    ),
     ({"exclude": 3}, r"exclude must be 0 \(none\), 1 \(self\) or 2 \(same id\), got 3"),
     ({"exclude": 2}, "row_ids is missing"),
     ({"exclude": 2, "row_ids": ids(2, 5), "col_ids": ids(2, 5)}, r"col_ids must have shape \(2, 7\), got \(2, 5\)"),
@@ -153,12 +163,18 @@ def test_schemas_and_fakes() -> None:
 
 
 @needs_extension
-@pytest.mark.parametrize("name", ["contract", "sums", "tile", "prepare", "finish", "prepare_views", "combine"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("contract", "sums", "tile", "prepare", "finish", "prepare_views", "combine"),
+        *("prepare_loss", "head", "finish_loss"),
+    ],
+)
 def test_the_extension_answers_cpu_tensors(name: str) -> None:
     """Built and loaded without a GPU; a CPU tensor gets a sentence, not the dispatcher's list of keys."""
     operator = getattr(library.ops(torch.device("cuda")), name)
     x = torch.randn(2, 5, 16)
-    samples = {"Tensor": x, "int": 0, "float": 1.0, "bool": False}
+    samples = {"Tensor": x, "int": 0, "float": 1.0, "bool": False, "List[int]": ()}
     arguments = [
         None if str(argument.type).startswith("Optional") else samples[str(argument.type)]
         for argument in operator.default._schema.arguments
@@ -212,7 +228,7 @@ def test_expanded_rows_are_copied() -> None:
     x = torch.randn(1, 5, 16, device=DEVICE, dtype=torch.bfloat16).expand(3, 5, 16)
     assert min(operands.rows(x, torch.bfloat16).stride()) > 0
     with pytest.raises(RuntimeError, match="not expanded"):
-        operators().sums(**(sums_arguments() | {"x": x[:2], "y": x[:2]}))
+        operators().sums(**(sums_arguments() | {"x": x[:2], "y": x[:2], "sides": (0, 0, 5, 5, 1, 1)}))
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None or torch.version.cuda is None, reason="needs nvcc and PyTorch's CUDA")

@@ -112,7 +112,7 @@ def check(name: str, backend: str, given: Sequence[Tensor], tolerance: float) ->
 
 def has_kernels(backend: str, name: str) -> None:
     loss = name.split("-")[0]
-    if loss not in backends.load(backend).LOSSES or ("queue_alone" in name and backend != "triton"):
+    if loss not in backends.load(backend).LOSSES:
         pytest.skip(f"{name} is a composition on {backend}")
 
 

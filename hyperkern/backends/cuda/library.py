@@ -14,7 +14,10 @@ import torch
 _FOLDER = Path(__file__).parent
 _NAMESPACE = "hyperkern_cuda"
 # Operators that only write into their arguments.
-_FILLING = ("sums", "contract", "prepare", "finish", "prepare_views", "combine", "finish_views")
+_FILLING = (
+    *("sums", "contract", "prepare", "finish", "prepare_views", "combine", "finish_views"),
+    *("prepare_loss", "head", "finish_loss"),
+)
 _NEEDS = {"cuda": "with nvcc on the PATH", "cpu": "with a C++ compiler"}
 _LIBRARIES = {
     "cuda": (_FOLDER / "kernels.so", _NAMESPACE, "HYPERKERN_BUILD_CUDA=1"),

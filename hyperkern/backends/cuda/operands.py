@@ -20,8 +20,8 @@ _MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132}
 _OTHER_MULTIPROCESSORS = 84
 _EMULATED_MULTIPROCESSORS = 4
 
-_ALIGNMENT = 16  # bytes: of rows, for asynchronous copies
-_MOST_TILE_COLS = 128
+ALIGNMENT = 16  # bytes: of rows, for asynchronous copies
+MOST_TILE_COLS = 128
 
 # The most elements of a row that the one-pass kernel takes.
 CONTRACT_DIM = 256
@@ -91,11 +91,11 @@ def as_operands(
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in a dtype, with rows of their own (not expanded) that start and end at multiples of 16 bytes."""
     x = x.to(dtype)
-    per_piece = _ALIGNMENT // x.element_size()
+    per_piece = ALIGNMENT // x.element_size()
     if x.shape[2] % per_piece:
         return F.pad(x, (0, -x.shape[2] % per_piece))
     aligned = x.stride(2) == 1 and all(stride > 0 and stride % per_piece == 0 for stride in x.stride()[:2])
-    return x if aligned and x.data_ptr() % _ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)
+    return x if aligned and x.data_ptr() % ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
 def row_terms(*terms: Tensor) -> Tensor:
@@ -106,12 +106,17 @@ def row_terms(*terms: Tensor) -> Tensor:
 def col_terms(*terms: Tensor) -> Tensor:
     """Vectors ``(B, N)`` as the rows of ``(B, terms, N')``: N' is even and as long as the last tile may reach."""
     n = terms[0].shape[1]
-    return F.pad(torch.stack(terms, 1), (0, _MOST_TILE_COLS + n % 2))
+    return F.pad(torch.stack(terms, 1), (0, MOST_TILE_COLS + n % 2))
 
 
-def tile(o: Operands, kernel: str, weight: Weight) -> Tile:
-    """The tile of a kernel for these operands."""
-    return _tile(o.x.device, o.x.dtype, kernel, o.x.shape[2], weight, emulated_capability())
+def tile(rows: Tensor, kernel: str, weight: Weight) -> Tile:
+    """The tile of a kernel for operands like these rows."""
+    return tile_of(rows.device, rows.dtype, rows.shape[2], kernel, weight)
+
+
+def tile_of(device: torch.device, dtype: torch.dtype, dim: int, kernel: str, weight: Weight) -> Tile:
+    """The tile of a kernel for rows of so many elements."""
+    return _tile(device, dtype, kernel, dim, weight, emulated_capability())
 
 
 @functools.cache

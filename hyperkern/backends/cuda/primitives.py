@@ -18,7 +18,7 @@ from .operands import CONTRACT_DIM, Operands, Task, Weight, as_operands, col_ter
 # triangle they take up to 2 cuts x 2 groups of warps x 64 numbers a column, as much as a row of 256 elements.
 _STRIPES = 64
 
-_SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
+SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
 
 
 class Weighing(NamedTuple):
@@ -57,7 +57,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         # A column's maximum is only known when its column is done: it is a row of the same problem, turned.
         return _running_sums(o), _running_sums(o.swapped()) if need_cols and not o.symmetric else nothing
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    size = tile(o, "sums", Weight.EXP)
+    size = tile(o.x, "sums", Weight.EXP)
     blocks = -(-m // size.rows)
     has_cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
     tiles, at_once = -(-n // size.cols), multiprocessors(o.x.device)
@@ -67,7 +67,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     # With a triangle the ranges differ from row block to row block: there each has partial sums of its own.
     parts = (stripes * cuts if o.symmetric else stripes) * size.groups
     col = row.new_zeros((parts, batch, n)) if has_cols else None
-    _launch_sums(o, _SUM_TASKS[mode], triangle=o.symmetric, stripes=stripes, row=row, col=col)
+    _launch_sums(o, SUM_TASKS[mode], triangle=o.symmetric, stripes=stripes, row=row, col=col)
     of_rows = add_cuts(row)
     if col is None:
         return Sums(of_rows), nothing
@@ -86,7 +86,7 @@ def stripes_of(batch: int, blocks: int, tiles: int, multiprocessors: int, *, tri
 
 def _running_sums(o: Operands) -> Sums:
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    size = tile(o, "sums", Weight.EXP)
+    size = tile(o.x, "sums", Weight.EXP)
     blocks = -(-m // size.rows)
     cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
     row, top = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
@@ -115,7 +115,7 @@ def _launch_sums(
     u, v, row_ids, col_ids = o.terms
     ops(o.x.device).sums(
         *(o.x, o.y, None if u is None else row_terms(u * unit), None if v is None else col_terms(v * unit)),
-        *(row_ids, col_ids, o.exclude, o.row_shift, o.spec.scale * unit, 0.0, False),
+        *(row_ids, col_ids, o.exclude, o.row_shift, 1, whole(o.x, o.y), o.spec.scale * unit, 0.0, False),
         *(task, o.split, triangle, stripes, row.shape[0], row, row_second, col, None),
     )
 
@@ -148,21 +148,26 @@ def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
     factors, scale = _in_range(o, factors, late=late)
     weighing = _weighing(o, mode, factors, late=late)
     (batch, m, dim), n = o.x.shape, o.y.shape[1]
-    size = tile(o, "contract", weighing.weight)
+    size = tile(o.x, "contract", weighing.weight)
     blocks = -(-m // size.rows)
     cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m * dim, multiprocessors(o.x.device))
-    grad = o.x.new_empty((cuts, batch, m, dim), dtype=torch.float32)
-    sums = grad.new_empty((cuts, batch, m))
+    grad = o.x.new_empty((cuts * batch * m, dim), dtype=torch.float32)
+    sums = grad.new_empty(cuts * batch * m)
     value = torch.empty_like(sums) if mode == "softplus" else sums
     unit = o.unit(weighing.weight)
     ops(o.x.device).contract(
         *(o.x, o.y, weighing.rows, weighing.cols, o.terms.row_ids, o.terms.col_ids),
-        *(o.exclude, o.row_shift, o.spec.scale * unit, weighing.offset, mode == "running"),
-        *(weighing.weight, o.split, cuts),
-        *(weighing.out_scale, grad, sums, value if mode == "softplus" else None),
+        *(o.exclude, o.row_shift, 1, whole(o.x, o.y, cuts), o.spec.scale * unit, weighing.offset, mode == "running"),
+        *(weighing.weight, o.split, weighing.out_scale, grad, sums, value if mode == "softplus" else None),
     )
-    side = Side(grad, sums, value)
+    shape = (cuts, batch, m)
+    side = Side(grad.view(*shape, dim), sums.view(shape), value.view(shape))
     return side if scale is None else side.divided(scale)
+
+
+def whole(x: Tensor, y: Tensor, cuts: int = 1) -> tuple[int, ...]:
+    """All rows against all columns, as the one side of a grid: see ``Side`` in ``csrc/pair_tile.cuh``."""
+    return 0, 0, x.shape[1], y.shape[1], 1, cuts
 
 
 def _no_pairs(x: Tensor) -> Side:
@@ -192,10 +197,9 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
     weight = Weight.SOFTPLUS if mode == "softplus" else Weight.EXP
     unit = o.unit(weight)
     # Exponentials of at most 1, or of at most the scale, moved to where float16 has most room.
-    shift = 0.0
-    if o.kind == "float16" and b is None and (a is None or late):
-        shift = math.log(FLOAT16_RANGE) - (0.0 if a is not None else o.spec.scale)
-    offset, out_scale = shift * unit, math.exp(-shift)
+    narrow = o.kind == "float16" and b is None and (a is None or late)
+    offset, out_scale = exp_range(0.0 if a is not None else o.spec.scale) if narrow else (0.0, 1.0)
+    offset *= unit
     if mode == "exp" and u is None and v is None:
         return Weighing(Weight.EXP, None, None, offset, out_scale)
 
@@ -229,6 +233,14 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
     return Weighing(Weight.FACTOR, rows, col_terms(of_cols * unit, no_cols), offset, out_scale)
 
 
+def exp_range(most: float) -> tuple[float, float]:
+    """What moves exponentials of at most ``exp(most)`` to where float16 has most room: a summand of the exponents, and
+    the factor that takes it off the results.
+    """
+    shift = math.log(FLOAT16_RANGE) - most
+    return shift, math.exp(-shift)
+
+
 def _inf_for_empty(lse: Tensor | None) -> Tensor:
     """A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan)."""
     assert lse is not None
@@ -242,7 +254,7 @@ def _contract_by_panels(
     weighing = _weighing(o, mode, factors, late=False)
     unit = o.unit(weighing.weight)
     task = Task.STORE_EXP + weighing.weight
-    size = tile(o, "sums", weighing.weight)
+    size = tile(o.x, "sums", weighing.weight)
     _, _, row_ids, col_ids = o.terms
 
     def weights(batches: slice, rows: slice, cols: slice, w: Tensor, need_cols: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,7 +269,8 @@ def _contract_by_panels(
             None if weighing.cols is None else weighing.cols[batches, :, cols.start :],
             None if row_ids is None else row_ids[batches, rows],
             None if col_ids is None else col_ids[batches, cols],
-            *(o.exclude, o.row_shift + rows.start - cols.start, o.spec.scale * unit, weighing.offset),
+            *(o.exclude, o.row_shift + rows.start - cols.start, 1, (0, 0, m, n, 1, 1), o.spec.scale * unit),
+            weighing.offset,
             *(mode == "running", task, o.split, False, blocks, cuts, row),
             *(second if mode == "softplus" else None, col, w),
         )

@@ -1,73 +1,379 @@
-"""Alignment + uniformity of two views in four launches, for batches where a launch costs as much as the arithmetic.
+"""Whole losses in four to six launches, for batches where a launch costs as much as the arithmetic.
 
-Forward: both views are normalised and their distances summed; the pairs of both views are contracted at once; one
-block of threads per problem makes the three numbers. Backward: one kernel adds both gradients and projects them. See
-``csrc/align_uniform.cuh``.
+Before the pairs the rows of all features are normalised and partners multiplied; then come the sums of the pairs, what
+each row adds to the loss and how its pairs weigh, both sides of the contraction in one grid, and the gradients of the
+features. See ``csrc/loss_rows.cuh`` and ``csrc/loss_head.cuh``.
 """
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.precision import product_of
-from ..common.step import AlignUniformOptions, AlignUniformStep
+from ...spec import EXCLUSIONS, norm_eps
+from ..common.partials import cut
+from ..common.step import LOSSES, Job, Kept, Kernels, Plan, State, WholeLosses
+from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
-from .operands import Operands
-from .primitives import pairwise
+from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile, tile_of
+from .primitives import SUM_TASKS, exp_range, stripes_of
 
-# Of which a block of threads makes one partial sum: kRowWarps in ``csrc/rows.cuh``.
-_ROWS_PER_BLOCK = 8
+__all__ = ["LOSSES", "loss", "loss_grad"]
 
-_ALIGNMENT = 16  # bytes: of an operand's rows
+_HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3}
+_WEIGHTS = {
+    "bounded": Weight.FACTOR,
+    "single": Weight.FACTOR,
+    "running": Weight.TWO,
+    "exp": Weight.EXP,
+    "softplus": Weight.SOFTPLUS,
+}
+_HEAD_THREADS = 256  # kHeadThreads in ``csrc/loss_head.cuh``
 
 
-def align_uniform(
-    x: Tensor, y: Tensor, options: AlignUniformOptions, precision: str, *, need_grad: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Loss, alignment and uniformity of ``(N, D)`` or ``(B, N, D)``; and what `align_uniform_grad` needs besides."""
-    batch, m, dim = (1, *x.shape) if x.dim() == 2 else x.shape
-    dtype, _, kind = product_of(precision, "exp", 2 * options.t)
-    per_piece = _ALIGNMENT // dtype.itemsize
-    operand = torch.empty((2, batch, m, dim + -dim % per_piece), dtype=dtype, device=x.device)
-    parts = torch.empty((3, batch, -(-m // _ROWS_PER_BLOCK)), dtype=torch.float32, device=x.device)
-    align, zeros = parts[0], parts[1:]
-    kernels = ops(x.device)
-    kernels.prepare_views(_batched(x), _batched(y), norm_eps(x.dtype), options.alpha, operand, align, zeros)
-    spec = PairSpec(2 * options.t, bounded=True, exclude="self", precision=precision)
-    views = operand.view(2 * batch, m, -1)
-    o = Operands(views, views, PairTerms(), spec, True, kind)
-    grad, sums = pairwise.exp_sums(o, need_grad=need_grad)
-    total = parts.new_empty(2 * batch)
-    # Three tensors and not three views of one, which could not be added to in place.
-    results = parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2])
-    kernels.combine(
-        *(align, zeros, sums, options.t, options.align_weight, options.uniform_weight, total),
-        *(result.view(batch) for result in results),
+class _Sums(NamedTuple):
+    """How sums of pairs are shared out among blocks of threads, and with it the shapes of partial sums.
+
+    Attributes:
+        jobs: which rows meet which, all of one size.
+        triangle: whether only tiles on and right of the diagonal are visited.
+        stripes: see ``Schedule`` in ``csrc/layout.h``.
+        row: ``(cuts, jobs B, rows)``.
+        col: ``(parts, jobs B, cols)``; ``None`` where nobody asks.
+    """
+
+    jobs: Sequence[Job]
+    triangle: bool
+    stripes: int
+    row: tuple[int, int, int]
+    col: tuple[int, int, int] | None
+
+
+class _Side(NamedTuple):
+    """One side of a contraction, and where its results are.
+
+    Attributes:
+        job: which rows meet which columns.
+        first: the first of its results.
+        shape: ``(cuts, B, rows)``: into so many ranges the columns are cut.
+    """
+
+    job: Job
+    first: int
+    shape: tuple[int, int, int]
+
+    @property
+    def end(self) -> int:
+        """Behind its results."""
+        return self.first + math.prod(self.shape)
+
+    def of(self, results: Tensor) -> Tensor:
+        """Its part of numbers of all sides."""
+        return results[self.first : self.end].view(self.shape)
+
+
+def serves(plan: Plan) -> bool:
+    """Whether rows are short enough for the contraction in one pass, and there are any."""
+    return _width(plan) <= CONTRACT_DIM and plan.x.numel() > 0
+
+
+def values(plan: Plan) -> tuple[Tensor, Kept, State]:
+    """The loss ``(B,)``, what is kept of the inputs, and what `grads` needs besides."""
+    step = _Step(plan)
+    state = {"energy": step.energy, "sigmoid": step.sigmoid}.get(plan.head, step.softmax)()
+    return step.loss, step.kept, state
+
+
+def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor) -> dict[str, Tensor]:
+    """The gradients that are needed, by the name of the input."""
+    counts, factors, *rest = state
+    sides = _sides(plan)
+    if plan.head in ("energy", "sigmoid"):
+        grad, sums = rest
+    else:
+        grad, sums, _ = _contract(plan, sides, *rest)
+    return _finish(plan, needed, sides, counts, grad, sums, factors, cotangent)
+
+
+class _Step:
+    """The forward pass of one loss."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.kernels = ops(plan.x.device)
+        self.float = functools.partial(torch.empty, dtype=torch.float32, device=plan.x.device)
+        self.loss = self.float(plan.batch)
+        self.positives = None if plan.y is None else self.float((plan.batch, plan.pairs))
+        self.operand = plan.x.new_empty((plan.batch, plan.rows, _width(plan)), dtype=plan.dtype)
+        self.kept = _kept(plan)
+        # Of blocks of threads that are done, of each problem and of all; 0 whenever no kernel runs.
+        self.counts = self.float(plan.batch + 1)
+
+    def prepare(
+        self, *, cleared: Tensor | None = None, zeros: Tensor | None = None, terms: Tensor | None = None
+    ) -> None:
+        """Fills the operand and the positives."""
+        plan = self.plan
+        self.kernels.prepare_loss(
+            *(plan.x, plan.y, plan.queue, norm_eps(plan.x.dtype), plan.views == 2, plan.scale, plan.spec.temperature),
+            *(plan.bias, plan.spec.bias, self.operand, self.positives, zeros, self.counts, cleared, terms),
+            *self.kept,
+        )
+
+    def sums(
+        self, sums: _Sums, *, top: Tensor | None = None, col: Tensor | None = None, terms: Tensor | None = None
+    ) -> Tensor:
+        """The sums of rows; those of columns are added to `col`."""
+        plan, row = self.plan, self.float(sums.row)
+        self.kernels.sums(
+            *(self.operand, self.operand, terms, terms, None, None, _exclusion(sums.jobs), 0, plan.views),
+            _numbers(sums.jobs),
+            *(plan.factor * _unit(plan), 0.0, False, SUM_TASKS[plan.sums], plan.kind == "float32", sums.triangle),
+            *(sums.stripes, sums.row[0], row, top, col, None),
+        )
+        return row
+
+    def head(
+        self,
+        row: Tensor,
+        places: Sequence[int],
+        *,
+        top: Tensor | None = None,
+        second: Tensor | None = None,
+        zeros: Tensor | None = None,
+        terms: Tensor | None = None,
+        weights: Tensor | None = None,
+        total: Tensor | None = None,
+    ) -> None:
+        """What each pair adds to the loss."""
+        plan, spec = self.plan, self.plan.spec
+        blocks = -(-max(plan.pairs, 0 if terms is None else terms.shape[2]) // _HEAD_THREADS)
+        self.kernels.head(
+            *(_HEADS[plan.head], plan.pairs, plan.further, row, top, second, places, self.positives, plan.views == 2),
+            *(plan.scale, plan.factor, spec.temperature, plan.bias, spec.bias, _unit(plan), plan.share),
+            *(spec.sigma if plan.head == "weighted" else 0.0, plan.range, spec.scale / 2),
+            *(zeros, terms, weights, total, self.loss, self.float(plan.batch * blocks), self.counts),
+        )
+
+    def softmax(self) -> State:
+        """Sums, and what the weights of the pairs are made of."""
+        plan, running = self.plan, self.plan.sums == "running"
+        jobs = plan.of_sums()
+        if running and plan.two_way:
+            jobs = (*jobs, _mirrored(jobs[0]))
+        has_cols = not running and (plan.two_way or plan.views == 2)
+        sums = _sums(plan, self.operand, jobs, triangle=not running and plan.views == 2, has_cols=has_cols)
+        top = self.float(sums.row) if running else None
+        col = None if sums.col is None else self.float(sums.col)
+        self.prepare(cleared=col)
+        row = self.sums(sums, top=top, col=col)
+        terms = weights = None
+        if plan.need:
+            vectors = 5 if plan.weights == "running" else 2
+            terms = self.float((plan.batch, vectors, _term_count(plan)))
+            weights = self.float((plan.batch, plan.pairs))
+        self.head(row, _places_of_ways(plan, sums), top=top, second=col, terms=terms, weights=weights)
+        if terms is None or weights is None:
+            return ()
+        return self.counts, weights, self.operand, terms
+
+    def sigmoid(self) -> State:
+        """Every pair is a decision, its weight is known with its logit."""
+        plan = self.plan
+        terms = self.float(_term_count(plan))
+        self.prepare(terms=terms)
+        terms = terms.expand(plan.batch, 1, -1)
+        if not plan.need:
+            value = self.sums(_sums(plan, self.operand, plan.of_sums()), terms=terms)
+            self.head(value, (1, 0, 1, 0, 0, 1))
+            return ()
+        sides = _sides(plan)
+        grad, sums, value = _contract(plan, sides, self.operand, terms)
+        weights = self.float((plan.batch, plan.pairs))
+        self.head(sides[0].of(value), (1, 0, 1, 0, 0, 1), weights=weights)
+        return self.counts, weights, grad, sums
+
+    def energy(self) -> State:
+        """The exponentials are the weights, up to their sum."""
+        plan = self.plan
+        zeros = self.float((2, plan.batch, -(-(plan.pairs + plan.further) // ROWS_PER_BLOCK)))
+        total = self.float(plan.batch)
+        self.prepare(zeros=zeros)
+        found: dict[bool, Tensor] = {}
+        state: State = ()
+        if plan.need:
+            sides = _sides(plan)
+            grad, sums, _ = _contract(plan, sides, self.operand, None)
+            found |= {side.job.own: side.of(sums) for side in sides if side.job.row == 0}
+            state = self.counts, total, grad, sums
+        else:
+            for job in plan.of_sums():
+                found[job.own] = self.sums(_sums(plan, self.operand, [job], triangle=job.own))
+        # Those of x alone, then those with the queue.
+        row, second = (found[True], found.get(False)) if True in found else (found[False], None)
+        places = (int(True in found), 0, 1, (2 if True in found else 1) * (False in found), 0, 1)
+        self.head(row, places, second=second, zeros=zeros, total=total)
+        return state
+
+
+def _kept(plan: Plan) -> Kept:
+    if not plan.need:
+        return Kept()
+    x, y = (
+        None if rows is None or name in plan.need else rows.new_empty(rows.shape, dtype=torch.float32)
+        for name, rows in (("x", plan.x), ("y", plan.y))
     )
-    return results, (grad, total)
+    return Kept(x, y, None if plan.scale is None else plan.x.new_empty((), dtype=torch.float32))
 
 
-def align_uniform_grad(
-    x: Tensor,
-    y: Tensor,
-    state: tuple[Tensor, Tensor],
-    options: AlignUniformOptions,
-    cotangents: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor]:
-    """The gradients of ``x`` and ``y`` from those of loss, alignment and uniformity."""
-    dx, dy = x.new_empty(x.shape), y.new_empty(y.shape)
-    x, y = _batched(x), _batched(y)
-    ops(x.device).finish_views(
-        *(x, y, *state, *(None if c is None else c.reshape(x.shape[0]).contiguous() for c in cotangents)),
-        *(norm_eps(x.dtype), *options, _batched(dx), _batched(dy)),
+def _batched(x: Tensor | None) -> Tensor | None:
+    return x.unsqueeze(0) if x is not None and x.dim() == 2 else x
+
+
+def _width(plan: Plan) -> int:
+    """Of the operand: rows end at multiples of 16 bytes."""
+    dim = plan.x.shape[2]
+    return dim + -dim % (ALIGNMENT // plan.dtype.itemsize)
+
+
+def _term_count(plan: Plan) -> int:
+    """Pairs of terms are read at once, and all that the last tile may reach."""
+    return plan.rows + plan.rows % 2 + 2 + MOST_TILE_COLS
+
+
+def _unit(plan: Plan) -> float:
+    """What turns a logit into the kernels' units."""
+    return 1.0 if plan.kind == "float32" or plan.sums == "softplus" else math.log2(math.e)
+
+
+def _mirrored(job: Job) -> Job:
+    return Job(job.col, job.cols, job.row, job.rows, job.own)
+
+
+def _exclusion(jobs: Sequence[Job]) -> int:
+    return EXCLUSIONS.index("self" if any(job.own for job in jobs) else "none")
+
+
+def _numbers(jobs: Sequence[Job], cuts: Sequence[int] = ()) -> list[int]:
+    """The six numbers of each side, see ``Side`` in ``csrc/pair_tile.cuh``."""
+    cuts = cuts or [1] * len(jobs)
+    return [
+        int(number)
+        for job, count in zip(jobs, cuts, strict=True)
+        for number in (job.row, job.col, job.rows, job.cols, job.own, count)
+    ]
+
+
+def _sums(plan: Plan, operand: Tensor, jobs: Sequence[Job], *, triangle: bool = False, has_cols: bool = False) -> _Sums:
+    batch, m, n = len(jobs) * plan.batch, jobs[0].rows, jobs[0].cols
+    size = tile(operand, "sums", Weight.EXP)
+    blocks, tiles, at_once = -(-m // size.rows), -(-n // size.cols), multiprocessors(operand.device)
+    stripes = stripes_of(batch, blocks, tiles, at_once, triangle=triangle, has_cols=has_cols)
+    cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
+    parts = (stripes * cuts if triangle else stripes) * size.groups
+    return _Sums(jobs, triangle, stripes, (cuts, batch, m), (parts, batch, n) if has_cols else None)
+
+
+def _places_of_ways(plan: Plan, sums: _Sums) -> list[int]:
+    """Where the sums of a pair's rows stand: six numbers for each way, see ``set_places`` in ``csrc/loss_ops.cu``."""
+    if plan.views == 2:
+        return [number for way in (0, 1) for number in (1, way, 2, 0 if sums.col is None else 2, way, 2)]
+    if not plan.two_way:
+        return [1, 0, 1, 0, 0, 1]
+    if sums.col is not None:
+        return [1, 0, 1, 0, 0, 1, 2, 0, 1, 0, 0, 1]
+    return [1, 0, 1, 0, 0, 1, 1, plan.batch * sums.row[2], 1, 0, 0, 1]
+
+
+def _sides(plan: Plan) -> tuple[_Side, ...]:
+    """The sides of the contraction, in ranges of columns that take about as long as one another."""
+    device, dim, weight, jobs = plan.x.device, _width(plan), _WEIGHTS[plan.weights], plan.of_weights()
+    size = tile_of(device, plan.dtype, dim, "contract", weight)
+    tiles = [-(-job.cols // size.cols) for job in jobs]
+    work = sum(-(-job.rows // size.rows) * count for job, count in zip(jobs, tiles, strict=True))
+    sides: list[_Side] = []
+    for job, count in zip(jobs, tiles, strict=True):
+        # As many row blocks as would be the whole work, each of these columns.
+        programs = -(-plan.batch * work // count)
+        cuts = cut(programs, count, 4 * plan.batch * job.rows * dim, multiprocessors(device))
+        sides.append(_Side(job, sides[-1].end if sides else 0, (cuts, plan.batch, job.rows)))
+    return tuple(sides)
+
+
+def _contract(
+    plan: Plan, sides: Sequence[_Side], operand: Tensor, terms: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sums of rows of all sides ``(results, D')``, sums of weights ``(results,)``, those of the potential."""
+    weight, results = _WEIGHTS[plan.weights], sides[-1].end if sides else 0
+    grad = torch.empty((results, operand.shape[2]), dtype=torch.float32, device=operand.device)
+    sums = grad.new_empty(results)
+    value = torch.empty_like(sums) if weight == Weight.SOFTPLUS else sums
+    if not sides:  # partners that are nobody's candidates
+        return grad, sums, value
+    jobs = [side.job for side in sides]
+    offset, out_scale = exp_range(plan.factor) if plan.kind == "float16" and weight == Weight.EXP else (0.0, 1.0)
+    # As a column a row has its exponent where it had that of the columns: behind the third vector.
+    cols = terms[:, 2:] if weight == Weight.TWO and terms is not None else terms
+    ops(operand.device).contract(
+        *(operand, operand, terms, cols, None, None, _exclusion(jobs), 0, plan.views),
+        *(_numbers(jobs, [side.shape[0] for side in sides]), plan.factor * _unit(plan), offset * _unit(plan)),
+        *(plan.weights in ("running", "single"), weight, plan.kind == "float32", out_scale),
+        *(grad, sums, value if weight == Weight.SOFTPLUS else None),
     )
-    return dx, dy
+    return grad, sums, value
 
 
-def _batched(x: Tensor) -> Tensor:
-    return x.unsqueeze(0) if x.dim() == 2 else x
+def _places_of_features(plan: Plan, sides: Sequence[_Side]) -> list[int]:
+    """Of x, y and the queue: first result and cuts of up to two sides; rows of a side, the first row, the step."""
+
+    def place(of: Sequence[_Side], first: int, step: int) -> list[int]:
+        results = [number for side in of for number in (side.first, side.shape[0])]
+        return [*results, *[0] * (4 - len(results)), of[0].job.rows if of else 0, first, step]
+
+    if plan.views == 2:
+        return [*place(sides, 0, 2), *place(sides, 1, 2), *place((), 0, 1)]
+    of_x = [side for side in sides if side.job.row == 0]
+    others = [side for side in sides if side.job.row != 0]
+    of_y = [side for side in others if side.job.row < plan.paired]
+    first_further = plan.paired - others[0].job.row if others else 0
+    return [*place(of_x, 0, 1), *place(of_y, 0, 1), *place(others, first_further, 1)]
 
 
-_STEP = AlignUniformStep(align_uniform, align_uniform_grad)
-LOSSES = frozenset({"align_uniform"})
+def _finish(
+    plan: Plan,
+    needed: dict[str, Tensor],
+    sides: Sequence[_Side],
+    counts: Tensor,
+    grad: Tensor,
+    sums: Tensor,
+    factors: Tensor,
+    cotangent: Tensor,
+) -> dict[str, Tensor]:
+    """``factors`` are the weights of positives, of an energy the totals."""
+    energy = plan.head == "energy"
+    found = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in needed.items()}
+    dx, dy, dqueue = (_batched(found.get(name)) for name in ("x", "y", "queue"))
+    if energy:
+        dy, dqueue = None, dy
+    # What is kept is float32, and has no gradient.
+    dtype = next((needed[name].dtype for name in ("x", "y", "queue") if name in needed), torch.float32)
+    partials = None
+    if "scale" in found or "bias" in found:
+        blocks = sum(-(-x.shape[1] // ROWS_PER_BLOCK) for x in (plan.x, plan.y, plan.queue) if x is not None)
+        partials = grad.new_empty(2 * plan.batch * blocks)
+    ops(grad.device).finish_loss(
+        *(plan.x, plan.y, plan.queue, plan.views == 2, plan.scale, plan.factor, plan.spec.temperature, grad, sums),
+        *(_places_of_features(plan, sides), None if energy else factors, factors if energy else None),
+        *(cotangent.reshape(plan.batch).contiguous(), plan.share, plan.factor / plan.range),
+        *(math.exp(plan.spec.scale / 2) if energy else 1.0, norm_eps(dtype), dx, dy, dqueue),
+        *(found.get("scale"), found.get("bias")),
+        *(partials, counts),
+    )
+    return found
+
+
+_STEP = WholeLosses(STEP, Kernels(serves, values, grads), queue_alone=True)
 loss, loss_grad = _STEP.loss, _STEP.loss_grad
