@@ -21,7 +21,7 @@ from mutants import MUTANTS, ROOT, Mutant
 # What a test session may take; a mutant that hangs has not been noticed by a test.
 SECONDS = 300
 # Of names of tests: there is a test of a backend only where the backend is.
-HERE = ("reference-cpu", "triton-cpu", "cuda-cpu")
+HERE = ("reference-cpu", "composition-cpu", "triton-cpu", "cuda-cpu")
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
 
 
