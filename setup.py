@@ -15,8 +15,7 @@ CSRC = Path("csrc")
 ARCHITECTURES = "8.0+PTX;9.0a"
 # The oldest PyTorch whose stable ABI is used: a build made with any later one runs on all of them.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-# Python asks for debugging information, which would be a fifth of the library.
-NO_DEBUG = "-g0"
+CXX = ["-Wall", "-fvisibility=hidden", "-g0"]  # debugging information would be a fifth of the library
 NAMESPACE = "-DHYPERKERN_NAMESPACE=hyperkern_cuda"
 
 
@@ -27,8 +26,8 @@ def sources(*patterns: str) -> list[str]:
 def find_toolkit() -> None:
     """Tells PyTorch where the toolkit is: where nvcc says, which may be started through a script elsewhere."""
     if "CUDA_HOME" not in os.environ:
-        command = ["nvcc", "--dryrun", "-x", "cu", os.devnull]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        dry_run = ["nvcc", "--dryrun", "-x", "cu", os.devnull]
+        answer = subprocess.run(dry_run, capture_output=True, text=True, check=True)
         os.environ["CUDA_HOME"] = os.path.realpath(re.search(r"TOP=(.*)", answer.stderr)[1])
 
 
@@ -39,16 +38,15 @@ def cuda_extension():
     # wgmma and the TMA unit are features of 9.0a: plain 9.0, as in many images' settings, would leave them out.
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
     os.environ["TORCH_CUDA_ARCH_LIST"] = re.sub(r"(?<![\d.])9\.0(?![a\d])|Hopper", "9.0a", wanted)
-    # 800 for sm_80, 801 for its PTX, 902 for sm_90a.
     built = re.findall(r"code=(sm|compute)_(\d+)(a?)", " ".join(_get_cuda_arch_flags()))
-    codes = "".join(f"_{number}{2 if only else int(kind == 'compute')}" for kind, number, only in built)
+    codes = "".join(f"_{number}{2 if only else int(kind == 'compute')}" for kind, number, only in built)  # 801: PTX
     flags = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, NAMESPACE, f"-DHYPERKERN_ARCHITECTURES={codes}"]
     extension = CUDAExtension(
         "hyperkern.backends.cuda.kernels",
         sources("*.cpp", "*.cu", "instances/*.cu"),
         depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
         py_limited_api=True,
-        extra_compile_args={"cxx": [*flags, "-Wall", "-fvisibility=hidden", NO_DEBUG], "nvcc": flags},
+        extra_compile_args={"cxx": [*flags, *CXX], "nvcc": flags},
     )
     # Only what the stable ABI needs: no libc10, no Python, and a runtime of our own.
     extension.library_dirs.append(os.path.join(os.environ["CUDA_HOME"], "lib"))
@@ -65,9 +63,7 @@ def emulator_extension():
         sources("*.cpp", "emulator/*.cpp"),
         depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
         py_limited_api=True,
-        extra_compile_args=[
-            *(*flags, "-Wall", "-Wno-unknown-pragmas", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", NO_DEBUG)
-        ],
+        extra_compile_args=[*flags, *CXX, "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"],
     )
     extension.libraries = ["torch_cpu"]
     return extension

@@ -84,7 +84,8 @@ class Rings:
         _, _, stages = self.operators.block(kernel, bytes_, dim, kind, at_hopper and bytes_ == 2)
         # A buffer holds a whole tile, or 128 bytes of its rows.
         buffers = 1 if name == "contract" else -(-dim * bytes_ // 128)
-        laps = -(-n // columns) // of["cuts"] * buffers / stages
+        cuts = of["cuts"] if name == "sums" else of["sides"][-1]
+        laps = -(-n // columns) // cuts * buffers / stages
         self.laps[name, kind] = max(laps, self.laps.get((name, kind), 0))
 
 

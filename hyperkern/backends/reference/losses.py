@@ -25,6 +25,7 @@ _LONGEST = 1e15
 # Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
 _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
 _PIECE_BYTES = 8 << 20
+_MODERATE = 30.0
 # Of SigLIP's exponentials.
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
 # Beyond 40 log(1 + e^x) is x, to the last bit of float64.
@@ -154,6 +155,8 @@ class _Softmax:
     def __init__(self, rows: Rows, scale: float, terms: int) -> None:
         self.rows, self.scale = rows, scale
         self.shift = _shift(abs(scale) * rows.bound * 1.0001, terms, rows.all.dtype)
+        # e^(r - p) is a quotient of sums while both are of moderate size: logarithms of 15 have lost a digit.
+        self.moderate = not self.shift and abs(scale) * rows.bound <= _MODERATE
         self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.all.dtype] if self.shift else 0.0
         self._value: Tensor | None = None
 
@@ -191,17 +194,19 @@ class _Softmax:
         """
         if self.shift:
             self.check(sums)
-        excess = sums.log().sub_(positives)
+        partner = positives.exp()
+        excess = (sums / partner).log_() if self.moderate else sums.log().sub_(positives)
         self.add(F.softplus(excess, threshold=_SOFTPLUS_IS_LINEAR))
-        return sums.add_(positives.exp()).reciprocal_(), excess.sigmoid_()
+        return sums.add_(partner).reciprocal_(), excess.sigmoid_()
 
     def decoupled(self, sums: Tensor, positives: Tensor, weights: Tensor | None) -> Tensor:
         """Adds the log-sum-exps less the weighted positives; the factor of the exponentials."""
         if self.shift:
             self.check(sums)
         if weights is not None:
-            positives = (positives + self.shift) * weights - self.shift
-        self.add(sums.log() - positives)
+            self.add(sums.log() + self.shift - (positives + self.shift) * weights)
+        else:
+            self.add((sums / positives.exp()).log_() if self.moderate else sums.log() - positives)
         return sums.reciprocal_()
 
 
@@ -250,7 +255,8 @@ def _reduced(
         scalars.append(of_scale.mul_(-scale * scale) if spec.temperature else of_scale)
     if "bias" in need and of_bias is not None:
         scalars.append(of_bias.mul_(share))
-    return WholeLoss((value.mul_(share),), (*scalars, *grads.state(scale * share)), _frozen(call, grads.rows))
+    value.div_(anchors if spec.mean else per_pair)  # rounded once
+    return WholeLoss((value,), (*scalars, *grads.state(scale * share)), _frozen(call, grads.rows))
 
 
 def _uniformity(call: Call) -> WholeLoss:

@@ -121,7 +121,7 @@ def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
 
 
 def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None:
-    """Fills ``out``, whose gradient may have any stride between rows of a block of rows."""
+    """Fills ``out``; the rows of a block of rows end within 2^31 elements of the gradient."""
     cuts, batch, m, _ = out.grad.shape
     choice = o.find("contract", mode)
     assert choice is not None
