@@ -168,7 +168,7 @@ class _Softmax:
 
     def add(self, losses: Tensor) -> None:
         """Those of some anchors."""
-        total = losses.sum()
+        total = losses.sum(dtype=torch.float64)  # rounded once, in the end
         self._value = total if self._value is None else self._value.add_(total)
 
     def pairs(
@@ -255,7 +255,7 @@ def _reduced(
         scalars.append(of_scale.mul_(-scale * scale) if spec.temperature else of_scale)
     if "bias" in need and of_bias is not None:
         scalars.append(of_bias.mul_(share))
-    value.div_(anchors if spec.mean else per_pair)  # rounded once
+    value = value.div_(anchors if spec.mean else per_pair).to(grads.rows.all.dtype)
     return WholeLoss((value,), (*scalars, *grads.state(scale * share)), _frozen(call, grads.rows))
 
 
