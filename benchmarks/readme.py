@@ -87,4 +87,17 @@ def images() -> dict[str, str]:
     return {f"{case}-d{d}-{kind}.svg": figure(found, kind, case, d) for kind, case, d in FIGURES}
 
 
-BLOCKS = {"demo": demo, "batch": batch, "machine": machine, "losses": losses}
+def short_path() -> str:
+    """Every loss at ordinary batches: times of the dense loss, eager and compiled, over those of hyperkern."""
+    rows = [row for row in result("short_path_cpu")["rows"] if row["status"] == "ok" and row["d"] == 128]
+    cases, sizes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "n"))
+    over = {(row["case"], row["n"], row["implementation"]): row["over_hyperkern"] for row in rows}
+
+    def cell(case: str, n: int) -> str:
+        return " / ".join(f"{over[case, n, name]:.2f}" for name in ("dense", "compiled"))
+
+    lines = [[f"`{case}`", *(cell(case, n) for n in sizes)] for case in cases]
+    return table(["eager / compiled ÷ hyperkern", *(f"N = {n:,}" for n in sizes)], lines)
+
+
+BLOCKS = {"demo": demo, "batch": batch, "machine": machine, "losses": losses, "short path": short_path}
