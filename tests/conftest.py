@@ -211,6 +211,13 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
     return found
 
 
+@pytest.fixture(params=["whole", "composition"])
+def either_way(request: pytest.FixtureRequest) -> None:
+    """A loss as one function where there is one, and made of the primitives."""
+    if request.param == "composition":
+        request.getfixturevalue("composition")
+
+
 @pytest.fixture
 def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark measures the machine's own rates on little: what they are is nothing to a test."""

@@ -99,6 +99,7 @@ def test_every_module_is_tested() -> None:
     assert {module.__name__ for module in MODULES} == {name for name in hk.__all__ if name.endswith("Loss")}
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("module", [m for m in MODULES if "learnable" in m.__init__.__kwdefaults__])
 def test_every_learned_scale_has_a_gradient(module: type[nn.Module]) -> None:
     loss = module(learnable=True)

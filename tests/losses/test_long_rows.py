@@ -104,6 +104,7 @@ def test_every_backend_at_the_ends(name: str, device: torch.device, backend: str
         check(name, [norm * z], 1e-8, backend, normalize=norm == 1.0, learned=False)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("kind", ["collapsed", "clustered"])
 def test_a_learned_temperature_of_collapsed_features(kind: str) -> None:
     """All similarities are nearly 1, and the gradient of the temperature is what their differences leave."""

@@ -101,6 +101,7 @@ def assert_gradient_of_any_size(loss, truth, *rows: torch.Tensor, incoming: floa
         assert (found.double() - exact).abs().max() <= allowed * exact.abs().max()
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("incoming", INCOMING)
 @pytest.mark.parametrize("counted", [65536, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

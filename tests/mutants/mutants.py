@@ -308,7 +308,7 @@ MUTANTS = [
         "losses/clip.py",
         "terms = PairTerms(u=u)",
         "terms = PairTerms(u=-u)",
-        f"{ALL_OPTIONS}[siglip-mean-()-True]",
+        f"{ALL_OPTIONS}[siglip-mean-(3,)-True]",
     ),
     _mutant(
         "sup_con has a row as its own positive",
@@ -329,7 +329,7 @@ MUTANTS = [
         "losses/nt_xent.py",
         "autograd.prepare(side.detach(), ",
         "autograd.prepare(side, ",
-        f"{ALL_OPTIONS}[dclw-mean-()-True]",
+        f"{ALL_OPTIONS}[dclw-mean-(3,)-True]",
     ),
     _mutant(
         "a learned temperature without a gradient",
