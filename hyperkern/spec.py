@@ -24,7 +24,7 @@ POTENTIALS = ("exp", "softplus")
 
 # Powers of two that a plain, unshifted sum of exponentials may reach. The dtype itself ends at 2^127 (2^1023); the
 # rest, 2^27 (2^33), is headroom for an incoming gradient, and the scale, which multiply or divide such a sum.
-_LOG2_LIMIT, _LOG2_LIMIT_FLOAT64 = 100.0, 990.0
+LOG2_LIMIT = {dtype: 990.0 if dtype == torch.float64 else 100.0 for dtype in DTYPES}
 
 
 class PairSpec(NamedTuple):
@@ -168,8 +168,7 @@ def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
     down to a temperature of 0.018, and for the uniformity of 10^6 rows, 10^12 pairs, up to ``t = 20``.
     """
     # Without a logarithm, which would tie a compiled graph to one number of terms.
-    limit = _LOG2_LIMIT_FLOAT64 if dtype == torch.float64 else _LOG2_LIMIT
-    return terms <= 2.0 ** (limit - scale * math.log2(math.e))
+    return terms <= 2.0 ** (LOG2_LIMIT[dtype] - scale * math.log2(math.e))
 
 
 def product_precision(x: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""A whole loss in a compiled graph: one operator that the compiler does not look into, and its gradient in plain steps.
+"""A whole loss in a compiled graph: one operator that the compiler does not look into, and its gradient another.
 
 Only on a CPU, where the reference computes. Whether the inputs are ordinary shows when it runs: where they are not, the
 operator computes the loss as if it were not compiled.

@@ -92,7 +92,7 @@ class _WholeLoss(Function):
         # What has no gradient is not saved: a queue may go on between the loss and the gradient. Only a second
         # derivative needs it as it was.
         ctx.others = others | rows
-        ctx.versions = {name: _version(t) for name, t in ctx.others.items()} if others else others
+        ctx.versions = {name: _version(t) for name, t in ctx.others.items()} if others else {}
         ctx.spec, ctx.need, ctx.backend, ctx.composed = spec, need, backend, composed
         ctx.set_materialize_grads(False)
         return values

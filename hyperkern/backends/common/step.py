@@ -251,19 +251,15 @@ class WholeLosses(NamedTuple):
     Attributes:
         align_uniform: the kernels of that loss.
         kernels: those of all others.
-        queue_alone: whether they serve InfoNCE without the other rows of the batch.
     """
 
     align_uniform: AlignUniformStep
     kernels: Kernels
-    queue_alone: bool = False
 
     def loss(self, inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
         """A whole loss and the state of its gradient; ``None`` where it is left to the composition."""
         if spec.loss == "align_uniform":
             return self.align_uniform.loss(inputs, spec, need)
-        if spec.loss == "info_nce" and not (spec.in_batch or self.queue_alone):
-            return None
         plan = plan_of(inputs, spec, need)
         if plan is None or not self.kernels.serves(plan):
             return None

@@ -375,5 +375,5 @@ def _finish(
     return found
 
 
-_STEP = WholeLosses(STEP, Kernels(serves, values, grads), queue_alone=True)
+_STEP = WholeLosses(STEP, Kernels(serves, values, grads))
 loss, loss_grad = _STEP.loss, _STEP.loss_grad

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...classes import class_index, class_sums_of
-from ...spec import DTYPES, LossInputs, LossSpec, is_bounded, norm_eps
+from ...spec import DTYPES, LOG2_LIMIT, LossInputs, LossSpec, is_bounded, norm_eps
 from .. import WholeLoss
 from .pairs import Pairs, Tile, Weights, energy, one_way, put_weights, two_sided
 
@@ -24,7 +24,9 @@ _SHORTEST = {dtype: max(1e-10, 2 * norm_eps(dtype)) for dtype in DTYPES}
 _LONGEST = 1e15
 # Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
 _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
+# Of rows that are projected at a time: their product with the gradient is thrown away.
 _PIECE_BYTES = 8 << 20
+# The largest logit up to which the quotient of two sums of exponentials is far from over- and underflow.
 _MODERATE = 30.0
 # Of SigLIP's exponentials.
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
@@ -139,8 +141,7 @@ def _shift(bound: float, terms: int, dtype: torch.dtype) -> float:
         return 0.0
     if not math.isfinite(bound):
         raise Unbounded
-    most = (100 if dtype == torch.float32 else 990) * math.log(2) - math.log(terms)
-    return bound - most
+    return bound - (LOG2_LIMIT[dtype] * math.log(2) - math.log(terms))
 
 
 class _Softmax:
@@ -527,12 +528,6 @@ def loss_grad(
 def _features(needed: dict[str, Tensor], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
     """The gradients of the features: ``along`` the sphere of the first rows of all, and a factor of each or of all."""
     found: dict[str, Tensor] = {}
-    sizes = [x.shape[0] for name, x in needed.items() if name in ("x", "y", "queue")]
-    if sum(sizes) == along.shape[0] and factor.dim():  # those of all, in their order
-        grads = zip(along.split_with_sizes(sizes), factor.split_with_sizes(sizes), strict=True)
-        for (name, x), (grad, scale) in zip(needed.items(), grads, strict=False):
-            found[name] = (grad * scale).to(x.dtype)
-        return found
     stop = along.shape[0]
     for name in ("queue", "y", "x"):  # there are rows up to the last that is needed
         if name in needed:
