@@ -24,7 +24,7 @@ _SHORTEST = {dtype: max(1e-10, 2 * norm_eps(dtype)) for dtype in DTYPES}
 _LONGEST = 1e15
 # Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
 _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
-# Of rows that are projected at a time: their product with the gradient is thrown away.
+# Of rows that are multiplied with their gradients at a time: the products are thrown away.
 _PIECE_BYTES = 8 << 20
 # The largest logit up to which the quotient of two sums of exponentials is far from over- and underflow.
 _MODERATE = 30.0
@@ -89,8 +89,20 @@ class Grads(NamedTuple):
     all: Tensor | None
     of: Sequence[Tensor | None]
 
-    def state(self, factor: float | Tensor) -> tuple[Tensor, ...]:
-        """What the backward pass multiplies: ``(rows, D)`` along the sphere and a factor for each row."""
+    def inner_products(self) -> Tensor:
+        """That of each row with its own gradient, ``(rows, 1)``."""
+        assert self.all is not None
+        step = max(1, _PIECE_BYTES // (self.all.shape[1] * self.all.element_size()))
+        if self.all.shape[0] <= step:
+            return (self.all * self.rows.all[: self.all.shape[0]]).sum(1, keepdim=True)
+        pieces = zip(self.all.split(step), self.rows.all[: self.all.shape[0]].split(step), strict=True)
+        return torch.cat([(grad * rows).sum(1, keepdim=True) for grad, rows in pieces])
+
+    def state(self, factor: float | Tensor, radial: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What the backward pass multiplies: ``(rows, D)`` along the sphere and a factor for each row.
+
+        ``radial`` are the `inner_products`, if they are known.
+        """
         if self.all is None:
             return ()
         if self.rows.rstd is None:
@@ -98,14 +110,8 @@ class Grads(NamedTuple):
         rows, rstd = self.rows.all, self.rows.rstd
         if rows.shape[0] > self.all.shape[0]:
             rows, rstd = rows[: self.all.shape[0]], rstd[: self.all.shape[0]]
-        # By pieces: the product of both is thrown away.
-        step = max(1, _PIECE_BYTES // (rows.shape[1] * rows.element_size()))
-        pieces = (
-            [(self.all, rows)] if rows.shape[0] <= step else zip(self.all.split(step), rows.split(step), strict=True)
-        )
-        for grad, unit in pieces:
-            grad.addcmul_(unit, (grad * unit).sum(1, keepdim=True), value=-1)
-        return self.all, rstd * factor
+        radial = self.inner_products() if radial is None else radial
+        return self.all.addcmul_(rows, radial, value=-1), rstd * factor
 
 
 def _prepared(normalize: bool, *features: Tensor) -> Rows:
@@ -247,17 +253,17 @@ def _reduced(
     """The loss from its sum over anchors, of which a pair has ``per_pair``, and the state of the gradient."""
     inputs, spec, need = call
     share = 1 / anchors if spec.mean else 1 / per_pair
-    scalars = []
+    scalars, radial = [], None
     if "scale" in need and inputs.scale is not None:
-        # Each pair is in the sum once from either side.
-        rows = grads.rows.all if symmetric else grads.rows.of[0]
-        assert grads.all is not None
-        of_scale = (grads.all[: rows.shape[0]] * rows).sum().mul_(share / 2 if symmetric else share)
+        radial = grads.inner_products()
+        # Each pair is in them once from either side.
+        of_scale = radial.sum().div_(2) if symmetric else radial[: grads.rows.sizes[0]].sum()
+        of_scale.mul_(share)
         scalars.append(of_scale.mul_(-scale * scale) if spec.temperature else of_scale)
     if "bias" in need and of_bias is not None:
         scalars.append(of_bias.mul_(share))
     value = value.div_(anchors if spec.mean else per_pair).to(grads.rows.all.dtype)
-    return WholeLoss((value,), (*scalars, *grads.state(scale * share)), _frozen(call, grads.rows))
+    return WholeLoss((value,), (*scalars, *grads.state(scale * share, radial)), _frozen(call, grads.rows))
 
 
 def _uniformity(call: Call) -> WholeLoss:
