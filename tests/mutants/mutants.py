@@ -212,14 +212,14 @@ MUTANTS = [
     ),
     _mutant(
         "rows of zeros are ordinary",
-        "backends/reference/losses.py",
+        "backends/reference/rows.py",
         "if not (shortest < low.item() and longest < _LONGEST):",
         "if not longest < _LONGEST:",
         f"{OF_REFERENCE}::test_rows_that_are_not_ordinary_are_left_to_the_composition[zero-clip_loss-10]",
     ),
     _mutant(
         "sums that a shift has emptied are not looked for",
-        "backends/reference/losses.py",
+        "backends/reference/softmax.py",
         "if not sums.min().item() > self.least:",
         "if False:",
         f"{OF_REFERENCE}::test_a_row_without_any_large_logit_beside_large_ones_is_declined",

@@ -7,7 +7,7 @@ the primitives: it is seen before anything is lost, because on a CPU it is free 
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -15,23 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...classes import class_index, class_sums_of
-from ...spec import DTYPES, LOG2_LIMIT, LossInputs, LossSpec, is_bounded, norm_eps
+from ...spec import LossInputs, LossSpec, is_bounded
 from .. import WholeLoss
 from .pairs import Pairs, Tile, Weights, energy, one_way, put_weights, two_sided
+from .rows import Grads, Rows, Unbounded, prepared
+from .softmax import SOFTPLUS_IS_LINEAR, Softmax
 
-# Lengths of rows whose squares neither over- nor underflow, and whose reciprocals are no longer than any other number.
-_SHORTEST = {dtype: max(1e-10, 2 * norm_eps(dtype)) for dtype in DTYPES}
-_LONGEST = 1e15
-# Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
-_LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}
-# Of rows that are multiplied with their gradients at a time: the products are thrown away.
-_PIECE_BYTES = 8 << 20
-# The largest logit up to which the quotient of two sums of exponentials is far from over- and underflow.
-_MODERATE = 30.0
 # Of SigLIP's exponentials.
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
-# Beyond 40 log(1 + e^x) is x, to the last bit of float64.
-_SOFTPLUS_IS_LINEAR = 40.0
 
 
 class Call(NamedTuple):
@@ -42,95 +33,6 @@ class Call(NamedTuple):
     need: Collection[str]
 
 
-class Unbounded(Exception):
-    """Not ordinary: no tensor has been touched, the composition computes it."""
-
-
-class Rows(NamedTuple):
-    """The features of a loss, one after the other.
-
-    Attributes:
-        all: ``(rows, D)``, as the products see them.
-        rstd: ``(rows, 1)`` reciprocal lengths; ``None`` where rows are taken as they are.
-        of: those of each tensor.
-        sizes: their numbers.
-        bound: of an inner product of two rows.
-    """
-
-    all: Tensor
-    rstd: Tensor | None
-    of: Sequence[Tensor]
-    sizes: list[int]
-    bound: float
-
-    def grads(self, *wanted: bool) -> "Grads":
-        """Room for gradients, of those that are wanted and those before them."""
-        if True not in wanted:
-            return Grads(self, None, (None,) * len(wanted))
-        if False not in wanted:
-            room = torch.empty_like(self.all)
-            return Grads(self, room, (room,) if len(wanted) == 1 else room.split_with_sizes(self.sizes))
-        last = max([i + 1 for i, want in enumerate(wanted) if want])
-        room = self.all.new_zeros(sum(self.sizes[:last]), self.all.shape[1])
-        parts = [*room.split_with_sizes(self.sizes[:last]), *(None,) * (len(wanted) - last)]
-        return Grads(self, room, [part if want else None for part, want in zip(parts, wanted, strict=True)])
-
-
-class Grads(NamedTuple):
-    """The gradients of features, before the normalisation.
-
-    Attributes:
-        rows: the features.
-        all: ``(rows, D)`` of the first rows; ``None`` where none is wanted.
-        of: that of each tensor, or ``None``.
-    """
-
-    rows: Rows
-    all: Tensor | None
-    of: Sequence[Tensor | None]
-
-    def inner_products(self) -> Tensor:
-        """That of each row with its own gradient, ``(rows, 1)``."""
-        assert self.all is not None
-        step = max(1, _PIECE_BYTES // (self.all.shape[1] * self.all.element_size()))
-        if self.all.shape[0] <= step:
-            return (self.all * self.rows.all[: self.all.shape[0]]).sum(1, keepdim=True)
-        pieces = zip(self.all.split(step), self.rows.all[: self.all.shape[0]].split(step), strict=True)
-        return torch.cat([(grad * rows).sum(1, keepdim=True) for grad, rows in pieces])
-
-    def state(self, factor: float | Tensor, radial: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What the backward pass multiplies: ``(rows, D)`` along the sphere and a factor for each row.
-
-        ``radial`` are the `inner_products`, if they are known.
-        """
-        if self.all is None:
-            return ()
-        if self.rows.rstd is None:
-            return self.all, torch.as_tensor(factor, dtype=self.all.dtype)
-        rows, rstd = self.rows.all, self.rows.rstd
-        if rows.shape[0] > self.all.shape[0]:
-            rows, rstd = rows[: self.all.shape[0]], rstd[: self.all.shape[0]]
-        radial = self.inner_products() if radial is None else radial
-        return self.all.addcmul_(rows, radial, value=-1), rstd * factor
-
-
-def _prepared(normalize: bool, *features: Tensor) -> Rows:
-    """Unit rows, or the rows themselves, of all features in one piece."""
-    given = features[0].dtype
-    rows = torch.cat(features).to(torch.float64 if given == torch.float64 else torch.float32)
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    low, high = lengths.aminmax()
-    longest, shortest = high.item(), _SHORTEST[given] if normalize else -1.0
-    if not (shortest < low.item() and longest < _LONGEST):  # nan is neither
-        raise Unbounded
-    sizes = [x.shape[0] for x in features]
-    of = rows.split_with_sizes(sizes) if len(features) > 1 else (rows,)
-    if not normalize:
-        return Rows(rows, None, of, sizes, longest * longest)
-    rows /= lengths
-    return Rows(rows, lengths.reciprocal_(), of, sizes, 1.0)
-
-
 def _scale(inputs: LossInputs, spec: LossSpec) -> float:
     """The factor of the inner products; a tensor on a CPU may be read."""
     if inputs.scale is None:
@@ -139,82 +41,6 @@ def _scale(inputs: LossInputs, spec: LossSpec) -> float:
     if spec.temperature:
         value = 1 / value if value else math.nan
     return value
-
-
-def _shift(bound: float, terms: int, dtype: torch.dtype) -> float:
-    """What to subtract from logits up to ``bound`` so that a sum of so many exponentials does not overflow."""
-    if is_bounded(bound, terms, dtype):
-        return 0.0
-    if not math.isfinite(bound):
-        raise Unbounded
-    return bound - (LOG2_LIMIT[dtype] * math.log(2) - math.log(terms))
-
-
-class _Softmax:
-    """What the losses with a softmax have in common: rows, positives, and the parts of a loss of one anchor.
-
-    Args:
-        rows: all features.
-        scale: of the logits.
-        terms: the most candidates of an anchor.
-    """
-
-    def __init__(self, rows: Rows, scale: float, terms: int) -> None:
-        self.rows, self.scale = rows, scale
-        self.shift = _shift(abs(scale) * rows.bound * 1.0001, terms, rows.all.dtype)
-        # e^(r - p) is a quotient of sums while both are of moderate size: logarithms of 15 have lost a digit.
-        self.moderate = not self.shift and abs(scale) * rows.bound <= _MODERATE
-        self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.all.dtype] if self.shift else 0.0
-        self._value: Tensor | None = None
-
-    @property
-    def value(self) -> Tensor:
-        """The sum over the anchors so far."""
-        assert self._value is not None
-        return self._value
-
-    def add(self, losses: Tensor) -> None:
-        """Those of some anchors."""
-        total = losses.sum(dtype=torch.float64)  # rounded once, in the end
-        self._value = total if self._value is None else self._value.add_(total)
-
-    def pairs(
-        self, x: Tensor, y: Tensor, left_out: tuple[int, ...] = (), read: tuple[tuple[int, Tensor], ...] = ()
-    ) -> Pairs:
-        """Some rows against others."""
-        return Pairs(x, y, self.scale, self.shift, left_out, read)
-
-    def check(self, sums: Tensor) -> None:
-        """Whether a shift that suits the largest logits has left enough of the smallest sum."""
-        if not sums.min().item() > self.least:
-            raise Unbounded
-
-    def positives(self) -> Tensor:
-        """``scale <x_i, y_i> - shift`` of the first two parts."""
-        positives = (self.rows.of[0] * self.rows.of[1]).sum(1).mul_(self.scale)
-        return positives.sub_(self.shift) if self.shift else positives
-
-    def coupled(self, sums: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds ``-log p`` of the positives; the factor of the exponentials, and ``1 - p``.
-
-        Not of the sum with the positive in it: the loss of a confident model is the small difference.
-        """
-        if self.shift:
-            self.check(sums)
-        partner = positives.exp()
-        excess = (sums / partner).log_() if self.moderate else sums.log().sub_(positives)
-        self.add(F.softplus(excess, threshold=_SOFTPLUS_IS_LINEAR))
-        return sums.add_(partner).reciprocal_(), excess.sigmoid_()
-
-    def decoupled(self, sums: Tensor, positives: Tensor, weights: Tensor | None) -> Tensor:
-        """Adds the log-sum-exps less the weighted positives; the factor of the exponentials."""
-        if self.shift:
-            self.check(sums)
-        if weights is not None:
-            self.add(sums.log() + self.shift - (positives + self.shift) * weights)
-        else:
-            self.add((sums / positives.exp()).log_() if self.moderate else sums.log() - positives)
-        return sums.reciprocal_()
 
 
 def _frozen(call: Call, rows: Rows) -> dict[str, Tensor]:
@@ -268,7 +94,7 @@ def _reduced(
 
 def _uniformity(call: Call) -> WholeLoss:
     inputs, spec, need = call
-    rows = _prepared(True, inputs.x, *(() if inputs.y is None else (inputs.y,)))
+    rows = prepared(True, inputs.x, *(() if inputs.y is None else (inputs.y,)))
     x = rows.of[0]
     m, n = x.shape[0], 0 if inputs.y is None else inputs.y.shape[0]
     if not is_bounded(spec.scale, m * max(m, n), x.dtype):
@@ -292,8 +118,8 @@ def _info_nce(call: Call) -> WholeLoss:
     inputs, spec, need = call
     queue, anchors = inputs.queue, inputs.x.shape[0]
     assert inputs.y is not None
-    rows = _prepared(spec.normalize, inputs.x, inputs.y, *(() if queue is None else (queue,)))
-    softmax = _Softmax(rows, _scale(inputs, spec), max(anchors, 0 if queue is None else queue.shape[0]))
+    rows = prepared(spec.normalize, inputs.x, inputs.y, *(() if queue is None else (queue,)))
+    softmax = Softmax(rows, _scale(inputs, spec), max(anchors, 0 if queue is None else queue.shape[0]))
     grads = rows.grads(*["x" in need or "scale" in need, "y" in need, "queue" in need][: len(rows.of)])
     x, y = rows.of[0], rows.of[1]
     positives = x.new_empty(anchors) if spec.in_batch else softmax.positives()
@@ -322,8 +148,8 @@ def _info_nce(call: Call) -> WholeLoss:
 def _clip_loss(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, pairs = _prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
-    softmax = _Softmax(rows, _scale(inputs, spec), pairs)
+    rows, pairs = prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
+    softmax = Softmax(rows, _scale(inputs, spec), pairs)
     grads = rows.grads("x" in need or "scale" in need, "y" in need)
     x, y = rows.of
     positives = x.new_empty(pairs)
@@ -341,8 +167,8 @@ def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Wh
     """NT-Xent and its decoupled forms: one symmetric problem of the rows of both views."""
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, n = _prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
-    softmax = _Softmax(rows, _scale(inputs, spec), 2 * n)
+    rows, n = prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
+    softmax = Softmax(rows, _scale(inputs, spec), 2 * n)
     grads = rows.grads(bool(need), bool(need))  # of one problem of all rows
     positives = rows.all.new_empty(n)
 
@@ -370,9 +196,9 @@ def _sup_con(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.labels is not None
     symmetric = inputs.y is None
-    rows = _prepared(spec.normalize, inputs.x, *(() if inputs.y is None else (inputs.y,)))
+    rows = prepared(spec.normalize, inputs.x, *(() if inputs.y is None else (inputs.y,)))
     x, candidates = rows.of[0], rows.of[-1]
-    softmax = _Softmax(rows, _scale(inputs, spec), candidates.shape[0])
+    softmax = Softmax(rows, _scale(inputs, spec), candidates.shape[0])
     grads = rows.grads(*["x" in need or "scale" in need, "y" in need][: len(rows.of)])
     labels = [inputs.labels] if inputs.y_labels is None else [inputs.labels, inputs.y_labels]
     index, of_candidates = (found := class_index(*labels))[0], found[-1]
@@ -409,7 +235,7 @@ def _sup_con(call: Call) -> WholeLoss:
 def _siglip(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, pairs = _prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
+    rows, pairs = prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
     scale, bias = _scale(inputs, spec), spec.bias if inputs.bias is None else inputs.bias.item()
     if not abs(scale) * rows.bound + abs(bias) < _LARGEST_LOGIT[rows.all.dtype]:
         raise Unbounded
@@ -427,14 +253,14 @@ def _siglip(call: Call) -> WholeLoss:
         return value
 
     total = energy(Pairs(x, y, scale, -bias, (0,)), grads.of[0], grads.of[1], weigh)
-    total += F.softplus(partners, threshold=_SOFTPLUS_IS_LINEAR).sum()
+    total += F.softplus(partners, threshold=SOFTPLUS_IS_LINEAR).sum()
     return _reduced(call, total, grads, scale, pairs, of_bias=of_bias)
 
 
 def _align_uniform(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
-    rows, n = _prepared(True, inputs.x, inputs.y), inputs.x.shape[0]
+    rows, n = prepared(True, inputs.x, inputs.y), inputs.x.shape[0]
     if not is_bounded(spec.scale, n * n, rows.all.dtype):
         raise Unbounded
     grads = rows.grads("x" in need, "y" in need)
