@@ -192,8 +192,8 @@ MUTANTS = [
     _mutant(
         "what is right of the diagonal counts once",
         "backends/reference/pairs.py",
-        "weights.sum(), alpha=2",
-        "weights.sum(), alpha=1",
+        "total.add_(accurate_sum(weights), alpha=2)",
+        "total.add_(accurate_sum(weights), alpha=1)",
         f"{OF_REFERENCE}::test_tiles_of_any_size[(8, 16)-0-uniformity-default]",
     ),
     _mutant(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...classes import class_index, class_sums_of
 from ...spec import LossInputs, LossSpec, is_bounded
 from .. import WholeLoss
-from .pairs import Pairs, Tile, Weights, energy, one_way, put_weights, two_sided
+from .pairs import Pairs, Tile, Weights, accurate_sum, energy, one_way, put_weights, two_sided
 from .rows import Grads, Rows, Unbounded, prepared
 from .softmax import SOFTPLUS_IS_LINEAR, Softmax
 
@@ -110,8 +110,9 @@ def _uniformity(call: Call) -> WholeLoss:
         if within is not None and grads.of[0] is not None:
             grads.of[0].add_(within)
     assert total is not None
-    value = (total / (m * n + distinct)).log_().sub_(spec.scale)
-    return WholeLoss((value,), grads.state(total.reciprocal_().mul_(spec.scale)), _frozen(call, rows))
+    value = (total / (m * n + distinct)).log_().sub_(spec.scale).to(x.dtype)
+    frozen = _frozen(call, rows) if n else {}
+    return WholeLoss((value,), grads.state(total.reciprocal_().mul_(spec.scale)), frozen)
 
 
 def _info_nce(call: Call) -> WholeLoss:
@@ -245,7 +246,7 @@ def _siglip(call: Call) -> WholeLoss:
     own, of_bias = torch.sigmoid(partners).neg_(), x.new_zeros(())
 
     def weigh(exponentials: Tensor, tile: Tile) -> Tensor:
-        value = exponentials.log1p().sum()
+        value = accurate_sum(exponentials.log1p())
         exponentials.div_(exponentials + 1)
         put_weights(exponentials, tile, {0: own})
         if "bias" in need:
@@ -253,7 +254,7 @@ def _siglip(call: Call) -> WholeLoss:
         return value
 
     total = energy(Pairs(x, y, scale, -bias, (0,)), grads.of[0], grads.of[1], weigh)
-    total += F.softplus(partners, threshold=SOFTPLUS_IS_LINEAR).sum()
+    total += F.softplus(partners, threshold=SOFTPLUS_IS_LINEAR).sum(dtype=torch.float64)
     return _reduced(call, total, grads, scale, pairs, of_bias=of_bias)
 
 
@@ -266,7 +267,7 @@ def _align_uniform(call: Call) -> WholeLoss:
     grads = rows.grads("x" in need, "y" in need)
     totals = [energy(Pairs(z, z, spec.scale, left_out=(0,)), grads.of[i]) for i, z in enumerate(rows.of)]
     total = torch.stack(totals)
-    uniform = (total / (n * (n - 1))).log_().mean() - spec.scale
+    uniform = (total / (n * (n - 1))).log_().mean().sub_(spec.scale).to(rows.all.dtype)
     distances, directions = _alignment(rows, spec.alpha)
     align = distances.sum() / n
     loss = spec.align_weight * align + spec.uniform_weight * uniform

@@ -153,13 +153,18 @@ def _contracted(pairs: Pairs, weights: Tensor, grad_x: Tensor | None, grad_y: Te
         torch.mm(weights.T, pairs.x, out=grad_y)
 
 
+def accurate_sum(values: Tensor) -> Tensor:
+    """Of a tile, in float64 but for the rows: the loss is the logarithm of a mean of N^2 numbers."""
+    return values.sum(1).sum(dtype=torch.float64)
+
+
 def energy(
     pairs: Pairs,
     grad_x: Tensor | None = None,
     grad_y: Tensor | None = None,
     weigh: Callable[[Tensor, Tile], Tensor] | None = None,
 ) -> Tensor:
-    """The sum of a potential over all ordered pairs, and its derivatives by the logits, contracted in the same visit.
+    """The sum of a potential over all ordered pairs, float64, and its derivatives by the logits, contracted meanwhile.
 
     Args:
         pairs: which.
@@ -171,22 +176,23 @@ def energy(
     tiles = pairs.tiles(slice(0, pairs.x.shape[0]))
     if tiles[0].whole:
         weights = pairs.exponentials(tiles[0])
-        total = weights.sum() if weigh is None else weigh(weights, tiles[0])
+        total = accurate_sum(weights) if weigh is None else weigh(weights, tiles[0])
         _contracted(pairs, weights, grad_x, grad_y)
         return total
     for grad in (grad_x, grad_y):
         if grad is not None:
             grad.zero_()
     room = pairs.x.new_empty(_largest(tiles))
-    total = pairs.x.new_zeros(())
+    total = pairs.x.new_zeros((), dtype=torch.float64)
     for tile in tiles:
         weights = pairs.exponentials(tile, room)
         if weigh is not None:
             total += weigh(weights, tile)
         elif pairs.y is not pairs.x:
-            total += weights.sum()
+            total += accurate_sum(weights)
         else:  # what is right of the diagonal counts in both orders
-            total.add_(weights.sum(), alpha=2).sub_(weights[:, : tile.mirrored - tile.cols.start].sum())
+            diagonal = weights[:, : tile.mirrored - tile.cols.start]
+            total.add_(accurate_sum(weights), alpha=2).sub_(accurate_sum(diagonal))
         pairs.contract(tile, weights, grad_x, grad_y)
     return total
 
