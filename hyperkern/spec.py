@@ -171,6 +171,9 @@ def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
     return terms <= 2.0 ** (LOG2_LIMIT[dtype] - scale * math.log2(math.e))
 
 
+_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+
+
 def product_precision(x: Tensor) -> str:
     """What `PairSpec.precision` is for features as the user gave them: ``x.dtype``, or what autocast makes of it.
 
@@ -180,7 +183,7 @@ def product_precision(x: Tensor) -> str:
     dtype, device = x.dtype, x.device.type
     if dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    return str(dtype).removeprefix("torch.")
+    return _NAMES[dtype]
 
 
 def excluded_pairs(terms: PairTerms, spec: PairSpec, rows: slice, cols: slice, device: torch.device) -> Tensor | None:

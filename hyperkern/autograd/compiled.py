@@ -98,20 +98,11 @@ def _by_autograd(inputs: LossInputs, spec: LossSpec, need: list[str], backend: s
     found = [value.detach() for value in outputs]
     if not need:
         return found
-    shapes = losses.shapes(inputs, spec, need)[len(outputs) :]
-    scalars = [name for name in ("scale", "bias") if name in need]
-    features = [leaves[name] for name in ("x", "y", "queue") if name in leaves]
-    state: list[Tensor] = []
+    wanted = [leaves[name] for name in losses.ORDER if name in need]
     for output in outputs[-2:]:  # of alignment + uniformity both terms
-        wanted = [leaf for leaf in (*(leaves[name] for name in scalars), *features) if leaf.requires_grad]
-        grads = dict(zip(map(id, wanted), torch.autograd.grad(output, wanted, retain_graph=True), strict=True))
-        state += [grads[id(leaves[name])].reshape(()) for name in scalars]
-        if len(shapes) > len(scalars):
-            rows = torch.cat([grads.get(id(leaf), torch.zeros_like(leaf)) for leaf in features])
-            state.append(rows[: shapes[len(scalars)][0]])
-    if len(shapes) > len(scalars):
-        state.append(torch.ones(shapes[-1], dtype=dtype))
-    return found + state
+        grads = torch.autograd.grad(output, wanted, retain_graph=True)
+        found += [grad if grad.dim() == 2 else grad.reshape(()) for grad in grads]
+    return found
 
 
 def _unpack(*args: Any) -> tuple[LossInputs, LossSpec, list[str], str | None]:

@@ -55,7 +55,7 @@ def loss(inputs: LossInputs, spec: LossSpec, composed: Composed, *, backend: str
         found = _shielded(chosen, inputs, spec, need)
         return composed(inputs) if found is None else found.values
     try:
-        outputs: tuple[Tensor, ...] = _WholeLoss.apply(spec, need, mask, others, chosen, composed, *inputs)
+        outputs: tuple[Tensor, ...] = _WholeLoss.apply(inputs, spec, need, mask, others, chosen, composed, *inputs)
     except _LeftToComposition:
         return composed(inputs)
     return outputs
@@ -72,6 +72,7 @@ class _WholeLoss(Function):
     @staticmethod
     def forward(
         ctx: Any,
+        inputs: LossInputs,
         spec: LossSpec,
         need: list[str],
         mask: list[bool],
@@ -80,7 +81,6 @@ class _WholeLoss(Function):
         composed: Composed,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
-        inputs = LossInputs(*tensors)
         if inputs.x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             found = backend.loss(inputs, spec, need)  # without a step in between: a small batch notices each
         else:
@@ -110,7 +110,7 @@ class _WholeLoss(Function):
         return *(None,) * _STATIC, *map(grads.get, LossInputs._fields)
 
 
-_STATIC = 6  # arguments before the tensors
+_STATIC = 7  # arguments before the tensors
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperkern as hk
 from hyperkern import backends, workspace
-from hyperkern.backends.reference import losses, pairs
+from hyperkern.backends.reference import losses, pairs, rows
 from hyperkern.spec import LossInputs, LossSpec
 
 # Those that are one function for ordinary inputs.
@@ -59,6 +59,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     for name, size in zip(("_ROWS", "_COLS"), request.param, strict=True):
         monkeypatch.setattr(pairs, name, size)
     monkeypatch.setattr(pairs, "_GROUP_BYTES", 1 << 10)
+    monkeypatch.setattr(rows, "_PIECE_BYTES", 1 << 8)
 
 
 def hold_to_truth(case: Case, args: list[Tensor]) -> None:
@@ -91,6 +92,16 @@ def test_what_is_made_again_has_the_same_bits(name: str, small_tiles: None, defa
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
             else:
                 assert torch.equal(a, b)
+
+
+def test_rows_with_gaps(taken: Taken) -> None:
+    # What normalises them believes that a row follows the other.
+    x, y, wide = torch.randn(9, 40), torch.randn(40, 9).T, torch.randn(9, 80)
+    for a, b in ((x[:, ::2], y[:, 20:]), (y[:, :20], wide[:, 3:23]), (x[:1, :20].expand(9, 20), wide[:, ::4])):
+        found = hk.clip_loss(a, b, logit_scale=5.0)
+        torch.testing.assert_close(found, hk.clip_loss(a.contiguous(), b.contiguous(), logit_scale=5.0))
+        assert_close(found, oracle.clip_loss(a.double(), b.double(), logit_scale=5.0), 1e-5)
+    assert taken.declined == 0
 
 
 def test_the_workspace_is_checked(default_workspace: None) -> None:

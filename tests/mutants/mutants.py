@@ -192,8 +192,8 @@ MUTANTS = [
     _mutant(
         "what is right of the diagonal counts once",
         "backends/reference/pairs.py",
-        "total.add_(accurate_sum(weights), alpha=2)",
-        "total.add_(accurate_sum(weights), alpha=1)",
+        "total += 2 * accurate_sum(weights)",
+        "total += accurate_sum(weights)",
         f"{OF_REFERENCE}::test_tiles_of_any_size[(8, 16)-0-uniformity-default]",
     ),
     _mutant(
@@ -213,9 +213,23 @@ MUTANTS = [
     _mutant(
         "rows of zeros are ordinary",
         "backends/reference/rows.py",
-        "if not (shortest < low.item() and longest < _LONGEST):",
+        "if not ((_SHORTEST[given] if normalize else -1.0) < low.item() and longest < _LONGEST):",
         "if not longest < _LONGEST:",
         f"{OF_REFERENCE}::test_rows_that_are_not_ordinary_are_left_to_the_composition[zero-clip_loss-10]",
+    ),
+    _mutant(
+        "rows with gaps between them are read as one piece",
+        "backends/reference/rows.py",
+        "x.to(dtype).contiguous()",
+        "x.to(dtype)",
+        f"{OF_REFERENCE}::test_rows_with_gaps",
+    ),
+    _mutant(
+        "a gradient is projected piece by piece, and the last is left out",
+        "backends/reference/rows.py",
+        "for start in range(0, x.shape[0], step):",
+        "for start in range(0, x.shape[0] - step, step):",
+        f"{OF_REFERENCE}::test_tiles_of_any_size[(8, 16)-0-clip_loss-10]",
     ),
     _mutant(
         "sums that a shift has emptied are not looked for",
@@ -227,8 +241,8 @@ MUTANTS = [
     _mutant(
         "the gradient of a temperature for that of a scale",
         "backends/reference/losses.py",
-        "of_scale.mul_(-scale * scale) if spec.temperature else of_scale",
-        "of_scale",
+        "by_scale * (-scale * scale if spec.temperature else 1)",
+        "by_scale",
         f"{OF_REFERENCE}::test_tiles_of_any_size[(8, 16)-0-dcl-learnable]",
     ),
     _mutant(

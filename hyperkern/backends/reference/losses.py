@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...classes import class_index, class_sums_of
 from ...spec import LossInputs, LossSpec, is_bounded
 from .. import WholeLoss
 from .pairs import Pairs, Tile, Weights, accurate_sum, energy, one_way, put_weights, two_sided
@@ -23,6 +22,11 @@ from .softmax import SOFTPLUS_IS_LINEAR, Softmax
 
 # Of SigLIP's exponentials.
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
+_SCALARS, _FEATURES = ("scale", "bias"), ("x", "y", "queue")
+# The order of the gradients in a state.
+ORDER = _SCALARS + _FEATURES
+# A row of a symmetric problem and itself.
+_ITSELF = ((0, None),)
 
 
 class Call(NamedTuple):
@@ -45,16 +49,11 @@ def _scale(inputs: LossInputs, spec: LossSpec) -> float:
 
 def _frozen(call: Call, rows: Rows) -> dict[str, Tensor]:
     """The features without a gradient, as prepared."""
-    inputs, _, need = call
     found: dict[str, Tensor] = {}
-    if not need:
-        return found
-    i = 0
-    for name, given in (("x", inputs.x), ("y", inputs.y), ("queue", inputs.queue)):
-        if given is not None:
-            if name not in need:
-                found[name] = rows.of[i]
-            i += 1
+    if call.need:
+        for name, of in zip(_FEATURES, rows.of, strict=False):
+            if name not in call.need:
+                found[name] = of
     return found
 
 
@@ -67,29 +66,34 @@ def _add_positives(grads: Grads, weights: Tensor) -> None:
 
 def _reduced(
     call: Call,
-    value: Tensor,
+    value: float,
     grads: Grads,
     scale: float,
     anchors: int,
     *,
     per_pair: int = 1,
     symmetric: bool = False,
-    of_bias: Tensor | None = None,
+    of_bias: float = 0.0,
 ) -> WholeLoss:
     """The loss from its sum over anchors, of which a pair has ``per_pair``, and the state of the gradient."""
-    inputs, spec, need = call
-    share = 1 / anchors if spec.mean else 1 / per_pair
-    scalars, radial = [], None
-    if "scale" in need and inputs.scale is not None:
-        radial = grads.inner_products()
+    (inputs, spec, need), number = call, grads.rows.of[0].new_full
+    count = anchors if spec.mean else per_pair
+    of_scale = "scale" in need and inputs.scale is not None
+    scalars, state, products = [], [], 0.0
+    for i, name in enumerate(_FEATURES[: len(grads.of)]):
+        if grads.of[i] is not None and (name in need or of_scale):
+            found, radial = grads.behind(i, scale / count)
+            if name in need:
+                state.append(found)
+            if of_scale and (symmetric or name == "x"):
+                products += radial.sum(dtype=torch.float64).item()
+    if of_scale:
         # Each pair is in them once from either side.
-        of_scale = radial.sum().div_(2) if symmetric else radial[: grads.rows.sizes[0]].sum()
-        of_scale.mul_(share)
-        scalars.append(of_scale.mul_(-scale * scale) if spec.temperature else of_scale)
-    if "bias" in need and of_bias is not None:
-        scalars.append(of_bias.mul_(share))
-    value = value.div_(anchors if spec.mean else per_pair).to(grads.rows.all.dtype)
-    return WholeLoss((value,), (*scalars, *grads.state(scale * share, radial)), _frozen(call, grads.rows))
+        by_scale = products / (2 * count if symmetric else count)
+        scalars.append(number((), by_scale * (-scale * scale if spec.temperature else 1)))
+    if "bias" in need:
+        scalars.append(number((), of_bias / count))
+    return WholeLoss((number((), value / count),), (*scalars, *state), _frozen(call, grads.rows))
 
 
 def _uniformity(call: Call) -> WholeLoss:
@@ -100,19 +104,19 @@ def _uniformity(call: Call) -> WholeLoss:
     if not is_bounded(spec.scale, m * max(m, n), x.dtype):
         raise Unbounded
     grads = rows.grads(*["x" in need, "y" in need][: len(rows.of)])
-    total, distinct = None, m * (m - 1) // 2 if not n or spec.in_batch else 0
+    total, distinct = 0.0, m * (m - 1) // 2 if not n or spec.in_batch else 0
     if n:
         total = energy(Pairs(x, rows.of[1], spec.scale), grads.of[0], grads.of[1])
     if distinct:  # every pair is met in both orders
         within = None if not n or grads.of[0] is None else torch.empty_like(grads.of[0])
-        half = energy(Pairs(x, x, spec.scale, left_out=(0,)), grads.of[0] if within is None else within) / 2
-        total = half if total is None else total + half
+        total += energy(Pairs(x, x, spec.scale, left_out=_ITSELF), grads.of[0] if within is None else within) / 2
         if within is not None and grads.of[0] is not None:
             grads.of[0].add_(within)
-    assert total is not None
-    value = (total / (m * n + distinct)).log_().sub_(spec.scale).to(x.dtype)
-    frozen = _frozen(call, rows) if n else {}
-    return WholeLoss((value,), grads.state(total.reciprocal_().mul_(spec.scale)), frozen)
+    value, state = x.new_full((), math.log(total / (m * n + distinct)) - spec.scale), []
+    for i, grad in enumerate(grads.of):
+        if grad is not None:
+            state.append(grads.behind(i, spec.scale / total)[0])
+    return WholeLoss((value,), tuple(state), _frozen(call, rows) if n else {})
 
 
 def _info_nce(call: Call) -> WholeLoss:
@@ -123,26 +127,26 @@ def _info_nce(call: Call) -> WholeLoss:
     softmax = Softmax(rows, _scale(inputs, spec), max(anchors, 0 if queue is None else queue.shape[0]))
     grads = rows.grads(*["x" in need or "scale" in need, "y" in need, "queue" in need][: len(rows.of)])
     x, y = rows.of[0], rows.of[1]
-    positives = x.new_empty(anchors) if spec.in_batch else softmax.positives()
-    sets = [softmax.pairs(x, y, (0,), ((0, positives),))] if spec.in_batch else []
+    positives = x.new_empty(anchors) if spec.in_batch else softmax.logits(x, y)
+    sets = [softmax.pairs(x, y, (0, positives))] if spec.in_batch else []
     grads_y = [grads.of[1]] if spec.in_batch else []
     if queue is not None:
         sets.append(softmax.pairs(x, rows.of[2]))
         grads_y.append(grads.of[2])
-    own = x.new_empty(anchors)
+    of_partners = []
 
     def head(group: slice, sums: Tensor) -> Weights:
-        others = sums.clone()
-        row, missed = softmax.coupled(sums, positives[group])
-        # The factor of the row multiplies what is put among the exponentials too.
-        own[group] = others.neg_() if spec.in_batch else missed.neg_()
-        return Weights(row, None, {0: own} if spec.in_batch else {})
+        row = softmax.coupled(sums, positives[group])
+        if spec.in_batch:  # the factor of the row multiplies what is put among the exponentials too
+            return Weights(row, None, {0: sums.neg_()})
+        of_partners.append(sums.mul_(row).neg_())
+        return Weights(row, None, {})
 
     one_way(sets, head, grads.of[0], grads_y)
     if not spec.in_batch:
         if grads.of[1] is not None:
             grads.of[1].zero_()
-        _add_positives(grads, own)
+        _add_positives(grads, torch.cat(of_partners))
     return _reduced(call, softmax.value, grads, softmax.scale, anchors)
 
 
@@ -156,11 +160,11 @@ def _clip_loss(call: Call) -> WholeLoss:
     positives = x.new_empty(pairs)
 
     def head(sums: Tensor) -> Weights:
-        factors, missed = softmax.coupled(sums, positives)
+        factors = softmax.coupled(sums, positives)
         row, col = factors.unbind()
-        return Weights(row, col, {0: missed.sum(0).neg_()})
+        return Weights(row, col, {0: sums.mul_(factors).sum(0).neg_()})
 
-    two_sided(softmax.pairs(x, y, (0,), ((0, positives),)), head, grads.of[0], grads.of[1])
+    two_sided(softmax.pairs(x, y, (0, positives)), head, grads.of[0], grads.of[1])
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * pairs, per_pair=2)
 
 
@@ -169,9 +173,11 @@ def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Wh
     inputs, spec, need = call
     assert inputs.y is not None
     rows, n = prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
+    z = torch.cat(list(rows.of))
+    rows = rows._replace(of=z.split(n))
     softmax = Softmax(rows, _scale(inputs, spec), 2 * n)
-    grads = rows.grads(bool(need), bool(need))  # of one problem of all rows
-    positives = rows.all.new_empty(n)
+    of_z, positives = torch.empty_like(z) if need else None, z.new_empty(n)
+    grads = Grads(rows, (None, None) if of_z is None else of_z.split(n))
 
     def head(sums: Tensor) -> Weights:
         by_view = sums.view(2, n)
@@ -183,13 +189,12 @@ def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Wh
             row = softmax.decoupled(by_view, positives, weights)
             own = torch.full_like(positives, -2.0) if weights is None else weights.mul(-2)
         else:
-            row, missed = softmax.coupled(by_view, positives)
-            own = missed.sum(0).neg_()
+            row = softmax.coupled(by_view, positives)
+            own = by_view.mul_(row).sum(0).neg_()
         own = own.repeat(2)
         return Weights(row.view(-1), None, {n: own, -n: own})
 
-    z = rows.all
-    two_sided(softmax.pairs(z, z, (0, n, -n), ((n, positives),)), head, grads.all)
+    two_sided(softmax.pairs(z, z, (0, None), (n, positives), (-n, None)), head, of_z)
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * n, symmetric=True)
 
 
@@ -201,36 +206,54 @@ def _sup_con(call: Call) -> WholeLoss:
     x, candidates = rows.of[0], rows.of[-1]
     softmax = Softmax(rows, _scale(inputs, spec), candidates.shape[0])
     grads = rows.grads(*["x" in need or "scale" in need, "y" in need][: len(rows.of)])
-    labels = [inputs.labels] if inputs.y_labels is None else [inputs.labels, inputs.y_labels]
-    index, of_candidates = (found := class_index(*labels))[0], found[-1]
-    classes = sum(label.shape[0] for label in labels)
-    count = of_candidates.bincount(minlength=classes)[index]
-    mean = class_sums_of(candidates[None], of_candidates[None], index[None], classes)[0]
+    index, of_candidates, count = _classes(inputs)
+    class_sums = candidates.new_zeros(len(count), x.shape[1]).index_add_(0, of_candidates, candidates)
+    count, mean = count.index_select(0, index), class_sums.index_select(0, index)
     if symmetric:
-        count, mean = count - 1, mean.sub_(x)
-    has_positive = count > 0
-    # Of a row without a positive all that follows is multiplied by 0.
-    share = has_positive.to(x.dtype) / count.clamp(min=1)
+        count, mean = count.sub_(1), mean.sub_(x)
+    anchors, alone, share = x.shape[0], None, count.to(x.dtype).reciprocal_()
+    if not count.min().item():  # of a row without a positive all that follows is multiplied by 0
+        alone = count == 0
+        anchors -= int(alone.sum().item())
+        share.masked_fill_(alone, 0)
     mean *= share.unsqueeze(1)
-    positives = (x * mean).sum(1).mul_(softmax.scale).sub_(softmax.shift)
+    positives = softmax.logits(x, mean)
 
     def head(group: slice, sums: Tensor) -> Weights:
         if softmax.shift:
             softmax.check(sums)
-        softmax.add((sums.log() - positives[group]).masked_fill_(~has_positive[group], 0))
-        return Weights(sums.reciprocal_().masked_fill_(~has_positive[group], 0), None, {})
+        losses, factors = sums.log().sub_(positives[group]), sums.reciprocal_()
+        if alone is not None:
+            losses.masked_fill_(alone[group], 0)
+            factors.masked_fill_(alone[group], 0)
+        softmax.add(losses)
+        return Weights(factors, None, {})
 
     if symmetric:
         everything = slice(0, x.shape[0])
-        two_sided(softmax.pairs(x, x, (0,)), lambda sums: head(everything, sums[0]), grads.of[0])
+        two_sided(softmax.pairs(x, x, *_ITSELF), lambda sums: head(everything, sums), grads.of[0])
     else:
         one_way([softmax.pairs(x, candidates)], head, grads.of[0], [grads.of[1]])
     if (grad := grads.of[0]) is not None:
         grad.sub_(mean, alpha=2 if symmetric else 1)  # as an anchor, and as a positive of others
     if not symmetric and (grad := grads.of[1]) is not None:
-        grad -= class_sums_of((x * share.unsqueeze(1))[None], index[None], of_candidates[None], classes)[0]
-    anchors = max(1, int(has_positive.sum().item()))
-    return _reduced(call, softmax.value, grads, softmax.scale, anchors, symmetric=symmetric)
+        grad -= class_sums.zero_().index_add_(0, index, x * share.unsqueeze(1)).index_select(0, of_candidates)
+    return _reduced(call, softmax.value, grads, softmax.scale, max(1, anchors), symmetric=symmetric)
+
+
+def _classes(inputs: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows and of the candidates, numbered from 0 on, and how many candidates each has.
+
+    Sorting is the library's: unlike `hyperkern.classes` this may look how many classes there are.
+    """
+    labels, of_y = inputs.labels, inputs.y_labels
+    assert labels is not None
+    if of_y is None:
+        _, index, count = labels.unique(return_inverse=True, return_counts=True)
+        return index, index, count
+    classes, index = torch.cat((labels, of_y)).unique(return_inverse=True)
+    index, of_candidates = index.tensor_split((len(labels),))
+    return index, of_candidates, of_candidates.bincount(minlength=len(classes))
 
 
 def _siglip(call: Call) -> WholeLoss:
@@ -238,23 +261,24 @@ def _siglip(call: Call) -> WholeLoss:
     assert inputs.y is not None
     rows, pairs = prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
     scale, bias = _scale(inputs, spec), spec.bias if inputs.bias is None else inputs.bias.item()
-    if not abs(scale) * rows.bound + abs(bias) < _LARGEST_LOGIT[rows.all.dtype]:
+    if not abs(scale) * rows.bound + abs(bias) < _LARGEST_LOGIT[rows.of[0].dtype]:
         raise Unbounded
     grads = rows.grads("x" in need or "scale" in need, "y" in need)
     x, y = rows.of[0], rows.of[1]
-    partners = (x * y).sum(1).mul_(-scale).sub_(bias)
-    own, of_bias = torch.sigmoid(partners).neg_(), x.new_zeros(())
+    partners = torch.rsub(torch.linalg.vecdot(x, y), -bias, alpha=scale)
+    own, of_bias = torch.sigmoid(partners).neg_(), 0.0
 
-    def weigh(exponentials: Tensor, tile: Tile) -> Tensor:
+    def weigh(exponentials: Tensor, tile: Tile) -> float:
+        nonlocal of_bias
         value = accurate_sum(exponentials.log1p())
         exponentials.div_(exponentials + 1)
         put_weights(exponentials, tile, {0: own})
         if "bias" in need:
-            of_bias.add_(exponentials.sum())
+            of_bias += exponentials.sum().item()
         return value
 
-    total = energy(Pairs(x, y, scale, -bias, (0,)), grads.of[0], grads.of[1], weigh)
-    total += F.softplus(partners, threshold=SOFTPLUS_IS_LINEAR).sum(dtype=torch.float64)
+    total = energy(Pairs(x, y, scale, -bias, _ITSELF), grads.of[0], grads.of[1], weigh)
+    total += F.softplus(partners, threshold=SOFTPLUS_IS_LINEAR).sum(dtype=torch.float64).item()
     return _reduced(call, total, grads, scale, pairs, of_bias=of_bias)
 
 
@@ -262,24 +286,27 @@ def _align_uniform(call: Call) -> WholeLoss:
     inputs, spec, need = call
     assert inputs.y is not None
     rows, n = prepared(True, inputs.x, inputs.y), inputs.x.shape[0]
-    if not is_bounded(spec.scale, n * n, rows.all.dtype):
+    if not is_bounded(spec.scale, n * n, rows.of[0].dtype):
         raise Unbounded
     grads = rows.grads("x" in need, "y" in need)
-    totals = [energy(Pairs(z, z, spec.scale, left_out=(0,)), grads.of[i]) for i, z in enumerate(rows.of)]
-    total = torch.stack(totals)
-    uniform = (total / (n * (n - 1))).log_().mean().sub_(spec.scale).to(rows.all.dtype)
+    uniform, slopes = -spec.scale, []
+    for z, grad in zip(rows.of, grads.of, strict=True):
+        total = energy(Pairs(z, z, spec.scale, left_out=_ITSELF), grad)
+        # The uniformity is half of the sum of both logarithms, of sums that have every pair twice.
+        uniform += 0.5 * math.log(total / (n * (n - 1)))
+        slopes.append(spec.scale / total)
     distances, directions = _alignment(rows, spec.alpha)
-    align = distances.sum() / n
+    align = distances.sum(dtype=torch.float64).item() / n
     loss = spec.align_weight * align + spec.uniform_weight * uniform
-    if grads.all is None:
-        return WholeLoss((loss, align, uniform), (), {})
-    of_align = torch.cat((directions, -directions)).div_(n)[: grads.all.shape[0]]
-    # The uniformity is half of the sum of both logarithms, of sums that have every pair twice.
-    for grad, half in zip(grads.all.split(n), total, strict=False):
-        grad.mul_(spec.scale / half)
-    along, factor = grads.state(1.0)
-    (of_align, _) = grads._replace(all=of_align).state(1.0)
-    return WholeLoss((loss, align, uniform), (of_align, along, factor), _frozen(call, rows))
+    values = tuple(map(functools.partial(directions.new_full, ()), (loss, align, uniform)))
+    of_align = Grads(rows, (directions, -directions))
+    state = [
+        term.behind(i, factor)[0]
+        for term, factors in ((of_align, (1 / n, 1 / n)), (grads, slopes))
+        for i, factor in enumerate(factors)
+        if grads.of[i] is not None
+    ]
+    return WholeLoss(values, tuple(state), _frozen(call, rows))
 
 
 def _alignment(rows: Rows, alpha: float) -> tuple[Tensor, Tensor]:
@@ -325,47 +352,25 @@ def loss(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss
 
 def shapes(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> list[tuple[int, ...]]:
     """Those of the values and of the state of `loss`."""
-    outputs, dim = 3 if spec.loss == "align_uniform" else 1, inputs.x.shape[1]
-    found: list[tuple[int, ...]] = [()] * (outputs + sum([name in need for name in ("scale", "bias")]))
-    sizes = [value.shape[0] for value in (inputs.x, inputs.y, inputs.queue) if value is not None]
-    wanted = ["x" in need or "scale" in need, "y" in need, "queue" in need]
-    if need and spec.loss in ("nt_xent", "dcl", "dclw"):
-        wanted = [True, True]
-    if True in wanted:
-        rows = sum(sizes[: max([i + 1 for i, want in enumerate(wanted) if want])])
-        found += [(rows, dim)] * max(1, outputs - 1) + [(rows, 1) if spec.normalize else ()]
-    return found
+    outputs = 3 if spec.loss == "align_uniform" else 1
+    features = [tuple(getattr(inputs, name).shape) for name in _FEATURES if name in need]
+    return [()] * (outputs + sum([name in need for name in _SCALARS])) + features * max(1, outputs - 1)
 
 
 def loss_grad(
     needed: dict[str, Tensor], spec: LossSpec, state: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
 ) -> dict[str, Tensor]:
     """The gradients that are needed, by the name of the input."""
-    found: dict[str, Tensor] = {}
-    c = cotangents[0]
-    for name in ("scale", "bias"):
-        if name in needed and c is not None:
-            of_scalar, *rest = state
-            found[name] = (of_scalar * c).to(needed[name].dtype).view(needed[name].shape)
-            state = tuple(rest)
-    if not state:
-        return found
-    *along, factor = state
-    if spec.loss != "align_uniform" and c is not None:
-        return found | _features(needed, along[0], factor * c)
-    of_loss, of_align, of_uniformity = (0.0 if c is None else c for c in cotangents)
-    weights = spec.align_weight * of_loss + of_align, spec.uniform_weight * of_loss + of_uniformity
-    return _features(needed, along[0] * weights[0] + along[1] * weights[1], factor)
-
-
-def _features(needed: dict[str, Tensor], along: Tensor, factor: Tensor) -> dict[str, Tensor]:
-    """The gradients of the features: ``along`` the sphere of the first rows of all, and a factor of each or of all."""
-    found: dict[str, Tensor] = {}
-    stop = along.shape[0]
-    for name in ("queue", "y", "x"):  # there are rows up to the last that is needed
-        if name in needed:
-            x = needed[name]
-            part = slice(0, x.shape[0]) if name == "x" else slice(stop - x.shape[0], stop)
-            stop = part.start
-            found[name] = (along[part] * (factor[part] if factor.dim() else factor)).to(x.dtype)
+    names, c = [name for name in ORDER if name in needed], cotangents[0]
+    if spec.loss == "align_uniform":
+        of_loss, of_align, of_uniformity = (0.0 if c is None else c for c in cotangents)
+        weights = spec.align_weight * of_loss + of_align, spec.uniform_weight * of_loss + of_uniformity
+        terms = zip(state[: len(names)], state[len(names) :], strict=True)
+        state = tuple([align * weights[0] + uniform * weights[1] for align, uniform in terms])
+    else:
+        assert c is not None
+        state = tuple([grad * c for grad in state])
+    found = {}
+    for name, grad in zip(names, state, strict=True):
+        found[name] = grad.to(needed[name].dtype).view(needed[name].shape)
     return found

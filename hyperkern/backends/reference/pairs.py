@@ -6,6 +6,7 @@ allows, because the threads of a CPU wait for each other after every step.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -52,16 +53,15 @@ class Pairs(NamedTuple):
             and tiles cover the diagonal and what is right of it.
         scale: of the logit ``scale <x_i, y_j>``.
         shift: subtracted from it, so that no sum overflows.
-        left_out: the diagonals ``j - i`` of pairs that do not count.
-        read: of such diagonals, room for the logits less the shift, one for each row from the first that has one.
+        left_out: the diagonals ``j - i`` of pairs that do not count, and room for their logits less the shift, one for
+            each row from the first that has one, where they are wanted.
     """
 
     x: Tensor
     y: Tensor
     scale: float
     shift: float = 0.0
-    left_out: tuple[int, ...] = ()
-    read: tuple[tuple[int, Tensor], ...] = ()
+    left_out: tuple[tuple[int, Tensor | None], ...] = ()
 
     def tiles(self, rows: slice) -> tuple[Tile, ...]:
         """Those of some rows with all columns."""
@@ -75,15 +75,13 @@ class Pairs(NamedTuple):
         torch.addmm(out, x, y.T, beta=0, alpha=self.scale, out=out)
         if self.shift:
             out.sub_(self.shift)
-        for offset, values in self.read:
+        for offset, room_for in self.left_out:
             if (found := _diagonal(out, tile, offset)) is not None:
-                diagonal, rows = found
-                (values if _of_all_rows(tile, offset) else values[rows]).copy_(diagonal)
-        out.exp_()
-        for offset in self.left_out:
-            if (found := _diagonal(out, tile, offset)) is not None:
-                found[0].zero_()
-        return out
+                diagonal, start = found
+                if room_for is not None:
+                    _of_rows(room_for, diagonal, start).copy_(diagonal)
+                diagonal.fill_(-math.inf)
+        return out.exp_()
 
     def contract(self, tile: Tile, weights: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
         """Adds the weighted sums of a tile to those of its rows and columns, which are one in a symmetric problem."""
@@ -108,26 +106,27 @@ def _tiles(m: int, n: int, start: int, stop: int, symmetric: bool, sizes: tuple[
     return tuple(found)
 
 
-def _diagonal(values: Tensor, tile: Tile, offset: int) -> tuple[Tensor, slice] | None:
-    """Of a tile, the elements whose column is the row plus ``offset``, and of which rows they are."""
+def _diagonal(values: Tensor, tile: Tile, offset: int) -> tuple[Tensor, int] | None:
+    """Of a tile, the elements whose column is the row plus ``offset``, and the first row that has one."""
     rows, cols = tile.shape
     first = tile.rows.start + offset - tile.cols.start
     if not -rows < first < cols:
         return None
-    diagonal, start = values.diagonal(first), tile.rows.start + max(0, -first)
-    return diagonal, slice(start, start + diagonal.shape[0])
+    return values.diagonal(first), tile.rows.start + max(0, -first)
 
 
-def _of_all_rows(tile: Tile, offset: int) -> bool:
-    """Whether a diagonal of the tile has an element of every row, so that it needs no slice of a vector."""
-    return tile.whole and offset == 0 and tile.shape[0] <= tile.shape[1]
+def _of_rows(values: Tensor, diagonal: Tensor, start: int) -> Tensor:
+    """Those that belong to a diagonal; all of them need no slice."""
+    size = diagonal.shape[0]
+    return values if size == values.shape[0] else values[start : start + size]
 
 
-def put_weights(weights: Tensor, tile: Tile, own: dict[int, Tensor]) -> None:
-    """Puts the weights of the positives where they belong."""
+def put_weights(weights: Tensor, tile: Tile, own: dict[int, Tensor], first: int = 0) -> None:
+    """Puts the weights of the positives, those of the rows from ``first`` on, where they belong."""
     for offset, of_rows in own.items():
         if (found := _diagonal(weights, tile, offset)) is not None:
-            found[0].copy_(of_rows if _of_all_rows(tile, offset) else of_rows[found[1]])
+            diagonal, start = found
+            diagonal.copy_(_of_rows(of_rows, diagonal, start - first))
 
 
 class Weights(NamedTuple):
@@ -137,7 +136,7 @@ class Weights(NamedTuple):
         row: ``(M,)`` factors ``e_i``.
         col: ``(N,)`` factors ``f_j`` that are added to them; ``None`` for none. Of a symmetric problem ``e`` itself.
         own: for the diagonals ``j - i`` that hold the positives, ``(M,)`` the weight of the pair of each row there.
-            Without ``col`` it is multiplied by ``e_i`` too.
+            Of `one_way` it is multiplied by ``e_i`` too.
     """
 
     row: Tensor
@@ -153,18 +152,18 @@ def _contracted(pairs: Pairs, weights: Tensor, grad_x: Tensor | None, grad_y: Te
         torch.mm(weights.T, pairs.x, out=grad_y)
 
 
-def accurate_sum(values: Tensor) -> Tensor:
+def accurate_sum(values: Tensor) -> float:
     """Of a tile, in float64 but for the rows: the loss is the logarithm of a mean of N^2 numbers."""
-    return values.sum(1).sum(dtype=torch.float64)
+    return values.sum(1).sum(dtype=torch.float64).item()
 
 
 def energy(
     pairs: Pairs,
     grad_x: Tensor | None = None,
     grad_y: Tensor | None = None,
-    weigh: Callable[[Tensor, Tile], Tensor] | None = None,
-) -> Tensor:
-    """The sum of a potential over all ordered pairs, float64, and its derivatives by the logits, contracted meanwhile.
+    weigh: Callable[[Tensor, Tile], float] | None = None,
+) -> float:
+    """The sum of a potential over all ordered pairs, and its derivatives by the logits, contracted meanwhile.
 
     Args:
         pairs: which.
@@ -182,8 +181,7 @@ def energy(
     for grad in (grad_x, grad_y):
         if grad is not None:
             grad.zero_()
-    room = pairs.x.new_empty(_largest(tiles))
-    total = pairs.x.new_zeros((), dtype=torch.float64)
+    room, total = pairs.x.new_empty(_largest(tiles)), 0.0
     for tile in tiles:
         weights = pairs.exponentials(tile, room)
         if weigh is not None:
@@ -192,7 +190,7 @@ def energy(
             total += accurate_sum(weights)
         else:  # what is right of the diagonal counts in both orders
             diagonal = weights[:, : tile.mirrored - tile.cols.start]
-            total.add_(accurate_sum(weights), alpha=2).sub_(accurate_sum(diagonal))
+            total += 2 * accurate_sum(weights) - accurate_sum(diagonal)
         pairs.contract(tile, weights, grad_x, grad_y)
     return total
 
@@ -205,7 +203,7 @@ def two_sided(
     Args:
         pairs: which.
         head: makes the weights of the sums of the exponentials, ``(2, M)`` of rows and columns or, of a symmetric
-            problem, ``(1, M)``.
+            problem, ``(M,)``.
         grad_x: ``(M, D)``, which is set to ``sum_j w_ij y_j``, if wanted, of a symmetric problem with both orders of
             each pair in it.
         grad_y: ``(N, D)``, which is set to ``sum_i w_ij x_i``, where the problem is not symmetric.
@@ -214,7 +212,7 @@ def two_sided(
     tiles = pairs.tiles(slice(0, pairs.x.shape[0]))
     if tiles[0].whole:  # without the steps that put tiles together: they take as long as the tile
         found = pairs.exponentials(tiles[0])
-        sums = found.sum(1).unsqueeze(0) if symmetric else torch.stack((found.sum(1), found.sum(0)))
+        sums = found.sum(1) if symmetric else torch.stack((found.sum(1), found.sum(0)))
         weights = head(sums)
         if with_grad:
             w = torch.add(weights.row.unsqueeze(1), weights.row if weights.col is None else weights.col).mul_(found)
@@ -234,7 +232,7 @@ def two_sided(
             of_cols[tile.cols].add_(found.sum(0))
         elif tile.mirrored < tile.cols.stop:
             of_rows[tile.mirrored : tile.cols.stop].add_(found[:, tile.mirrored - tile.cols.start :].sum(0))
-    weights = head(sums)
+    weights = head(of_rows if symmetric else sums)
     if not with_grad:
         return
     e, f = weights.row.unsqueeze(1), weights.row if weights.col is None else weights.col
@@ -268,11 +266,7 @@ def one_way(
         weights = head(everything, found.sum(1))
         if with_grad:
             put_weights(found, tile, weights.own)
-            row = weights.row.unsqueeze(1)
-            if grad_x is not None:
-                torch.mm(found, sets[0].y, out=grad_x).mul_(row)
-            if grads_y[0] is not None:
-                torch.mm(found.T, x * row, out=grads_y[0])
+            _contracted(sets[0], found.mul_(weights.row.unsqueeze(1)), grad_x, grads_y[0])
         return
     for grad in (grad_x, *grads_y):
         if grad is not None:
@@ -295,7 +289,7 @@ def one_way(
             for i in range(len(of_set.tiles) - 1, -1, -1):  # from the last on, which is in the cache
                 tile, found = of_set.tiles[i], of_set.get(i)
                 if of_set is kept[0]:
-                    put_weights(found, tile, weights.own)
+                    put_weights(found, tile, weights.own, group.start)
                 of_set.pairs.contract(tile, found, grad_x, None)
                 if grad_y is not None:
                     of_rows = weighted[tile.rows.start - group.start : tile.rows.stop - group.start]

@@ -1,4 +1,8 @@
-"""The features of a whole loss in one piece, unit rows or as they are, and their gradients likewise."""
+"""The features of a whole loss, unit rows or as they are, and their gradients.
+
+Lengths and rows, and the gradient behind them, are what PyTorch has for weight normalisation: one visit where a norm, a
+quotient and their derivative are six. It reads and writes what it is given as one piece of memory, unchecked.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +15,10 @@ from ...spec import DTYPES, norm_eps
 # Lengths of rows whose squares neither over- nor underflow, and whose reciprocals are no longer than any other number.
 _SHORTEST = {dtype: max(1e-10, 2 * norm_eps(dtype)) for dtype in DTYPES}
 _LONGEST = 1e15
-# Of rows that are multiplied with their gradients at a time: the products are thrown away.
+# Of gradients that are projected at a time, so that the result can take their place.
 _PIECE_BYTES = 8 << 20
+
+_normalized_backward = torch.ops.aten._weight_norm_interface_backward.default
 
 
 class Unbounded(Exception):
@@ -20,33 +26,24 @@ class Unbounded(Exception):
 
 
 class Rows(NamedTuple):
-    """The features of a loss, one after the other.
+    """The features of a loss.
 
     Attributes:
-        all: ``(rows, D)``, as the products see them.
-        rstd: ``(rows, 1)`` reciprocal lengths; ``None`` where rows are taken as they are.
-        of: those of each tensor.
-        sizes: their numbers.
+        of: ``(rows, D)`` of each tensor, as the products see them.
+        lengths: ``(rows, 1)`` of each; none where rows are taken as they are.
         bound: of an inner product of two rows.
     """
 
-    all: Tensor
-    rstd: Tensor | None
     of: Sequence[Tensor]
-    sizes: list[int]
+    lengths: Sequence[Tensor]
     bound: float
 
     def grads(self, *wanted: bool) -> "Grads":
-        """Room for gradients, of those that are wanted and those before them."""
-        if True not in wanted:
-            return Grads(self, None, (None,) * len(wanted))
-        if False not in wanted:
-            room = torch.empty_like(self.all)
-            return Grads(self, room, (room,) if len(wanted) == 1 else room.split_with_sizes(self.sizes))
-        last = max([i + 1 for i, want in enumerate(wanted) if want])
-        room = self.all.new_zeros(sum(self.sizes[:last]), self.all.shape[1])
-        parts = [*room.split_with_sizes(self.sizes[:last]), *(None,) * (len(wanted) - last)]
-        return Grads(self, room, [part if want else None for part, want in zip(parts, wanted, strict=True)])
+        """Room for gradients, of those that are wanted."""
+        found = []
+        for x, want in zip(self.of, wanted, strict=True):
+            found.append(torch.empty_like(x) if want else None)
+        return Grads(self, found)
 
 
 class Grads(NamedTuple):
@@ -54,51 +51,45 @@ class Grads(NamedTuple):
 
     Attributes:
         rows: the features.
-        all: ``(rows, D)`` of the first rows; ``None`` where none is wanted.
         of: that of each tensor, or ``None``.
     """
 
     rows: Rows
-    all: Tensor | None
     of: Sequence[Tensor | None]
 
-    def inner_products(self) -> Tensor:
-        """That of each row with its own gradient, ``(rows, 1)``."""
-        assert self.all is not None
-        step = max(1, _PIECE_BYTES // (self.all.shape[1] * self.all.element_size()))
-        if self.all.shape[0] <= step:
-            return (self.all * self.rows.all[: self.all.shape[0]]).sum(1, keepdim=True)
-        pieces = zip(self.all.split(step), self.rows.all[: self.all.shape[0]].split(step), strict=True)
-        return torch.cat([(grad * rows).sum(1, keepdim=True) for grad, rows in pieces])
-
-    def state(self, factor: float | Tensor, radial: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What the backward pass multiplies: ``(rows, D)`` along the sphere and a factor for each row.
-
-        ``radial`` are the `inner_products`, if they are known.
+    def behind(self, i: int, factor: float) -> tuple[Tensor, Tensor]:
+        """A gradient behind the normalisation, times a factor, in its place or not, and ``(rows, 1)`` inner products
+        of the rows with what it was.
         """
-        if self.all is None:
-            return ()
-        if self.rows.rstd is None:
-            return self.all, torch.as_tensor(factor, dtype=self.all.dtype)
-        rows, rstd = self.rows.all, self.rows.rstd
-        if rows.shape[0] > self.all.shape[0]:
-            rows, rstd = rows[: self.all.shape[0]], rstd[: self.all.shape[0]]
-        radial = self.inner_products() if radial is None else radial
-        return self.all.addcmul_(rows, radial, value=-1), rstd * factor
+        grad, x = self.of[i], self.rows.of[i]
+        assert grad is not None
+        if not self.rows.lengths:
+            products = torch.linalg.vecdot(grad, x).unsqueeze(1)
+            return grad.mul_(factor), products
+        slope = self.rows.lengths[i].reciprocal().mul_(factor)
+        ones, step = torch.ones_like(slope), max(1, _PIECE_BYTES // (x.shape[1] * x.element_size()))
+        if x.shape[0] <= step:
+            found: tuple[Tensor, Tensor] = _normalized_backward(grad, x, slope, ones, 0)
+            return found
+        radial = torch.empty_like(slope)
+        for start in range(0, x.shape[0], step):
+            piece = slice(start, start + step)
+            found = _normalized_backward(grad[piece], x[piece], slope[piece], ones[piece], 0)
+            grad[piece], radial[piece] = found
+        return grad, radial
 
 
 def prepared(normalize: bool, *features: Tensor) -> Rows:
-    """Unit rows, or the rows themselves, of all features in one piece."""
+    """Unit rows, or the rows themselves."""
     given = features[0].dtype
-    rows = torch.cat(features).to(torch.float64 if given == torch.float64 else torch.float32)
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    low, high = lengths.aminmax()
-    longest, shortest = high.item(), _SHORTEST[given] if normalize else -1.0
-    if not (shortest < low.item() and longest < _LONGEST):  # nan is neither
+    dtype, of, lengths = torch.float64 if given == torch.float64 else torch.float32, [], []
+    for x in features:
+        rows = x.to(dtype).contiguous()
+        unit, length = torch._weight_norm_interface(rows, rows.new_ones((rows.shape[0], 1)), 0)
+        of.append(unit if normalize else rows)
+        lengths.append(length)
+    low, high = (lengths[0] if len(lengths) == 1 else torch.cat(lengths)).aminmax()
+    longest = high.item()
+    if not ((_SHORTEST[given] if normalize else -1.0) < low.item() and longest < _LONGEST):  # nan is neither
         raise Unbounded
-    sizes = [x.shape[0] for x in features]
-    of = rows.split_with_sizes(sizes) if len(features) > 1 else (rows,)
-    if not normalize:
-        return Rows(rows, None, of, sizes, longest * longest)
-    rows /= lengths
-    return Rows(rows, lengths.reciprocal_(), of, sizes, 1.0)
+    return Rows(of, lengths, 1.0) if normalize else Rows(of, (), longest * longest)

@@ -38,50 +38,43 @@ class Softmax:
 
     def __init__(self, rows: Rows, scale: float, terms: int) -> None:
         self.rows, self.scale = rows, scale
-        self.shift = _shift(abs(scale) * rows.bound * 1.0001, terms, rows.all.dtype)
+        self.shift = _shift(abs(scale) * rows.bound * 1.0001, terms, rows.of[0].dtype)
         # e^(r - p) is a quotient of sums while both are of moderate size: logarithms of 15 have lost a digit.
         self.moderate = not self.shift and abs(scale) * rows.bound <= _MODERATE
-        self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.all.dtype] if self.shift else 0.0
-        self._value: Tensor | None = None
-
-    @property
-    def value(self) -> Tensor:
-        """The sum over the anchors so far."""
-        assert self._value is not None
-        return self._value
+        self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.of[0].dtype] if self.shift else 0.0
+        self.value = 0.0  # the sum over the anchors so far, rounded to the dtype of the loss once, in the end
 
     def add(self, losses: Tensor) -> None:
         """Those of some anchors."""
-        total = losses.sum(dtype=torch.float64)  # rounded once, in the end
-        self._value = total if self._value is None else self._value.add_(total)
+        self.value += losses.sum(dtype=torch.float64).item()
 
-    def pairs(
-        self, x: Tensor, y: Tensor, left_out: tuple[int, ...] = (), read: tuple[tuple[int, Tensor], ...] = ()
-    ) -> Pairs:
+    def pairs(self, x: Tensor, y: Tensor, *left_out: tuple[int, Tensor | None]) -> Pairs:
         """Some rows against others."""
-        return Pairs(x, y, self.scale, self.shift, left_out, read)
+        return Pairs(x, y, self.scale, self.shift, left_out)
 
     def check(self, sums: Tensor) -> None:
         """Whether a shift that suits the largest logits has left enough of the smallest sum."""
         if not sums.min().item() > self.least:
             raise Unbounded
 
-    def positives(self) -> Tensor:
-        """``scale <x_i, y_i> - shift`` of the first two parts."""
-        positives = (self.rows.of[0] * self.rows.of[1]).sum(1).mul_(self.scale)
-        return positives.sub_(self.shift) if self.shift else positives
+    def logits(self, x: Tensor, y: Tensor) -> Tensor:
+        """``scale <x_i, y_i> - shift`` of each row of both."""
+        logits = torch.linalg.vecdot(x, y).mul_(self.scale)
+        return logits.sub_(self.shift) if self.shift else logits
 
-    def coupled(self, sums: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds ``-log p`` of the positives; the factor of the exponentials, and ``1 - p``.
+    def coupled(self, sums: Tensor, positives: Tensor) -> Tensor:
+        """Adds ``-log p`` of the positives; the factor of the exponentials, with which ``sums`` make ``1 - p``.
 
         Not of the sum with the positive in it: the loss of a confident model is the small difference.
         """
         if self.shift:
             self.check(sums)
         partner = positives.exp()
-        excess = (sums / partner).log_() if self.moderate else sums.log().sub_(positives)
-        self.add(F.softplus(excess, threshold=SOFTPLUS_IS_LINEAR))
-        return sums.add_(partner).reciprocal_(), excess.sigmoid_()
+        if self.moderate:
+            self.add((sums / partner).log1p_())
+        else:
+            self.add(F.softplus(sums.log().sub_(positives), threshold=SOFTPLUS_IS_LINEAR))
+        return (sums + partner).reciprocal_()
 
     def decoupled(self, sums: Tensor, positives: Tensor, weights: Tensor | None) -> Tensor:
         """Adds the log-sum-exps less the weighted positives; the factor of the exponentials."""
