@@ -220,15 +220,15 @@ MUTANTS = [
     _mutant(
         "rows with gaps between them are read as one piece",
         "backends/reference/rows.py",
-        "x.to(dtype).contiguous()",
-        "x.to(dtype)",
+        "rows = x.to(dtype).contiguous()",
+        "rows = x.to(dtype)",
         f"{OF_REFERENCE}::test_rows_with_gaps",
     ),
     _mutant(
         "a gradient is projected piece by piece, and the last is left out",
         "backends/reference/rows.py",
-        "for start in range(0, x.shape[0], step):",
-        "for start in range(0, x.shape[0] - step, step):",
+        "for start in range(0, number, step):",
+        "for start in range(0, number - step, step):",
         f"{OF_REFERENCE}::test_tiles_of_any_size[(8, 16)-0-clip_loss-10]",
     ),
     _mutant(

@@ -29,11 +29,13 @@ class Rows(NamedTuple):
     """The features of a loss.
 
     Attributes:
-        of: ``(rows, D)`` of each tensor, as the products see them.
+        given: ``(rows, D)`` of each tensor, of any dtype and strides.
+        of: the same as the products see them.
         lengths: ``(rows, 1)`` of each; none where rows are taken as they are.
         bound: of an inner product of two rows.
     """
 
+    given: Sequence[Tensor]
     of: Sequence[Tensor]
     lengths: Sequence[Tensor]
     bound: float
@@ -61,35 +63,40 @@ class Grads(NamedTuple):
         """A gradient behind the normalisation, times a factor, in its place or not, and ``(rows, 1)`` inner products
         of the rows with what it was.
         """
-        grad, x = self.of[i], self.rows.of[i]
+        grad = self.of[i]
         assert grad is not None
         if not self.rows.lengths:
-            products = torch.linalg.vecdot(grad, x).unsqueeze(1)
+            products = torch.linalg.vecdot(grad, self.rows.of[i]).unsqueeze(1)
             return grad.mul_(factor), products
-        slope = self.rows.lengths[i].reciprocal().mul_(factor)
-        ones, step = torch.ones_like(slope), max(1, _PIECE_BYTES // (x.shape[1] * x.element_size()))
-        if x.shape[0] <= step:
-            found: tuple[Tensor, Tensor] = _normalized_backward(grad, x, slope, ones, 0)
+        x, lengths, (number, dim) = self.rows.given[i], self.rows.lengths[i], grad.shape
+        factors, step = torch.full_like(lengths, factor), max(1, _PIECE_BYTES // (dim * grad.element_size()))
+        if number <= step:
+            found: tuple[Tensor, Tensor] = _normalized_backward(
+                grad, x.to(grad.dtype).contiguous(), factors, lengths, 0
+            )
             return found
-        radial = torch.empty_like(slope)
-        for start in range(0, x.shape[0], step):
+        products = torch.empty_like(lengths)
+        for start in range(0, number, step):
             piece = slice(start, start + step)
-            found = _normalized_backward(grad[piece], x[piece], slope[piece], ones[piece], 0)
-            grad[piece], radial[piece] = found
-        return grad, radial
+            rows = x[piece].to(grad.dtype).contiguous()
+            grad[piece], products[piece] = _normalized_backward(grad[piece], rows, factors[piece], lengths[piece], 0)
+        return grad, products
 
 
 def prepared(normalize: bool, *features: Tensor) -> Rows:
-    """Unit rows, or the rows themselves."""
-    given = features[0].dtype
-    dtype, of, lengths = torch.float64 if given == torch.float64 else torch.float32, [], []
+    """Unit rows, or the rows themselves, of one dtype."""
+    given, of, lengths = features[0].dtype, [], []
+    dtype = torch.float64 if given == torch.float64 else torch.float32
+    ones = None
     for x in features:
         rows = x.to(dtype).contiguous()
-        unit, length = torch._weight_norm_interface(rows, rows.new_ones((rows.shape[0], 1)), 0)
+        if ones is None or ones.shape[0] != x.shape[0]:
+            ones = rows.new_ones((x.shape[0], 1))
+        unit, length = torch._weight_norm_interface(rows, ones, 0)
         of.append(unit if normalize else rows)
         lengths.append(length)
     low, high = (lengths[0] if len(lengths) == 1 else torch.cat(lengths)).aminmax()
     longest = high.item()
     if not ((_SHORTEST[given] if normalize else -1.0) < low.item() and longest < _LONGEST):  # nan is neither
         raise Unbounded
-    return Rows(of, lengths, 1.0) if normalize else Rows(of, (), longest * longest)
+    return Rows(features, of, lengths, 1.0) if normalize else Rows(features, of, (), longest * longest)
