@@ -253,6 +253,13 @@ MUTANTS = [
         "test_queue.py::test_enqueue_between_loss_and_backward[info_nce-dtype0]",
     ),
     _mutant(
+        "a queue that is taken as it is is not copied",
+        "backends/reference/losses.py",
+        "of.clone() if of is given else of",
+        "of",
+        "test_queue.py::test_enqueue_between_loss_and_backward[info_nce, normalize=False-dtype1]",
+    ),
+    _mutant(
         "a compiled loss takes odd inputs for ordinary ones",
         "autograd/compiled.py",
         "if found is not None:",

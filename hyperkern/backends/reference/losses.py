@@ -51,9 +51,9 @@ def _frozen(call: Call, rows: Rows) -> dict[str, Tensor]:
     """The features without a gradient, as prepared."""
     found: dict[str, Tensor] = {}
     if call.need:
-        for name, of in zip(_FEATURES, rows.of, strict=False):
+        for name, given, of in zip(_FEATURES, rows.given, rows.of, strict=False):
             if name not in call.need:
-                found[name] = of
+                found[name] = of.clone() if of is given else of
     return found
 
 

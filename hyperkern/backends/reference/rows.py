@@ -30,7 +30,7 @@ class Rows(NamedTuple):
 
     Attributes:
         given: ``(rows, D)`` of each tensor, of any dtype and strides.
-        of: the same as the products see them.
+        of: the same as the products see them; the tensor itself where that is so already.
         lengths: ``(rows, 1)`` of each; none where rows are taken as they are.
         bound: of an inner product of two rows.
     """
@@ -85,15 +85,17 @@ class Grads(NamedTuple):
 
 def prepared(normalize: bool, *features: Tensor) -> Rows:
     """Unit rows, or the rows themselves, of one dtype."""
-    given, of, lengths = features[0].dtype, [], []
+    given, of, lengths, ones = features[0].dtype, [], [], None
     dtype = torch.float64 if given == torch.float64 else torch.float32
-    ones = None
     for x in features:
         rows = x.to(dtype).contiguous()
-        if ones is None or ones.shape[0] != x.shape[0]:
-            ones = rows.new_ones((x.shape[0], 1))
-        unit, length = torch._weight_norm_interface(rows, ones, 0)
-        of.append(unit if normalize else rows)
+        if normalize:
+            if ones is None or ones.shape[0] != x.shape[0]:
+                ones = rows.new_ones((x.shape[0], 1))
+            rows, length = torch._weight_norm_interface(rows, ones, 0)
+        else:
+            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        of.append(rows)
         lengths.append(length)
     low, high = (lengths[0] if len(lengths) == 1 else torch.cat(lengths)).aminmax()
     longest = high.item()
