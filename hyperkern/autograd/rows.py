@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from .. import ops
 from ..backends import Problem, forced, select
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps
-from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
+from .functions import applied, batched, dual, eager, vmap_by_batch
 
 
 def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor:
@@ -33,8 +33,7 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
         rows = x.to(accumulate_dtype(x.dtype))
         # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows
-    function = _Normalize if forward_ad._current_level < 0 else in_forward_mode(_DualNormalize)
-    unit, _ = function.apply(batched(x), backend)
+    unit, _ = applied(_Normalize, batched(x), backend)
     return unit.view(x.shape)
 
 
@@ -62,7 +61,7 @@ def _check_primitives(
         select(requested, Problem(primitive, device, of, dim))
 
 
-@bound_once
+@eager
 class _Normalize(Function):
     """``x -> (unit, rstd)``. Both are differentiable: the second order needs the derivative of ``rstd``."""
 
@@ -82,8 +81,7 @@ class _Normalize(Function):
         unit, rstd = ctx.saved_tensors
         dx = None
         if grad_unit is not None:
-            function = _Finish if forward_ad._current_level < 0 else _DualFinish
-            dx = function.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
+            dx = applied(_Finish, grad_unit, unit, rstd, ctx.dtype, ctx.backend)
         if grad_rstd is not None:
             # A row shorter than eps has the constant rstd = 1 / eps.
             slope = torch.where(longer_than_eps(rstd, ctx.dtype), -grad_rstd * rstd.square(), 0)
@@ -109,7 +107,7 @@ class _DualNormalize(_Normalize):
         return t_unit, torch.where(longer_than_eps(rstd, ctx.dtype), -radial * rstd.square(), 0)
 
 
-@bound_once
+@eager
 class _Finish(Function):
     """``rstd (g - <g, unit> unit)`` within `gradient_limit`, the derivative of the unit rows."""
 
