@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..backends import Problem, forced, select
+from ..backends import Problem, forced, load, select
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps
 from .functions import applied, batched, dual, eager, vmap_by_batch
 
@@ -37,28 +37,30 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
     return unit.view(x.shape)
 
 
-def check_backend(requested: str | None, x: Tensor) -> str | None:
+def check_backend(requested: str | None, x: Tensor) -> tuple[str | None, str | None]:
     """Asks for the backend of every primitive, before there is anything to compute.
 
     Returns:
-        The name that is forced, by argument or by the environment.
+        The name that is forced, by argument or by the environment, and the one to ask for from here on.
 
     Raises:
         ValueError: an unknown or unusable backend.
     """
     name, _ = forced(requested)
-    _check_primitives(requested, name, x.device, x.dtype, x.shape[-1])
-    return name
+    return name, _check_primitives(requested, name, x.device, x.dtype, x.shape[-1])
 
 
 @functools.lru_cache(maxsize=256)
 def _check_primitives(
     requested: str | None, _forced: str | None, device: torch.device, dtype: torch.dtype, dim: int
-) -> None:
+) -> str | None:
     """The same of one kind of features; a refusal is not kept."""
+    chosen = []
     for primitive in ("prepare", "finish", "row_lse", "pair_grad", "energy"):
         of = dtype if primitive == "prepare" else accumulate_dtype(dtype)
-        select(requested, Problem(primitive, device, of, dim))
+        chosen.append(select(requested, Problem(primitive, device, of, dim)))
+    # What is left to the last of them is left to it whatever the problem: by name, which nobody has to look up again.
+    return "reference" if all([of is load("reference") for of in chosen]) else requested
 
 
 @eager

@@ -76,7 +76,7 @@ def align_uniform(
         align_weight = check_number("align_weight", align_weight)
         uniform_weight = check_number("uniform_weight", uniform_weight)
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks = agreed.ranks
     check_pairs("x", x, ranks)

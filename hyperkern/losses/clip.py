@@ -74,7 +74,7 @@ def clip_loss(
         if ids is not None:
             check_vector("ids", ids, "x", x, integer=True)
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, ids=ids)
     ranks, precision = agreed.ranks, product_precision(x)
     number, tensor = number_or_tensor(logit_scale)
@@ -194,7 +194,7 @@ def own_decisions(
         logit_bias = check_scalar("logit_bias", logit_bias, x)
         check_choice("reduction", reduction, ("mean", "sum"))
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks, precision = agreed.ranks, product_precision(x)
     scale_number, scale_tensor = number_or_tensor(logit_scale)

@@ -118,7 +118,7 @@ def info_nce(
         if not in_batch and ids is not None and negative_ids is None:
             raise ValueError("in_batch=False leaves negative_ids alone to compare ids with, but negative_ids is None")
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, hard_negatives=hard_negatives, ids=ids, y_log_weights=y_log_weights)
         agreed.same(negatives=negatives, negative_ids=negative_ids, negative_log_weights=negative_log_weights)
     ranks = agreed.ranks

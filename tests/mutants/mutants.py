@@ -125,7 +125,7 @@ MUTANTS = [
     _mutant(
         "a logit on the diagonal for its mirror image",
         "backends/reference/primitives.py",
-        "on_diagonal = symmetric and not block.mirrored",
+        "on_diagonal = symmetric and not mirrored",
         "on_diagonal = False",
         "losses/test_long_rows.py::test_long_rows[nt_xent]",
         "losses/test_long_rows.py::test_many_long_rows",
@@ -249,7 +249,7 @@ MUTANTS = [
     _mutant(
         "a mirrored block counts once",
         "backends/reference/primitives.py",
-        "2 * row_sum if block.mirrored else row_sum",
+        "2 * row_sum if mirrored else row_sum",
         "row_sum",
         f"{BLOCKS}[composition-cpu-7-23-5-None-uniformity-default]",
     ),
@@ -270,8 +270,8 @@ MUTANTS = [
     _mutant(
         "a row without candidates is not looked for",
         "backends/reference/primitives.py",
-        "return lse.masked_fill(lse == -torch.inf, torch.inf)",
-        "return lse",
+        "row_lse = row_lse.masked_fill(row_lse == -torch.inf, torch.inf)",
+        "row_lse = row_lse + 0",
         f"{PRIMITIVES}::test_rows_without_a_candidate[reference-cpu-False-False]",
     ),
     _mutant(
