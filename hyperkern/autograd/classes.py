@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..classes import class_index, class_sums_of
-from .functions import applied, batched, dual, eager, vmap_by_batch
+from .functions import applied, dual, eager, vmap_by_batch
 
 __all__ = ["class_index", "class_sums"]
 
@@ -23,9 +23,10 @@ def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
     Returns:
         ``(M, D)`` or ``(B, M, D)``; 0 for a class without rows. The order of addition is always the same.
     """
-    sums = applied(_ClassSums, batched(x), *(i if x.dim() == 3 else i.unsqueeze(0) for i in (index, of)), classes)
-    result: Tensor = sums if x.dim() == 3 else sums.squeeze(0)
-    return result
+    if x.dim() == 2:
+        return class_sums(x.unsqueeze(0), index.unsqueeze(0), of.unsqueeze(0), classes).squeeze(0)
+    sums: Tensor = applied(_ClassSums, x, index, of, classes)
+    return sums
 
 
 @eager

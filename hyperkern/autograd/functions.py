@@ -30,10 +30,12 @@ def applied(function: type[Function], *args: Any) -> Any:
                 ": take it outside of torch.compile(fullgraph=True)"
             )
         return function.dual.apply(*args)  # type: ignore[attr-defined]
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_dynamo_compiling():
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     if not torch.is_grad_enabled():  # in most backward passes
         return function.forward(*args)
+    if torch.compiler.is_dynamo_compiling():
+        return function.apply(*args)
     return function.eager.apply(*args)  # type: ignore[attr-defined]
 
 
@@ -75,11 +77,6 @@ def dual(function: type[Function]) -> type[Function]:
     function.jvp, function.vmap = staticmethod(jvp), staticmethod(vmap)  # type: ignore[method-assign]
     base.dual = function  # type: ignore[attr-defined]
     return function
-
-
-def batched(x: Tensor) -> Tensor:
-    """With the leading batch dimension that every tensor here has."""
-    return x if x.dim() == 3 else x.unsqueeze(0)
 
 
 def vmap_by_batch(function: type[Function], info: Any, in_dims: tuple, args: tuple) -> tuple:

@@ -16,8 +16,8 @@ from ..second_order import (
     lse_second_order,
     lse_tangents,
 )
-from ..spec import POTENTIALS, PairSpec, PairTerms
-from .functions import applied, batched, dual, eager, vmap_by_batch
+from ..spec import NO_TERMS, POTENTIALS, PairSpec, PairTerms
+from .functions import applied, dual, eager, vmap_by_batch
 
 
 def row_lse(
@@ -43,7 +43,7 @@ def row_lse(
         The row side, ``(N,)`` or ``(B, N)``, and the column side likewise (zero-sized if not wanted). A row
         without any pair is ``-inf`` and has gradient 0.
     """
-    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
+    operands = _operands(x, y, terms)
     row, col, _, _ = applied(_RowLSE, *operands, spec, need_cols and y is not None, backend)
     if need_cols and y is None:
         col = row
@@ -77,7 +77,7 @@ def energy(
     """
     if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
         raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
-    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
+    operands = _operands(x, y, terms)
     total = applied(_Energy, *operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
 
@@ -335,8 +335,10 @@ def operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tenso
     return *of_rows, du if needs[2] else None, dv if needs[3] else None, None, None
 
 
-def batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:
-    """The terms of the rows ``x``, with the leading batch dimension."""
-    if terms is None:
-        return [None] * len(PairTerms._fields)
-    return [term if term is None or x.dim() == 3 else term.unsqueeze(0) for term in terms]
+def _operands(x: Tensor, y: Tensor | None, terms: PairTerms | None) -> list[Tensor | None]:
+    """``x, y, u, v, row_ids, col_ids``, with the leading batch dimension."""
+    found = [x, y, *(terms or NO_TERMS)]
+    for i, t in enumerate(found):
+        if x.dim() == 2 and t is not None:
+            found[i] = t.unsqueeze(0)
+    return found

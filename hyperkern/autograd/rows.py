@@ -10,7 +10,10 @@ from torch.autograd import Function
 from .. import ops
 from ..backends import Problem, forced, load, select
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps
-from .functions import applied, batched, dual, eager, vmap_by_batch
+from .functions import applied, dual, eager, vmap_by_batch
+
+# Elements of a view that is copied for one call less, and its gradient likewise: some megabytes for a moment.
+_SMALL = 1 << 18
 
 
 def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor:
@@ -33,8 +36,20 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
         rows = x.to(accumulate_dtype(x.dtype))
         # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows
-    unit, _ = applied(_Normalize, batched(x), backend)
+    unit, _ = applied(_Normalize, x if x.dim() == 3 else x.unsqueeze(0), backend)
     return unit.view(x.shape)
+
+
+def prepare_views(*views: Tensor | None, normalize: bool, backend: str | None = None) -> list[Tensor]:
+    """The same of views of one shape, those that there are: small ones in one call, if all want a gradient or none."""
+    given = [view for view in views if view is not None]
+    first = given[0]
+    together = normalize and first.numel() <= _SMALL
+    for view in given:
+        if not together or view.requires_grad != first.requires_grad:
+            return [prepare(view, normalize=normalize, backend=backend) for view in given]
+    unit = prepare(torch.cat(given), normalize=normalize, backend=backend)
+    return list(unit.split_with_sizes([first.shape[0]] * len(given)))
 
 
 def check_backend(requested: str | None, x: Tensor) -> tuple[str | None, str | None]:

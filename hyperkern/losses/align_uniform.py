@@ -83,8 +83,7 @@ def align_uniform(
     precision = product_precision(x) if normalize else "float32"
 
     def composed(inputs: LossInputs) -> AlignUniform:
-        sides = (inputs.x, inputs.y)
-        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        x, y = autograd.prepare_views(inputs.x, inputs.y, normalize=normalize, backend=backend)
         align = reduce_rows(alignment_of_rows(x, y, alpha), "mean", ranks)
         of_x, of_y = (
             uniformity_of_rows(side, t=t, is_unit=normalize, precision=precision, ranks=ranks, backend=backend)

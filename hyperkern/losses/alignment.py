@@ -54,7 +54,7 @@ def alignment(
         if agreed.may_be_empty:
             backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
-    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+    x, y = autograd.prepare_views(x, y, normalize=normalize, backend=backend)
     return reduce_rows(alignment_of_rows(x, y, alpha), reduction, agreed.ranks)
 
 

@@ -299,14 +299,13 @@ def _candidates(
     views: Sequence[Tensor], options: _Checked, ranks: Ranks, negatives: Tensor | None, backend: str | None
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """For each view the log-sum-exp over the other samples of all views, and the logits of its V - 1 positives."""
-    sides = list(views) if negatives is None or is_empty_queue(negatives) else [*views, negatives]
-    rows, spec = scaled_views(
-        [autograd.prepare(side, normalize=options.normalize, backend=backend) for side in sides],
-        options.temperature,
-        max(len(views) * ranks.total, sides[-1].shape[-2]),
-        unit=options.normalize,
-        precision=product_precision(views[0]),
-    )
+    sides = autograd.prepare_views(*views, normalize=options.normalize, backend=backend)
+    terms = len(views) * ranks.total
+    if negatives is not None and not is_empty_queue(negatives):
+        sides.append(autograd.prepare(negatives, normalize=options.normalize, backend=backend))
+        terms = max(terms, negatives.shape[-2])
+    precision = product_precision(views[0])
+    rows, spec = scaled_views(sides, options.temperature, terms, unit=options.normalize, precision=precision)
     rows, queue = rows[: len(views)], rows[len(views) :]
     # On other ranks there are other samples only: all views against all in one problem.
     together = None if ranks.alone else torch.cat(rows, -2)
