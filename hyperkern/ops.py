@@ -7,6 +7,7 @@ The operator's implementation, not its caller, chooses the backend: so the choic
 compiled graph.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.library import Library, register_fake
 
 from . import backends
 from .backends import Problem
-from .spec import PairSpec, PairTerms, accumulate_dtype
+from .spec import NO_TERMS, PairSpec, PairTerms, accumulate_dtype
 
 NAMESPACE = "hyperkern"
 
@@ -25,14 +26,18 @@ library = Library(NAMESPACE, "DEF")
 # The fields of PairTerms and of PairSpec, in their order.
 _TERMS = "Tensor? u, Tensor? v, Tensor? row_ids, Tensor? col_ids"
 _SPEC = "float scale, bool bounded, str exclude, SymInt row_offset, SymInt col_offset, str precision"
+_SPECIFIED = 1 + len(PairTerms._fields) + len(PairSpec._fields)  # arguments with y, behind x
+
+
+# The same fields come back at every call, and the constructor of a named tuple is one more.
+_spec = functools.lru_cache(maxsize=1024)(PairSpec)
+_problem = functools.lru_cache(maxsize=1024)(Problem)
 
 
 def define(schema: str) -> Callable[[Callable], Callable]:
     """Defines the operator and implements it by the decorated function, shielded from autocast."""
 
     def register(function: Callable) -> Callable:
-        name = schema.split("(")[0]
-
         def implementation(x: Any, *args: Any) -> Any:
             # Autocast would send the products of the backend to half precision behind its back.
             kind = (x if isinstance(x, Tensor) else x[0]).device.type
@@ -42,15 +47,49 @@ def define(schema: str) -> Callable[[Callable], Callable]:
                 return function(x, *args)
 
         library.define(schema)
-        library.impl(name, implementation, "CompositeExplicitAutograd")
+        library.impl(schema.split("(")[0], implementation, "CompositeExplicitAutograd")
         return function
 
     return register
 
 
-@define("prepare(Tensor x, str? backend) -> (Tensor, Tensor)")
-def _prepare(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-    return _select(backend, "prepare", x).prepare(x)
+def _primitive(schema: str, *keywords: str) -> Callable:
+    """Defines the operator of a primitive, implemented by the backend that is chosen, and shielded from autocast.
+
+    Args:
+        schema: that of the operator; its first argument is the operand ``x``, its last one ``str? backend``.
+        keywords: the names of the arguments before that, which a backend takes by name.
+
+    Returns:
+        The implementation.
+    """
+    name, pairwise = schema.split("(")[0], _SPEC in schema
+
+    def implementation(x: Tensor, *args: Any) -> Any:
+        if torch.is_autocast_enabled(x.device.type):  # see `define`
+            with torch.autocast(x.device.type, enabled=False):
+                return implementation(x, *args)
+        *given, requested = args
+        spec = None
+        if pairwise:
+            y, u, v, row_ids, col_ids = given[:5]
+            terms = NO_TERMS if u is v is row_ids is col_ids is None else PairTerms(u, v, row_ids, col_ids)
+            spec = _spec(*given[5:_SPECIFIED])
+            given = [y, terms, spec, *given[_SPECIFIED:]]
+        found = backends.forced(None) if requested is None else (requested, "backend")
+        chosen = backends.chosen(*found, _problem(name, x.device, x.dtype, x.shape[-1], spec))
+        # A rank may have no rows, of which no kernel has to know.
+        backend = chosen if x.shape[1] else backends.load("reference")
+        positional = len(given) - len(keywords)
+        named = dict(zip(keywords, given[positional:], strict=True))
+        return getattr(backend, name)(x, *given[:positional], **named)
+
+    library.define(schema)
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    return implementation
+
+
+_prepare = _primitive("prepare(Tensor x, str? backend) -> (Tensor, Tensor)")
 
 
 @register_fake(f"{NAMESPACE}::prepare", lib=library)
@@ -59,9 +98,7 @@ def _(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:2], dtype=dtype)
 
 
-@define("finish(Tensor grad, Tensor unit, Tensor rstd, ScalarType dtype, str? backend) -> Tensor")
-def _finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
-    return _select(backend, "finish", unit).finish(grad, unit, rstd, dtype)
+_finish = _primitive("finish(Tensor grad, Tensor unit, Tensor rstd, ScalarType dtype, str? backend) -> Tensor")
 
 
 @register_fake(f"{NAMESPACE}::finish", lib=library)
@@ -69,12 +106,11 @@ def _(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str
     return unit.new_empty(unit.shape, dtype=dtype)
 
 
-@define(
-    f"row_lse(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, bool need_cols, str? backend) -> (Tensor, Tensor, Tensor, Tensor)"
+_row_lse = _primitive(
+    f"row_lse(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, bool need_cols, str? backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "need_cols",
 )
-def _row_lse(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    terms, spec, (need_cols, backend) = _unpack(args)
-    return _select(backend, "row_lse", x, spec).row_lse(x, y, terms, spec, need_cols=need_cols)
 
 
 @register_fake(f"{NAMESPACE}::row_lse", lib=library)
@@ -83,15 +119,11 @@ def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return tuple(_new(x, length) for length in (rows, cols, rows, cols))
 
 
-@define(
+_pair_grad = _primitive(
     f"pair_grad(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, Tensor row_lse, Tensor? col_lse, Tensor a, Tensor? b, "
-    "bool need_x, bool need_y, str? backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    "bool need_x, bool need_y, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    *("need_x", "need_y"),
 )
-def _pair_grad(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    terms, spec, (row_lse, col_lse, a, b, need_x, need_y, backend) = _unpack(args)
-    return _select(backend, "pair_grad", x, spec).pair_grad(
-        x, y, terms, spec, row_lse, col_lse, a, b, need_x=need_x, need_y=need_y
-    )
 
 
 @register_fake(f"{NAMESPACE}::pair_grad", lib=library)
@@ -99,30 +131,16 @@ def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _new_sides(x, y, *args[-3:-1])
 
 
-@define(
+_energy = _primitive(
     f"energy(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, str potential, bool need_x, bool need_y, str? backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    *("need_x", "need_y"),
 )
-def _energy(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    terms, spec, (potential, need_x, need_y, backend) = _unpack(args)
-    return _select(backend, "energy", x, spec).energy(x, y, terms, spec, potential, need_x=need_x, need_y=need_y)
 
 
 @register_fake(f"{NAMESPACE}::energy", lib=library)
 def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _new(x), *_new_sides(x, y, *args[-3:-1])
-
-
-def _unpack(args: tuple) -> tuple[PairTerms, PairSpec, tuple]:
-    specified = len(PairTerms._fields) + len(PairSpec._fields)
-    terms, spec = args[: len(PairTerms._fields)], args[len(PairTerms._fields) : specified]
-    return PairTerms(*terms), PairSpec(*spec), args[specified:]
-
-
-def _select(requested: str | None, primitive: str, x: Tensor, spec: PairSpec | None = None) -> backends.Backend:
-    chosen = backends.select(requested, Problem(primitive, x.device, x.dtype, x.shape[-1], spec))
-    # A rank may have no rows, of which no kernel has to know.
-    return chosen if x.shape[1] else backends.load("reference")
 
 
 def _new(x: Tensor, *shape: int) -> Tensor:

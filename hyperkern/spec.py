@@ -66,7 +66,10 @@ class PairTerms(NamedTuple):
 
     def as_columns(self) -> "PairTerms":
         """With ``y = x`` the rows are the columns too."""
-        return self._replace(v=self.u, col_ids=self.row_ids)
+        return PairTerms(self.u, self.u, self.row_ids, self.row_ids)
+
+
+NO_TERMS = PairTerms()
 
 
 class LossSpec(NamedTuple):

@@ -116,7 +116,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 @pytest.fixture
 def chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend is asked for each problem again: tests change what there is."""
-    monkeypatch.setattr(backends, "_chosen", backends._chosen.__wrapped__)
+    monkeypatch.setattr(backends, "chosen", backends.chosen.__wrapped__)
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from ..classes import class_index, class_sums_of
-from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
+from .functions import applied, dual, eager, vmap_by_batch
 
 __all__ = ["class_index", "class_sums"]
 
@@ -23,13 +23,13 @@ def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
     Returns:
         ``(M, D)`` or ``(B, M, D)``; 0 for a class without rows. The order of addition is always the same.
     """
-    function = _ClassSums if forward_ad._current_level < 0 else in_forward_mode(_DualClassSums)
-    sums = function.apply(batched(x), *(i if x.dim() == 3 else i.unsqueeze(0) for i in (index, of)), classes)
-    result: Tensor = sums if x.dim() == 3 else sums.squeeze(0)
-    return result
+    if x.dim() == 2:
+        return class_sums(x.unsqueeze(0), index.unsqueeze(0), of.unsqueeze(0), classes).squeeze(0)
+    sums: Tensor = applied(_ClassSums, x, index, of, classes)
+    return sums
 
 
-@bound_once
+@eager
 class _ClassSums(Function):
     """A linear map: its derivative is the same with the roles of ``index`` and ``of`` exchanged."""
 
@@ -45,8 +45,7 @@ class _ClassSums(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         index, of = ctx.saved_tensors
-        function = _ClassSums if forward_ad._current_level < 0 else _DualClassSums
-        return function.apply(grad, of, index, ctx.classes), None, None, None
+        return applied(_ClassSums, grad, of, index, ctx.classes), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:

@@ -1,11 +1,15 @@
-"""What the autograd functions share: the leading batch dimension, `torch.func.vmap` by it, a cheap signature.
+"""What the autograd functions share: their variants, the leading batch dimension, `torch.func.vmap` by it.
 
-Forward mode is in a subclass of each function, `dual`, applied only inside of a level of forward mode
-(``forward_ad._current_level >= 0``): the compiler refuses a function with a ``jvp``, and saving tensors for it takes
-time. Without a ``jvp`` PyTorch raises; it never takes a tangent for zero.
+Each function is written as transforms and the compiler want it: ``forward``, ``setup_context``, ``backward``, ``vmap``.
+`applied` takes one of two subclasses where it can or must:
+
+- `eager`, all in one ``forward``: with a ``setup_context`` PyTorch binds the arguments of every call to a signature,
+  which takes a tenth of a small batch.
+- `dual`, with forward mode, only inside of a level of it (``forward_ad._current_level >= 0``): the compiler refuses a
+  function with a ``jvp``, and saving tensors for it takes time. Without a ``jvp`` PyTorch raises; it never takes a
+  tangent for zero.
 """
 
-import inspect
 from typing import Any, cast
 
 import torch
@@ -13,14 +17,43 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 
-def bound_once(function: type[Function]) -> type[Function]:
-    """PyTorch looks up the signature of ``forward`` at every call; stored, it costs a tenth of a small batch less."""
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+def applied(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)``, in the variant that the surroundings need.
+
+    Raises:
+        NotImplementedError: forward mode in a compiled call, which would make a function without tangents of it.
+    """
+    if forward_ad._current_level >= 0:
+        if torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "forward mode (torch.func.jvp, jacfwd, torch.autograd.forward_ad) of a hyperkern loss does not compile"
+                ": take it outside of torch.compile(fullgraph=True)"
+            )
+        return function.dual.apply(*args)  # type: ignore[attr-defined]
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    if not torch.is_grad_enabled():  # in most backward passes
+        return function.forward(*args)
+    if torch.compiler.is_dynamo_compiling():
+        return function.apply(*args)
+    return function.eager.apply(*args)  # type: ignore[attr-defined]
+
+
+def eager(function: type[Function]) -> type[Function]:
+    """Adds a subclass ``eager``, the function in one piece."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    pieces = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
+    function.eager = type(function.__name__, (function,), pieces)  # type: ignore[attr-defined]
     return function
 
 
 def dual(function: type[Function]) -> type[Function]:
-    """Completes a subclass that adds forward mode, ``tangents(ctx, saved, *tangents of the inputs)``.
+    """Completes the subclass with forward mode, ``tangents(ctx, saved, *tangents of the inputs)``.
 
     ``saved`` are the tensors that its base saves for ``backward``, or those of a ``setup_context`` of its own.
     """
@@ -42,26 +75,8 @@ def dual(function: type[Function]) -> type[Function]:
     if "setup_context" not in vars(function):
         function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
     function.jvp, function.vmap = staticmethod(jvp), staticmethod(vmap)  # type: ignore[method-assign]
+    base.dual = function  # type: ignore[attr-defined]
     return function
-
-
-def in_forward_mode(function: type[Function]) -> type[Function]:
-    """A `dual`, for the first of a loss; what the compiler would make of it has no tangents.
-
-    Raises:
-        NotImplementedError: the call is compiled.
-    """
-    if torch.compiler.is_compiling():
-        raise NotImplementedError(
-            "forward mode (torch.func.jvp, jacfwd, torch.autograd.forward_ad) of a hyperkern loss does not compile: "
-            "take it outside of torch.compile(fullgraph=True)"
-        )
-    return function
-
-
-def batched(x: Tensor) -> Tensor:
-    """With the leading batch dimension that every tensor here has."""
-    return x if x.dim() == 3 else x.unsqueeze(0)
 
 
 def vmap_by_batch(function: type[Function], info: Any, in_dims: tuple, args: tuple) -> tuple:

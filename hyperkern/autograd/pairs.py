@@ -16,8 +16,8 @@ from ..second_order import (
     lse_second_order,
     lse_tangents,
 )
-from ..spec import POTENTIALS, PairSpec, PairTerms
-from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
+from ..spec import NO_TERMS, POTENTIALS, PairSpec, PairTerms
+from .functions import applied, dual, eager, vmap_by_batch
 
 
 def row_lse(
@@ -43,9 +43,8 @@ def row_lse(
         The row side, ``(N,)`` or ``(B, N)``, and the column side likewise (zero-sized if not wanted). A row
         without any pair is ``-inf`` and has gradient 0.
     """
-    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
-    function = _RowLSE if forward_ad._current_level < 0 else in_forward_mode(_DualRowLSE)
-    row, col, _, _ = function.apply(*operands, spec, need_cols and y is not None, backend)
+    operands = _operands(x, y, terms)
+    row, col, _, _ = applied(_RowLSE, *operands, spec, need_cols and y is not None, backend)
     if need_cols and y is None:
         col = row
     return (row, col) if x.dim() == 3 else (row.squeeze(0), col.squeeze(0))
@@ -78,9 +77,8 @@ def energy(
     """
     if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
         raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
-    operands = batched(x), None if y is None else batched(y), *batched_terms(terms, x)
-    function = _Energy if forward_ad._current_level < 0 else in_forward_mode(_DualEnergy)
-    total = function.apply(*operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
+    operands = _operands(x, y, terms)
+    total = applied(_Energy, *operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
 
 
@@ -89,7 +87,7 @@ def energy(
 # torch < 2.15 counts them to tell whether a forward takes a context.
 
 
-@bound_once
+@eager
 class _RowLSE(Function):
     """``operands -> row_lse, col_lse``, and the roundings of both, see `hyperkern.backends.LogSumExp`."""
 
@@ -118,8 +116,7 @@ class _RowLSE(Function):
         *operands, row, col, row_rounding, col_rounding = ctx.saved_tensors
         col_side = (col, grad_col * col_rounding) if ctx.need_cols else (None, None)
         weights = row, col_side[0], grad_row * row_rounding, col_side[1]
-        function = _PairGrad if forward_ad._current_level < 0 else _DualPairGrad
-        grads = function.apply(*operands, ctx.spec, *weights, *_needed_sides(ctx.needs_input_grad), ctx.backend)
+        grads = applied(_PairGrad, *operands, ctx.spec, *weights, *_needed_sides(ctx.needs_input_grad), ctx.backend)
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None
 
     @staticmethod
@@ -136,7 +133,7 @@ class _DualRowLSE(_RowLSE):
         return of_row * row_rounding, None if of_col is None else of_col * col_rounding, None, None
 
 
-@bound_once
+@eager
 class _PairGrad(Function):
     """``operands and the weights of the pairs -> operand gradients``."""
 
@@ -193,7 +190,7 @@ class _DualPairGrad(_PairGrad):
         return lse_grad_tangents(operands, ctx.spec, weights, tangents[:4], tangents[7:11], **needs)
 
 
-@bound_once
+@eager
 class _Energy(Function):
     """``operands -> total`` and the contractions of which `_EnergyGrad` makes the operand gradients."""
 
@@ -229,14 +226,12 @@ class _Energy(Function):
         if (need_x and not sum_x.shape[1]) or (need_y and not sum_y.shape[1]):
             # Under nested function transforms a tensor can hide that it requires grad from `energy`.
             problem = *operands, ctx.spec, ctx.potential, need_x, need_y, ctx.backend
-            again = _Energy if forward_ad._current_level < 0 else _DualEnergy
-            _, grad_x, sum_x, grad_y, sum_y = again.apply(*problem)
+            _, grad_x, sum_x, grad_y, sum_y = applied(_Energy, *problem)
         contractions = grad_x, sum_x, grad_y, sum_y
-        function = _EnergyGrad
         if forward_ad._current_level >= 0:
             # Reverse mode over forward mode can pass PyTorch's zero without memory, which takes no tangent.
-            function, grad_total = _DualEnergyGrad, grad_total.clone()
-        grads = function.apply(*operands, *contractions, ctx.spec, ctx.potential, grad_total)
+            grad_total = grad_total.clone()
+        grads = applied(_EnergyGrad, *operands, *contractions, ctx.spec, ctx.potential, grad_total)
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
 
     @staticmethod
@@ -252,7 +247,7 @@ class _DualEnergy(_Energy):
         return energy_tangent(operands, ctx.spec, ctx.potential, tangents[:4]), None, None, None, None
 
 
-@bound_once
+@eager
 class _EnergyGrad(Function):
     """``operands, what _Energy gave beside the total, grad_total -> operand gradients``."""
 
@@ -340,8 +335,10 @@ def operand_grads(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tenso
     return *of_rows, du if needs[2] else None, dv if needs[3] else None, None, None
 
 
-def batched_terms(terms: PairTerms | None, x: Tensor) -> list[Tensor | None]:
-    """The terms of the rows ``x``, with the leading batch dimension."""
-    if terms is None:
-        return [None] * len(PairTerms._fields)
-    return [term if term is None or x.dim() == 3 else term.unsqueeze(0) for term in terms]
+def _operands(x: Tensor, y: Tensor | None, terms: PairTerms | None) -> list[Tensor | None]:
+    """``x, y, u, v, row_ids, col_ids``, with the leading batch dimension."""
+    found = [x, y, *(terms or NO_TERMS)]
+    for i, t in enumerate(found):
+        if x.dim() == 2 and t is not None:
+            found[i] = t.unsqueeze(0)
+    return found

@@ -6,7 +6,6 @@ sent: a rank that has seen the columns of all others, and one number or two for 
 gradient of its rows.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..distributed import Block, Ranks, Remote, all_gather, outside_of_graphs
-from ..spec import PairSpec, PairTerms
+from ..distributed import Ranks, Remote, all_gather, outside_of_graphs
+from ..spec import NO_TERMS, PairSpec, PairTerms
 from .classes import class_index, class_sums_of
 from .pairs import operand_grads, sides_requiring_grad
 
@@ -197,16 +196,19 @@ class _RemoteRowLSE(Function):
         labelled = x if labels is not None else x[:, :0]
         sums, number = torch.zeros_like(labelled), torch.zeros_like(labelled[..., :1])
         of_cols: dict[int, Tensor] = {}
-        for owners, (y_there, v_there, ids_there, labels_there) in _visited(remote, spec):
+        apart = _the_same_on_both(spec)
+        for owners, (y_there, v_there, ids_there, labels_there) in remote.blocks(apart=apart):
             operands = x, y_there, u, v_there, row_ids, ids_there
-            if y is None and _is_turned(owners, remote.ranks, spec):
+            # The pairs with the rows of a lower rank are computed as that rank does.
+            turned = y is None and apart and owners[0] < remote.ranks.rank
+            if turned:
                 _, part, _, rounding = ops.row_lse(*_turned(operands), *spec, True, backend)
             else:
                 part, col_part, rounding, col_rounding = ops.row_lse(*operands, *spec, need_cols, backend)
-            of_row = _joined(of_row, part, rounding)
+            of_row = (part, rounding) if of_row is None else _joined(*of_row, part, rounding)
             if need_cols:
-                lengths = [remote.ranks.counts[owner] for owner in owners]
-                both = torch.cat([col_part, col_rounding]).split_with_sizes(lengths, 1)
+                lengths = map(remote.ranks.counts.__getitem__, owners)
+                both = torch.cat([col_part, col_rounding]).split_with_sizes(list(lengths), 1)
                 of_cols.update(zip(owners, both, strict=True))
             if labels is not None:
                 sums += _sums_by_label(y_there, labels_there, labels)
@@ -215,13 +217,14 @@ class _RemoteRowLSE(Function):
         if need_cols:
             like = x.new_empty(2 * x.shape[0], 0 if y is None else y.shape[1])
             for arrived in remote.ranks.to_owners(of_cols, like=like):
-                of_col = _joined(of_col, *arrived.chunk(2))
+                col_part, col_rounding = arrived.chunk(2)
+                of_col = (col_part, col_rounding) if of_col is None else _joined(*of_col, col_part, col_rounding)
         row, row_rounding = of_row or _no_sum(x, x.shape[1])
         col, col_rounding = of_col or _no_sum(x, 0 if y is None or not need_cols else y.shape[1])
         y_labels = labels if y_labels is None else y_labels
         of_labels, of_pairs = (labels, y_labels, sums), (row, col, row_rounding, col_rounding)
-        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, *of_labels, *of_pairs, *remote.state())
-        ctx.ranks, ctx.kept = remote.ranks, remote.is_kept
+        ctx.save_for_backward(x, y, u, v, row_ids, col_ids, *of_labels, *of_pairs, *remote.state)
+        ctx.ranks, ctx.kept, ctx.apart = remote.ranks, remote.is_kept, apart
         ctx.spec, ctx.need_cols, ctx.backend = spec, need_cols, backend
         number = number.squeeze(2)
         ctx.mark_non_differentiable(number)
@@ -244,10 +247,10 @@ class _RemoteRowLSE(Function):
             remote = Remote.restored(ctx.ranks, state, kept=ctx.kept)
             # With y = x our rows are positives of the rows there as well.
             of_labels = grad_positives if labels is not None and y is None else None
-            for owners, tensors in _visited(remote, spec, *weights, of_labels):
+            for owners, tensors in remote.blocks(*weights, of_labels, apart=ctx.apart):
                 y_there, v_there, ids_there, labels_there, lse_there, grad_there, positives_there = tensors
                 operands = x, y_there, u, v_there, row_ids, ids_there
-                if y is None and _is_turned(owners, ctx.ranks, spec):
+                if y is None and ctx.apart and owners[0] < ctx.ranks.rank:
                     pairs = lse_there, row, grad_there, grad_row
                     _, _, part, part_sum = ops.pair_grad(*_turned(operands), *spec, *pairs, False, True, ctx.backend)
                 else:
@@ -266,7 +269,7 @@ class _RemoteRowLSE(Function):
             of_labels = None if labels is None else grad_positives
             rows = Remote(ctx.ranks, [x, u, row_ids, row, grad_row, labels, of_labels])
             of_positives = dy[:, :0] if labels is None else torch.zeros_like(dy)
-            for _there, tensors in _visited(rows, spec):
+            for _there, tensors in rows.blocks(apart=ctx.apart):
                 x_there, u_there, ids_there, lse_there, grad_there, labels_there, positives_there = tensors
                 mirrored = x_there, y, u_there, v, ids_there, col_ids
                 both_sides = lse_there, col_side[0], grad_there, col_side[1]
@@ -333,25 +336,10 @@ class _RemoteEnergy(Function):
 def _operands(x: Tensor, y: Tensor | None, terms: PairTerms | None) -> list[Tensor | None]:
     """``x, y, u, v, row_ids, col_ids`` with the leading batch dimension, ids of the dtype in which they travel."""
     found: list[Tensor | None] = []
-    for t in (x, y, *(terms or PairTerms())):
+    for t in (x, y, *(terms or NO_TERMS)):
         operand = t if t is None or t.is_floating_point() else t.to(torch.int64)
         found.append(operand if operand is None or x.dim() == 3 else operand.unsqueeze(0))
     return found
-
-
-def _visited(remote: Remote, spec: PairSpec, *vectors: Tensor | None) -> Iterable[Block]:
-    """The blocks of `Remote`, the rows of each rank alone where their pairs must be `_the_same_on_both`."""
-    blocks = remote.blocks(*vectors)
-    together = remote.is_kept and len(remote.ranks.others) > 1
-    return _apart(blocks, remote.ranks) if together and _the_same_on_both(spec) else blocks
-
-
-def _apart(blocks: Iterable[Block], ranks: Ranks) -> Iterator[Block]:
-    for owners, tensors in blocks:
-        lengths = [ranks.counts[owner] for owner in owners]
-        shards = [[None] * len(owners) if t is None else t.split(lengths, 1) for t in tensors]
-        for i, owner in enumerate(owners):
-            yield Block([owner], tuple(shard[i] for shard in shards))
 
 
 def _the_same_on_both(spec: PairSpec) -> bool:
@@ -362,11 +350,6 @@ def _the_same_on_both(spec: PairSpec) -> bool:
     goes without: its logits are seldom beyond 100, and a call for every rank takes its time.
     """
     return not spec.bounded and spec.scale != 1.0
-
-
-def _is_turned(owners: list[int], ranks: Ranks, spec: PairSpec) -> bool:
-    """Whether the pairs with the rows of a lower rank, with ``y = x``, are to be computed as that rank does."""
-    return _the_same_on_both(spec) and owners[0] < ranks.rank
 
 
 def _turned(operands: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -380,11 +363,8 @@ def _no_sum(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return x.new_full((x.shape[0], length), -torch.inf), x.new_ones(x.shape[0], length)
 
 
-def _joined(sums: tuple[Tensor, Tensor] | None, part: Tensor, part_rounding: Tensor) -> tuple[Tensor, Tensor]:
+def _joined(lse: Tensor, rounding: Tensor, part: Tensor, part_rounding: Tensor) -> tuple[Tensor, Tensor]:
     """The log-sum-exp of two sets of pairs, and its rounding, see `hyperkern.backends.LogSumExp`."""
-    if sums is None:
-        return part, part_rounding
-    lse, rounding = sums
     both = torch.logaddexp(lse, part)
     finite = both.masked_fill(both == -torch.inf, 0)
     total = (lse - finite).exp_().div_(rounding) + (part - finite).exp_().div_(part_rounding)

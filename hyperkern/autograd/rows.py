@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from .. import ops
-from ..backends import Problem, forced, select
+from ..backends import Problem, forced, load, select
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps
-from .functions import batched, bound_once, dual, in_forward_mode, vmap_by_batch
+from .functions import applied, dual, eager, vmap_by_batch
+
+# Elements of a view that is copied for one call less, and its gradient likewise: some megabytes for a moment.
+_SMALL = 1 << 18
 
 
 def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor:
@@ -33,36 +36,49 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
         rows = x.to(accumulate_dtype(x.dtype))
         # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows
-    function = _Normalize if forward_ad._current_level < 0 else in_forward_mode(_DualNormalize)
-    unit, _ = function.apply(batched(x), backend)
+    unit, _ = applied(_Normalize, x if x.dim() == 3 else x.unsqueeze(0), backend)
     return unit.view(x.shape)
 
 
-def check_backend(requested: str | None, x: Tensor) -> str | None:
+def prepare_views(*views: Tensor | None, normalize: bool, backend: str | None = None) -> list[Tensor]:
+    """The same of views of one shape, those that there are: small ones in one call, if all want a gradient or none."""
+    given = [view for view in views if view is not None]
+    first = given[0]
+    together = normalize and first.numel() <= _SMALL
+    for view in given:
+        if not together or view.requires_grad != first.requires_grad:
+            return [prepare(view, normalize=normalize, backend=backend) for view in given]
+    unit = prepare(torch.cat(given), normalize=normalize, backend=backend)
+    return list(unit.split_with_sizes([first.shape[0]] * len(given)))
+
+
+def check_backend(requested: str | None, x: Tensor) -> tuple[str | None, str | None]:
     """Asks for the backend of every primitive, before there is anything to compute.
 
     Returns:
-        The name that is forced, by argument or by the environment.
+        The name that is forced, by argument or by the environment, and the one to ask for from here on.
 
     Raises:
         ValueError: an unknown or unusable backend.
     """
     name, _ = forced(requested)
-    _check_primitives(requested, name, x.device, x.dtype, x.shape[-1])
-    return name
+    return name, _check_primitives(requested, name, x.device, x.dtype, x.shape[-1])
 
 
 @functools.lru_cache(maxsize=256)
 def _check_primitives(
     requested: str | None, _forced: str | None, device: torch.device, dtype: torch.dtype, dim: int
-) -> None:
+) -> str | None:
     """The same of one kind of features; a refusal is not kept."""
+    chosen = []
     for primitive in ("prepare", "finish", "row_lse", "pair_grad", "energy"):
         of = dtype if primitive == "prepare" else accumulate_dtype(dtype)
-        select(requested, Problem(primitive, device, of, dim))
+        chosen.append(select(requested, Problem(primitive, device, of, dim)))
+    # What is left to the last of them is left to it whatever the problem: by name, which nobody has to look up again.
+    return "reference" if all([of is load("reference") for of in chosen]) else requested
 
 
-@bound_once
+@eager
 class _Normalize(Function):
     """``x -> (unit, rstd)``. Both are differentiable: the second order needs the derivative of ``rstd``."""
 
@@ -82,8 +98,7 @@ class _Normalize(Function):
         unit, rstd = ctx.saved_tensors
         dx = None
         if grad_unit is not None:
-            function = _Finish if forward_ad._current_level < 0 else _DualFinish
-            dx = function.apply(grad_unit, unit, rstd, ctx.dtype, ctx.backend)
+            dx = applied(_Finish, grad_unit, unit, rstd, ctx.dtype, ctx.backend)
         if grad_rstd is not None:
             # A row shorter than eps has the constant rstd = 1 / eps.
             slope = torch.where(longer_than_eps(rstd, ctx.dtype), -grad_rstd * rstd.square(), 0)
@@ -109,7 +124,7 @@ class _DualNormalize(_Normalize):
         return t_unit, torch.where(longer_than_eps(rstd, ctx.dtype), -radial * rstd.square(), 0)
 
 
-@bound_once
+@eager
 class _Finish(Function):
     """``rstd (g - <g, unit> unit)`` within `gradient_limit`, the derivative of the unit rows."""
 

@@ -228,12 +228,14 @@ def select(requested: str | None, problem: Problem) -> Backend:
     Raises:
         ValueError: an unknown name, or no backend left, with the reasons of each: a forced one never falls back.
     """
-    return _chosen(*forced(requested), problem)
+    return chosen(*(forced(None) if requested is None else (requested, "backend")), problem)
 
 
 @functools.lru_cache(maxsize=1024)
-def _chosen(name: str | None, source: str, problem: Problem) -> Backend:
-    """Asked for each problem once: a loss chooses at every call."""
+def chosen(name: str | None, source: str, problem: Problem) -> Backend:
+    """`select`, of what `forced` has found: asked for each problem once, since a loss chooses at every call."""
+    if name is not None:
+        forced(name)  # raises for an unknown one
     refusals = {}
     for candidate in PRIORITY if name is None else (name,):
         reasons = objections(candidate, problem, forced=name is not None)

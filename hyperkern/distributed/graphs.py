@@ -21,7 +21,7 @@ def outside_of_graphs(method: Method) -> Method:
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal disabled
         if disabled is None:
-            if not torch.compiler.is_compiling():
+            if not torch.compiler.is_dynamo_compiling():
                 return method(*args, **kwargs)
             disabled = torch.compiler.disable(method)
         return disabled(*args, **kwargs)

@@ -36,8 +36,9 @@ class Ranks:
         self.alone = len(counts) == 1
         self.total, self.offset = (counts[0], 0) if self.alone else (sum(counts), sum(counts[: self.rank]))
         self.others: list[int] = []
-        if not self.alone:
-            self.others = [r for r, count in enumerate(counts) if r != self.rank and count]
+        for r, count in enumerate(counts):
+            if r != self.rank and count:
+                self.others.append(r)
 
     def of_views(self, views: int) -> "Ranks":
         """The same ranks with the rows of several views each, one view after the other."""
@@ -77,12 +78,12 @@ class Ranks:
             What the other ranks have for the rows of this one, ``(B, rows)`` each, in their order.
         """
         batch, own = like.shape
-        arriving, leaving = [batch * own] * len(self.counts), [batch * count for count in self.counts]
-        arriving[self.rank] = leaving[self.rank] = 0
-        sent = []
-        for r, length in enumerate(leaving):
+        arriving, leaving, sent = [batch * own] * len(self.counts), [], []
+        arriving[self.rank] = 0
+        for r, count in enumerate(self.counts):
+            leaving.append(0 if r == self.rank else batch * count)
             part = parts.get(r)
-            sent.append(like.new_full((length,), -torch.inf) if part is None else part.reshape(length))
+            sent.append(like.new_full((leaving[r],), -torch.inf) if part is None else part.reshape(leaving[r]))
         received = like.new_empty(sum(arriving))
         dist.all_to_all_single(received, torch.cat(sent), arriving, leaving, group=self.handle)
         parts_here = received.view(-1, batch, own) if received.numel() else received.new_empty(0, batch, own)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,31 +17,22 @@ Tensors = tuple[Any, ...]
 Arrival = Callable[[], Tensors]
 
 
-class Block(NamedTuple):
-    """Rows of other ranks.
-
-    Attributes:
-        owners: whose they are, in the order of the rows.
-        tensors: in the order in which they were shared, ``(B, rows, ...)``; ``None`` for what was ``None``.
-    """
-
-    owners: list[int]
-    tensors: Tensors
+# Rows of other ranks: whose they are, in the order of the rows, and the tensors in the order in which they were shared,
+# ``(B, rows, ...)``; ``None`` for what was ``None``.
+Block = tuple[list[int], Tensors]
 
 
 # What has been sent by losses that failed before they took it in: nobody else would, and the next transfer of the group
-# would meet it.
-_under_way: list[tuple[ProcessGroup | None, Arrival]] = []
+# would meet it. By the identity of the arrival.
+_under_way: dict[int, tuple[ProcessGroup | None, Arrival]] = {}
 
 
 def settle(handle: ProcessGroup) -> None:
     """Takes in what a loss that failed on all ranks has left on its way."""
-    if not _under_way:
-        return
-    left = [transfer for transfer in _under_way if transfer[0] is handle]
-    _under_way[:] = [transfer for transfer in _under_way if transfer[0] is not handle]
-    for _, arrival in left:
-        arrival()
+    for key, (of, arrival) in list(_under_way.items()):
+        if of is handle:
+            del _under_way[key]
+            arrival()
 
 
 class Remote:
@@ -56,52 +47,58 @@ class Remote:
     Attributes:
         ranks: who shares.
         is_kept: whether the rows of the other ranks stay here between visits.
+        state: after a visit all that a further one needs, for autograd to keep and to free.
     """
 
     def __init__(self, ranks: Ranks, tensors: Sequence[Tensor | None]) -> None:
-        self.ranks, self._own = ranks, _detached(tensors)
-        self.is_kept = ranks.keeps(_row_bytes(self._own))
-        self._kept: Tensors | None = None
+        own, row_bytes = [], 0
+        for tensor in tensors:
+            rows = None if tensor is None else tensor.detach().contiguous()
+            own.append(rows)
+            if rows is not None:
+                row_bytes += rows.itemsize * math.prod(rows.shape[:1] + rows.shape[2:])
+        self.ranks, self.is_kept = ranks, ranks.keeps(row_bytes)
+        self.state: Tensors = tuple(own)
         # The first transfer runs while the caller is busy with its own rows.
-        arrival = self._gather(self._own) if self.is_kept else self._hop(1, _packed(self._own))
-        self._started: tuple[ProcessGroup | None, Arrival] | None = (ranks.handle, arrival)
-        _under_way.append(self._started)
-
-    def state(self) -> Tensors:
-        """After a visit all that a further one needs, for autograd to keep and to free."""
-        return self._own if self._kept is None else self._kept
+        arrival = self._gather(self.state) if self.is_kept else self._hop(1, _packed(self.state))
+        self._first: Arrival | None = arrival
+        _under_way[id(arrival)] = ranks.handle, arrival
 
     @classmethod
     def restored(cls, ranks: Ranks, state: Sequence[Tensor | None], *, kept: bool) -> "Remote":
         """One that has been visited before."""
         remote = cls.__new__(cls)
-        remote.ranks, remote.is_kept, remote._started = ranks, kept, None
-        remote._own = remote._kept = tuple(state)
+        remote.ranks, remote.is_kept, remote.state, remote._first = ranks, kept, tuple(state), None
         return remote
 
-    def blocks(self, *vectors: Tensor | None) -> Iterable[Block]:
-        """Visits the rows of all other ranks, with ``vectors``, ``(B, rows)`` of this rank, shared as well."""
-        first = None if self._started is None else self._first(self._started)
+    def blocks(self, *vectors: Tensor | None, apart: bool = False) -> Iterable[Block]:
+        """Visits the rows of all other ranks, with ``vectors``, ``(B, rows)`` of this rank, shared as well.
+
+        ``apart`` is for the rows of each rank alone.
+        """
+        first, self._first = self._first, None
+        if first is not None:
+            _under_way.pop(id(first), None)
         if not self.is_kept:
             return self._around(first, vectors)
         if first is not None:
-            self._kept = first()
-        assert self._kept is not None
-        arrived = self._gather(vectors)() if vectors else ()
-        return [Block(self.ranks.others, self._kept + arrived)] if self.ranks.others else []
+            self.state = first()
+        tensors = self.state + self._gather(vectors)() if vectors else self.state
+        others = self.ranks.others
+        if apart and len(others) > 1:
+            return self._apart(tensors)
+        return [(others, tensors)] if others else []
 
-    def _first(self, started: tuple[ProcessGroup | None, Arrival]) -> Arrival:
-        """What is under way since this was made, for the first visit."""
-        self._started = None
-        for i, transfer in enumerate(_under_way):
-            if transfer is started:  # by identity: equality would compare what is not comparable
-                del _under_way[i]
-                break
-        return started[1]
+    def _apart(self, tensors: Tensors) -> Iterator[Block]:
+        others = self.ranks.others
+        lengths = [self.ranks.counts[owner] for owner in others]
+        shards = [[None] * len(others) if t is None else t.split(lengths, 1) for t in tensors]
+        for i, owner in enumerate(others):
+            yield [owner], tuple(shard[i] for shard in shards)
 
     def _around(self, first: Arrival | None, more: Tensors) -> Iterator[Block]:
         assert first is None or not more  # the first visit, under way already, is one without vectors
-        own = self._own + more
+        own = self.state + more
         arrival = first or self._hop(1, _packed(own))
         del first  # or it would hold the first shard to the end
         size = len(self.ranks.counts)
@@ -111,7 +108,7 @@ class Remote:
                 arrival = self._hop(distance + 1, current)  # under the computation with the current shard
             owner = self._owner(distance)
             if self.ranks.counts[owner]:
-                yield Block([owner], _unpacked(current, own))
+                yield [owner], _unpacked(current, own)
             del current
 
     def _owner(self, distance: int) -> int:
@@ -214,19 +211,3 @@ def _unpacked(arrived: Sequence[Tensor], like: Tensors) -> Tensors:
         for place, vector in zip(together, packed.chunk(len(together)), strict=True):
             found[place] = vector
     return tuple(found)
-
-
-def _detached(tensors: Sequence[Tensor | None]) -> Tensors:
-    found = []
-    for tensor in tensors:
-        found.append(None if tensor is None else tensor.detach().contiguous())
-    return tuple(found)
-
-
-def _row_bytes(tensors: Tensors) -> int:
-    """What one row takes, of all tensors together."""
-    found = 0
-    for tensor in tensors:
-        if tensor is not None:
-            found += tensor.itemsize * math.prod(tensor.shape[:1] + tensor.shape[2:])
-    return found

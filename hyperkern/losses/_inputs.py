@@ -70,9 +70,15 @@ def check_pairs(name: str, x: Tensor, ranks: Ranks) -> None:
         raise ValueError(f"{name} must have at least 2 rows{where} to form a pair, got shape {tuple(x.shape)}")
 
 
-def check_backend(backend: str | None, x: Tensor, agreed: checks) -> None:
-    """Raises, where other ranks would wait, for a backend that cannot be had; every rank must name the same."""
-    agreed.also(backend=autograd.check_backend(backend, x))
+def check_backend(backend: str | None, x: Tensor, agreed: checks) -> str | None:
+    """Raises, where other ranks would wait, for a backend that cannot be had; every rank must name the same.
+
+    Returns:
+        The one to ask for from here on.
+    """
+    forced, backend = autograd.check_backend(backend, x)
+    agreed.also(backend=forced)
+    return backend
 
 
 def is_empty_queue(rows: Tensor | None) -> bool:

@@ -17,7 +17,14 @@ from ._inputs import accurate_dtype
 
 
 def scaled(
-    x: Tensor, scale: float | Tensor, terms: int, *, unit: bool, precision: str, weighted: bool = False
+    x: Tensor,
+    scale: float | Tensor,
+    terms: int,
+    *,
+    unit: bool,
+    precision: str,
+    weighted: bool = False,
+    exclude: str = "none",
 ) -> tuple[Tensor, PairSpec]:
     """The rows of one side and the problem with the scale in it.
 
@@ -31,10 +38,12 @@ def scaled(
         unit: whether the rows of both sides have unit length.
         precision: `PairSpec.precision`.
         weighted: whether log-weights are added to the logits, which are then not bounded.
+        exclude: `PairSpec.exclude`.
     """
     if isinstance(scale, Tensor):
-        return x * scale.to(x.dtype).reshape(()), PairSpec(1.0, precision=precision)
-    return x, PairSpec(scale, unit and not weighted and is_bounded(scale, terms, x.dtype), precision=precision)
+        return x * scale.to(x.dtype).reshape(()), PairSpec(1.0, exclude=exclude, precision=precision)
+    bounded = unit and not weighted and is_bounded(scale, terms, x.dtype)
+    return x, PairSpec(scale, bounded, exclude, precision=precision)
 
 
 def scaled_views(

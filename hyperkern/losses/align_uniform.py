@@ -76,15 +76,14 @@ def align_uniform(
         align_weight = check_number("align_weight", align_weight)
         uniform_weight = check_number("uniform_weight", uniform_weight)
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks = agreed.ranks
     check_pairs("x", x, ranks)
     precision = product_precision(x) if normalize else "float32"
 
     def composed(inputs: LossInputs) -> AlignUniform:
-        sides = (inputs.x, inputs.y)
-        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        x, y = autograd.prepare_views(inputs.x, inputs.y, normalize=normalize, backend=backend)
         align = reduce_rows(alignment_of_rows(x, y, alpha), "mean", ranks)
         of_x, of_y = (
             uniformity_of_rows(side, t=t, is_unit=normalize, precision=precision, ranks=ranks, backend=backend)

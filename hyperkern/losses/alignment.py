@@ -52,9 +52,9 @@ def alignment(
         alpha = check_positive("alpha", alpha)
         check_choice("reduction", reduction, REDUCTIONS)
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
-    x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in (x, y))
+    x, y = autograd.prepare_views(x, y, normalize=normalize, backend=backend)
     return reduce_rows(alignment_of_rows(x, y, alpha), reduction, agreed.ranks)
 
 

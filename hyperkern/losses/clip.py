@@ -74,28 +74,23 @@ def clip_loss(
         if ids is not None:
             check_vector("ids", ids, "x", x, integer=True)
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, ids=ids)
     ranks, precision = agreed.ranks, product_precision(x)
     number, tensor = number_or_tensor(logit_scale)
     inputs = LossInputs(x, y, scale=tensor)
 
     def composed(inputs: LossInputs) -> tuple[Tensor]:
-        sides = (inputs.x, inputs.y)
-        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        x, y = autograd.prepare_views(inputs.x, inputs.y, normalize=normalize, backend=backend)
         scale = number if inputs.scale is None else inputs.scale
-        x, spec = scaled(x, scale, ranks.total, unit=normalize, precision=precision)
-        remote = autograd.share(ranks, y, ids=ids)
         # A partner has the same id.
-        without_partner = spec._replace(exclude="self" if ids is None else "same_id")
-        terms = PairTerms(row_ids=ids, col_ids=ids)
-        other_cols, other_rows = autograd.row_lse(
-            x, y, spec=without_partner, terms=terms, need_cols=True, backend=backend
-        )
+        exclude = "self" if ids is None else "same_id"
+        x, spec = scaled(x, scale, ranks.total, unit=normalize, precision=precision, exclude=exclude)
+        remote = autograd.share(ranks, y, ids=ids)
+        terms = None if ids is None else PairTerms(row_ids=ids, col_ids=ids)
+        other_cols, other_rows = autograd.row_lse(x, y, spec=spec, terms=terms, need_cols=True, backend=backend)
         if remote is not None:
-            there = autograd.remote_row_lse(
-                x, y, remote, spec=without_partner, terms=terms, need_cols=True, backend=backend
-            )
+            there = autograd.remote_row_lse(x, y, remote, spec=spec, terms=terms, need_cols=True, backend=backend)
             other_cols, other_rows = merged(other_cols, there.row_lse), merged(other_rows, there.col_lse)
         positives = positive_logits(x, y, spec)
         by_row, by_col = nll_from_excess(other_cols - positives), nll_from_excess(other_rows - positives)
@@ -194,7 +189,7 @@ def own_decisions(
         logit_bias = check_scalar("logit_bias", logit_bias, x)
         check_choice("reduction", reduction, ("mean", "sum"))
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y)
     ranks, precision = agreed.ranks, product_precision(x)
     scale_number, scale_tensor = number_or_tensor(logit_scale)
@@ -202,8 +197,7 @@ def own_decisions(
     inputs = LossInputs(x, y, scale=scale_tensor, bias=bias_tensor)
 
     def composed(inputs: LossInputs) -> tuple[Tensor]:
-        sides = (inputs.x, inputs.y)
-        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        x, y = autograd.prepare_views(inputs.x, inputs.y, normalize=normalize, backend=backend)
         scale = scale_number if inputs.scale is None else inputs.scale
         x, spec = scaled(x, scale, ranks.total, unit=normalize, precision=precision)
         remote = autograd.share(ranks, y)

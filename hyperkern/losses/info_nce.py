@@ -118,7 +118,7 @@ def info_nce(
         if not in_batch and ids is not None and negative_ids is None:
             raise ValueError("in_batch=False leaves negative_ids alone to compare ids with, but negative_ids is None")
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, y=y, hard_negatives=hard_negatives, ids=ids, y_log_weights=y_log_weights)
         agreed.same(negatives=negatives, negative_ids=negative_ids, negative_log_weights=negative_log_weights)
     ranks = agreed.ranks
@@ -130,13 +130,14 @@ def info_nce(
     inputs = LossInputs(x, y, negatives, scale=tensor)
 
     def composed(inputs: LossInputs) -> tuple[Tensor]:
-        sides = (inputs.x, inputs.y)
-        x, y = (autograd.prepare(side, normalize=normalize, backend=backend) for side in sides if side is not None)
+        x, y = autograd.prepare_views(inputs.x, inputs.y, normalize=normalize, backend=backend)
         negatives, temperature = inputs.queue, number if inputs.scale is None else inputs.scale
         # Of each log-sum-exp, which are bounded on their own: they are merged as logarithms.
         candidates = max(ranks.total, 0 if negatives is None else negatives.shape[-2])
         scale = inverse(temperature, x)
-        x, spec = scaled(x, scale, candidates, unit=normalize, precision=precision, weighted=weighted)
+        # The positive has the id of its query.
+        exclude = "self" if ids is None else "same_id"
+        x, spec = scaled(x, scale, candidates, unit=normalize, precision=precision, weighted=weighted, exclude=exclude)
         of_keys = None if y_log_weights is None else y_log_weights.to(x.dtype)
         remote = autograd.share(ranks, y, v=of_keys, ids=ids) if in_batch else None
         positives = positive_logits(x, y, spec)
@@ -145,11 +146,9 @@ def info_nce(
         others = []
         if in_batch:
             terms = PairTerms(v=of_keys, row_ids=ids, col_ids=ids)
-            # The positive has the id of its query.
-            without = spec._replace(exclude="self" if ids is None else "same_id")
-            others.append(queue_lse(x, y, without, terms, backend))
+            others.append(queue_lse(x, y, spec, terms, backend))
             if remote is not None:
-                others.append(autograd.remote_row_lse(x, y, remote, spec=without, terms=terms, backend=backend).row_lse)
+                others.append(autograd.remote_row_lse(x, y, remote, spec=spec, terms=terms, backend=backend).row_lse)
         if negatives is not None:
             n = autograd.prepare(negatives, normalize=normalize, backend=backend)
             weights = None if negative_log_weights is None else negative_log_weights.to(x.dtype)

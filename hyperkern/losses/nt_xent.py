@@ -77,7 +77,7 @@ def nt_xent(
     """
     sides, checked = (x, y, *views), _Checked(temperature, normalize, reduction)
     with checks(group, "nt_xent", **checked._asdict()) as agreed:
-        checked = _check_views(sides, checked, agreed, negatives, backend)
+        checked, backend = _check_views(sides, checked, agreed, negatives, backend)
 
     def composed(sides: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
         options = checked._replace(temperature=temperature)
@@ -137,7 +137,7 @@ def dcl(
     """
     checked = _Checked(temperature, normalize, reduction)
     with checks(group, "dcl", **checked._asdict()) as agreed:
-        checked = _check_views((x, y), checked, agreed, None, backend)
+        checked, backend = _check_views((x, y), checked, agreed, None, backend)
         if weights is not None:
             _check_weights(weights, x, y)
             agreed.shard(x_weights=weights[0], y_weights=weights[1])
@@ -192,7 +192,7 @@ def dclw(
     checked = _Checked(temperature, normalize, reduction)
     with checks(group, "dclw", sigma=sigma, **checked._asdict()) as agreed:
         sigma = check_positive("sigma", sigma)
-        checked = _check_views((x, y), checked, agreed, None, backend)
+        checked, backend = _check_views((x, y), checked, agreed, None, backend)
     ranks = agreed.ranks
     _check_negatives(x, ranks)
 
@@ -219,7 +219,8 @@ class _Checked(NamedTuple):
 
 def _check_views(
     views: tuple[Tensor, ...], options: _Checked, agreed: checks, negatives: Tensor | None, backend: str | None
-) -> _Checked:
+) -> tuple[_Checked, str | None]:
+    """The options and the backend as they are used from here on."""
     first, may_be_empty = views[0], agreed.may_be_empty
     names = ["x", "y", *(f"views[{i}]" for i in range(len(views) - 2))]
     check_rows("x", first, may_be_empty=may_be_empty)
@@ -230,10 +231,10 @@ def _check_views(
     if negatives is not None:
         check_columns("negatives", negatives, first, may_be_empty=True)
     if agreed.may_be_empty:
-        check_backend(backend, first, agreed)
+        backend = check_backend(backend, first, agreed)
     agreed.shard(**dict(zip(names, views, strict=True)))
     agreed.same(negatives=negatives)
-    return options._replace(temperature=temperature)
+    return options._replace(temperature=temperature), backend
 
 
 def _check_weights(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> None:
@@ -298,14 +299,13 @@ def _candidates(
     views: Sequence[Tensor], options: _Checked, ranks: Ranks, negatives: Tensor | None, backend: str | None
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """For each view the log-sum-exp over the other samples of all views, and the logits of its V - 1 positives."""
-    sides = list(views) if negatives is None or is_empty_queue(negatives) else [*views, negatives]
-    rows, spec = scaled_views(
-        [autograd.prepare(side, normalize=options.normalize, backend=backend) for side in sides],
-        options.temperature,
-        max(len(views) * ranks.total, sides[-1].shape[-2]),
-        unit=options.normalize,
-        precision=product_precision(views[0]),
-    )
+    sides = autograd.prepare_views(*views, normalize=options.normalize, backend=backend)
+    terms = len(views) * ranks.total
+    if negatives is not None and not is_empty_queue(negatives):
+        sides.append(autograd.prepare(negatives, normalize=options.normalize, backend=backend))
+        terms = max(terms, negatives.shape[-2])
+    precision = product_precision(views[0])
+    rows, spec = scaled_views(sides, options.temperature, terms, unit=options.normalize, precision=precision)
     rows, queue = rows[: len(views)], rows[len(views) :]
     # On other ranks there are other samples only: all views against all in one problem.
     together = None if ranks.alone else torch.cat(rows, -2)

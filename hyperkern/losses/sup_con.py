@@ -73,7 +73,7 @@ def sup_con(
         temperature = check_scale("temperature", temperature, x)
         check_choice("reduction", reduction, REDUCTIONS)
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, labels=labels)
         agreed.same(y=y, y_labels=y_labels)
     ranks = agreed.ranks

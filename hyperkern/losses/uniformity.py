@@ -98,7 +98,7 @@ def uniformity(
         elif y_weights is not None:
             raise ValueError("y_weights needs y, but y is None; the rows of x are weighted by x_weights")
         if agreed.may_be_empty:
-            check_backend(backend, x, agreed)
+            backend = check_backend(backend, x, agreed)
         agreed.shard(x=x, x_weights=x_weights)
         if y is not None:
             agreed.same(y=y, y_weights=y_weights)

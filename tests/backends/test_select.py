@@ -309,7 +309,7 @@ def test_each_problem_is_asked_once(monkeypatch: pytest.MonkeyPatch, x: Tensor) 
             return []
 
     install(monkeypatch, Asked())
-    monkeypatch.setattr(backends, "_chosen", functools.lru_cache(backends._chosen))
+    monkeypatch.setattr(backends, "chosen", functools.lru_cache(backends.chosen))
     for _ in range(3):
         hyperkern.uniformity(x.requires_grad_()).backward()
     assert asked

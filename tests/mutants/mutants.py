@@ -125,7 +125,7 @@ MUTANTS = [
     _mutant(
         "a logit on the diagonal for its mirror image",
         "backends/reference/primitives.py",
-        "on_diagonal = symmetric and not block.mirrored",
+        "on_diagonal = symmetric and not mirrored",
         "on_diagonal = False",
         "losses/test_long_rows.py::test_long_rows[nt_xent]",
         "losses/test_long_rows.py::test_many_long_rows",
@@ -155,8 +155,8 @@ MUTANTS = [
     _mutant(
         "two ranks compute a pair in different orders",
         "autograd/remote.py",
-        "_the_same_on_both(spec) and owners[0] < ranks.rank",
-        "False",
+        "turned = y is None and apart and owners[0] < remote.ranks.rank",
+        "turned = False",
         "distributed/test_distributed_long_rows.py",
     ),
     _mutant(
@@ -270,7 +270,7 @@ MUTANTS = [
     _mutant(
         "a mirrored block counts once",
         "backends/reference/primitives.py",
-        "2 * row_sum if block.mirrored else row_sum",
+        "2 * row_sum if mirrored else row_sum",
         "row_sum",
         f"{BLOCKS}[composition-cpu-7-23-5-None-uniformity-default]",
     ),
@@ -291,8 +291,8 @@ MUTANTS = [
     _mutant(
         "a row without candidates is not looked for",
         "backends/reference/primitives.py",
-        "return lse.masked_fill(lse == -torch.inf, torch.inf)",
-        "return lse",
+        "row_lse = row_lse.masked_fill(row_lse == -torch.inf, torch.inf)",
+        "row_lse = row_lse + 0",
         f"{PRIMITIVES}::test_rows_without_a_candidate[reference-cpu-False-False]",
     ),
     _mutant(
@@ -391,8 +391,8 @@ MUTANTS = [
     _mutant(
         "what a failed loss has sent is never taken in",
         "distributed/remote.py",
-        "    left = [transfer for transfer in _under_way if transfer[0] is handle]\n",
-        "    return\n    left = [transfer for transfer in _under_way if transfer[0] is handle]\n",
+        "        if of is handle:\n",
+        "        if False:\n",
         "distributed/test_distributed_promises.py::test_the_next_loss_takes_in_what_a_failed_one_has_sent",
     ),
     _mutant(
@@ -422,6 +422,28 @@ MUTANTS = [
         "@functools.lru_cache(maxsize=256)\n",
         "",
         "distributed/test_distributed_frames.py::test_a_step_runs_few_frames",
+    ),
+    # The variants of an autograd function.
+    _mutant(
+        "arguments are bound to a signature at every call",
+        "autograd/functions.py",
+        "return function.eager.apply(*args)",
+        "return function.apply(*args)",
+        "distributed/test_distributed_frames.py::test_a_step_runs_few_frames",
+    ),
+    _mutant(
+        "a gradient that cannot be differentiated",
+        "autograd/functions.py",
+        "if not torch.is_grad_enabled():",
+        "if True:",
+        "test_autograd.py::test_gradgradcheck[siglip-default]",
+    ),
+    _mutant(
+        "the frozen one of two views is computed",
+        "autograd/rows.py",
+        "if not together or view.requires_grad != first.requires_grad:",
+        "if not together:",
+        "test_autograd.py::test_case_15_the_frozen_side_is_not_computed",
     ),
     # The choice of a backend.
     _mutant(

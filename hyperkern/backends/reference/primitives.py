@@ -4,8 +4,9 @@ One loop, `_blocks`, makes every similarity. With ``y = x`` it visits the upper 
 a primitive does with a block it does for the mirrored block too. Nothing of size M x N is ever allocated.
 """
 
+import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from ...spec import (
     PairSpec,
     PairTerms,
     accumulate_dtype,
-    excluded_pairs,
     gradient_limit,
     longer_than_eps,
     norm_eps,
@@ -30,12 +30,12 @@ _BLOCK_CPU = 512
 _BLOCK_DEVICE = 4096
 
 
-class _Block(NamedTuple):
-    batch: slice
-    rows: slice
-    cols: slice
-    logits: Tensor  # (batch, rows, cols), a buffer: its user may overwrite it, and the next block does
-    mirrored: bool  # y = x, off the diagonal: the block stands for its transpose as well
+_split_copy: Any = torch.split_with_sizes_copy  # declared without a result
+
+# Batch elements, rows and columns of a block, its logits, and whether it is mirrored: with y = x, off the diagonal, it
+# stands for its transpose as well. The logits ``(batch, rows, cols)`` are a buffer: who gets them may overwrite it, and
+# the next block does.
+_Block = tuple[slice, slice, slice, Tensor, bool]
 
 
 def unsupported(problem: Problem) -> list[str]:
@@ -75,33 +75,28 @@ def finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tens
 def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, need_cols: bool) -> LogSumExp:
     """Row and column log-sum-exp: plain sums in the bounded regime, relative to a running maximum otherwise."""
     x, y, terms, symmetric = _operands(x, y, terms)
-    row_sum, row_top = _no_sums(x, x.shape[1], spec)
-    # With y = x a mirrored block's columns are rows: both sides are one vector.
-    col_sum, col_top = (row_sum, row_top) if symmetric else _no_sums(x, y.shape[1] if need_cols else 0, spec)
-    for block in _blocks(x, y, terms, spec, symmetric):
-        batch, rows, cols = block[:3]
-        cols_too = block.mirrored if symmetric else need_cols
+    # One vector for both sides; with y = x a mirrored block's columns are rows.
+    lengths = [x.shape[1], y.shape[1] if need_cols and not symmetric else 0]
+    sums = x.new_zeros(x.shape[0], sum(lengths))
+    tops = None if spec.bounded else torch.full_like(sums, -torch.inf)  # the maxima that sums are relative to
+    row_sum, col_sum = (sums, sums) if symmetric else sums.split_with_sizes(lengths, 1)
+    row_top, col_top = (tops, tops) if symmetric or tops is None else tops.split_with_sizes(lengths, 1)
+    for batch, rows, cols, logits, mirrored in _blocks(x, y, terms, spec, symmetric):
+        cols_too = mirrored if symmetric else need_cols
         if row_top is None or col_top is None:
-            kernel = block.logits.exp_()
+            kernel = logits.exp_()
             row_sum[batch, rows] += kernel.sum(2)
             if cols_too:
                 col_sum[batch, cols] += kernel.sum(1)
         else:
-            _add_relative(row_sum[batch, rows], row_top[batch, rows], block.logits, 2)
+            _add_relative(row_sum[batch, rows], row_top[batch, rows], logits, 2)
             if cols_too:
-                _add_relative(col_sum[batch, cols], col_top[batch, cols], block.logits, 1)
-    row_lse, row_rounding = Sums(row_sum, row_top).logarithm()
-    if symmetric:  # two tensors: those that an operator returns may not share their memory
-        col_lse, col_rounding = x.new_empty(x.shape[0], 0), x.new_empty(x.shape[0], 0)
-    else:
-        col_lse, col_rounding = Sums(col_sum, col_top).logarithm()
+                _add_relative(col_sum[batch, cols], col_top[batch, cols], logits, 1)
+    lse, rounding = Sums(sums, tops).logarithm()
+    # Copies: tensors that an operator returns may not share their memory.
+    row_lse, col_lse = _split_copy(lse, lengths, 1)
+    row_rounding, col_rounding = _split_copy(rounding, lengths, 1)
     return LogSumExp(row_lse, col_lse, row_rounding, col_rounding)
-
-
-def _no_sums(x: Tensor, length: int, spec: PairSpec) -> tuple[Tensor, Tensor | None]:
-    """Sums of exponentials to add to, and the maxima that they are relative to."""
-    sums = x.new_zeros(x.shape[0], length)
-    return sums, None if spec.bounded else torch.full_like(sums, -torch.inf)
 
 
 def _add_relative(sums: Tensor, top: Tensor, logits: Tensor, dim: int) -> None:
@@ -128,18 +123,20 @@ def pair_grad(
     x, y, terms, symmetric = _operands(x, y, terms)
     if symmetric:
         col_lse, b = row_lse, a
-    sums = _WeightedSums(x, y, symmetric, need_x, need_y)
-    a, row_lse = a.unsqueeze(2), _inf_for_empty(row_lse).unsqueeze(2)
+    sums = _WeightedSums(x, y, need_x, need_y)
+    # A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan).
+    row_lse = row_lse.masked_fill(row_lse == -torch.inf, torch.inf)
+    a, row_lse = a.unsqueeze(2), row_lse.unsqueeze(2)
     if b is not None and col_lse is not None:
-        b, col_lse = b.unsqueeze(1), _inf_for_empty(col_lse).unsqueeze(1)
+        b, col_lse = b.unsqueeze(1), col_lse.masked_fill(col_lse == -torch.inf, torch.inf).unsqueeze(1)
     if spec.bounded:  # exp(l - lse) = exp(l) exp(-lse)
         a = a * torch.exp(-row_lse)
         b = b * torch.exp(-col_lse) if b is not None and col_lse is not None else None
     for block in _blocks(x, y, terms, spec, symmetric):
-        logits, (batch, rows, cols) = block.logits, block[:3]
+        batch, rows, cols, logits, mirrored = block
         # On the diagonal the column side is the mirror image of the row side, and so are its weights: the library's
         # product does not give l_ij and l_ji the same last bit, and a row's sum holds l_ij.
-        on_diagonal = symmetric and not block.mirrored
+        on_diagonal = symmetric and not mirrored
         of_col = None
         if spec.bounded:
             weights = logits.exp_()
@@ -153,7 +150,7 @@ def pair_grad(
         elif of_col is not None:
             weights += of_col
         sums.add(block, weights)
-    return sums.results()
+    return sums.results
 
 
 def energy(
@@ -168,56 +165,53 @@ def energy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Total and both gradients from one visit of each block."""
     x, y, terms, symmetric = _operands(x, y, terms)
-    sums = _WeightedSums(x, y, symmetric, need_x, need_y)
+    sums = _WeightedSums(x, y, need_x, need_y)
     row_total = x.new_zeros(x.shape[:2])
     for block in _blocks(x, y, terms, spec, symmetric):
+        batch, rows, _, logits, mirrored = block
         if potential == "exp":
-            value = weights = block.logits.exp_()
+            value = weights = logits.exp_()
         else:
-            value = torch.logaddexp(block.logits, block.logits.new_zeros(()))
-            weights = block.logits.sigmoid_()
+            value = torch.logaddexp(logits, logits.new_zeros(()))
+            weights = logits.sigmoid_()
         row_sum = value.sum(2)
-        row_total[block.batch, block.rows] += 2 * row_sum if block.mirrored else row_sum
+        row_total[batch, rows] += 2 * row_sum if mirrored else row_sum
         sums.add(block, weights, row_sum if value is weights else None)
-    return row_total.sum(1), *sums.results()
+    return row_total.sum(1), *sums.results
 
 
 class _WeightedSums:
     """``sum_j w_ij y_j`` and ``sum_j w_ij`` for the rows, and the same for the columns, over all blocks."""
 
-    def __init__(self, x: Tensor, y: Tensor, symmetric: bool, need_x: bool, need_y: bool) -> None:
-        self.x, self.y, self.symmetric = x, y, symmetric
+    def __init__(self, x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> None:
+        self.x, self.y = x, y
         self.need_x, self.need_y = need_x, need_y
-        self.grad_x = x.new_zeros(x.shape if need_x else (x.shape[0], 0, x.shape[2]))
-        self.sum_x = x.new_zeros(self.grad_x.shape[:2])
-        self.grad_y = y.new_zeros(y.shape if need_y else (y.shape[0], 0, y.shape[2]))
-        self.sum_y = y.new_zeros(self.grad_y.shape[:2])
+        grad_x = x.new_zeros(x.shape if need_x else (x.shape[0], 0, x.shape[2]))
+        grad_y = y.new_zeros(y.shape if need_y else (y.shape[0], 0, y.shape[2]))
+        self.results = grad_x, x.new_zeros(grad_x.shape[:2]), grad_y, y.new_zeros(grad_y.shape[:2])
 
     def add(self, block: _Block, weights: Tensor, row_sum: Tensor | None = None) -> None:
-        batch, rows, cols = block[:3]
+        batch, rows, cols, _, mirrored = block
+        grad_x, sum_x, grad_y, sum_y = self.results
         if self.need_x:
-            self.grad_x[batch, rows].baddbmm_(weights, self.y[batch, cols])
-            self.sum_x[batch, rows] += weights.sum(2) if row_sum is None else row_sum
-        if block.mirrored and self.need_x:
-            self.grad_x[batch, cols].baddbmm_(weights.mT, self.x[batch, rows])
-            self.sum_x[batch, cols] += weights.sum(1)
+            grad_x[batch, rows].baddbmm_(weights, self.y[batch, cols])
+            sum_x[batch, rows] += weights.sum(2) if row_sum is None else row_sum
+        if mirrored and self.need_x:
+            grad_x[batch, cols].baddbmm_(weights.mT, self.x[batch, rows])
+            sum_x[batch, cols] += weights.sum(1)
         if self.need_y:
-            self.grad_y[batch, cols].baddbmm_(weights.mT, self.x[batch, rows])
-            self.sum_y[batch, cols] += weights.sum(1)
-
-    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.grad_x, self.sum_x, self.grad_y, self.sum_y
+            grad_y[batch, cols].baddbmm_(weights.mT, self.x[batch, rows])
+            sum_y[batch, cols] += weights.sum(1)
 
 
 def _operands(x: Tensor, y: Tensor | None, terms: PairTerms) -> tuple[Tensor, Tensor, PairTerms, bool]:
     """Operands in the accumulation dtype, with the columns spelt out, and whether they are the rows."""
-    x = x.to(accumulate_dtype(x.dtype)).contiguous()
+    x = (x if x.dtype == torch.float64 else x.float()).contiguous()
+    u, v, row_ids, col_ids = terms
     # Log-weights that are all zero cost two passes over every block. On a CPU it is free to look.
-    if x.device.type == "cpu":
-        terms = terms._replace(
-            u=None if terms.u is None or not terms.u.any() else terms.u,
-            v=None if terms.v is None or not terms.v.any() else terms.v,
-        )
+    if x.device.type == "cpu" and not (u is None and v is None):
+        u, v = None if u is None or not u.any() else u, None if v is None or not v.any() else v
+        terms = PairTerms(u, v, row_ids, col_ids)
     if y is None:
         return x, x, terms.as_columns(), True
     return x, y.to(x.dtype).contiguous(), terms, False
@@ -229,8 +223,8 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
     m, n = min(size, x.shape[1]), min(size, y.shape[1])
     batch_size = max(1, min(x.shape[0], size * size // max(1, m * n)))
     buffer = x.new_empty(batch_size * m * n)
+    u, v, row_ids, col_ids = terms
     for batch in _slices(x.shape[0], batch_size):
-        in_batch = PairTerms(*(None if term is None else term[batch] for term in terms))
         for rows in _slices(x.shape[1], m):
             for cols in _slices(y.shape[1], n):
                 if symmetric and cols.start < rows.start:
@@ -239,23 +233,21 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
                 shape = (x_block.shape[0], x_block.shape[1], y_block.shape[1])
                 logits = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
                 torch.baddbmm(logits, x_block, y_block.mT, beta=0, alpha=spec.scale, out=logits)
-                if in_batch.u is not None:
-                    logits += in_batch.u[:, rows, None]
-                if in_batch.v is not None:
-                    logits += in_batch.v[:, None, cols]
+                if u is not None:
+                    logits += u[batch, rows, None]
+                if v is not None:
+                    logits += v[batch, None, cols]
                 if spec.exclude == "self":  # a diagonal of the block, much cheaper than the mask
                     shift = spec.row_offset + rows.start - spec.col_offset - cols.start
                     if -shape[1] < shift < shape[2]:
                         logits.diagonal(shift, dim1=1, dim2=2).fill_(-torch.inf)
-                elif (mask := excluded_pairs(in_batch, spec, rows, cols, x.device)) is not None:
-                    logits.masked_fill_(mask, -torch.inf)
-                yield _Block(batch, rows, cols, logits, mirrored=symmetric and cols.start > rows.start)
+                elif spec.exclude == "same_id":
+                    assert row_ids is not None
+                    assert col_ids is not None
+                    logits.masked_fill_(row_ids[batch, rows, None] == col_ids[batch, None, cols], -torch.inf)
+                yield batch, rows, cols, logits, symmetric and cols.start > rows.start
 
 
-def _inf_for_empty(lse: Tensor) -> Tensor:
-    """A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan)."""
-    return lse.masked_fill(lse == -torch.inf, torch.inf)
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, max(step, 1)))
+@functools.lru_cache(maxsize=256)
+def _slices(length: int, step: int) -> tuple[slice, ...]:
+    return tuple([slice(start, min(start + step, length)) for start in range(0, length, max(step, 1))])
