@@ -86,6 +86,7 @@ LOSSES = {
     "sup_con-learnable": _named("sup_con", "x+temperature", 5),
     "sup_con-small": _named("sup_con", "x", 5, temperature=0.005, reduction="sum"),
     "sup_con-queue": _named("sup_con", "xq", 5, reduction="sum"),
+    "sup_con-queue-small": _named("sup_con", "xq", 5, temperature=0.005),
     "sup_con-queue-learnable": _named("sup_con", "xq+temperature", 5),
     "uniformity": _named("uniformity", "x", 4),
     "uniformity-queue": _named("uniformity", "xq", 4, t=1.5),
@@ -220,7 +221,7 @@ def test_strides_and_repeats(backend: str, name: str) -> None:
         assert torch.equal(2 * once, twice)
 
 
-@pytest.mark.parametrize("name", ["clip_loss-learnable", "nt_xent-learnable", "siglip-learnable"])
+@pytest.mark.parametrize("name", ["clip_loss-learnable", "nt_xent-learnable", "siglip-learnable", "sup_con-learnable"])
 def test_a_second_backward_pass_gives_the_same(backend: str, name: str) -> None:
     args = leaves(tensors(name, 40, 9))
     value = LOSSES[name].ours(*args, backend=backend)
@@ -262,7 +263,7 @@ def test_one_pair_alone(backend: str) -> None:
         assert all((grad == 0).all() for grad in grads)
 
 
-@pytest.mark.parametrize("name", [*FIRST, "uniformity-queue", "uniformity-intra"])
+@pytest.mark.parametrize("name", [*FIRST, "uniformity-queue", "uniformity-intra", "sup_con-queue"])
 def test_zero_and_extreme_rows(backend: str, name: str) -> None:
     given = tensors(name, 12, 5)
     for t in given:
@@ -278,9 +279,14 @@ def test_zero_and_extreme_rows(backend: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clip_loss-learnable", "info_nce-learnable", "nt_xent-learnable", "siglip-learnable", "uniformity-intra"]
+    "name",
+    [
+        *("clip_loss-learnable", "info_nce-learnable", "nt_xent-learnable", "siglip-learnable", "uniformity-intra"),
+        "sup_con-queue-learnable",
+    ],
 )
 def test_what_has_no_gradient_may_change_before_it_is_asked_for(backend: str, name: str) -> None:
+    has_kernels(backend, name)
     given = tensors(name, 20, 6)
     for wanted in range(len(given)):
         args = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(given)]
@@ -301,7 +307,15 @@ def test_a_bad_row_is_seen(backend: str, name: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clip_loss-learnable", "info_nce-queue", "dclw", "siglip-learnable", "uniformity-intra"]
+    "name",
+    [
+        "clip_loss-learnable",
+        "info_nce-queue",
+        "dclw",
+        "siglip-learnable",
+        "uniformity-intra",
+        "sup_con-queue-learnable",
+    ],
 )
 def test_second_derivatives(backend: str, name: str) -> None:
     found = []
