@@ -13,7 +13,7 @@ namespace hyperkern {
 template <int kDim, Weight kWeight>
 struct ContractWgmma {
   static constexpr int kConsumers = kDim <= 64 ? 3 : 2;  // warpgroups
-  static constexpr bool kTwo = kWeight == Weight::kTwo;
+  static constexpr bool kTwo = is_two(kWeight);
   static constexpr int kCols = kDim <= 64    ? (kTwo ? 64 : (kWeight == Weight::kFactor ? 80 : 96))
                                : kDim <= 128 ? (kTwo ? 96 : 128)
                                              : (kWeight == Weight::kExp ? 80 : 64);

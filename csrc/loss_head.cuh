@@ -7,8 +7,9 @@
 namespace hyperkern {
 
 // kCoupled: -log p of the positive; kDecoupled: without the positive in the denominator; kSigmoid: a decision for each
-// pair; kPotential: the logarithm of a mean, which is known behind the products only.
-enum class Head : int { kCoupled, kDecoupled, kSigmoid, kPotential };
+// pair; kPotential: the logarithm of a mean, which is known behind the products only; kClasses: the mean of -log p over
+// the positives of a row, those of its class.
+enum class Head : int { kCoupled, kDecoupled, kSigmoid, kPotential, kClasses };
 
 constexpr int kHeadThreads = 256;
 
@@ -26,7 +27,7 @@ constexpr int kMostWays = 2, kMostSources = 2;
 
 struct HeadArgs {
   Head head;
-  PartialSums sums[kMostWays][kMostSources];
+  PartialSums sums[kMostWays][kMostSources];  // of classes the second way has the positives' logits, and their numbers
   int ways;
   int batch, n, blocks;    // rows of x; blocks of threads of a problem
   bool together;           // see LossRows
@@ -41,12 +42,12 @@ struct HeadArgs {
   int vectors, padded;
   float* weights;    // (batch, n): those of the positives
   float* loss;       // (batch)
-  float* partials;   // (batch, blocks)
+  float* partials;   // (batch, blocks), of classes twice
   uint32_t* counts;  // (batch): blocks that are done
   // Of a potential.
   const float* zeros;  // (2, batch, zero_blocks): numbers of zero rows
   int zero_blocks;
-  float* total;               // (batch)
+  float* total;               // (batch); of classes the anchors of a mean, null for a sum
   int k;                      // rows of the queue
   float of_source[2];         // how often the sums of a source count: pairs of x alone are met in both orders
   float pairs, offset;        // their number; what is added to the logarithm
@@ -176,16 +177,19 @@ HYPERKERN_DEVICE float sigmoid_pair(const HeadArgs& args, int i_b, int i, float 
   return row_sum(args.sums[0], i_b, i, 1.0f).sum + own;
 }
 
+HYPERKERN_DEVICE float plain_sum(const PartialSums& sums, int i_b, int i) {
+  float sum = 0.0f;
+  for (int part = 0; part < sums.parts; ++part) {
+    sum += sums.sum[part * sums.part_stride + i_b * sums.stride_b + static_cast<int64_t>(i) * sums.stride];
+  }
+  return sum;
+}
+
 HYPERKERN_DEVICE float potential_row(const HeadArgs& args, int i_b, int i) {
   float sum = 0.0f;
   for (int source = 0; source < kMostSources; ++source) {
     const PartialSums& sums = args.sums[0][source];
-    if (sums.sum == nullptr) continue;
-    float of_source = 0.0f;
-    for (int part = 0; part < sums.parts; ++part) {
-      of_source += sums.sum[part * sums.part_stride + i_b * sums.stride_b + static_cast<int64_t>(i) * sums.stride];
-    }
-    sum += args.of_source[source] * of_source;
+    if (sums.sum != nullptr) sum += args.of_source[source] * plain_sum(sums, i_b, i);
   }
   return sum;
 }
@@ -233,6 +237,55 @@ HYPERKERN_KERNEL void __launch_bounds__(kHeadThreads) head_kernel(const HeadArgs
   } else if (ptx::thread() == 0) {
     args.loss[i_b] = static_cast<float>(total * args.share);
   }
+}
+
+// ---- classes ------------------------------------------------------------------------------------------------------
+
+// The terms of a row, and behind them the share of each of its positives.
+HYPERKERN_DEVICE void write_class_terms(const HeadArgs& args, int i_b, int row, float p, float a, float share) {
+  write_terms(args, i_b, row, p, a);
+  args.terms[(static_cast<int64_t>(i_b) * args.vectors + kRowShare) * args.padded + row] = share;
+}
+
+// What a row adds to the loss. Without a positive it is no anchor: of its own it has neither loss nor weights.
+HYPERKERN_DEVICE float class_row(const HeadArgs& args, int i_b, int i, float& anchors) {
+  const RowSum row = row_sum(args.sums[0], i_b, i, args.unit);
+  const float number = plain_sum(args.sums[1][1], i_b, i);
+  const float share = number > 0.0f ? 1.0f / number : 0.0f;
+  if (args.terms != nullptr) {
+    const float a = number > 0.0f ? args.gain / row.sum : 0.0f;
+    write_class_terms(args, i_b, i, -row.top, a, share * args.gain);
+  }
+  if (number == 0.0f) return 0.0f;
+  anchors = 1.0f;
+  return (row.top - plain_sum(args.sums[1][0], i_b, i) * share) / args.unit + logf(row.sum);
+}
+
+// A kernel of its own: together with the other heads both would spill registers.
+HYPERKERN_KERNEL void __launch_bounds__(kHeadThreads) class_head_kernel(const HeadArgs args) {
+  const int i_b = ptx::block() / args.blocks;
+  const int i = ptx::block() % args.blocks * kHeadThreads + ptx::thread();
+  float loss = 0.0f, anchors = 0.0f;
+  if (i < args.n) {
+    loss = class_row(args, i_b, i, anchors);
+  } else if (args.terms != nullptr && i < args.padded) {
+    // Of candidates that are no anchors, and beyond the end: a weight is 0, and not 0 times infinity.
+    write_class_terms(args, i_b, i, -INFINITY, 0.0f, 0.0f);
+  }
+  const float of_block = block_sum<kHeadThreads>(loss), anchors_of_block = block_sum<kHeadThreads>(anchors);
+  float* of_anchors = args.partials + static_cast<int64_t>(args.batch) * args.blocks;
+  if (ptx::thread() == 0) {
+    args.partials[ptx::block()] = of_block;
+    of_anchors[ptx::block()] = anchors_of_block;
+  }
+  if (!is_last_block(args.counts + i_b, args.blocks)) return;
+  const int64_t first = static_cast<int64_t>(i_b) * args.blocks;
+  const float total = block_sum<kHeadThreads>(sum_of_range<kHeadThreads>(args.partials + first, args.blocks));
+  const float number = block_sum<kHeadThreads>(sum_of_range<kHeadThreads>(of_anchors + first, args.blocks));
+  if (ptx::thread() != 0) return;
+  const float mean_of = args.total == nullptr ? 1.0f : fmaxf(number, 1.0f);
+  if (args.total != nullptr) args.total[i_b] = mean_of;
+  args.loss[i_b] = static_cast<float>(total / mean_of * args.share);
 }
 
 }  // namespace hyperkern

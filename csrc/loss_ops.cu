@@ -29,6 +29,26 @@ NumberType number_type(const Tensor& x, const char* name) {
   }
 }
 
+LabelType label_type(const Tensor& x, const char* name) {
+  switch (x.scalar_type()) {
+    case ScalarType::Byte: return LabelType::kUInt8;
+    case ScalarType::Char: return LabelType::kInt8;
+    case ScalarType::Short: return LabelType::kInt16;
+    case ScalarType::Int: return LabelType::kInt32;
+    case ScalarType::Long: return LabelType::kInt64;
+    default: fail(name, " must be signed integers or uint8, got ", name_of(x.scalar_type()));
+  }
+}
+
+Labels labels_of(const OptionalTensor& given, const char* name, const Tensor& as, int64_t batch, int64_t count) {
+  if (count == 0) return {};
+  HYPERKERN_REQUIRE(given.has_value(), name, " is missing");
+  check_same_device(*given, name, as);
+  check_shape(*given, name, batch, count);
+  HYPERKERN_REQUIRE(given->is_contiguous(), name, " must be contiguous");
+  return {given->const_data_ptr(), label_type(*given, name)};
+}
+
 void check_number(const Tensor& x, const char* name, const Tensor& as) {
   check_same_device(x, name, as);
   HYPERKERN_REQUIRE(x.numel() == 1, name, " must be one number, got ", shape_of(x));
@@ -64,8 +84,7 @@ LossRows loss_rows(
   check_device(x, "x");
   LossRows rows{input_rows(x, "x")};
   HYPERKERN_REQUIRE(x.size(2) <= kMostLossDim, "D must be at most ", kMostLossDim, ", got ", x.size(2));
-  HYPERKERN_REQUIRE(
-      !together || (y.has_value() && !queue.has_value()), "rows in turn are those of x and y, and no others");
+  HYPERKERN_REQUIRE(!together || !queue.has_value(), "one symmetric problem is of x, or of x and y, and no others");
   rows.access = access_of(x);
   restrict_access(rows.access, rows.x);
   rows.batch = to_int(x.size(0), "the batch size");
@@ -133,7 +152,8 @@ void prepare_loss(
     const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value, const Tensor& operand,
     const OptionalTensor& positives, const OptionalTensor& zeros, const Tensor& counted, const OptionalTensor& cleared,
     const OptionalTensor& terms, const OptionalTensor& kept_x, const OptionalTensor& kept_y,
-    const OptionalTensor& kept_scale) {
+    const OptionalTensor& kept_scale, const OptionalTensor& labels, const OptionalTensor& queue_labels,
+    const OptionalTensor& classes) {
   PrepareLossArgs args{loss_rows(x, y, queue, together, number(scale, 1.0, reciprocal, "scale", x))};
   LossRows& of = args.of;
   args.blocks = ceil_div(static_cast<int64_t>(of.n) + of.k, kRowWarps);
@@ -167,6 +187,16 @@ void prepare_loss(
     HYPERKERN_REQUIRE(scale.has_value(), "kept_scale is that of a tensor");
     args.kept_scale = numbers(*kept_scale, "kept_scale", x, 1);
   }
+  if (classes.has_value()) {
+    HYPERKERN_REQUIRE(!y.has_value(), "partners have no classes");
+    args.labels = labels_of(labels, "labels", x, of.batch, of.n);
+    args.queue_labels = labels_of(queue_labels, "queue_labels", x, of.batch, of.k);
+    check_same_device(*classes, "classes", x);
+    check_type(*classes, "classes", ScalarType::Long);
+    check_shape(*classes, "classes", of.batch, of.rows());
+    HYPERKERN_REQUIRE(classes->is_contiguous(), "classes must be contiguous");
+    args.classes = static_cast<int64_t*>(classes->mutable_data_ptr());
+  }
   const int blocks = row_blocks(of.batch, static_cast<int64_t>(of.n) + of.k);
   if (blocks == 0) return;
   const DeviceGuard guard(x);
@@ -183,7 +213,7 @@ void head(
     const OptionalTensor& terms, const OptionalTensor& weights, const OptionalTensor& total, const Tensor& loss,
     const Tensor& partials, const Tensor& counted) {
   check_device(row, "row");
-  HYPERKERN_REQUIRE(head_code >= 0 && head_code <= 3, "head must be between 0 and 3, got ", head_code);
+  HYPERKERN_REQUIRE(head_code >= 0 && head_code <= 4, "head must be between 0 and 4, got ", head_code);
   HYPERKERN_REQUIRE(loss.dim() == 1, "loss must have shape (batch), got ", shape_of(loss));
   HeadArgs args{};
   args.head = static_cast<Head>(head_code);
@@ -192,8 +222,8 @@ void head(
   args.k = to_int(further, "further");
   args.together = together;
   set_places(args, row, top, second, places);
-  const bool potential = args.head == Head::kPotential;
-  HYPERKERN_REQUIRE(potential || positives.has_value(), "head ", head_code, " needs positives");
+  const bool potential = args.head == Head::kPotential, classes = args.head == Head::kClasses;
+  HYPERKERN_REQUIRE(potential || classes || positives.has_value(), "head ", head_code, " needs positives");
   HYPERKERN_REQUIRE(
       !potential || (zeros.has_value() && total.has_value()), "head ", head_code, " needs zeros and total");
   if (positives.has_value()) {
@@ -214,12 +244,19 @@ void head(
     args.total = result(*total, "total", row, args.batch);
     set_potential(args, t);
   }
+  if (classes) {
+    HYPERKERN_REQUIRE(
+        args.ways == 2 && top.has_value() && args.sums[1][0].sum != nullptr && args.sums[1][1].sum != nullptr, "head ",
+        head_code, " needs top, and beside the sums those of positives and their numbers");
+    args.ways = 1;
+    if (total.has_value()) args.total = result(*total, "total", row, args.batch);
+  }
   int64_t items = n;
   if (terms.has_value()) {
     HYPERKERN_REQUIRE(
-        terms->dim() == 3 && (terms->size(1) == 2 || terms->size(1) == 5) &&
+        terms->dim() == 3 && (classes ? terms->size(1) == 6 : terms->size(1) == 2 || terms->size(1) == 5) &&
             terms->size(2) >= (args.ways == 2 ? 2 * n + (together ? 0 : n % 2) : n),
-        "terms must have shape (batch, 2 or 5, as many as there are rows), got ", shape_of(*terms));
+        "terms must have shape (batch, 2 or 5, of classes 6, as many as there are rows), got ", shape_of(*terms));
     args.vectors = static_cast<int>(terms->size(1));
     args.padded = to_int(terms->size(2), "terms");
     args.terms = result(*terms, "terms", row, args.batch, args.vectors, args.padded);
@@ -228,12 +265,14 @@ void head(
   if (weights.has_value()) args.weights = result(*weights, "weights", row, args.batch, n);
   args.loss = result(loss, "loss", row, args.batch);
   args.blocks = ceil_div(items, kHeadThreads);
-  args.partials = numbers(partials, "partials", row, static_cast<int64_t>(args.batch) * args.blocks);
+  args.partials = numbers(partials, "partials", row, static_cast<int64_t>(classes ? 2 : 1) * args.batch * args.blocks);
   args.counts = counts(counted, "counts", row, args.batch);
   const int blocks = to_int(static_cast<int64_t>(args.batch) * args.blocks, "the number of blocks");
   if (blocks == 0) return;
   const DeviceGuard guard(row);
-  launch(head_kernel, blocks, kHeadThreads, kBlockSumBytes<kHeadThreads>, current_stream(row), args);
+  launch(
+      classes ? class_head_kernel : head_kernel, blocks, kHeadThreads, kBlockSumBytes<kHeadThreads>,
+      current_stream(row), args);
 }
 
 void finish_loss(
@@ -292,7 +331,7 @@ void finish_loss(
   const InputRows* const ins[] = {&of.x, &of.y, &of.queue};
   const bool wanted[] = {
       dx.has_value() || of_scale.has_value() || of_bias.has_value(),
-      dy.has_value() || (of_scale.has_value() && together), dqueue.has_value()};
+      dy.has_value() || (of_scale.has_value() && together && y.has_value()), dqueue.has_value()};
   for (int i = 0; i < kMostFeatures; ++i) {
     if (!wanted[i]) continue;
     const int64_t* place = &places[static_cast<size_t>(i * kNumbers)];

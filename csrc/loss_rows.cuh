@@ -2,7 +2,7 @@
 // behind them. One form for the family: features x, their partners y where there are any, and further rows, a queue.
 //
 // The operand holds all rows of a problem in the dtype of the product: those of x, of y, of the queue, or, where all of
-// them are one symmetric problem, x and y in turn.
+// them are one symmetric problem, x alone, or x and y in turn.
 #pragma once
 
 #include "rows.cuh"
@@ -51,6 +51,25 @@ HYPERKERN_DEVICE void write_number(void* to, NumberType type, double x) {
   }
 }
 
+// ---- classes ------------------------------------------------------------------------------------------------------
+
+enum class LabelType : int { kUInt8, kInt8, kInt16, kInt32, kInt64 };
+
+struct Labels {
+  const void* data;
+  LabelType type;
+
+  HYPERKERN_DEVICE int64_t read(int64_t i) const {
+    switch (type) {
+      case LabelType::kUInt8: return static_cast<const uint8_t*>(data)[i];
+      case LabelType::kInt8: return static_cast<const int8_t*>(data)[i];
+      case LabelType::kInt16: return static_cast<const int16_t*>(data)[i];
+      case LabelType::kInt32: return static_cast<const int32_t*>(data)[i];
+      default: return static_cast<const int64_t*>(data)[i];
+    }
+  }
+};
+
 // ---- the last block of threads ------------------------------------------------------------------------------------
 
 // Whether this block of threads is the last of so many that come here; what the others' first threads have written can
@@ -78,14 +97,14 @@ struct LossRows {
   Access access;
   int batch;
   int n, k;       // rows of x, and of y where it is given; of the queue
-  bool together;  // x_i and y_i are rows 2i and 2i + 1
+  bool together;  // one symmetric problem: with y x_i and y_i are rows 2i and 2i + 1
   Number scale;
 
   HYPERKERN_HOST_DEVICE bool paired() const { return y.data != nullptr; }
   HYPERKERN_HOST_DEVICE int rows() const { return n + (paired() ? n : 0) + k; }  // of the operand
 
   // The row of the operand.
-  HYPERKERN_HOST_DEVICE int place_of_x(int i) const { return together ? 2 * i : i; }
+  HYPERKERN_HOST_DEVICE int place_of_x(int i) const { return together && paired() ? 2 * i : i; }
   HYPERKERN_HOST_DEVICE int place_of_y(int i) const { return together ? 2 * i + 1 : n + i; }
   HYPERKERN_HOST_DEVICE int place_in_queue(int i) const { return rows() - k + i; }
 
@@ -115,6 +134,8 @@ struct PrepareLossArgs {
   // none.
   OutputRows kept_x, kept_y;
   float* kept_scale;
+  Labels labels, queue_labels;  // (batch, n), (batch, k)
+  int64_t* classes;             // (batch, rows): the same of all rows; null for none
 };
 
 template <class P>
@@ -152,6 +173,9 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const P
     store_unit_row(args, i_b, of.place_of_x(item), x, true);
     const int64_t i_row = static_cast<int64_t>(i_b) * of.n + item;
     if (args.kept_x.data != nullptr) store_piece<P>(args.kept_x, i_row, of.access, 0, x.v);
+    if (args.classes != nullptr && ptx::thread() % kWarp == 0) {
+      args.classes[static_cast<int64_t>(i_b) * of.rows() + item] = args.labels.read(i_row);
+    }
     zeros[0] = x.length.zero() ? 1.0f : 0.0f;
     if (of.paired()) {
       const UnitRow<P> y(of.y, of.access, i_b, item);
@@ -163,6 +187,10 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const P
   } else if (item < of.n + of.k) {
     const UnitRow<P> row(of.queue, of.access, i_b, item - of.n);
     store_unit_row(args, i_b, of.place_in_queue(item - of.n), row, false);
+    if (args.classes != nullptr && ptx::thread() % kWarp == 0) {
+      args.classes[static_cast<int64_t>(i_b) * of.rows() + item] =
+          args.queue_labels.read(static_cast<int64_t>(i_b) * of.k + item - of.n);
+    }
     zeros[1] = row.length.zero() ? 1.0f : 0.0f;
   }
   if (args.zeros == nullptr) return;
@@ -205,11 +233,11 @@ struct FinishLossArgs {
   InputRows grad;             // (1, results, dim) of contract, float32
   const float* sum;           // (results): of weights, for the gradient of the bias
   const float* weights;       // (batch, n): of the positives; null for none
-  const float* total;         // (batch): what a potential's gradient is divided by; null for none
+  const float* total;         // (batch): what the gradient is divided by; null for none
   const float* of_loss;       // (batch): the incoming gradient
   double share;               // of a row in the loss
   float of_pairs;             // what the weighted sums are multiplied by, beside a scale in a tensor
-  float of_zero_row;          // what the pairs of a zero row have in place of 1, with `total`
+  float of_zero_row;          // what the pairs of a zero row have in place of 1
   float eps;
   // Gradients of numbers; null where nobody wants them.
   void* of_scale;
@@ -257,16 +285,14 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_loss_kernel(const Fi
   }
   const int i = (i_block - feature.first_block) * kRowWarps + ptx::thread() / kWarp;
   // What all elements have in common is rounded once.
-  const double incoming = args.of_loss[i_b] * args.share;
+  double incoming = args.of_loss[i_b] * args.share;
+  if (args.total != nullptr) incoming /= args.total[i_b];
   float of_scale = 0.0f, of_bias = 0.0f;
   if (i < feature.count) {
     const UnitRow<P> x(feature.rows, of.access, i_b, i);
     const float factor = of.factor(feature.is_x);
     double of_pairs = incoming * args.of_pairs * factor;
-    if (args.total != nullptr) {
-      of_pairs /= args.total[i_b];
-      if (x.length.zero()) of_pairs *= args.of_zero_row;
-    }
+    if (x.length.zero()) of_pairs *= args.of_zero_row;
     Values<P> grad = {};
     add_sums<P>(args, feature, i_b, i, grad);
     float weight = 0.0f;

@@ -69,7 +69,8 @@ void prepare_loss(
     const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value,
     const torch::stable::Tensor& operand, const OptionalTensor& positives, const OptionalTensor& zeros,
     const torch::stable::Tensor& counted, const OptionalTensor& cleared, const OptionalTensor& terms,
-    const OptionalTensor& kept_x, const OptionalTensor& kept_y, const OptionalTensor& kept_scale);
+    const OptionalTensor& kept_x, const OptionalTensor& kept_y, const OptionalTensor& kept_scale,
+    const OptionalTensor& labels, const OptionalTensor& queue_labels, const OptionalTensor& classes);
 
 void head(
     int64_t head_code, int64_t n, int64_t further, const torch::stable::Tensor& row, const OptionalTensor& top,

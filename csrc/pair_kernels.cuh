@@ -26,9 +26,11 @@ void launch_sums_task(const SumsArgs& args, const Matrix& x, const Matrix& y, bo
           return;
         }
       }
-      launch(
-          sums_wgmma_kernel<Operand, kTask, false>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
-          stages);
+      if constexpr (kTask != Task::kSumClasses) {
+        launch(
+            sums_wgmma_kernel<Operand, kTask, false>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
+            stages);
+      }
       return;
     }
   }
@@ -45,6 +47,7 @@ void launch_sums(const SumsArgs& args, Task task, const Matrix& x, const Matrix&
     case Task::kStoreFactor: return launch_sums_task<Operand, Task::kStoreFactor>(args, x, y, wgmma, stream);
     case Task::kStoreTwo: return launch_sums_task<Operand, Task::kStoreTwo>(args, x, y, wgmma, stream);
     case Task::kStoreSoftplus: return launch_sums_task<Operand, Task::kStoreSoftplus>(args, x, y, wgmma, stream);
+    case Task::kSumClasses: return launch_sums_task<Operand, Task::kSumClasses>(args, x, y, wgmma, stream);
   }
 }
 
@@ -84,6 +87,7 @@ void launch_contract(
     case Weight::kFactor: return launch_contract_weight<Operand, Weight::kFactor>(args, x, y, wgmma, stream);
     case Weight::kTwo: return launch_contract_weight<Operand, Weight::kTwo>(args, x, y, wgmma, stream);
     case Weight::kSoftplus: return launch_contract_weight<Operand, Weight::kSoftplus>(args, x, y, wgmma, stream);
+    case Weight::kClasses: return launch_contract_weight<Operand, Weight::kClasses>(args, x, y, wgmma, stream);
   }
 }
 

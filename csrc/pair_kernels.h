@@ -54,6 +54,7 @@ TileSize contract_tile(int operand_bytes, Weight weight, bool wgmma) {
       case Weight::kFactor: return contract_tile<ContractWgmma<kDim, Weight::kFactor>>();
       case Weight::kTwo: return contract_tile<ContractWgmma<kDim, Weight::kTwo>>();
       case Weight::kSoftplus: return contract_tile<ContractWgmma<kDim, Weight::kSoftplus>>();
+      case Weight::kClasses: return contract_tile<ContractWgmma<kDim, Weight::kClasses>>();
     }
   }
   return operand_bytes == 2 ? contract_tile<ContractMma<kDim, 2>>() : contract_tile<ContractMma<kDim, 4>>();

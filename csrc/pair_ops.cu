@@ -53,7 +53,7 @@ const float* terms(const OptionalTensor& terms, const char* name, const Tensor& 
 
 const int64_t* ids(const OptionalTensor& ids, const char* name, const Tensor& as, int64_t length, bool wanted) {
   if (!wanted) return nullptr;
-  HYPERKERN_REQUIRE(ids.has_value(), name, " is missing, which this exclusion compares");
+  HYPERKERN_REQUIRE(ids.has_value(), name, " is missing, which this exclusion, or these classes, compare");
   check_same_device(*ids, name, as);
   check_type(*ids, name, ScalarType::Long);
   check_shape(*ids, name, as.size(0), length);
@@ -68,13 +68,13 @@ struct Terms {
 };
 
 // How many vectors of terms a weight reads.
-constexpr int64_t kRowTerms[] = {2, 2, 3, 1}, kColTerms[] = {0, 2, 3, 1};
+constexpr int64_t kRowTerms[] = {2, 2, 3, 1, 6}, kColTerms[] = {0, 2, 3, 1, 4};
 
 // Tiles cover more than the last column; of all that they cover the terms must be readable, pairs of them at once.
 Pairs make_pairs(
     const Tensor& x, const Tensor& y, const Terms& from, int64_t exclude, int64_t row_shift, int64_t views,
     double scale, double offset, bool rounded, int64_t row_count, int64_t col_count, const std::vector<int64_t>& sides,
-    int tile_cols) {
+    int tile_cols, bool classes) {
   HYPERKERN_REQUIRE(exclude >= 0 && exclude <= 2, "exclude must be 0 (none), 1 (self) or 2 (same id), got ", exclude);
   // A tile off the diagonal has no pair of a group: tiles start at even rows and columns.
   HYPERKERN_REQUIRE(
@@ -112,9 +112,11 @@ Pairs make_pairs(
         "col_terms must start its rows at multiples of 8 bytes");
   }
   const bool by_id = pairs.exclude == Exclude::kSameId;
-  pairs.row_ids = ids(from.row_ids, "row_ids", x, x.size(1), by_id);
-  pairs.col_ids = ids(from.col_ids, "col_ids", x, y.size(1), by_id);
-  if (by_id) {
+  HYPERKERN_REQUIRE(
+      !classes || (!by_id && views == 1), "classes take the place of other ids, and rows are no views of one another");
+  pairs.row_ids = ids(from.row_ids, "row_ids", x, x.size(1), by_id || classes);
+  pairs.col_ids = ids(from.col_ids, "col_ids", x, y.size(1), by_id || classes);
+  if (by_id || classes) {
     pairs.row_ids_stride_b = from.row_ids->stride(0);
     pairs.col_ids_stride_b = from.col_ids->stride(0);
   }
@@ -201,7 +203,7 @@ void emulate(int64_t capability, bool products_first) {
 std::tuple<int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int64_t dim, int64_t weight) {
   check_device(x, "x");
   HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
-  HYPERKERN_REQUIRE(weight >= 0 && weight <= 3, "weight must be between 0 and 3, got ", weight);
+  HYPERKERN_REQUIRE(weight >= 0 && weight <= 4, "weight must be between 0 and 4, got ", weight);
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
   const TileSize size = kernel == 0
                             ? sums_tile(0, Task::kSumExp, takes_wgmma(x))
@@ -214,7 +216,7 @@ bool runs_on(int64_t capability) { return has_code_for(to_int(capability, "capab
 std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma) {
   HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
   HYPERKERN_REQUIRE(bytes == 4 || bytes == 2, "operands have 2 or 4 bytes, got ", bytes);
-  HYPERKERN_REQUIRE(kind >= 0 && kind <= (kernel == 0 ? 6 : 3), "there is no task or weight ", kind);
+  HYPERKERN_REQUIRE(kind >= 0 && kind <= (kernel == 0 ? 7 : 4), "there is no task or weight ", kind);
   const int size = static_cast<int>(bytes);
   const TileSize tile = kernel == 0 ? sums_tile(to_int(dim, "D") * size, static_cast<Task>(kind), wgmma)
                                     : contract_tile(size, to_int(dim, "D"), static_cast<Weight>(kind), wgmma);
@@ -228,8 +230,11 @@ void sums(
     bool triangle, int64_t stripes, int64_t cuts, const Tensor& row, const OptionalTensor& row_second,
     const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
-  HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 6, "task must be between 0 and 6, got ", task_code);
+  HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 7, "task must be between 0 and 7, got ", task_code);
   const Task task = static_cast<Task>(task_code);
+  HYPERKERN_REQUIRE(
+      task != Task::kSumClasses || x.size(2) <= kMostContractDim, "with classes D must be at most ", kMostContractDim,
+      ", got ", x.size(2));
   const bool wgmma = takes_wgmma(x);
   const TileSize size = sums_tile(0, task, wgmma);
   SumsArgs args{};
@@ -242,7 +247,7 @@ void sums(
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
-      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols);
+      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols, task == Task::kSumClasses);
   args.sides = make_sides(args.pairs, x, y, sides, weight_of(task));
   args.pairs.m = args.sides.side[0].m;
   args.pairs.n = args.sides.side[0].n;
@@ -261,14 +266,17 @@ void sums(
       "stripes must be between 1 and the number of row blocks (", schedule.blocks, ") and cuts at least 1, got ",
       stripes, " and ", cuts);
   check_grid(args.pairs, schedule.stripes, schedule.cuts);
-  HYPERKERN_REQUIRE(task <= Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code, " needs col_terms");
+  HYPERKERN_REQUIRE(
+      !stores(task) || task == Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code,
+      " needs col_terms");
   HYPERKERN_REQUIRE(task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
-  args.row = result(row, "row", x, cuts, args.pairs.batch, args.pairs.m);
+  const int64_t results = static_cast<int64_t>(row_results(task)) * args.pairs.batch;
+  args.row = result(row, "row", x, cuts, results, args.pairs.m);
   HYPERKERN_REQUIRE(row_second.has_value() || !has_second(task), "task ", task_code, " needs row_second");
-  if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, args.pairs.batch, args.pairs.m);
+  if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, results, args.pairs.m);
   if (col.has_value()) {
-    HYPERKERN_REQUIRE(task != Task::kSumRunning, "a running maximum has no column sums");
+    HYPERKERN_REQUIRE(!is_running(task), "a running maximum has no column sums");
     args.col_parts_per_cut = triangle ? schedule.stripes : 0;
     const int64_t parts = (triangle ? stripes * cuts : stripes) * size.groups;
     args.col = result(*col, "col", x, parts, args.pairs.batch, args.pairs.n);
@@ -304,7 +312,7 @@ void contract(
     const std::vector<int64_t>& sides, double scale, double offset, bool rounded, int64_t weight_code, bool split,
     double out_scale, const Tensor& grad, const Tensor& sum, const OptionalTensor& value) {
   check_operands(x, y);
-  HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 3, "weight must be between 0 and 3, got ", weight_code);
+  HYPERKERN_REQUIRE(weight_code >= 0 && weight_code <= 4, "weight must be between 0 and 4, got ", weight_code);
   const Weight weight = static_cast<Weight>(weight_code);
   HYPERKERN_REQUIRE(x.size(2) <= kMostContractDim, "D must be at most ", kMostContractDim, ", got ", x.size(2));
   const bool wgmma = takes_wgmma(x);
@@ -314,13 +322,12 @@ void contract(
   args.out_scale = static_cast<float>(out_scale);
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
-      kRowTerms[weight_code], kColTerms[weight_code], sides, size.cols);
+      kRowTerms[weight_code], kColTerms[weight_code], sides, size.cols, weight == Weight::kClasses);
   args.sides = make_sides(args.pairs, x, y, sides, weight);
   const int64_t results = set_grids(args, sides, size.rows);
   HYPERKERN_REQUIRE(
       weight == Weight::kExp || args.pairs.col_terms != nullptr, "weight ", weight_code, " needs col_terms");
-  HYPERKERN_REQUIRE(
-      weight != Weight::kTwo || args.pairs.row_terms != nullptr, "weight ", weight_code, " needs row_terms");
+  HYPERKERN_REQUIRE(!is_two(weight) || args.pairs.row_terms != nullptr, "weight ", weight_code, " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
   args.grad = result(grad, "grad", x, results, x.size(2));
   args.sum = result(sum, "sum", x, results);

@@ -16,17 +16,23 @@ enum class Exclude : int { kNone, kSelf, kSameId };
 //   kFactor:   exp(l + p_i + q_j) (a_i + b_j)
 //   kTwo:      a_i exp(l + p_i + q_j) + b_j exp(l + p'_i + q'_j)
 //   kSoftplus: sigmoid(l + p_i + q_j)
+//   kClasses:  that of kTwo, less c_i + d_j for a pair of one class
 // with l = scale <x_i, y_j>.
-enum class Weight : int { kExp, kFactor, kTwo, kSoftplus };
+enum class Weight : int { kExp, kFactor, kTwo, kSoftplus, kClasses };
 
-// The order of the vectors in row_terms and col_terms.
-enum Term : int { kP = 0, kA = 1, kSecondP = 2, kTerms = 3 };
+// Whether rows and columns have exponents of their own.
+HYPERKERN_HOST_DEVICE constexpr bool is_two(Weight weight) {
+  return weight == Weight::kTwo || weight == Weight::kClasses;
+}
+
+// The order of the vectors in row_terms and col_terms. Those of columns start at the third of rows, and c is d.
+enum Term : int { kP = 0, kA = 1, kSecondP = 2, kTerms = 3, kColShare = 3, kRowShare = 5 };
 
 // A pairwise problem but for its operands.
 struct Pairs {
   const float* row_terms;  // (batch, terms, m), null for none: p = 0, a = 1
   const float* col_terms;  // (batch, terms, n and what a last tile has beyond), null for none
-  const int64_t* row_ids;  // (batch, m), for kSameId
+  const int64_t* row_ids;  // (batch, m), for kSameId; or the classes of rows
   const int64_t* col_ids;  // (batch, n)
   int64_t row_terms_stride_b, row_terms_stride_t;
   int64_t col_terms_stride_b, col_terms_stride_t;
@@ -64,8 +70,8 @@ struct Problem {
   Side side;
   int i_b;  // of the operands
 
-  // Other sides than those of exponentials exclude alike: it is a register.
-  template <Weight kWeight>
+  // Other sides than those of exponentials exclude alike: it is a register. Only classes have ids of sides.
+  template <Weight kWeight, bool kOfClasses = kWeight == Weight::kClasses>
   HYPERKERN_DEVICE Pairs of(Pairs pairs) const {
     pairs.m = side.m;
     pairs.n = side.n;
@@ -76,6 +82,10 @@ struct Problem {
       pairs.col_terms += i_b * pairs.col_terms_stride_b + Side::first_term(side.first_col);
     if (pairs.row_ids != nullptr) pairs.row_ids += i_b * pairs.row_ids_stride_b;
     if (pairs.col_ids != nullptr) pairs.col_ids += i_b * pairs.col_ids_stride_b;
+    if constexpr (kOfClasses) {
+      pairs.row_ids += side.first_row;
+      pairs.col_ids += side.first_col;
+    }
     return pairs;
   }
 };
@@ -241,6 +251,68 @@ HYPERKERN_DEVICE void mask_pairs(
   }
 }
 
+// ---- classes ------------------------------------------------------------------------------------------------------
+
+// The pairs of a tile that are of one class and not left out: a bit for each of a lane's columns, as in mask_pairs.
+// Without groups nobody asks.
+template <int kBlocks, int kGroups>
+struct Positives {
+  uint32_t bits[kBlocks][2] = {};
+
+  HYPERKERN_DEVICE Positives(const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
+    static_assert(kGroups <= 16, "a lane has at most 32 columns");
+    if constexpr (kGroups > 0) find(rows, pairs, first_col, lane);
+    if (kGroups > 0 && pairs.exclude == Exclude::kSelf) leave_out_self(rows, pairs, first_col, lane);
+  }
+
+  HYPERKERN_DEVICE bool has(int block, int group, int element) const {
+    return (bits[block][element / 2] >> (2 * group + element % 2) & 1) != 0;
+  }
+
+  HYPERKERN_DEVICE int count(int block, int half) const { return ptx::popc(bits[block][half]); }
+
+ private:
+  HYPERKERN_DEVICE void find(const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
+    int64_t classes[kBlocks][2];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = ptx::opaque(rows.index[block][half]);
+        classes[block][half] = pairs.row_ids[row < pairs.m ? row : pairs.m - 1];
+      }
+    }
+#pragma unroll 2
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const int col = first_col + group * 8 + fragment_col(lane, odd);
+        if (col >= pairs.n) continue;
+        const int64_t candidate = pairs.col_ids[col];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            if (candidate == classes[block][half]) bits[block][half] |= 1u << (2 * group + odd);
+          }
+        }
+      }
+    }
+  }
+
+  HYPERKERN_DEVICE void leave_out_self(const Rows<kBlocks>& rows, const Pairs& pairs, int first_col, int lane) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t at = rows.index[block][half] + pairs.row_shift - first_col;
+        if (at < 0 || at >= 8 * kGroups || at % 8 / 2 != lane % 4) continue;
+        bits[block][half] &= ~(1u << (at / 8 * 2 + at % 2));
+      }
+    }
+  }
+};
+
 // ---- weights ------------------------------------------------------------------------------------------------------
 
 // log(1 + e^l) and its derivative, to full relative accuracy on both sides.
@@ -255,11 +327,12 @@ HYPERKERN_DEVICE float softplus(float l, float& derivative) {
   return l != l ? l : (l > 0 ? l : 0.0f) + 2.0f * z * series;
 }
 
-// What rows have besides p while their tiles are weighed: a for kFactor and kTwo, the second exponent for kTwo.
+// What rows have besides p while their tiles are weighed: a but for kExp, the second exponent for kTwo, c for kClasses.
 template <int kBlocks, Weight kWeight>
 struct RowFactors {
   float a[kBlocks][2];
   float second_p[kBlocks][2];
+  float c[kBlocks][2];
 
   HYPERKERN_DEVICE RowFactors(const Pairs& pairs, const Rows<kBlocks>& rows) {
 #pragma unroll
@@ -267,13 +340,16 @@ struct RowFactors {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = rows.index[block][half];
-        a[block][half] = second_p[block][half] = 0.0f;
-        if constexpr (kWeight == Weight::kFactor || kWeight == Weight::kTwo) {
+        a[block][half] = second_p[block][half] = c[block][half] = 0.0f;
+        if constexpr (kWeight == Weight::kFactor || is_two(kWeight)) {
           a[block][half] = Rows<kBlocks>::term(pairs, row, kA, 1.0f);
         }
-        if constexpr (kWeight == Weight::kTwo) {
+        if constexpr (is_two(kWeight)) {
           second_p[block][half] = Rows<kBlocks>::term(pairs, row, kSecondP, 0.0f);
           if (row >= pairs.m) second_p[block][half] = -INFINITY;
+        }
+        if constexpr (kWeight == Weight::kClasses) {
+          c[block][half] = Rows<kBlocks>::term(pairs, row, kRowShare, 0.0f);
         }
       }
     }
@@ -290,7 +366,7 @@ HYPERKERN_DEVICE void weigh(
   constexpr bool kOfTile = !kLog2Units && kWeight != Weight::kSoftplus;
   float of_tile[kBlocks][2] = {};
   float (&tile_sum)[kBlocks][2] = kOfTile ? of_tile : row_sum;
-  if constexpr (kWeight == Weight::kTwo) {
+  if constexpr (is_two(kWeight)) {
     // Two exponents of one product: it is scaled and masked before the terms are added.
     scale_products(s, pairs.scale);
     if (mask) mask_pairs(s, rows, pairs, first_col, lane);
@@ -300,6 +376,9 @@ HYPERKERN_DEVICE void weigh(
     const float* terms = pairs.col_terms + first_col + fragment_col(lane, 0);
     const float* factor_terms = terms + ptx::opaque(kA) * pairs.col_terms_stride_t;
     const float* second_terms = terms + ptx::opaque(kSecondP) * pairs.col_terms_stride_t;
+    constexpr bool kClasses = kWeight == Weight::kClasses;
+    const float* share_terms = kClasses ? terms + ptx::opaque(kColShare) * pairs.col_terms_stride_t : nullptr;
+    const Positives<kBlocks, kClasses ? kGroups : 0> positives(rows, pairs, first_col, lane);
     static_assert(kGroups % kPart == 0, "a tile has whole parts");
 #pragma unroll
     for (int part = 0; part < kGroups; part += kPart) {
@@ -309,6 +388,8 @@ HYPERKERN_DEVICE void weigh(
           const float2 q = *reinterpret_cast<const float2*>(terms + group * 8);
           const float2 b = *reinterpret_cast<const float2*>(factor_terms + group * 8);
           const float2 second = *reinterpret_cast<const float2*>(second_terms + group * 8);
+          float2 d = {};
+          if constexpr (kClasses) d = *reinterpret_cast<const float2*>(share_terms + group * 8);
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -318,7 +399,10 @@ HYPERKERN_DEVICE void weigh(
               const float second_p = factors.second_p[block][e / 2] + (e % 2 == 0 ? second.x : second.y);
               const float of_row = exp_of<kLog2Units>(l + p);
               const float of_col = exp_of<kLog2Units>(l + second_p);
-              const float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
+              float w = factors.a[block][e / 2] * of_row + (e % 2 == 0 ? b.x : b.y) * of_col;
+              if (kClasses && positives.has(block, group, e)) {
+                w -= factors.c[block][e / 2] + (e % 2 == 0 ? d.x : d.y);
+              }
               tile_sum[block][e / 2] += w;
               s[block][group][e] = w;
             }

@@ -46,6 +46,8 @@ HYPERKERN_DEVICE uint32_t shared_address(const void* pointer) {
 // A product that is rounded before anything is added to it.
 HYPERKERN_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 
+HYPERKERN_DEVICE int popc(uint32_t x) { return __popc(x); }
+
 HYPERKERN_DEVICE float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -6,10 +6,29 @@
 
 namespace hyperkern {
 
-// The first three add up exponentials, potentials, or a log-sum-exp with a running maximum; the others store weights.
-enum class Task : int { kSumExp, kSumSoftplus, kSumRunning, kStoreExp, kStoreFactor, kStoreTwo, kStoreSoftplus };
+// The first three add up exponentials, potentials, or a log-sum-exp with a running maximum; four store weights. The
+// last one is the third, and beside it counts the pairs of one class and adds up their logits.
+enum class Task : int {
+  kSumExp,
+  kSumSoftplus,
+  kSumRunning,
+  kStoreExp,
+  kStoreFactor,
+  kStoreTwo,
+  kStoreSoftplus,
+  kSumClasses
+};
 
-HYPERKERN_HOST_DEVICE constexpr bool stores(Task task) { return task >= Task::kStoreExp; }
+HYPERKERN_HOST_DEVICE constexpr bool stores(Task task) {
+  return task >= Task::kStoreExp && task <= Task::kStoreSoftplus;
+}
+
+HYPERKERN_HOST_DEVICE constexpr bool is_running(Task task) {
+  return task == Task::kSumRunning || task == Task::kSumClasses;
+}
+
+// The numbers of a row: its sum; with classes the sum of its positives' logits, and how many they are.
+HYPERKERN_HOST_DEVICE constexpr int row_results(Task task) { return task == Task::kSumClasses ? 3 : 1; }
 
 HYPERKERN_HOST_DEVICE constexpr Weight weight_of(Task task) {
   return stores(task) ? static_cast<Weight>(static_cast<int>(task) - static_cast<int>(Task::kStoreExp))
@@ -17,16 +36,14 @@ HYPERKERN_HOST_DEVICE constexpr Weight weight_of(Task task) {
 }
 
 // Whether rows have a second result: the maximum that their sum is relative to, or the sum of the potential.
-HYPERKERN_HOST_DEVICE constexpr bool has_second(Task task) {
-  return task == Task::kSumRunning || task == Task::kStoreSoftplus;
-}
+HYPERKERN_HOST_DEVICE constexpr bool has_second(Task task) { return is_running(task) || task == Task::kStoreSoftplus; }
 
 struct SumsArgs {
   Pairs pairs;
   Sides sides;  // of one size
   Schedule schedule;
-  float* row;         // (cuts, batch, m)
-  float* row_second;  // likewise
+  float* row;         // (cuts, row_results * batch, m)
+  float* row_second;  // likewise; the first ones only
   float* col;         // (parts, batch, n), zero before; null where nobody asks
   void* weights;      // (batch, m, n) in the dtype of the operands, rows at multiples of 16 bytes
   int64_t weights_stride_b, weights_stride_m;  // elements
@@ -58,6 +75,8 @@ struct SumsEpilogue {
   const RowFactors<kBlocks, kWeight> factors;
   float sum[kBlocks][2] = {};
   float second[kBlocks][2];
+  float of_positives[kBlocks][2] = {};  // of classes
+  int positives[kBlocks][2] = {};
 
   HYPERKERN_DEVICE SumsEpilogue(
       const SumsArgs& args, const Pairs& pairs, int i_b, int i_cut, int first_row, int between, int lane)
@@ -70,7 +89,7 @@ struct SumsEpilogue {
         factors(pairs, rows) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      second[block][0] = second[block][1] = kTask == Task::kSumRunning ? -INFINITY : 0.0f;
+      second[block][0] = second[block][1] = is_running(kTask) ? -INFINITY : 0.0f;
     }
   }
 
@@ -81,8 +100,9 @@ struct SumsEpilogue {
       store(s, first_col);
       return;
     }
-    constexpr bool kRunning = kTask == Task::kSumRunning;  // without row terms: the host adds them to the maximum
+    constexpr bool kRunning = is_running(kTask);  // without row terms: the host adds them to the maximum
     if constexpr (kRunning) scale_products(s, pairs.scale);
+    if constexpr (kTask == Task::kSumClasses) add_positives(s, first_col);
     const float scale = kRunning ? 1.0f : pairs.scale;
     if (pairs.col_terms != nullptr) {
       add_terms<!kRunning>(s, rows, scale, pairs, first_col, lane);
@@ -146,7 +166,7 @@ struct SumsEpilogue {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float total = sum[block][half], other = second[block][half];
-        if constexpr (kTask == Task::kSumRunning) {
+        if constexpr (is_running(kTask)) {
           merge(total, other, 1);
           merge(total, other, 2);
         } else {
@@ -154,16 +174,47 @@ struct SumsEpilogue {
           if constexpr (has_second(kTask)) other = sum_of_row(other);
         }
         const int row = rows.index[block][half];
+        float logits = 0.0f, number = 0.0f;
+        if constexpr (kTask == Task::kSumClasses) {
+          logits = sum_of_row(of_positives[block][half]);
+          number = sum_of_row(static_cast<float>(positives[block][half]));
+        }
         if (lane % 4 == 0 && row < pairs.m) {
-          const int64_t at = (static_cast<int64_t>(i_cut) * pairs.batch + i_b) * pairs.m + row;
+          const int64_t at = (static_cast<int64_t>(i_cut) * row_results(kTask) * pairs.batch + i_b) * pairs.m + row;
           args.row[at] = total;
           if constexpr (has_second(kTask)) args.row_second[at] = other;
+          if constexpr (kTask == Task::kSumClasses) {
+            const int64_t step = static_cast<int64_t>(pairs.batch) * pairs.m;
+            args.row[at + step] = logits;
+            args.row[at + 2 * step] = number;
+          }
         }
       }
     }
   }
 
  private:
+  // Of a tile first, for the same reason as in weigh.
+  HYPERKERN_DEVICE void add_positives(const float (&s)[kBlocks][kSumsGroups][4], int first_col) {
+    const Positives<kBlocks, kSumsGroups> found(rows, pairs, first_col, lane);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      float tile[2] = {};
+#pragma unroll
+      for (int group = 0; group < kSumsGroups; ++group) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (found.has(block, group, e)) tile[e / 2] += s[block][group][e];
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        of_positives[block][half] += tile[half];
+        positives[block][half] += found.count(block, half);
+      }
+    }
+  }
+
   static HYPERKERN_DEVICE float finite(float top) { return top == -INFINITY ? 0.0f : top; }
 
   HYPERKERN_DEVICE void add_relative_to_maximum(float (&s)[kBlocks][kSumsGroups][4]) {

@@ -27,7 +27,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsMma::kThreads, 1)
   const int i_cut = ptx::block() / schedule.stripes % schedule.cuts;
   const int i_b = ptx::block() / schedule.stripes / schedule.cuts;
   const Problem problem = problem_of<kTask>(args, i_b);
-  const Pairs pairs = problem.of<weight_of(kTask)>(args.pairs);
+  const Pairs pairs = problem.of<weight_of(kTask), kTask == Task::kSumClasses>(args.pairs);
   const unsigned char* x_data = x.rows_of(problem.i_b, problem.side.first_row);
   const unsigned char* y_data = y.rows_of(problem.i_b, problem.side.first_col);
   const int bytes = pairs.dim * Operand::kBytes;

@@ -117,7 +117,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   const int warpgroup = ptx::uniform(ptx::thread() / kWarpgroup) - 1;
   const int warp = ptx::uniform(ptx::thread() % kWarpgroup / kWarp);
   const Problem problem = problem_of<kTask>(args, i_b);
-  const Pairs pairs = problem.of<weight_of(kTask)>(args.pairs);
+  const Pairs pairs = problem.of<weight_of(kTask), kTask == Task::kSumClasses>(args.pairs);
   auto* col_shared = reinterpret_cast<float*>(behind) + warpgroup * kSumsColFloats;
   float* col = args.col;
   if (col != nullptr) {

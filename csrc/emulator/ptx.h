@@ -48,6 +48,7 @@ inline uint32_t as_bits(float x) {
 // The hardware flushes subnormal numbers.
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 inline float mul(float a, float b) { return a * b; }
+inline int popc(uint32_t x) { return __builtin_popcount(x); }
 inline float ex2(float x) { return flush(std::exp2(x)); }
 inline float lg2(float x) { return std::log2(flush(x)); }
 

@@ -12,9 +12,11 @@ import torch
 from conftest import DEVICE, needs_cuda_kernels
 from torch import Tensor
 
+import hyperkern
 from benchmarks.gpu import MODES
 from hyperkern import backends
 from hyperkern.backends.cuda import library, operands, primitives
+from hyperkern.backends.cuda import step as whole_losses
 from hyperkern.spec import PairSpec, PairTerms
 
 pytestmark = [needs_cuda_kernels, *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
@@ -93,8 +95,9 @@ class Rings:
 def rings(monkeypatch: pytest.MonkeyPatch) -> Rings:
     """Columns in one range, as for a GPU with one multiprocessor: cut, small problems never fill a ring."""
     found = Rings()
-    monkeypatch.setattr(primitives, "multiprocessors", lambda device: 1)
-    monkeypatch.setattr(primitives, "ops", lambda device: found)
+    for module in (primitives, whole_losses):
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
+        monkeypatch.setattr(module, "ops", lambda device: found)
     return found
 
 
@@ -221,12 +224,32 @@ def test_a_ring_that_wraps(dtype: torch.dtype, dim: int, machine: Machine, rings
     check(x, y, PairTerms(), spec, TOLERANCE[dtype], need_y=False)
     check(x, y, terms, spec._replace(bounded=False), TOLERANCE[dtype], need_y=False)
     contracted = dim <= operands.CONTRACT_DIM
-    tasks = [*operands.Task][:3] if contracted else range(operands.Task.STORE_EXP + len(operands.Weight))
+    tasks = [*operands.Task][:3] if contracted else range(operands.Task.SUM_CLASSES)
     launched = {("sums", int(task)) for task in tasks}
     if contracted:
+        check_classes(m, n, dim, dtype)
         launched |= {("contract", int(weight)) for weight in operands.Weight}
+        launched.add(("sums", int(operands.Task.SUM_CLASSES)))
     assert rings.laps.keys() == launched
     assert {kernel for kernel, laps in rings.laps.items() if laps <= 1} == set()
+
+
+def classes_of(m: int, n: int, dim: int, dtype: torch.dtype) -> list[Tensor]:
+    """What `sup_con` takes: rows and their classes, other candidates and theirs."""
+    rows = [unit(1, count, dim, dtype)[0].to(dtype) for count in (m, n)]
+    labels = [torch.randint(0, 9, (count,), device=DEVICE) for count in (m, n)]
+    return [rows[0], labels[0], rows[1], labels[1]]
+
+
+def check_classes(m: int, n: int, dim: int, dtype: torch.dtype) -> None:
+    x, labels, y, y_labels = classes_of(m, n, dim, dtype)
+    found = []
+    for of in (dtype, torch.float64):
+        rows = x.to(of).requires_grad_()
+        loss = hyperkern.sup_con(rows, labels, y.to(of), y_labels, backend="cuda" if of == dtype else "reference")
+        found.append([loss, *torch.autograd.grad(loss, rows)])
+    for got, want in zip(*found, strict=True):
+        assert (got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
 
 
 @pytest.mark.parametrize("mode", ["quick", "full"])
@@ -259,6 +282,9 @@ def test_results_do_not_depend_on_timing(rings: Rings) -> None:
             operands.emulate(capability, products_first=products_first)
             asked = problem(300, 530, 72, torch.bfloat16, exclude="self")
             found.append(everything(backends.load("cuda"), *asked, need_y=False))
+            x, labels, *_ = classes_of(530, 1, 72, torch.bfloat16)
+            loss = hyperkern.sup_con(x.requires_grad_(), labels, backend="cuda")
+            found[-1] |= {"loss of classes": loss, "its gradient": torch.autograd.grad(loss, x)[0]}
         assert min(rings.laps.values()) > 1
         rings.laps.clear()
         operands.emulate(90)
@@ -326,6 +352,10 @@ class SideOf(NamedTuple):
             w = w.masked_fill(group[: self.rows, None] == group[None, : self.cols], 0)
         return w @ y, w.sum(-1)
 
+    def alike(self, classes: Tensor) -> Tensor:
+        """Whether rows and columns are of one class."""
+        return classes[:, self.row :][:, : self.rows, None] == classes[:, self.col :][:, None, : self.cols]
+
 
 def numbers(sides: list[SideOf], cuts: list[int]) -> list[int]:
     return [int(number) for side, count in zip(sides, cuts, strict=False) for number in (*side, count)]
@@ -347,27 +377,31 @@ def term_at(first: int) -> int:
     ],
     ids=["one-way", "others alone", "energy", "views", "odd views"],
 )
-@pytest.mark.parametrize("weight", ["exp", "factor", "two"])
+@pytest.mark.parametrize("weight", ["exp", "factor", "two", "classes"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_sides_of_one_operand(dtype: torch.dtype, weight: str, sides: list, views: int, machine: Machine) -> None:
     skip_if_portable_again(dtype, machine)
     if weight != "exp" and not all(side.excludes for side in sides):
         pytest.skip("other weights than exponentials always exclude")
+    if weight == "classes" and views == 2:
+        pytest.skip("views have no classes")
     operand = unit(2, 105, 24, dtype)
     log2 = 1.0 if dtype == torch.float32 else 1.4426950408889634
-    p, a = torch.randn(2, 2, 240, device=DEVICE)
+    p, a, share = torch.randn(3, 2, 240, device=DEVICE)
     nothing = torch.zeros_like(p)
-    terms = torch.stack([p, a, nothing, a, p], 1)
+    terms = torch.stack([p, a, nothing, a, p, share], 1)
+    classes = torch.randint(0, 4, (2, 105), device=DEVICE) << 40 if weight == "classes" else None
 
     def weigh(logits: Tensor, side: SideOf) -> Tensor:
         if weight == "exp":
             return logits.exp()
-        rows = (t[:, term_at(side.row) :][:, : side.rows, None].double() for t in (p, a))
-        cols = (t[:, term_at(side.col) :][:, None, : side.cols].double() for t in (p, a))
-        (p_row, a_row), (p_col, a_col) = rows, cols
+        rows = (t[:, term_at(side.row) :][:, : side.rows, None].double() for t in (p, a, share))
+        cols = (t[:, term_at(side.col) :][:, None, : side.cols].double() for t in (p, a, share))
+        (p_row, a_row, share_row), (p_col, a_col, share_col) = rows, cols
         if weight == "factor":
             return (logits + (p_row + p_col) / log2).exp() * (a_row + a_col)
-        return a_row * (logits + p_row / log2).exp() + a_col * (logits + p_col / log2).exp()
+        two = a_row * (logits + p_row / log2).exp() + a_col * (logits + p_col / log2).exp()
+        return two if classes is None else two - side.alike(classes) * (share_row + share_col)
 
     code = operands.Weight[weight.upper()]
     cuts = [3, 1, 2]
@@ -377,10 +411,10 @@ def test_sides_of_one_operand(dtype: torch.dtype, weight: str, sides: list, view
         torch.full((sum(sizes),), torch.nan, device=DEVICE),
     )
     z = operand.to(dtype)
-    of_rows, of_cols = {"exp": (None, None), "factor": (terms, terms), "two": (terms, terms[:, 2:])}[weight]
+    of_rows, of_cols = {"exp": (None, None), "factor": (terms, terms)}.get(weight, (terms, terms[:, 2:]))
     library.ops(z.device).contract(
-        *(z, z, of_rows, of_cols, None, None, 1, 0, views, numbers(sides, cuts)),
-        *(5.0 * log2, 0.0, weight == "two", code, dtype == torch.float32, 1.0, grad, sums, None),
+        *(z, z, of_rows, of_cols, classes, classes, 1, 0, views, numbers(sides, cuts)),
+        *(5.0 * log2, 0.0, weight in ("two", "classes"), code, dtype == torch.float32, 1.0, grad, sums, None),
     )
     for i, side in enumerate(sides):
         for got, want in zip((grad, sums), side.truth(operand, weigh, views), strict=True):
@@ -389,7 +423,7 @@ def test_sides_of_one_operand(dtype: torch.dtype, weight: str, sides: list, view
 
 
 @pytest.mark.parametrize("views", [1, 2])
-@pytest.mark.parametrize("task", ["exp", "running"])
+@pytest.mark.parametrize("task", ["exp", "running", "classes"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_sums_of_sides(dtype: torch.dtype, task: str, views: int, machine: Machine) -> None:
     skip_if_portable_again(dtype, machine)
@@ -397,15 +431,28 @@ def test_sums_of_sides(dtype: torch.dtype, task: str, views: int, machine: Machi
     if dtype != torch.float32:
         log2 = 1.4426950408889634
     sides = [SideOf(0, 0, n, n)] if views == 2 else [SideOf(0, 151, n, n), SideOf(151, 0, n, n)]
-    row, top = torch.full((2, 3, 2 * len(sides), n), torch.nan, device=DEVICE)
+    if task == "classes" and views == 2:
+        pytest.skip("views have no classes")
+    classes = torch.randint(0, 4, (2, 301), device=DEVICE) << 40 if task == "classes" else None
+    results = 2 * len(sides) * (1 if classes is None else 3)
+    row, top = torch.full((2, 3, results, n), torch.nan, device=DEVICE)
     z, size = operand.to(dtype), operands.tile(operand.to(dtype), "sums", operands.Weight.EXP)
     library.ops(z.device).sums(
-        *(z, z, None, None, None, None, 1, 0, views, numbers(sides, [1, 1])),
+        *(z, z, None, None, classes, classes, 1, 0, views, numbers(sides, [1, 1])),
         *(5.0 * log2, 0.0, False, primitives.SUM_TASKS[task], dtype == torch.float32, False, -(-n // size.rows), 3),
-        *(row, top if task == "running" else None, None, None),
+        *(row, None if task == "exp" else top, None, None),
     )
-    if task == "running":
-        row = row * (top.masked_fill(row == 0, 0) / log2).exp()
+    row, *positives = row.split(2 * len(sides), 1)
+    if task != "exp":
+        row = row * (top[:, : 2 * len(sides)].masked_fill(row == 0, 0) / log2).exp()
+
+    def close(found: Tensor, want: Tensor, i: int) -> bool:
+        return (found.sum(0)[2 * i : 2 * i + 2] - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+
     for i, side in enumerate(sides):
-        _, want = side.truth(operand, lambda logits, _: logits.exp(), views)
-        assert (row.sum(0)[2 * i : 2 * i + 2] - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+        assert close(row, side.truth(operand, lambda logits, _: logits.exp(), views)[1], i)
+        if classes is not None:
+            logits, number = positives
+            assert close(logits / log2, side.truth(operand, lambda logits, of: logits * of.alike(classes), 1)[1], i)
+            _, want = side.truth(operand, lambda _, of: of.alike(classes).double(), 1)
+            assert torch.equal(number.sum(0)[2 * i : 2 * i + 2].double(), want)

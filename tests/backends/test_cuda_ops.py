@@ -94,8 +94,11 @@ BAD_CONTRACT = [
     ({"sides": (0, 0, 5, 7, 1, 1, 1, 0, 5, 7, 1, 1)}, r"side 1 is not within the rows of x \(2, 5, 16\)"),
     ({"sides": (0, 0, 5, 7, 0, 1), "weight": 1, "col_terms": torch.zeros(2, 2, 200)}, "only exponentials have sides"),
     ({"views": 3}, "views must be 1, or 2 without a row_shift, got 3"),
-    ({"weight": 4}, "weight must be between 0 and 3, got 4"),
+    ({"weight": 5}, "weight must be between 0 and 4, got 5"),
     ({"weight": 1}, "weight 1 needs col_terms"),
+    ({"weight": 4}, "row_ids is missing"),
+    ({"weight": 4, "exclude": 2}, "classes take the place of other ids"),
+    ({"weight": 4, "row_terms": torch.zeros(2, 5, 5)}, r"row_terms must have shape \(2, at least 6, at least 5\)"),
     ({"sides": (0, 0, 5, 7, 1, 0)}, "cuts must be at least 1, got 0"),
     (
         {"sides": (0, 0, 5, 7, 1, 2**31 - 1)},
@@ -125,7 +128,13 @@ def test_contract_refuses_long_rows() -> None:
 
 
 BAD_SUMS = [
-    ({"task": 7}, "task must be between 0 and 6, got 7"),
+    ({"task": 8}, "task must be between 0 and 7, got 8"),
+    ({"task": 7}, "row_ids is missing"),
+    (
+        {"task": 7, "row_ids": ids(2, 5), "col_ids": ids(2, 7)},
+        r"row must have shape \(1, 6, 5\), got \(1, 2, 5\)",
+    ),
+    ({"x": torch.randn(2, 5, 264), "y": torch.randn(2, 7, 264), "task": 7}, "with classes D must be at most 256"),
     ({"task": 2}, "task 2 needs row_second"),
     (
         {"task": 2, "row_second": torch.empty(1, 2, 5), "col": torch.empty(2, 2, 7)},

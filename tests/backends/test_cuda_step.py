@@ -111,7 +111,7 @@ def test_bad_arguments_are_named() -> None:
 
 # ---- whole losses ----------------------------------------------------------------------------------------------------
 
-SOFTMAX, DECOUPLED, SIGMOID, ENERGY = range(4)
+SOFTMAX, DECOUPLED, SIGMOID, ENERGY, CLASSES = range(5)
 
 
 def float_zeros(*shape: int) -> Tensor:
@@ -203,6 +203,63 @@ def test_the_energy_of_many_rows() -> None:
     torch.testing.assert_close(found["loss"].double(), mean.log() - 2 * t, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1.4426950408889634])
+@pytest.mark.parametrize("mean", [True, False])
+def test_the_classes_of_many_rows(unit: float, mean: bool) -> None:
+    """By several blocks of threads; rows without a positive, and a range of columns without any."""
+    n, cuts, batch, padded = 777, 3, 2, 1500
+    tops = 40 * torch.randn(cuts, 3 * batch, n, device=DEVICE)  # of the sums alone
+    sums = torch.rand(cuts, 3 * batch, n, device=DEVICE) + 0.1
+    tops[0], sums[0] = -torch.inf, 0
+    sums[1:, 2:4] *= 20
+    sums[:, 4:] = torch.randint(3, (cuts, batch, n), device=DEVICE).float()
+    sums[:, 4:, ::5] = 0
+    terms = torch.full((batch, 6, padded), torch.nan, device=DEVICE)
+    total = torch.full((batch,), torch.nan, device=DEVICE)
+    found = head(
+        CLASSES, n, sums, (1, 0, 1, 0, 0, 1, 1, batch * n, 1, 1, 2 * batch * n, 1), top=tops, unit=unit, gain=7.0,
+        terms=terms, total=total if mean else None, partials=float_zeros(2 * 2 * 6),
+    )  # fmt: skip
+    lse = (tops[:, :batch].double() / unit + sums[:, :batch].double().log()).logsumexp(0)
+    logits, number = sums[:, batch:].double().sum(0).split(batch)
+    anchors = number > 0
+    losses = torch.where(anchors, lse - logits / unit / number.clamp_min(1), 0)
+    torch.testing.assert_close(
+        found["loss"].double(), losses.sum(1) / (anchors.sum(1) if mean else 1), rtol=1e-5, atol=0
+    )
+    assert (found["counted"] == 0).all()
+    assert total.equal(anchors.sum(1).float()) if mean else total.isnan().all()
+    p, a, nothing, again, p_again, share = terms.unbind(1)
+    assert torch.equal(a, again)
+    assert torch.equal(p, p_again)
+    assert (nothing == 0).all()
+    weighed = a[:, :n].double() * (p[:, :n].double() / unit + lse).exp()
+    torch.testing.assert_close(weighed, 7 * anchors.double(), rtol=2e-4, atol=0)
+    torch.testing.assert_close(share[:, :n].double(), torch.where(anchors, 7 / number, 0), rtol=1e-6, atol=0)
+    assert (p[:, n:] == -torch.inf).all()
+    assert (a[:, n:] == 0).all()
+    assert (share[:, n:] == 0).all()
+
+
+@pytest.mark.parametrize("others", [0, 5])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+def test_labels_of_rows(dtype: torch.dtype, others: int) -> None:
+    """Classes are in the order of the rows, and nothing beside them is written."""
+    n, limits = 11, torch.iinfo(dtype)
+    x, queue = torch.randn(2, n, 6, device=DEVICE), torch.randn(2, others, 6, device=DEVICE)
+    labels, queue_labels = (torch.randint(9, (2, k), device=DEVICE).to(dtype) for k in (n, others))
+    labels[0, 3], labels[1, 4] = limits.min, limits.max
+    around = torch.full((2 * (n + others) + 2,), 77, dtype=torch.int64, device=DEVICE)
+    classes = around[1:-1].view(2, n + others)
+    library.ops(x.device).prepare_loss(
+        *(x, None, queue if others else None, 1e-12, not others, None, False, None, 0.0),
+        *(x.new_empty(2, n + others, 8), None, None, x.new_empty(3), None, None, None, None, None),
+        *(labels, queue_labels if others else None, classes),
+    )
+    assert torch.equal(classes, torch.cat([labels, queue_labels], 1).long())
+    assert around[0] == around[-1] == 77
+
+
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dim", [3, 8, 130, 256])
@@ -226,7 +283,7 @@ def test_whole_losses_read_and_write_nothing_outside(dim: int, dtype: torch.dtyp
     scale, kept_x, kept_y, kept_scale = inside(1).abs_(), inside(2, n, dim), inside(2, n, dim), inside(1)
     ops.prepare_loss(
         x, y, queue, 1e-12, together, scale, True, None, 3.0, operand, positives, zeros, counts, cleared, bias,
-        kept_x, kept_y, kept_scale,
+        kept_x, kept_y, kept_scale, None, None, None,
     )  # fmt: skip
     assert torch.equal(kept_scale, scale)
     for kept, given in ((kept_x, x), (kept_y, y)):
@@ -270,8 +327,16 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
             **{"x": x, "y": y, "queue": None, "eps": 1e-12, "together": False, "scale": None, "reciprocal": False},
             **{"bias": None, "bias_value": 0.0, "operand": operand, "positives": positives, "zeros": None},
             **{"counted": counts, "cleared": None, "terms": None, "kept_x": None, "kept_y": None, "kept_scale": None},
+            **{"labels": None, "queue_labels": None, "classes": None},
             **changed,
         })  # fmt: skip
+
+    labels = torch.zeros(2, 12, dtype=torch.int32, device=DEVICE)
+    classes = labels.long()
+
+    def alone(**changed: object) -> None:
+        of_x = operand[:, :12].contiguous()
+        prepare(**{"y": None, "operand": of_x, "positives": None, "classes": classes, **changed})
 
     def places(first: int = 0, cuts: int = 1, rows: int = 12) -> tuple[int, ...]:
         return (first, cuts, 0, 0, rows, 0, 1, *(24, 1, 0, 0, 12, 0, 1), *(0, 0, 0, 0, 0, 0, 1))
@@ -297,9 +362,16 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
         (lambda: prepare(counted=counts[:2]), "counts must be contiguous and have at least 3 elements"),
         (lambda: prepare(scale=x.new_ones(2)), r"scale must be one number, got \(2\)"),
         (lambda: prepare(scale=x.new_ones(()).int()), "scale must be of a floating dtype, got Int"),
-        (lambda: prepare(queue=y, together=True), "rows in turn are those of x and y, and no others"),
+        (lambda: prepare(queue=y, together=True), "one symmetric problem is of x, or of x and y, and no others"),
+        (lambda: prepare(classes=classes), "partners have no classes"),
+        (lambda: alone(), "labels is missing"),
+        (lambda: alone(labels=labels[:, :5]), r"labels must have shape \(2, 12\), got \(2, 5\)"),
+        (lambda: alone(labels=labels.float()), "labels must be signed integers or uint8, got Float"),
+        (lambda: alone(labels=labels.mT.contiguous().mT), "labels must be contiguous"),
+        (lambda: alone(labels=labels, classes=classes[:, :5]), r"classes must have shape \(2, 12\), got \(2, 5\)"),
         (lambda: prepare(x=x.new_ones(2, 12, 300)), "D must be at most 256, got 300"),
-        (lambda: head(4, 12, sums, place, positives=positives), "head must be between 0 and 3, got 4"),
+        (lambda: head(5, 12, sums, place, positives=positives), "head must be between 0 and 4, got 5"),
+        (lambda: head(CLASSES, 12, sums, place, top=sums), "head 4 needs top, and beside the sums those of positives"),
         (lambda: head(SOFTMAX, 12, sums, place), "head 0 needs positives"),
         (lambda: head(ENERGY, 12, sums, place), "head 3 needs zeros and total"),
         (lambda: head(SOFTMAX, 12, sums, place[:3], positives=positives), "places has six numbers for each"),
@@ -343,7 +415,7 @@ def test_schemas_of_whole_losses() -> None:
     ops, counts = library.ops(x.device), x.new_zeros(3)
     operand, positives = x.new_empty(2, 24, 8), x.new_empty(2, 12)
     prepared = (x, y, None, 1e-12, False, None, False, None, 0.0, operand, positives, None, counts, None, None)
-    prepared += (None, None, None)
+    prepared += (None, None, None, None, None, None)
     torch.library.opcheck(ops.prepare_loss.default, prepared, test_utils=checks)
     arguments = head(
         SOFTMAX, 12, x.new_ones(1, 2, 12), (1, 0, 1, 0, 0, 1), positives=positives, terms=x.new_empty(2, 2, 40)

@@ -623,6 +623,13 @@ MUTANTS = [
         "bool(learnable), float32_setting())",
         f"{WHOLE}::test_the_setting_of_products_may_change_before_the_gradient[triton-cpu-clip_loss]",
     ),
+    _mutant(
+        "the gradient of a mean over anchors is that of their sum",
+        "backends/cuda/step.py",
+        'factors if energy or (plan.head == "classes" and plan.spec.mean) else None',
+        "factors if energy else None",
+        f"{WHOLE}::test_values_and_gradients[cuda-cpu-33-5-7-None-sup_con]",
+    ),
     # The kernels in CUDA C++, as far as no library has to be compiled anew.
     _mutant(
         "two rows of a tile meet in one bank",

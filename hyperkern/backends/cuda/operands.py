@@ -34,6 +34,7 @@ class Weight(IntEnum):
     FACTOR = 1
     TWO = 2
     SOFTPLUS = 3
+    CLASSES = 4
 
 
 class Task(IntEnum):
@@ -43,6 +44,7 @@ class Task(IntEnum):
     SUM_SOFTPLUS = 1
     SUM_RUNNING = 2
     STORE_EXP = 3
+    SUM_CLASSES = 7
 
 
 @dataclass(frozen=True)

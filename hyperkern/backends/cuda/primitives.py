@@ -18,7 +18,12 @@ from .operands import CONTRACT_DIM, Operands, Task, Weight, as_operands, col_ter
 # triangle they take up to 2 cuts x 2 groups of warps x 64 numbers a column, as much as a row of 256 elements.
 _STRIPES = 64
 
-SUM_TASKS = {"exp": Task.SUM_EXP, "softplus": Task.SUM_SOFTPLUS, "running": Task.SUM_RUNNING}
+SUM_TASKS = {
+    "exp": Task.SUM_EXP,
+    "softplus": Task.SUM_SOFTPLUS,
+    "running": Task.SUM_RUNNING,
+    "classes": Task.SUM_CLASSES,
+}
 
 
 class Weighing(NamedTuple):

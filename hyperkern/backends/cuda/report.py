@@ -16,8 +16,11 @@ from ..common.report import Instruction, between, in_loops_with, instructions, p
 
 LIBRARY = Path(__file__).parent / "kernels.so"
 # The enums of csrc/, in their order.
-WEIGHTS = ("exp", "factor", "two", "softplus")
-TASKS = ("sum exp", "sum softplus", "sum running", "store exp", "store factor", "store two", "store softplus")
+WEIGHTS = ("exp", "factor", "two", "softplus", "classes")
+TASKS = (
+    *("sum exp", "sum softplus", "sum running"),
+    *("store exp", "store factor", "store two", "store softplus", "sum classes"),
+)
 _OPERANDS = {"Bf16": "bfloat16", "Fp16": "float16", "Tf32": "float32, tf32", "Fp32": "float32"}
 _PANEL_BYTES = 128
 # Rows of up to four panels are resident; which streamed ones makes no difference.

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
+from ..common import step as common
+from ..common.jobs import Job
 from ..common.partials import cut
-from ..common.step import LOSSES, Job, Kept, Kernels, Plan, State, WholeLosses
+from ..common.step import Kept, Kernels, Plan, State, WholeLosses
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
 from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile, tile_of
@@ -23,7 +25,9 @@ from .primitives import SUM_TASKS, exp_range, stripes_of
 
 __all__ = ["LOSSES", "loss", "loss_grad"]
 
-_HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3}
+LOSSES = frozenset({*common.LOSSES, "sup_con"})
+
+_HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3, "classes": 4}
 _WEIGHTS = {
     "bounded": Weight.FACTOR,
     "single": Weight.FACTOR,
@@ -83,7 +87,8 @@ def serves(plan: Plan) -> bool:
 def values(plan: Plan) -> tuple[Tensor, Kept, State]:
     """The loss ``(B,)``, what is kept of the inputs, and what `grads` needs besides."""
     step = _Step(plan)
-    state = {"energy": step.energy, "sigmoid": step.sigmoid}.get(plan.head, step.softmax)()
+    other = {"energy": step.energy, "sigmoid": step.sigmoid, "classes": step.classes}
+    state = other.get(plan.head, step.softmax)()
     return step.loss, step.kept, state
 
 
@@ -113,25 +118,37 @@ class _Step:
         self.counts = self.float(plan.batch + 1)
 
     def prepare(
-        self, *, cleared: Tensor | None = None, zeros: Tensor | None = None, terms: Tensor | None = None
+        self,
+        *,
+        cleared: Tensor | None = None,
+        zeros: Tensor | None = None,
+        terms: Tensor | None = None,
+        classes: Tensor | None = None,
     ) -> None:
         """Fills the operand and the positives."""
         plan = self.plan
         self.kernels.prepare_loss(
-            *(plan.x, plan.y, plan.queue, norm_eps(plan.x.dtype), plan.views == 2, plan.scale, plan.spec.temperature),
+            *(plan.x, plan.y, plan.queue, norm_eps(plan.x.dtype), plan.symmetric, plan.scale, plan.spec.temperature),
             *(plan.bias, plan.spec.bias, self.operand, self.positives, zeros, self.counts, cleared, terms),
-            *self.kept,
+            *(*self.kept, plan.labels, plan.queue_labels, classes),
         )
 
     def sums(
-        self, sums: _Sums, *, top: Tensor | None = None, col: Tensor | None = None, terms: Tensor | None = None
+        self,
+        sums: _Sums,
+        *,
+        top: Tensor | None = None,
+        col: Tensor | None = None,
+        terms: Tensor | None = None,
+        classes: Tensor | None = None,
     ) -> Tensor:
         """The sums of rows; those of columns are added to `col`."""
         plan, row = self.plan, self.float(sums.row)
+        task = SUM_TASKS[plan.sums if classes is None else "classes"]
         self.kernels.sums(
-            *(self.operand, self.operand, terms, terms, None, None, _exclusion(sums.jobs), 0, plan.views),
+            *(self.operand, self.operand, terms, terms, classes, classes, _exclusion(sums.jobs), 0, plan.views),
             _numbers(sums.jobs),
-            *(plan.factor * _unit(plan), 0.0, False, SUM_TASKS[plan.sums], plan.kind == "float32", sums.triangle),
+            *(plan.factor * _unit(plan), 0.0, False, task, plan.kind == "float32", sums.triangle),
             *(sums.stripes, sums.row[0], row, top, col, None),
         )
         return row
@@ -155,7 +172,7 @@ class _Step:
             *(_HEADS[plan.head], plan.pairs, plan.further, row, top, second, places, self.positives, plan.views == 2),
             *(plan.scale, plan.factor, spec.temperature, plan.bias, spec.bias, _unit(plan), plan.share),
             *(spec.sigma if plan.head == "weighted" else 0.0, plan.range, spec.scale / 2),
-            *(zeros, terms, weights, total, self.loss, self.float(plan.batch * blocks), self.counts),
+            *(zeros, terms, weights, total, self.loss, self.float(2 * plan.batch * blocks), self.counts),
         )
 
     def softmax(self) -> State:
@@ -179,6 +196,22 @@ class _Step:
         if terms is None or weights is None:
             return ()
         return self.counts, weights, self.operand, terms
+
+    def classes(self) -> State:
+        """Sums relative to maxima and those of the positives, and what the weights of the pairs are made of."""
+        plan = self.plan
+        sums = _sums(plan, self.operand, plan.of_sums())
+        cuts, batch, m = sums.row
+        sums = sums._replace(row=(cuts, 3 * batch, m))  # beside the sums the positives' logits and their numbers
+        top = self.float(sums.row)
+        classes = plan.x.new_empty((plan.batch, plan.rows), dtype=torch.int64)
+        self.prepare(classes=classes)
+        row = self.sums(sums, top=top, classes=classes)
+        terms = self.float((plan.batch, 6, _term_count(plan))) if plan.need else None
+        total = self.float(plan.batch)
+        places = (1, 0, 1, 0, 0, 1, 1, batch * m, 1, 1, 2 * batch * m, 1)
+        self.head(row, places, top=top, terms=terms, total=total if plan.spec.mean else None)
+        return () if terms is None else (self.counts, total, self.operand, terms, classes)
 
     def sigmoid(self) -> State:
         """Every pair is a decision, its weight is known with its logit."""
@@ -244,6 +277,11 @@ def _term_count(plan: Plan) -> int:
     return plan.rows + plan.rows % 2 + 2 + MOST_TILE_COLS
 
 
+def _weight(plan: Plan) -> Weight:
+    """Those of classes are of one form, whatever the mode: relative to maxima, for both sides."""
+    return Weight.CLASSES if plan.head == "classes" else _WEIGHTS[plan.weights]
+
+
 def _unit(plan: Plan) -> float:
     """What turns a logit into the kernels' units."""
     return 1.0 if plan.kind == "float32" or plan.sums == "softplus" else math.log2(math.e)
@@ -290,7 +328,7 @@ def _places_of_ways(plan: Plan, sums: _Sums) -> list[int]:
 
 def _sides(plan: Plan) -> tuple[_Side, ...]:
     """The sides of the contraction, in ranges of columns that take about as long as one another."""
-    device, dim, weight, jobs = plan.x.device, _width(plan), _WEIGHTS[plan.weights], plan.of_weights()
+    device, dim, weight, jobs = plan.x.device, _width(plan), _weight(plan), plan.of_weights()
     size = tile_of(device, plan.dtype, dim, "contract", weight)
     tiles = [-(-job.cols // size.cols) for job in jobs]
     work = sum(-(-job.rows // size.rows) * count for job, count in zip(jobs, tiles, strict=True))
@@ -304,10 +342,10 @@ def _sides(plan: Plan) -> tuple[_Side, ...]:
 
 
 def _contract(
-    plan: Plan, sides: Sequence[_Side], operand: Tensor, terms: Tensor | None
+    plan: Plan, sides: Sequence[_Side], operand: Tensor, terms: Tensor | None, classes: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sums of rows of all sides ``(results, D')``, sums of weights ``(results,)``, those of the potential."""
-    weight, results = _WEIGHTS[plan.weights], sides[-1].end if sides else 0
+    weight, results = _weight(plan), sides[-1].end if sides else 0
     grad = torch.empty((results, operand.shape[2]), dtype=torch.float32, device=operand.device)
     sums = grad.new_empty(results)
     value = torch.empty_like(sums) if weight == Weight.SOFTPLUS else sums
@@ -316,9 +354,9 @@ def _contract(
     jobs = [side.job for side in sides]
     offset, out_scale = exp_range(plan.factor) if plan.kind == "float16" and weight == Weight.EXP else (0.0, 1.0)
     # As a column a row has its exponent where it had that of the columns: behind the third vector.
-    cols = terms[:, 2:] if weight == Weight.TWO and terms is not None else terms
+    cols = terms[:, 2:] if weight in (Weight.TWO, Weight.CLASSES) and terms is not None else terms
     ops(operand.device).contract(
-        *(operand, operand, terms, cols, None, None, _exclusion(jobs), 0, plan.views),
+        *(operand, operand, terms, cols, classes, classes, _exclusion(jobs), 0, plan.views),
         *(_numbers(jobs, [side.shape[0] for side in sides]), plan.factor * _unit(plan), offset * _unit(plan)),
         *(plan.weights in ("running", "single"), weight, plan.kind == "float32", out_scale),
         *(grad, sums, value if weight == Weight.SOFTPLUS else None),
@@ -352,11 +390,13 @@ def _finish(
     factors: Tensor,
     cotangent: Tensor,
 ) -> dict[str, Tensor]:
-    """``factors`` are the weights of positives, of an energy the totals."""
+    """``factors`` are the weights of positives; without any what the gradients are divided by."""
     energy = plan.head == "energy"
+    weights = None if plan.y is None else factors
+    total = factors if energy or (plan.head == "classes" and plan.spec.mean) else None
     found = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in needed.items()}
     dx, dy, dqueue = (_batched(found.get(name)) for name in ("x", "y", "queue"))
-    if energy:
+    if plan.y is None:
         dy, dqueue = None, dy
     # What is kept is float32, and has no gradient.
     dtype = next((needed[name].dtype for name in ("x", "y", "queue") if name in needed), torch.float32)
@@ -365,8 +405,8 @@ def _finish(
         blocks = sum(-(-x.shape[1] // ROWS_PER_BLOCK) for x in (plan.x, plan.y, plan.queue) if x is not None)
         partials = grad.new_empty(2 * plan.batch * blocks)
     ops(grad.device).finish_loss(
-        *(plan.x, plan.y, plan.queue, plan.views == 2, plan.scale, plan.factor, plan.spec.temperature, grad, sums),
-        *(_places_of_features(plan, sides), None if energy else factors, factors if energy else None),
+        *(plan.x, plan.y, plan.queue, plan.symmetric, plan.scale, plan.factor, plan.spec.temperature, grad, sums),
+        *(_places_of_features(plan, sides), weights, total),
         *(cotangent.reshape(plan.batch).contiguous(), plan.share, plan.factor / plan.range),
         *(math.exp(plan.spec.scale / 2) if energy else 1.0, norm_eps(dtype), dx, dy, dqueue),
         *(found.get("scale"), found.get("bias")),
