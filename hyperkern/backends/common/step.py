@@ -1,4 +1,4 @@
-"""Whole losses by kernels: which rows meet which, what the kernels are told, and what is left to the composition.
+"""Whole losses by kernels: what the kernels are told, and what is left to the composition.
 
 The rows of all features of a batch element stand in one operand, ``(B, T, D')`` in the dtype of the product: anchors
 ``x``, their partners ``y``, further candidates. The views of a symmetric loss alternate, row 2i is ``x_i`` and row
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...spec import LossInputs, LossSpec, is_bounded
 from .. import WholeLoss
+from . import jobs
+from .jobs import Job, is_symmetric
 from .precision import float32_setting, product_of
 
 # What the weights of a softmax are multiplied by in float16: each is at most 1, and their sum of two below its range.
@@ -23,6 +25,8 @@ KINDS = ("bfloat16", "float16", "tf32", "float32")
 
 _TWO_WAY = ("clip_loss", "siglip")
 _VIEWS = ("nt_xent", "dcl", "dclw")
+# Their inputs.y are no partners of the anchors.
+_UNPAIRED = ("uniformity", "sup_con")
 _HEADS = {
     "clip_loss": "softmax",
     "info_nce": "softmax",
@@ -30,9 +34,11 @@ _HEADS = {
     "dcl": "decoupled",
     "dclw": "weighted",
     "siglip": "sigmoid",
+    "sup_con": "classes",
     "uniformity": "energy",
 }
-LOSSES = frozenset({"align_uniform", *_HEADS})
+# Of every backend with these kernels; one that reads labels adds sup_con.
+LOSSES = frozenset({"align_uniform", *_HEADS} - {"sup_con"})
 
 State = tuple[Tensor, ...]
 
@@ -81,25 +87,6 @@ def _options(spec: LossSpec) -> AlignUniformOptions:
     return AlignUniformOptions(spec.alpha, spec.scale / 2, spec.align_weight, spec.uniform_weight)
 
 
-class Job(NamedTuple):
-    """Some rows of the operand against others, in each batch element.
-
-    Attributes:
-        row: the first row.
-        rows: how many.
-        col: the first column, likewise a row of the operand.
-        cols: how many.
-        own: whether the columns with a row's own index, counted from the first of each, are left out; with two views
-            those of its pair.
-    """
-
-    row: int
-    rows: int
-    col: int
-    cols: int
-    own: bool
-
-
 class Plan(NamedTuple):
     """What the kernels of a loss are told.
 
@@ -108,21 +95,24 @@ class Plan(NamedTuple):
         need: the names of the inputs whose gradient is wanted.
         x: ``(B, N, D)`` features of the anchors.
         y: ``(B, N, D)`` those of their partners, if they have some.
-        queue: ``(B, K, D)`` further candidates, without a partner; those of uniformity are ``inputs.y``.
+        queue: ``(B, K, D)`` further candidates, without a partner; those of uniformity and of classes are ``inputs.y``.
         scale: one number on the device of ``x``, the factor of the inner products or its reciprocal
-            (``spec.temperature``). It is multiplied into the rows: its root into all where they are views, else into
-            ``x``. None where ``spec.scale`` is the factor.
+            (``spec.temperature``). It is multiplied into the rows: its root into all where the problem is `symmetric`,
+            else into ``x``. None where ``spec.scale`` is the factor.
         bias: one number on the device of ``x``, or None, where ``spec.bias`` is the bias.
+        labels: ``(B, N)`` integers, contiguous, the classes of ``x``; what a gradient needs of them is in its state.
+        queue_labels: ``(B, K)``, those of the queue, perhaps of another dtype.
         batch: B, problems in one call.
         pairs: N, the anchors ``x``.
         further: K, the rows of the queue.
-        head: ``softmax``, ``decoupled``, ``weighted`` (decoupled, with the weights of DCLW), ``sigmoid``, ``energy``.
+        head: ``softmax``, ``decoupled``, ``weighted`` (decoupled, with the weights of DCLW), ``classes`` (those of an
+            anchor's class are its positives), ``sigmoid``, ``energy``.
         views: 2 where the rows of the operand alternate, else 1.
         two_way: whether rows pick among columns and columns among rows.
         sums: the mode of the sums, ``exp``, ``running`` or ``softplus``.
         weights: the mode of the contraction, as in the backend's tile: ``bounded`` or ``running``; ``single``, running
             where a pair has one weight; ``exp``, ``softplus``.
-        share: what a sum over anchors is multiplied by.
+        share: what a sum over anchors is multiplied by; of classes 1, a mean is over those that have a positive.
         range: what the weights of a softmax are multiplied by, to suit the dtype of the product.
         dtype: that of the operand.
         product: ``tf32`` or ``tf32x3`` for float32 operands.
@@ -136,6 +126,8 @@ class Plan(NamedTuple):
     queue: Tensor | None
     scale: Tensor | None
     bias: Tensor | None
+    labels: Tensor | None
+    queue_labels: Tensor | None
     batch: int
     pairs: int
     further: int
@@ -166,6 +158,11 @@ class Plan(NamedTuple):
         return self.paired + self.further
 
     @property
+    def symmetric(self) -> bool:
+        """Whether anchors pick among each other, so that each row is an anchor and a candidate."""
+        return is_symmetric(self.head, self.views, self.further)
+
+    @property
     def factor(self) -> float:
         """That of the logits in the kernels of pairs."""
         return 1.0 if self.scale is not None else self.spec.scale
@@ -177,39 +174,12 @@ class Plan(NamedTuple):
 
     def of_sums(self) -> tuple[Job, ...]:
         """Which sums are taken; with two ways of the columns too. Of an energy the queue comes first."""
-        return _of_sums(self.head, self.views, self.pairs, self.further, self.distinct, self.spec.in_batch)
+        return jobs.of_sums(self.head, self.views, self.pairs, self.further, self.distinct, self.spec.in_batch)
 
     def of_weights(self) -> tuple[Job, ...]:
         """Which sides are contracted: first that of the anchors, if it is needed, then that of the others."""
         in_batch = self.spec.in_batch
-        return _of_weights(self.head, self.views, self.pairs, self.further, self.distinct, in_batch, self.need)
-
-
-@functools.lru_cache(maxsize=1024)
-def _of_sums(head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool) -> tuple[Job, ...]:
-    if head == "energy":
-        with_queue = (Job(0, n, n, further, False),) if further else ()
-        return (*with_queue, Job(0, n, 0, n, True)) if distinct else with_queue  # in both orders
-    if views == 2:
-        return (Job(0, 2 * n, 0, 2 * n, True),)
-    return (Job(0, n, n, n + further, True) if in_batch else Job(0, n, 2 * n, further, False),)
-
-
-@functools.lru_cache(maxsize=1024)
-def _of_weights(
-    head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool, need: tuple[str, ...]
-) -> tuple[Job, ...]:
-    of_anchors = _of_sums(head, views, n, further, distinct, in_batch)
-    if head == "energy":
-        return (*of_anchors, Job(n, further, 0, n, False)) if "y" in need else of_anchors
-    if views == 2:
-        return of_anchors
-    jobs = of_anchors if any(name in need for name in ("x", "scale", "bias")) else ()
-    if not in_batch:  # the partners have their anchor and nothing else
-        return (*jobs, Job(2 * n, further, 0, n, False)) if "queue" in need else jobs
-    if "queue" in need:
-        return (*jobs, Job(n, n + further, 0, n, True))
-    return (*jobs, Job(n, n, 0, n, True)) if "y" in need else jobs
+        return jobs.of_weights(self.head, self.views, self.pairs, self.further, self.distinct, in_batch, self.need)
 
 
 class Kept(NamedTuple):
@@ -285,7 +255,7 @@ class WholeLosses(NamedTuple):
 
 def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:
     """How a loss is computed in one piece; ``None`` where it is not."""
-    x, (y, queue) = inputs.x, (inputs.y, inputs.queue) if spec.loss != "uniformity" else (None, inputs.y)
+    x, (y, queue) = inputs.x, (None, inputs.y) if spec.loss in _UNPAIRED else (inputs.y, inputs.queue)
     for number in (inputs.scale, inputs.bias):
         if number is not None and number.device != x.device:
             return None
@@ -297,7 +267,8 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
     if static is None:
         return None
     features = (_batched(x), _batched(y), _batched(queue))
-    return Plan(spec, tuple(need), *features, inputs.scale, inputs.bias, batch, pairs, further, *static)
+    rest = (inputs.scale, inputs.bias, _contiguous(inputs.labels, batch), _contiguous(inputs.y_labels, batch))
+    return Plan(spec, tuple(need), *features, *rest, batch, pairs, further, *static)
 
 
 def _plan_of_state(needed: dict[str, Tensor], spec: LossSpec, state: State) -> tuple[Plan, State]:
@@ -306,14 +277,15 @@ def _plan_of_state(needed: dict[str, Tensor], spec: LossSpec, state: State) -> t
     rest = list(state[1:])
     x = _batched(needed["x"]) if "x" in needed else rest.pop(0)
     of_y, queue = needed.get("y"), needed.get("queue")
-    if spec.loss == "uniformity":
+    if spec.loss in _UNPAIRED:
         y, queue = None, _batched(of_y)
     else:
         y, queue = rest.pop(0) if of_y is None else _batched(of_y), _batched(queue)
     scale = rest.pop(0) if learnable else None
     static = _static(spec, torch.float32, pairs, further, bool(learnable), KINDS[kind])
     assert static is not None
-    return Plan(spec, tuple(needed), x, y, queue, scale, None, batch, pairs, further, *static), tuple(rest)
+    tensors = (x, y, queue, scale, None, None, None)
+    return Plan(spec, tuple(needed), *tensors, batch, pairs, further, *static), tuple(rest)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -336,14 +308,14 @@ def _static(
     if of_energy is not None:
         return head, views, two_way, of_energy, of_energy, _share(spec, pairs), 1.0, dtype, product, kind
     plain, most = bounded and kind != "float32", FLOAT16_WEIGHTS if dtype == torch.float16 else 1.0
-    relative = "running" if two_way or views == 2 else "single"
+    relative = "running" if two_way or is_symmetric(head, views, further) else "single"
     modes = ("exp", "bounded") if plain else ("running", relative)
     return head, views, two_way, *modes, _share(spec, pairs), most, dtype, product, kind
 
 
 def _share(spec: LossSpec, pairs: int) -> float:
     """What a sum over anchors is multiplied by; of a softmax of two ways, or of views, there are two for each pair."""
-    if spec.loss == "uniformity":
+    if spec.loss in _UNPAIRED:
         return 1.0
     if spec.mean:
         return 1 / (2 * pairs if spec.loss == "clip_loss" or spec.loss in _VIEWS else pairs)
@@ -352,3 +324,7 @@ def _share(spec: LossSpec, pairs: int) -> float:
 
 def _batched(x: Any) -> Any:
     return x.unsqueeze(0) if x is not None and x.dim() == 2 else x
+
+
+def _contiguous(labels: Tensor | None, batch: int) -> Tensor | None:
+    return None if labels is None else labels.contiguous().view(batch, -1)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
+from ..common.jobs import Job
 from ..common.partials import cut
-from ..common.step import LOSSES, Job, Kept, Kernels, Plan, State, WholeLosses
+from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
 from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile, tile_of

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms
+from ..common.jobs import Job
 from ..common.partials import cut
-from ..common.step import Job, Plan
+from ..common.step import Plan
 from . import config
 from .config import Architecture, Config
 from .contract import contract_sides_kernel

@@ -1,0 +1,61 @@
+"""Which rows of the operand of a whole loss meet which, in the sums and in the contraction."""
+
+import functools
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    """Some rows of the operand against others, in each batch element.
+
+    Attributes:
+        row: the first row.
+        rows: how many.
+        col: the first column, likewise a row of the operand.
+        cols: how many.
+        own: whether the columns with a row's own index, counted from the first of each, are left out; with two views
+            those of its pair.
+    """
+
+    row: int
+    rows: int
+    col: int
+    cols: int
+    own: bool
+
+
+def is_symmetric(head: str, views: int, further: int) -> bool:
+    """Whether anchors pick among each other, so that each row is an anchor and a candidate."""
+    return views == 2 or (head == "classes" and not further)
+
+
+@functools.lru_cache(maxsize=1024)
+def of_sums(head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool) -> tuple[Job, ...]:
+    """Which sums are taken. The arguments are the fields and properties of a `hyperkern.backends.common.step.Plan`."""
+    if head == "energy":
+        with_queue = (Job(0, n, n, further, False),) if further else ()
+        return (*with_queue, Job(0, n, 0, n, True)) if distinct else with_queue  # in both orders
+    if is_symmetric(head, views, further):
+        return (Job(0, views * n, 0, views * n, True),)
+    if head == "classes":
+        return (Job(0, n, n, further, False),)
+    return (Job(0, n, n, n + further, True) if in_batch else Job(0, n, 2 * n, further, False),)
+
+
+@functools.lru_cache(maxsize=1024)
+def of_weights(
+    head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool, need: tuple[str, ...]
+) -> tuple[Job, ...]:
+    """Which sides are contracted, likewise."""
+    of_anchors = of_sums(head, views, n, further, distinct, in_batch)
+    if head == "energy":
+        return (*of_anchors, Job(n, further, 0, n, False)) if "y" in need else of_anchors
+    if is_symmetric(head, views, further):
+        return of_anchors
+    jobs = of_anchors if any(name in need for name in ("x", "scale", "bias")) else ()
+    if head == "classes":
+        return (*jobs, Job(n, further, 0, n, False)) if "y" in need else jobs
+    if not in_batch:  # the partners have their anchor and nothing else
+        return (*jobs, Job(2 * n, further, 0, n, False)) if "queue" in need else jobs
+    if "queue" in need:
+        return (*jobs, Job(n, n + further, 0, n, True))
+    return (*jobs, Job(n, n, 0, n, True)) if "y" in need else jobs
