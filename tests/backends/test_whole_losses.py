@@ -1,5 +1,7 @@
 """Whole losses by the kernels of a backend: how many launches, and everything the compositions do as well."""
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +51,27 @@ def _named(name: str, roles: str, launches: int = 6, **options: Any) -> Whole:
     return Whole(lambda *t, **k: call(hk, t, **k), lambda *t: call(oracle, t), roles, launches)
 
 
+@functools.cache
+def labels_of(shape: tuple[int, ...], last: int = 2**40 + 3) -> Tensor:
+    """Classes of several rows, others in each problem of a batch; the last row's has the low word of one of them."""
+    labels = torch.arange(math.prod(shape)).view(shape) ** 2 % 5 + 3
+    labels[..., -1] = last
+    return labels.to(DEVICE)
+
+
+def _sup_con(roles: str, **options: Any) -> Whole:
+    """Other candidates know some of the classes, and have some that are theirs alone."""
+
+    def call(module: Any, tensors: Sequence[Tensor], **further: Any) -> Tensor:
+        x, *rest = tensors
+        named: dict[str, Any] = {"temperature": rest.pop()} if "temperature" in roles else {}
+        if rest:
+            named |= {"y": rest[0], "y_labels": labels_of(rest[0].shape[:-1], 2**41 + 3)}
+        return module.sup_con(x, labels=labels_of(x.shape[:-1]), **named, **options, **further)
+
+    return Whole(lambda *t, **k: call(hk, t, **k), lambda *t: call(oracle, t), roles, 5)
+
+
 LOSSES = {
     "clip_loss": _named("clip_loss", "xy", logit_scale=10.0),
     "clip_loss-large": _named("clip_loss", "xy", logit_scale=300.0, reduction="sum"),
@@ -68,6 +91,11 @@ LOSSES = {
     "dclw-learnable": _named("dclw", "xy+temperature"),
     "siglip": _named("siglip", "xy", logit_scale=10.0, logit_bias=-10.0),
     "siglip-learnable": _named("siglip", "xy+logit_scale+logit_bias", reduction="sum"),
+    "sup_con": _sup_con("x"),
+    "sup_con-small": _sup_con("x", temperature=0.005, reduction="sum"),
+    "sup_con-learnable": _sup_con("x+temperature", reduction="sum"),
+    "sup_con-queue": _sup_con("xq"),
+    "sup_con-queue-learnable": _sup_con("xq+temperature"),
     "uniformity": _named("uniformity", "x", 4),
     "uniformity-queue": _named("uniformity", "xq", 4, t=1.5),
     "uniformity-intra": _named("uniformity", "xq", 5, intra=True),
@@ -121,6 +149,7 @@ def test_launches(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> N
     has_kernels(backend, name)
     args, loss = leaves(tensors(name)), LOSSES[name]
     cotangent = torch.ones((), device=DEVICE)
+    loss.truth(*args)  # the labels are there
     with Launches(backend, monkeypatch) as launches:
         torch.autograd.grad(loss.ours(*args, backend=backend), args, cotangent)
     assert len(launches.found) <= loss.launches, launches.found
@@ -195,7 +224,9 @@ def test_strides_and_repeats(backend: str, name: str) -> None:
         assert torch.equal(2 * once, twice)
 
 
-@pytest.mark.parametrize("name", ["clip_loss-learnable", "nt_xent-learnable", "siglip-learnable"])
+@pytest.mark.parametrize(
+    "name", ["clip_loss-learnable", "nt_xent-learnable", "siglip-learnable", "sup_con-queue-learnable"]
+)
 def test_a_second_backward_pass_gives_the_same(backend: str, name: str) -> None:
     args = leaves(tensors(name, 40, 9))
     value = LOSSES[name].ours(*args, backend=backend)
@@ -207,7 +238,7 @@ def test_a_second_backward_pass_gives_the_same(backend: str, name: str) -> None:
     "name",
     [
         *("clip_loss-learnable", "info_nce-learnable", "info_nce-queue_alone-learnable"),
-        *("uniformity-intra", "dclw", "siglip"),
+        *("uniformity-intra", "dclw", "siglip", "sup_con-learnable", "sup_con-queue-learnable"),
     ],
 )
 def test_frozen_sides(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +284,11 @@ def test_zero_and_extreme_rows(backend: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clip_loss-learnable", "info_nce-learnable", "nt_xent-learnable", "siglip-learnable", "uniformity-intra"]
+    "name",
+    [
+        *("clip_loss-learnable", "info_nce-learnable", "nt_xent-learnable", "siglip-learnable", "uniformity-intra"),
+        "sup_con-queue-learnable",
+    ],
 )
 def test_what_has_no_gradient_may_change_before_it_is_asked_for(backend: str, name: str) -> None:
     given = tensors(name, 20, 6)
@@ -276,7 +311,7 @@ def test_a_bad_row_is_seen(backend: str, name: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clip_loss-learnable", "info_nce-queue", "dclw", "siglip-learnable", "uniformity-intra"]
+    "name", ["clip_loss-learnable", "info_nce-queue", "dclw", "siglip-learnable", "sup_con-queue", "uniformity-intra"]
 )
 def test_second_derivatives(backend: str, name: str) -> None:
     found = []
@@ -290,6 +325,7 @@ def test_second_derivatives(backend: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_the_setting_of_products_may_change_before_the_gradient(backend: str, name: str) -> None:
+    has_kernels(backend, name)
     args, grads = leaves(tensors(name, 20, 8)), []
     before = torch.get_float32_matmul_precision()
     try:

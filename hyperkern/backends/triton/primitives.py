@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         Row sums and column sums, which have no elements if not wanted; relative to maxima where the mode is
         ``running``.
     """
-    row, row_top, col, col_top = sum_parts(o, mode, need_cols=need_cols, total=total)
+    row, row_top, col, col_top, *_ = sum_parts(o, mode, need_cols=need_cols, total=total)
     of_rows, nothing = added(row, row_top), Sums(row.new_empty(row.shape[1], 0))
     if col is None:
         return of_rows, nothing
@@ -44,14 +45,29 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     return added(torch.stack([of_rows.total, of_cols.total]), tops), nothing
 
 
-def sum_parts(
-    o: Operands, mode: str, *, need_cols: bool, total: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The parts of `pair_sums` that are left to be added.
+class SumParts(NamedTuple):
+    """What is left to be added. With ``y = x`` the sums of a row are those of the row and of its column.
 
-    Returns:
-        Row sums ``(cuts, B, M)`` and what they are relative to; column sums ``(parts, B, N)``, likewise. With ``y = x``
-        the sums of a row are those of the row and of its column.
+    Attributes:
+        row: ``(cuts, B, M)``.
+        row_top: what these are relative to.
+        col: ``(parts, B, N)``.
+        col_top: likewise.
+        row_positive: ``(2, cuts, B, M)``, the sums of the logits of pairs of one class, and the numbers of these.
+        col_positive: ``(2, parts, B, N)``.
+    """
+
+    row: Tensor
+    row_top: Tensor | None
+    col: Tensor | None
+    col_top: Tensor | None
+    row_positive: Tensor | None
+    col_positive: Tensor | None
+
+
+def sum_parts(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: Tensor | None = None) -> SumParts:
+    """The parts of `pair_sums`; those of pairs of one class with the classes of all rows of an operand ``(B, M)``, or
+    ``(B, M + N)`` where it holds ``y`` behind ``x``.
     """
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     choice = o.find("sums", mode)
@@ -65,13 +81,16 @@ def sum_parts(
     col = row.new_empty((parts, batch, n)) if cols else None
     row_top = torch.empty_like(row) if mode == "running" else None
     col_top = None if col is None or row_top is None else torch.empty_like(col)
+    row_positive = None if classes is None else row.new_empty((2, *row.shape))
+    col_positive = None if classes is None or col is None else row.new_empty((2, *col.shape))
     u, v, row_ids, col_ids = o.terms
     launch(
         sums_kernel,
         batch * stripes * cuts,
         o.x.device,
         (
-            *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, batch, m, n, stripes, cuts),
+            *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, classes, row_positive, col_positive),
+            *(batch, m, n, stripes, cuts),
             *(*strides(o.x)[:2], *strides(o.y)[:2], o.row_shift, o.spec.scale * o.unit(mode)),
         ),
         choice,
@@ -79,7 +98,7 @@ def sum_parts(
         COLS=cols,
         TRIANGLE=o.symmetric,
     )
-    return row, row_top, col, col_top
+    return SumParts(row, row_top, col, col_top, row_positive, col_positive)
 
 
 def contract(

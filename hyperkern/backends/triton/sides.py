@@ -82,7 +82,16 @@ def _cuts(
     return tuple(cuts), (*starts, end)
 
 
-def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, lse: Tensor | None) -> Sides:
+def contract(
+    plan: Plan,
+    rows: Tensor,
+    *,
+    u: Tensor | None = None,
+    factor: Tensor | None = None,
+    lse: Tensor | None = None,
+    classes: Tensor | None = None,
+    share: Tensor | None = None,
+) -> Sides:
     """All sides that are needed, two in one launch."""
     jobs, choice = plan.of_weights(), choice_of(plan)
     assert choice is not None
@@ -103,7 +112,7 @@ def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, 
             sum(programs),
             rows.device,
             (
-                *(rows, u, lse, factor, grad[starts[i] :], sums[starts[i] :]),
+                *(rows, u, lse, factor, classes, share, grad[starts[i] :], sums[starts[i] :]),
                 sums[starts[i] :] if value is None else value[starts[i] :],
                 *(plan.batch, plan.rows, programs[0], *told[0], *told[-1]),
                 *(plan.factor * o.unit(plan.weights), o.shift(plan.weights) * o.unit(plan.weights)),
