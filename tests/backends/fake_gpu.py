@@ -111,7 +111,7 @@ def run_losses(rows: int, dim: int) -> None:
         backend.energy(x, None, PairTerms(), spec, "exp", need_x=True, need_y=False)
         backend.energy(x, None, PairTerms(), spec, "exp", need_x=False, need_y=False)
     x, y, queue, scale = x[0], y[0], torch.randn(rows + 3, dim), torch.tensor(7.0)
-    labels = torch.arange(2 * rows)[-rows:]  # aligned or not
+    labels, y_labels = torch.arange(rows + 1)[1:], torch.arange(2 * rows + 6)[rows + 3 :]  # aligned or not
     for spec, inputs in (
         (LossSpec("align_uniform", 4.0, precision="bfloat16"), LossInputs(x, y)),
         (LossSpec("clip_loss", 9.0, precision="bfloat16"), LossInputs(x, y)),
@@ -123,7 +123,7 @@ def run_losses(rows: int, dim: int) -> None:
         (LossSpec("sup_con", temperature=True, precision="bfloat16"), LossInputs(x, scale=scale, labels=labels)),
         (
             LossSpec("sup_con", temperature=True, precision="float32"),
-            LossInputs(x, queue, scale=scale, labels=labels, y_labels=torch.arange(rows + 3)),
+            LossInputs(x, queue, scale=scale, labels=labels, y_labels=y_labels),
         ),
         (LossSpec("uniformity", 4.0, precision="bfloat16"), LossInputs(x, queue)),
     ):

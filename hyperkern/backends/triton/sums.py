@@ -94,7 +94,8 @@ def _add_tile(
             m_cols = m_cols & (o_n >= beyond)
         b_col = tl.load(p_col + o_n, mask=m_cols, other=0.0)
     if CLASSES:
-        b_same = positives(b_l, b_row_ids, b_col_ids, MASK or COLS)
+        # Columns are those of a triangle: of rows over the end none is beyond.
+        b_same = positives(b_l, b_row_ids, b_col_ids, MASK)
         b_of_same = tl.where(b_same, b_l, 0.0)
         b_ones = tl.where(b_same, 1.0, 0.0)
         b_positive += tl.sum(b_of_same, 1)
