@@ -9,19 +9,16 @@ from .tile import INF, LN2
 
 
 @triton.jit(
-    do_not_specialize=["batch", "n", "rows", "blocks", "row_parts", "col_parts"],
+    do_not_specialize=["batch", "n", "rows", "blocks", "cuts"],
     do_not_specialize_on_alignment=[
-        *("p_row", "p_row_top", "p_col", "p_col_top", "p_row_positive", "p_col_positive"),
-        *("p_factor", "p_lse", "p_share", "p_parts", "p_count", "p_loss", "p_anchors"),
+        *("p_row", "p_row_top", "p_positives", "p_factor", "p_lse", "p_share"),
+        *("p_parts", "p_count", "p_loss", "p_anchors"),
     ],
 )
 def classes_head_kernel(
     p_row,
     p_row_top,
-    p_col,
-    p_col_top,
-    p_row_positive,
-    p_col_positive,
+    p_positives,
     p_factor,
     p_lse,
     p_share,
@@ -33,8 +30,7 @@ def classes_head_kernel(
     n,
     rows,
     blocks,
-    row_parts,
-    col_parts,
+    cuts,
     unit,
     range_of_weights,
     MEAN: tl.constexpr,
@@ -43,9 +39,8 @@ def classes_head_kernel(
     """The loss ``(B,)`` and what its sum was divided by ``(B,)``; for the gradient the factors ``(B, rows)``, the
     maxima of relative sums, and the share of an anchor in each of its positives.
 
-    Row sums ``(row_parts, B, n)``, and those of columns, which are rows of the same, where each pair was met once;
-    ``(2, parts, B, n)`` of the positives, the logits in a unit and their number. An anchor without any has no loss and
-    no weights, and does not count.
+    From sums over all pairs ``(cuts, B, n)`` and over the positives ``(2, cuts, B, n)``, of their logits in a unit and
+    their number. An anchor without any has no loss and no weights, and does not count.
     """
     i_b = (tl.program_id(0) // blocks).to(tl.int64)
     i_block = tl.program_id(0) % blocks
@@ -54,13 +49,9 @@ def classes_head_kernel(
     o_sums = i_b * n + o_a
     stride = batch.to(tl.int64) * n
     b_zero, b_nothing = tl.zeros((BLOCK,), tl.float32), tl.full((BLOCK,), -INF, tl.float32)
-    b_top, b_sum = collected(p_row, p_row_top, o_sums, m_rows, row_parts, stride, b_nothing, b_zero)
-    b_positive = over_cuts(p_row_positive, o_sums, m_rows, row_parts, stride)
-    b_number = over_cuts(p_row_positive + row_parts * stride, o_sums, m_rows, row_parts, stride)
-    if p_col is not None:
-        b_top, b_sum = collected(p_col, p_col_top, o_sums, m_rows, col_parts, stride, b_top, b_sum)
-        b_positive += over_cuts(p_col_positive, o_sums, m_rows, col_parts, stride)
-        b_number += over_cuts(p_col_positive + col_parts * stride, o_sums, m_rows, col_parts, stride)
+    b_top, b_sum = collected(p_row, p_row_top, o_sums, m_rows, cuts, stride, b_nothing, b_zero)
+    b_positive = over_cuts(p_positives, o_sums, m_rows, cuts, stride)
+    b_number = over_cuts(p_positives + cuts * stride, o_sums, m_rows, cuts, stride)
     b_counts = b_number > 0
     b_mean = unit * tl.math.div_rn(b_positive, tl.maximum(b_number, 1.0))
     # Where a model is confident the maximum is about the mean: their difference first.

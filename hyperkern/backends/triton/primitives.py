@@ -53,52 +53,52 @@ class SumParts(NamedTuple):
         row_top: what these are relative to.
         col: ``(parts, B, N)``.
         col_top: likewise.
-        row_positive: ``(2, cuts, B, M)``, the sums of the logits of pairs of one class, and the numbers of these.
-        col_positive: ``(2, parts, B, N)``.
+        positive: ``(2, cuts, B, M)``, the sums of the logits of pairs of one class, and the numbers of these.
     """
 
     row: Tensor
     row_top: Tensor | None
     col: Tensor | None
     col_top: Tensor | None
-    row_positive: Tensor | None
-    col_positive: Tensor | None
+    positive: Tensor | None
 
 
 def sum_parts(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: Tensor | None = None) -> SumParts:
-    """The parts of `pair_sums`; those of pairs of one class with the classes of all rows of an operand ``(B, M)``, or
-    ``(B, M + N)`` where it holds ``y`` behind ``x``.
+    """The parts of `pair_sums`; with the classes of all rows of an operand also those of the positives.
+
+    These are ``(B, M)``, or ``(B, M + N)`` where ``y`` stands behind ``x``. With them ``y = x`` takes the whole square:
+    for three sums of columns registers are too few.
     """
+    symmetric = o.symmetric and classes is None
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    choice = o.find("sums", mode)
+    choice = o.find("sums", mode if classes is None else "running")  # the smaller tile
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
-    cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
+    cols = (symmetric and not total) or (need_cols and not symmetric)
     stripes = min(blocks, _STRIPES) if cols else blocks
     cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
     row = o.x.new_empty((cuts, batch, m), dtype=torch.float32)
-    parts = stripes * cuts if o.symmetric else stripes
+    parts = stripes * cuts if symmetric else stripes
     col = row.new_empty((parts, batch, n)) if cols else None
     row_top = torch.empty_like(row) if mode == "running" else None
     col_top = None if col is None or row_top is None else torch.empty_like(col)
-    row_positive = None if classes is None else row.new_empty((2, *row.shape))
-    col_positive = None if classes is None or col is None else row.new_empty((2, *col.shape))
+    positive = None if classes is None else row.new_empty((2, *row.shape))
     u, v, row_ids, col_ids = o.terms
     launch(
         sums_kernel,
         batch * stripes * cuts,
         o.x.device,
         (
-            *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, classes, row_positive, col_positive),
+            *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, classes, positive),
             *(batch, m, n, stripes, cuts),
             *(*strides(o.x)[:2], *strides(o.y)[:2], o.row_shift, o.spec.scale * o.unit(mode)),
         ),
         choice,
         **o.constants(choice, mode),
         COLS=cols,
-        TRIANGLE=o.symmetric,
+        TRIANGLE=symmetric,
     )
-    return SumParts(row, row_top, col, col_top, row_positive, col_positive)
+    return SumParts(row, row_top, col, col_top, positive)
 
 
 def contract(

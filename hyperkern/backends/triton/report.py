@@ -77,9 +77,9 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
         "classes": {
             "EXCLUDE": "self",
             "MODE": "running",
-            "COLS": True,
-            "TRIANGLE": True,
-            "present": ("cols", "tops", "classes"),
+            "COLS": False,
+            "TRIANGLE": False,
+            "present": ("tops", "classes"),
         },
         "general": {
             "EXCLUDE": "same_id",
@@ -111,8 +111,7 @@ _OPTIONAL = {
     "p_lse": "lse",
     "p_classes": "classes",
     "p_share": "classes",
-    "p_row_positive": "classes",
-    "p_col_positive": "classes",
+    "p_positives": "classes",
     "p_labels": "classes",
     "p_queue_labels": "classes",
     "p_anchors": "classes",

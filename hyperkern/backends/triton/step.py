@@ -194,9 +194,9 @@ def _classes(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
         batch * blocks,
         plan.x.device,
         (
-            *(*parts, prepared.factor, prepared.lse, prepared.share, of_blocks, prepared.counters, loss, anchors),
-            *(batch, plan.pairs, plan.rows, blocks, parts.row.shape[0], 0 if parts.col is None else parts.col.shape[0]),
-            *(1 / o.unit(plan.sums), plan.range),
+            *(parts.row, parts.row_top, parts.positive, prepared.factor, prepared.lse, prepared.share),
+            *(of_blocks, prepared.counters, loss, anchors),
+            *(batch, plan.pairs, plan.rows, blocks, parts.row.shape[0], 1 / o.unit(plan.sums), plan.range),
         ),
         None,
         MEAN=plan.spec.mean,

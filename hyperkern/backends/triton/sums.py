@@ -49,8 +49,6 @@ def _add_tile(
     p_col_ids,
     p_col_top,
     p_col,
-    p_col_positive,
-    p_col_number,
     o_m,
     b_u,
     b_row_ids,
@@ -94,16 +92,9 @@ def _add_tile(
             m_cols = m_cols & (o_n >= beyond)
         b_col = tl.load(p_col + o_n, mask=m_cols, other=0.0)
     if CLASSES:
-        # Columns are those of a triangle: of rows over the end none is beyond.
         b_same = positives(b_l, b_row_ids, b_col_ids, MASK)
-        b_of_same = tl.where(b_same, b_l, 0.0)
-        b_ones = tl.where(b_same, 1.0, 0.0)
-        b_positive += tl.sum(b_of_same, 1)
-        b_number += tl.sum(b_ones, 1)
-        if COLS:
-            p_sum, p_number = p_col_positive + o_n, p_col_number + o_n
-            tl.store(p_sum, tl.load(p_sum, mask=m_cols, other=0.0) + tl.sum(b_of_same, 0), mask=m_cols)
-            tl.store(p_number, tl.load(p_number, mask=m_cols, other=0.0) + tl.sum(b_ones, 0), mask=m_cols)
+        b_positive += tl.sum(tl.where(b_same, b_l, 0.0), 1)
+        b_number += tl.sum(tl.where(b_same, 1.0, 0.0), 1)
     if MODE == "running":
         b_top, b_sum = _add_to_lse(b_top, b_sum, b_l, 1)
         if COLS:
@@ -138,8 +129,7 @@ def sums_kernel(
     p_col_top,
     p_col,
     p_classes,
-    p_row_positive,
-    p_col_positive,
+    p_positives,
     batch,
     m,
     n,
@@ -164,8 +154,8 @@ def sums_kernel(
 ):
     """Row sums ``(splits, B, M)``, column sums ``(parts, B, N)``; with the mode ``running`` relative to maxima.
 
-    With classes, one for each row of the operand that holds x and, unless they are x, behind them y, also the sums of
-    the logits of pairs of one class, and the numbers of these: ``(2, splits, B, M)`` and ``(2, parts, B, N)``.
+    With classes, one for each row of the operand that holds x and, unless rows leave themselves out, behind them y,
+    also the sums of the logits of pairs of one class, and the numbers of these, ``(2, splits, B, M)``.
 
     A program serves one stripe of row blocks of one batch element and one of ``splits`` ranges of columns. There are
     ``stripes`` parts, and with ``TRIANGLE``, which needs ``BLOCK_M % BLOCK_N == 0``, as many for each range.
@@ -179,15 +169,10 @@ def sums_kernel(
     p_row += (i_split * batch + i_b) * m
     # The ranges of a triangle differ from round to round: there each range has partial sums of columns of its own.
     i_part = i_stripe + i_split * stripes if TRIANGLE else i_stripe
-    p_number, p_col_number = p_row_positive, p_col_positive
     if p_classes is not None:
         p_row_ids = p_classes + i_b * (stride_xb // DIM)
-        p_col_ids = p_row_ids if TRIANGLE else p_row_ids + m
-        p_row_positive += (i_split * batch + i_b) * m
-        p_number = p_row_positive + splits.to(tl.int64) * batch * m
-        if COLS:
-            p_col_positive += (i_part * batch + i_b) * n
-            p_col_number = p_col_positive + (stripes * splits if TRIANGLE else stripes).to(tl.int64) * batch * n
+        p_col_ids = p_row_ids if EXCLUDE == "self" else p_row_ids + m
+        p_positives += (i_split * batch + i_b) * m
     if COLS:
         p_col += (i_part * batch + i_b) * n
     if MODE == "running":
@@ -213,9 +198,6 @@ def sums_kernel(
             tl.store(p_col + o_n, tl.zeros((BLOCK_N,), tl.float32), mask=o_n < n)
             if MODE == "running":
                 tl.store(p_col_top + o_n, tl.full((BLOCK_N,), -INF, tl.float32), mask=o_n < n)
-            if p_classes is not None:
-                tl.store(p_col_positive + o_n, tl.zeros((BLOCK_N,), tl.float32), mask=o_n < n)
-                tl.store(p_col_number + o_n, tl.zeros((BLOCK_N,), tl.float32), mask=o_n < n)
         tl.debug_barrier()
     for i_round in range(tl.cdiv(blocks, stripes)):
         # Every other round backwards: with a triangle the rows near the top have more tiles.
@@ -241,8 +223,8 @@ def sums_kernel(
             for i_tile in range(hi - lo + ragged):
                 i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
                 b_top, b_sum, b_positive, b_number = _add_tile(
-                    b_top, b_sum, b_positive, b_number, i_n, b_x, p_x, p_y, p_v, p_col_ids,
-                    p_col_top, p_col, p_col_positive, p_col_number, o_m, b_u, b_row_ids,
+                    b_top, b_sum, b_positive, b_number,
+                    i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
                     m, n, stride_xm, stride_yn, row_shift, scale, beyond,
                     p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
                     p_classes is not None, True,
@@ -251,8 +233,8 @@ def sums_kernel(
                 for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
                     i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
                     b_top, b_sum, b_positive, b_number = _add_tile(
-                        b_top, b_sum, b_positive, b_number, i_n, b_x, p_x, p_y, p_v, p_col_ids,
-                        p_col_top, p_col, p_col_positive, p_col_number, o_m, b_u, b_row_ids,
+                        b_top, b_sum, b_positive, b_number,
+                        i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
                         m, n, stride_xm, stride_yn, row_shift, scale, beyond,
                         p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
                         p_classes is not None, False,
@@ -261,8 +243,8 @@ def sums_kernel(
             if MODE == "running":
                 tl.store(p_row_top + o_m, b_top, mask=o_m < m)
             if p_classes is not None:
-                tl.store(p_row_positive + o_m, b_positive, mask=o_m < m)
-                tl.store(p_number + o_m, b_number, mask=o_m < m)
+                tl.store(p_positives + o_m, b_positive, mask=o_m < m)
+                tl.store(p_positives + splits.to(tl.int64) * batch * m + o_m, b_number, mask=o_m < m)
             if COLS:
                 # Another thread may have written the partial sums that the next block of rows reads.
                 tl.debug_barrier()
