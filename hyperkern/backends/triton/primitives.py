@@ -71,7 +71,7 @@ def sum_parts(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
     """
     symmetric = o.symmetric and classes is None
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    choice = o.find("sums", mode if classes is None else "running")  # the smaller tile
+    choice = o.find("sums", mode if classes is None else "classes")  # labels take registers
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
     cols = (symmetric and not total) or (need_cols and not symmetric)
