@@ -182,7 +182,7 @@ def cases(architecture: Architecture) -> Iterator[Case]:
                 dim = entry.dim or _LONG_DIM
                 if problem == "classes" and entry.dim is None:  # of whole losses, whose rows go in one pass
                     continue
-                mode = "classes" if (kernel, problem) == ("sums", "classes") else options["MODE"]
+                mode = "classes" if problem == "classes" else options["MODE"]
                 if config.find(architecture, entry.kernel, entry.operand, dim, mode) == entry.config:
                     yield _pairwise(architecture, entry, kernel, problem, **options)
     for kernel, uses in _ROW_WISE.items():

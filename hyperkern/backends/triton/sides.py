@@ -42,7 +42,8 @@ def _architecture(plan: Plan) -> Architecture:
 
 def choice_of(plan: Plan) -> Config | None:
     """The configuration of the contraction; None where rows are too long for one pass."""
-    return config.find(_architecture(plan), "contract", plan.kind, width(plan), plan.weights)
+    mode = "classes" if plan.head == "classes" else plan.weights
+    return config.find(_architecture(plan), "contract", plan.kind, width(plan), mode)
 
 
 def operands(plan: Plan, job: Job, rows: Tensor, u: Tensor | None = None) -> Operands:
