@@ -111,6 +111,7 @@ def run_losses(rows: int, dim: int) -> None:
         backend.energy(x, None, PairTerms(), spec, "exp", need_x=True, need_y=False)
         backend.energy(x, None, PairTerms(), spec, "exp", need_x=False, need_y=False)
     x, y, queue, scale = x[0], y[0], torch.randn(rows + 3, dim), torch.tensor(7.0)
+    labels, y_labels = torch.arange(rows + 1)[1:], torch.arange(2 * rows + 6)[rows + 3 :]  # aligned or not
     for spec, inputs in (
         (LossSpec("align_uniform", 4.0, precision="bfloat16"), LossInputs(x, y)),
         (LossSpec("clip_loss", 9.0, precision="bfloat16"), LossInputs(x, y)),
@@ -118,9 +119,15 @@ def run_losses(rows: int, dim: int) -> None:
         (LossSpec("nt_xent", 9.0, precision="bfloat16"), LossInputs(x, y)),
         (LossSpec("dclw", temperature=True, precision="float32"), LossInputs(x, y, scale=scale)),
         (LossSpec("siglip", precision="bfloat16"), LossInputs(x, y, scale=scale, bias=scale)),
+        (LossSpec("sup_con", 9.0, precision="bfloat16"), LossInputs(x, labels=labels)),
+        (LossSpec("sup_con", temperature=True, precision="bfloat16"), LossInputs(x, scale=scale, labels=labels)),
+        (
+            LossSpec("sup_con", temperature=True, precision="float32"),
+            LossInputs(x, queue, scale=scale, labels=labels, y_labels=y_labels),
+        ),
         (LossSpec("uniformity", 4.0, precision="bfloat16"), LossInputs(x, queue)),
     ):
-        need = [name for name, value in zip(inputs._fields, inputs, strict=True) if value is not None]
+        need = [name for name, t in inputs._asdict().items() if t is not None and t.is_floating_point()]
         found = backend.loss(inputs, spec, need)
         if found is not None:  # rows are not too long for one pass
             needed = {name: getattr(inputs, name) for name in need}

@@ -208,7 +208,9 @@ def test_extension_and_emulator_have_the_same_operators() -> None:
     assert schemas("hyperkern_cuda") <= emulated
 
 
-def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_library_says_how_to_build_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen_anew: None
+) -> None:
     libraries = {kind: (tmp_path / path.name, *rest) for kind, (path, *rest) in library._LIBRARIES.items()}
     monkeypatch.setattr(library, "_LIBRARIES", libraries)
     library._loaded.cache_clear()

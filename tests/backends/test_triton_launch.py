@@ -257,7 +257,7 @@ def test_batches_of_any_size_have_the_same_kernels() -> None:
         *("prepare_kernel", "finish_kernel", "sums_kernel", "contract_kernel", "panel_kernel"),
         *("prepare_views_kernel", "combine_kernel", "finish_views_kernel", "contract_sides_kernel"),
         *("prepare_rows_kernel", "softmax_head_kernel", "sigmoid_head_kernel", "energy_head_kernel"),
-        "finish_rows_kernel",
+        *("classes_head_kernel", "finish_rows_kernel"),
     }
     for dim, batches in itertools.groupby(report, lambda one: one["dim"]):
         first, *others = batches

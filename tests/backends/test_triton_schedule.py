@@ -77,7 +77,7 @@ def test_a_cut_triangle_has_partial_sums_for_each_of_its_ranges(bounded: bool, m
     seen: list[tuple[int, int, int]] = []
 
     def launch(kernel, programs, device, args, choice, **constants) -> None:
-        stripes, cuts = args[13:15]
+        stripes, cuts = args[15:17]
         assert programs == 2 * stripes * cuts
         seen.append((stripes, cuts, args[9].shape[0]))
         operands.launch(kernel, programs, device, args, choice, **constants)

@@ -1,5 +1,7 @@
 """Whole losses by the kernels of a backend: how many launches, and everything the compositions do as well."""
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +15,6 @@ from test_step import Launches, long_row
 from torch import Tensor
 
 import hyperkern as hk
-from hyperkern import backends
 
 backend = test_step.backend  # the fixture
 
@@ -35,7 +36,7 @@ class Whole(NamedTuple):
 
 
 def _named(name: str, roles: str, launches: int = 6, **options: Any) -> Whole:
-    """A loss whose function here and in `oracle` has one name; learnable numbers and labels are arguments by name."""
+    """A loss whose function here and in `oracle` has one name; learnable numbers are arguments by name."""
     numbers = roles.split("+")[1:]
 
     def call(module: Any, tensors: Sequence[Tensor], **further: Any) -> Tensor:
@@ -44,23 +45,30 @@ def _named(name: str, roles: str, launches: int = 6, **options: Any) -> Whole:
         features = tensors[:split]
         if name == "info_nce" and len(features) == 3:
             *features, named["negatives"] = features
-        if name == "sup_con":
-            features, named = features[:1], named | labelled(*features)
         return getattr(module, name)(*features, **named, **options, **further)
 
     return Whole(lambda *t, **k: call(hk, t, **k), lambda *t: call(oracle, t), roles, launches)
 
 
-def labelled(x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-    """Classes of some rows, of one row and of none, as names that float64 cannot tell apart; and other candidates."""
-    draw = torch.Generator().manual_seed(len(x))
+@functools.cache
+def labels_of(shape: tuple[int, ...], last: int = 2**40 + 3) -> Tensor:
+    """Classes of several rows, others in each problem of a batch; the last row's has the low word of one of them."""
+    labels = torch.arange(math.prod(shape)).view(shape) ** 2 % 5 + 3
+    labels[..., -1] = last
+    return labels.to(DEVICE)
 
-    def of(rows: Tensor) -> Tensor:
-        with torch._C._DisableTorchDispatch():  # it is the test that launches this
-            return (torch.randint(rows.shape[-2] // 3 + 2, rows.shape[:-1], generator=draw) + 2**60).to(rows.device)
 
-    labels = of(x)
-    return {"labels": labels} if y is None else {"labels": labels, "y": y, "y_labels": of(y)}
+def _sup_con(roles: str, **options: Any) -> Whole:
+    """Other candidates know some of the classes, and have some that are theirs alone."""
+
+    def call(module: Any, tensors: Sequence[Tensor], **further: Any) -> Tensor:
+        x, *rest = tensors
+        named: dict[str, Any] = {"temperature": rest.pop()} if "temperature" in roles else {}
+        if rest:
+            named |= {"y": rest[0], "y_labels": labels_of(rest[0].shape[:-1], 2**41 + 3)}
+        return module.sup_con(x, labels=labels_of(x.shape[:-1]), **named, **options, **further)
+
+    return Whole(lambda *t, **k: call(hk, t, **k), lambda *t: call(oracle, t), roles, 5)
 
 
 LOSSES = {
@@ -82,12 +90,12 @@ LOSSES = {
     "dclw-learnable": _named("dclw", "xy+temperature"),
     "siglip": _named("siglip", "xy", logit_scale=10.0, logit_bias=-10.0),
     "siglip-learnable": _named("siglip", "xy+logit_scale+logit_bias", reduction="sum"),
-    "sup_con": _named("sup_con", "x", 5),
-    "sup_con-learnable": _named("sup_con", "x+temperature", 5),
-    "sup_con-small": _named("sup_con", "x", 5, temperature=0.005, reduction="sum"),
-    "sup_con-queue": _named("sup_con", "xq", 5, reduction="sum"),
-    "sup_con-queue-small": _named("sup_con", "xq", 5, temperature=0.005),
-    "sup_con-queue-learnable": _named("sup_con", "xq+temperature", 5),
+    "sup_con": _sup_con("x"),
+    "sup_con-small": _sup_con("x", temperature=0.005, reduction="sum"),
+    "sup_con-learnable": _sup_con("x+temperature", reduction="sum"),
+    "sup_con-queue": _sup_con("xq"),
+    "sup_con-queue-small": _sup_con("xq", temperature=0.005),
+    "sup_con-queue-learnable": _sup_con("xq+temperature"),
     "uniformity": _named("uniformity", "x", 4),
     "uniformity-queue": _named("uniformity", "xq", 4, t=1.5),
     "uniformity-intra": _named("uniformity", "xq", 5, intra=True),
@@ -136,17 +144,11 @@ def check_against(
         assert (got.double() - want).abs().max() <= tolerance * size
 
 
-def has_kernels(backend: str, name: str) -> None:
-    loss = name.split("-")[0]
-    if loss not in backends.load(backend).LOSSES:
-        pytest.skip(f"{name} is a composition on {backend}")
-
-
 @EACH
 def test_launches(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    has_kernels(backend, name)
     args, loss = leaves(tensors(name)), LOSSES[name]
     cotangent = torch.ones((), device=DEVICE)
+    loss.truth(*args)  # the labels are there
     with Launches(backend, monkeypatch) as launches:
         torch.autograd.grad(loss.ours(*args, backend=backend), args, cotangent)
     assert len(launches.found) <= loss.launches, launches.found
@@ -221,7 +223,9 @@ def test_strides_and_repeats(backend: str, name: str) -> None:
         assert torch.equal(2 * once, twice)
 
 
-@pytest.mark.parametrize("name", ["clip_loss-learnable", "nt_xent-learnable", "siglip-learnable", "sup_con-learnable"])
+@pytest.mark.parametrize(
+    "name", ["clip_loss-learnable", "nt_xent-learnable", "siglip-learnable", "sup_con-queue-learnable"]
+)
 def test_a_second_backward_pass_gives_the_same(backend: str, name: str) -> None:
     args = leaves(tensors(name, 40, 9))
     value = LOSSES[name].ours(*args, backend=backend)
@@ -233,11 +237,10 @@ def test_a_second_backward_pass_gives_the_same(backend: str, name: str) -> None:
     "name",
     [
         *("clip_loss-learnable", "info_nce-learnable", "info_nce-queue_alone-learnable"),
-        *("uniformity-intra", "dclw", "siglip", "sup_con-queue-learnable"),
+        *("uniformity-intra", "dclw", "siglip", "sup_con-learnable", "sup_con-queue-learnable"),
     ],
 )
 def test_frozen_sides(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    has_kernels(backend, name)
     given = tensors(name, 20, 6)
     expected = value_and_grads(LOSSES[name].truth, leaves(given, torch.float64))
     for wanted in range(len(given)):
@@ -286,7 +289,6 @@ def test_zero_and_extreme_rows(backend: str, name: str) -> None:
     ],
 )
 def test_what_has_no_gradient_may_change_before_it_is_asked_for(backend: str, name: str) -> None:
-    has_kernels(backend, name)
     given = tensors(name, 20, 6)
     for wanted in range(len(given)):
         args = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(given)]
@@ -307,15 +309,7 @@ def test_a_bad_row_is_seen(backend: str, name: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "clip_loss-learnable",
-        "info_nce-queue",
-        "dclw",
-        "siglip-learnable",
-        "uniformity-intra",
-        "sup_con-queue-learnable",
-    ],
+    "name", ["clip_loss-learnable", "info_nce-queue", "dclw", "siglip-learnable", "sup_con-queue", "uniformity-intra"]
 )
 def test_second_derivatives(backend: str, name: str) -> None:
     found = []
@@ -329,7 +323,6 @@ def test_second_derivatives(backend: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_the_setting_of_products_may_change_before_the_gradient(backend: str, name: str) -> None:
-    has_kernels(backend, name)
     args, grads = leaves(tensors(name, 20, 8)), []
     before = torch.get_float32_matmul_precision()
     try:
@@ -342,51 +335,6 @@ def test_the_setting_of_products_may_change_before_the_gradient(backend: str, na
         torch.set_float32_matmul_precision(before)
     for other in grads[1:]:
         assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
-
-
-CLASSES = {
-    "all distinct": lambda i: i - 2**63,
-    "all equal": lambda i: torch.full_like(i, -1),
-    "in pairs": lambda i: i // 2 + 2**53,
-    "one class among singles": lambda i: torch.where(i % 3 == 0, 5, 2**32 * i + 5),  # alike in 32 bits
-}
-
-
-@pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("n", [1, 2, 37])
-def test_classes(backend: str, n: int, classes: str) -> None:
-    has_kernels(backend, "sup_con")
-    labels, y_labels = (CLASSES[classes](torch.arange(k, device=DEVICE)) for k in (n, n + 8))
-    x, y = tensors("sup_con-queue", n, 6, k=n + 8)
-
-    def alone(module: Any) -> Callable[..., Tensor]:
-        return lambda a, **backend: module.sup_con(a, labels=labels, temperature=0.2, **backend)
-
-    def with_others(module: Any) -> Callable[..., Tensor]:
-        return lambda a, b, **backend: module.sup_con(a, labels=labels, y=b, y_labels=y_labels.flip(0), **backend)
-
-    check_against(alone(oracle), alone(hk), backend, [x], 1e-5)
-    check_against(with_others(oracle), with_others(hk), backend, [x, y], 1e-5)
-    if classes == "all distinct" or n == 1:  # no row has a positive
-        assert all((t == 0).all() for t in value_and_grads(alone(hk), leaves([x]), backend=backend))
-
-
-@pytest.mark.parametrize("dtypes", [("int32", "uint8"), ("int16", "int64"), ("int8", "int32")], ids="-".join)
-def test_labels_of_any_dtype_and_strides_that_change_before_the_gradient(backend: str, dtypes: tuple[str, str]) -> None:
-    has_kernels(backend, "sup_con")
-    x, y = tensors("sup_con-queue", 20, 6, batch=2, k=30)
-    labels = [torch.randint(5, shape, device=DEVICE).mT for shape in ((20, 2), (30, 2))]
-    labels[0][:, 3] = -3  # 253 in eight bits
-    labels[1][:, 4] = 253
-    found = []
-    for of in (("int64", "int64"), dtypes):
-        args = leaves([x, y])
-        given = [t.to(getattr(torch, name), copy=True) for t, name in zip(labels, of, strict=True)]
-        value = hk.sup_con(args[0], given[0], args[1], given[1], backend=backend)
-        for t in given:
-            t.zero_()
-        found.append([value, *torch.autograd.grad(value.sum(), args)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_long_rows_and_rows_as_they_are_take_the_composition(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

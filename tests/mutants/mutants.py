@@ -46,6 +46,7 @@ TEXTBOOK = "losses/test_values.py::test_matches_textbook"
 OF_REFERENCE = "backends/test_reference_losses.py"
 PRIMITIVES = "backends/test_primitives.py"
 WHOLE = "backends/test_whole_losses.py"
+CLASSES = "backends/test_whole_classes.py"
 LAUNCH = "backends/test_triton_launch.py"
 
 MUTANTS = [
@@ -570,7 +571,7 @@ MUTANTS = [
     _mutant(
         "candidates that are no anchors have any weight",
         "backends/triton/step_rows.py",
-        "            _store_row_constants(p_u, p_factor, p_lse, o_rows, m_rows, bias)\n",
+        "            _store_row_constants(p_u, p_factor, p_lse, p_share, o_rows, m_rows, bias)\n",
         "",
         f"{WHOLE}::test_nothing_is_read_before_it_is_written[triton-cpu-info_nce-queue]",
     ),
@@ -590,7 +591,7 @@ MUTANTS = [
     ),
     _mutant(
         "the gradient of a temperature has the sign of that of a scale",
-        "backends/triton/step_rows.py",
+        "backends/triton/step_grads.py",
         "b_dscale *= -b_factor * b_factor",
         "b_dscale *= b_factor * b_factor",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-info_nce-learnable]",
@@ -629,6 +630,70 @@ MUTANTS = [
         'factors if energy or (plan.head == "classes" and plan.spec.mean) else None',
         "factors if energy else None",
         f"{WHOLE}::test_values_and_gradients[cuda-cpu-33-5-7-None-sup_con]",
+    ),
+    # Labels.
+    _mutant(
+        "positives take nothing off the weights of their anchors",
+        "backends/triton/contract.py",
+        "        b_w -= tl.where(positives",
+        "        b_w -= 0 * tl.where(positives",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con]",
+    ),
+    _mutant(
+        "a candidate is no positive of its anchor in the gradient of the candidate",
+        "backends/triton/contract.py",
+        "b_shares = b_share[:, None] + tl.load(p_col_share + o_n, mask=o_n < n, other=0.0)[None, :]",
+        "b_shares = b_share[:, None]",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-queue]",
+    ),
+    _mutant(
+        "a row is a positive of itself in the sums",
+        "backends/triton/tile.py",
+        "b_same = b_same & (b_l != -INF)",
+        "b_same = b_same",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con]",
+    ),
+    _mutant(
+        "labels are compared by their low words",
+        "backends/triton/step.py",
+        "others.itemsize) == 8",
+        "others.itemsize) == 9",
+        f"{CLASSES}::test_integers_are_compared_as_numbers[triton-cpu-torch.int32]",
+    ),
+    _mutant(
+        "a row without a positive counts in the mean",
+        "backends/triton/classes.py",
+        "tl.sum(tl.where(b_counts, 1.0, 0.0), 0)",
+        "tl.sum(tl.where(m_rows, 1.0, 0.0), 0)",
+        f"{CLASSES}::test_rows_without_a_positive[triton-cpu-torch.float32]",
+    ),
+    _mutant(
+        "a row without a positive has weights",
+        "backends/triton/classes.py",
+        "tl.where(b_counts, range_of_weights / b_sum, 0.0)",
+        "range_of_weights / b_sum",
+        f"{CLASSES}::test_rows_without_a_positive[triton-cpu-torch.float32]",
+    ),
+    _mutant(
+        "the gradient of a mean is that of a sum",
+        "backends/triton/step_grads.py",
+        "        c /= tl.load(p_anchors + i_b)",
+        "        c /= 1.0",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con]",
+    ),
+    _mutant(
+        "the scale is in the rows of x twice where they are the candidates too",
+        "backends/triton/step_rows.py",
+        "b_x *= b_root if SYMMETRIC else b_factor",
+        "b_x *= b_root if VIEWS == 2 else b_factor",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-learnable]",
+    ),
+    _mutant(
+        "each pair counts twice in the gradient of a scale",
+        "backends/triton/step_grads.py",
+        "b_part *= 0.5",
+        "b_part *= 1.0",
+        f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-learnable]",
     ),
     # The kernels in CUDA C++, as far as no library has to be compiled anew.
     _mutant(

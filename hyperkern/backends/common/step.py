@@ -37,8 +37,7 @@ _HEADS = {
     "sup_con": "classes",
     "uniformity": "energy",
 }
-# Of every backend with these kernels; one that reads labels adds sup_con.
-LOSSES = frozenset({"align_uniform", *_HEADS} - {"sup_con"})
+LOSSES = frozenset({"align_uniform", *_HEADS})
 
 State = tuple[Tensor, ...]
 

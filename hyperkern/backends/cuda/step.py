@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
-from ..common import step as common
 from ..common.jobs import Job
 from ..common.partials import cut
-from ..common.step import Kept, Kernels, Plan, State, WholeLosses
+from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
 from .operands import ALIGNMENT, CONTRACT_DIM, MOST_TILE_COLS, Weight, multiprocessors, tile, tile_of
@@ -25,7 +24,6 @@ from .primitives import SUM_TASKS, exp_range, stripes_of
 
 __all__ = ["LOSSES", "loss", "loss_grad"]
 
-LOSSES = frozenset({*common.LOSSES, "sup_con"})
 
 _HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3, "classes": 4}
 _WEIGHTS = {

@@ -44,7 +44,8 @@ class Entry(NamedTuple):
         kernel: ``contract``, ``sums`` or ``panel``.
         operand: ``bfloat16`` (float16 too), ``tf32`` or ``float32``.
         dim: the largest feature dimension it serves; ``None``: any.
-        mode: the ``MODE`` it serves, see ``tile.py``; ``None``: every one that has no entry of its own.
+        mode: the ``MODE`` it serves, see ``tile.py``, or ``classes``, any where labels are read; ``None``: every one
+            that has no entry of its own.
         config: the configuration.
     """
 

@@ -17,6 +17,7 @@ from .tile import (
     logits,
     masked_tiles,
     narrow,
+    positives,
     similarity,
     weights,
 )
@@ -34,12 +35,14 @@ def _add_tile(
     p_col_ids,
     p_col_lse,
     p_b,
+    p_col_share,
     o_m,
     o_d,
     b_u,
     b_row_ids,
     b_a,
     b_row_lse,
+    b_share,
     m,
     n,
     stride_yn,
@@ -64,12 +67,16 @@ def _add_tile(
         b_x, b_y, p_y, p_y, o_m, o_n, m, n, stride_yn, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
     b_v = load_log_weights(p_v, o_n, n, LOG2)
-    b_col_ids = load_ids(p_col_ids, o_n, n, EXCLUDE)
+    b_col_ids = load_ids(p_col_ids, o_n, n)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
     )
     b_b, b_col_lse = load_factor(p_col_lse, p_b, o_n, n, MODE)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, HAS_A, p_b is not None, MODE, LOG2)
+    if p_col_share is not None:
+        # In float32: what is rounded is the small difference, and the weights of an anchor add up to 0 before.
+        b_shares = b_share[:, None] + tl.load(p_col_share + o_n, mask=o_n < n, other=0.0)[None, :]
+        b_w -= tl.where(positives(b_l, b_row_ids, b_col_ids, MASK), b_shares, 0.0)
     b_sum += tl.sum(b_w, 1)
     if MODE == "softplus":
         b_value += tl.sum(b_phi, 1)
@@ -89,6 +96,8 @@ def _contract_block(
     p_a,
     p_col_lse,
     p_b,
+    p_row_share,
+    p_col_share,
     p_grad,
     p_sum,
     p_value,
@@ -119,8 +128,9 @@ def _contract_block(
     p_x += (i_m * BLOCK_M).to(tl.int64) * stride_xm
     b_x = load_rows(p_x, tl.arange(0, BLOCK_M), o_d, m - i_m * BLOCK_M, stride_xm, DIM, DIM == BLOCK_D, True)
     b_u = load_log_weights(p_u, o_m, m, LOG2)
-    b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
+    b_row_ids = load_ids(p_row_ids, o_m, m)
     b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
+    b_share = load_log_weights(p_row_share, o_m, m, False)
     b_grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
     b_value = tl.zeros((BLOCK_M,), tl.float32)
@@ -133,8 +143,8 @@ def _contract_block(
         i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
         b_grad, b_sum, b_value = _add_tile(
             b_grad, b_sum, b_value, i_n,
-            b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
-            o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
+            b_x, p_y, p_v, p_col_ids, p_col_lse, p_b, p_col_share,
+            o_m, o_d, b_u, b_row_ids, b_a, b_row_lse, b_share,
             m, n, stride_yn, row_shift, scale, shift,
             p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, True,
         )  # fmt: skip
@@ -143,8 +153,8 @@ def _contract_block(
             i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
             b_grad, b_sum, b_value = _add_tile(
                 b_grad, b_sum, b_value, i_n,
-                b_x, p_y, p_v, p_col_ids, p_col_lse, p_b,
-                o_m, o_d, b_u, b_row_ids, b_a, b_row_lse,
+                b_x, p_y, p_v, p_col_ids, p_col_lse, p_b, p_col_share,
+                o_m, o_d, b_u, b_row_ids, b_a, b_row_lse, b_share,
                 m, n, stride_yn, row_shift, scale, shift,
                 p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, False,
             )  # fmt: skip
@@ -223,7 +233,7 @@ def contract_kernel(
         p_b += i_b * n
     out = (i_split * batch + i_b) * m
     _contract_block(
-        p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b,
+        p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b, None, None,
         p_grad + out * stride_gm, p_sum + out, p_value + out,
         i_m, i_split, m, n, splits, stride_xm, stride_yn, stride_gm, row_shift, scale, shift,
         DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION,
@@ -241,6 +251,8 @@ def contract_sides_kernel(
     p_u,
     p_lse,
     p_factor,
+    p_classes,
+    p_share,
     p_grad,
     p_sum,
     p_value,
@@ -274,7 +286,8 @@ def contract_sides_kernel(
     take ``m_0`` rows from ``row_0`` on against ``n_0`` from ``col_0`` on, the others likewise.
 
     Outputs as those of `contract_kernel`, the second behind the first. The vectors are ``(B, rows)``, for rows and
-    columns, but for the log-weights, which are those of rows. ``shift_0`` is the row shift of the exclusion.
+    columns, but for the log-weights, which are those of rows; shares are those of positives, the pairs of one class.
+    ``shift_0`` is the row shift of the exclusion.
     """
     second = tl.program_id(0) >= programs
     i_program = tl.where(second, tl.program_id(0) - programs, tl.program_id(0))
@@ -296,8 +309,15 @@ def contract_sides_kernel(
     if p_factor is not None:
         p_a += row
         p_b += col
+    p_row_ids, p_col_ids, p_row_share, p_col_share = p_classes, p_classes, p_share, p_share
+    if p_share is not None:
+        p_row_ids += row
+        p_col_ids += col
+        p_row_share += row
+        p_col_share += col
     _contract_block(
-        p_rows + row * DIM, p_rows + col * DIM, p_u, None, None, None, p_row_lse, p_a, p_col_lse, p_b,
+        p_rows + row * DIM, p_rows + col * DIM, p_u, None, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b,
+        p_row_share, p_col_share,
         p_grad + out * DIM, p_sum + out, p_value + out,
         i_m, i_split, m, n, splits, DIM, DIM, DIM, row_shift, scale, shift,
         DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION,

@@ -13,22 +13,23 @@ from .tile import INF, LN2, exp, softplus
 
 
 @triton.jit
-def _finite(b_top):
+def finite(b_top):
+    """A maximum, 0 where there is none."""
     return tl.where(b_top == -INF, 0.0, b_top)
 
 
 @triton.jit
-def _collected(p_sums, p_tops, o, m_rows, parts, stride, b_top, b_sum):
+def collected(p_sums, p_tops, o, m_rows, parts, stride, b_top, b_sum):
     """Partial sums, and those there are, relative to the largest logit of all where they are relative to any."""
     b_all = b_top
     if p_tops is not None:
         for i in range(parts):
             b_all = tl.maximum(b_all, tl.load(p_tops + i * stride + o, mask=m_rows, other=-INF))
-        b_sum *= exp(b_top - _finite(b_all), False)
+        b_sum *= exp(b_top - finite(b_all), False)
     for i in range(parts):
         b_part = tl.load(p_sums + i * stride + o, mask=m_rows, other=0.0)
         if p_tops is not None:
-            b_part *= exp(tl.load(p_tops + i * stride + o, mask=m_rows, other=-INF) - _finite(b_all), False)
+            b_part *= exp(tl.load(p_tops + i * stride + o, mask=m_rows, other=-INF) - finite(b_all), False)
         b_sum += b_part
     return b_all, b_sum
 
@@ -40,7 +41,7 @@ def _softmax(b_top, b_sum, b_positive, b_weight, HEAD: tl.constexpr):
 
     All weights of an anchor are made of the same numbers, so that they add up to 0, however large the logits.
     """
-    b_unit = _finite(b_top)
+    b_unit = finite(b_top)
     b_others = b_unit + tl.math.log2(b_sum) * LN2
     if HEAD == "softmax":
         # Not of the sum with the positive in it: the loss of a confident model is the small difference.
@@ -136,9 +137,9 @@ def softmax_head_kernel(
         b_weight = 2.0 - n * exp((b_positive - top) * inverse, False) / total
 
     b_zero, b_nothing = tl.zeros((BLOCK,), tl.float32), tl.full((BLOCK,), -INF, tl.float32)
-    b_top, b_sum = _collected(p_row, p_row_top, o_sums, m_rows, row_parts, stride, b_nothing, b_zero)
+    b_top, b_sum = collected(p_row, p_row_top, o_sums, m_rows, row_parts, stride, b_nothing, b_zero)
     if VIEWS == 2:
-        b_top, b_sum = _collected(p_col, p_col_top, o_sums, m_rows, col_parts, stride, b_top, b_sum)
+        b_top, b_sum = collected(p_col, p_col_top, o_sums, m_rows, col_parts, stride, b_top, b_sum)
     b_loss, b_factor, b_own = _softmax(b_top, b_sum, b_positive, b_weight, HEAD)
     o_rows = i_b * rows + o_a
     if p_factor is not None:
@@ -146,7 +147,7 @@ def softmax_head_kernel(
         if p_lse is not None:
             tl.store(p_lse + o_rows, b_top, mask=m_rows)
     if TWO_WAY:
-        b_top, b_sum = _collected(p_col, p_col_top, o_sums, m_rows, col_parts, stride, b_nothing, b_zero)
+        b_top, b_sum = collected(p_col, p_col_top, o_sums, m_rows, col_parts, stride, b_nothing, b_zero)
         b_more, b_factor, b_more_own = _softmax(b_top, b_sum, b_positive, b_weight, HEAD)
         b_loss += b_more
         b_own += b_more_own
@@ -161,7 +162,8 @@ def softmax_head_kernel(
 
 
 @triton.jit
-def _over_cuts(p_sums, o, mask, cuts, stride):
+def over_cuts(p_sums, o, mask, cuts, stride):
+    """The sum of partial sums."""
     b_sum = tl.zeros(o.shape, tl.float32)
     for i in range(cuts):
         b_sum += tl.load(p_sums + i * stride + o, mask=mask, other=0.0)
@@ -203,10 +205,10 @@ def sigmoid_head_kernel(
     if p_bias is not None:
         bias = tl.load(p_bias).to(tl.float32)
     b_partners, b_own = softplus(-(tl.load(p_positive + i_b * n + o, mask=m_rows, other=0.0) + bias))
-    b_value = _over_cuts(p_value, i_b * n + o, m_rows, cuts, stride)
+    b_value = over_cuts(p_value, i_b * n + o, m_rows, cuts, stride)
     if p_sum is not None:
         tl.store(p_own + i_b * n + o, -b_own, mask=m_rows)
-        b_weights = _over_cuts(p_sum, i_b * n + o, m_rows, cuts, stride) - tl.where(m_rows, b_own, 0.0)
+        b_weights = over_cuts(p_sum, i_b * n + o, m_rows, cuts, stride) - tl.where(m_rows, b_own, 0.0)
         tl.store(p_parts + (batch + i_b) * blocks + i_block, tl.sum(b_weights, 0))
     tl.store(p_parts + i_b * blocks + i_block, tl.sum(b_value + tl.where(m_rows, b_partners, 0.0), 0))
     if is_last(p_count + 1 + i_b, blocks):

@@ -94,8 +94,8 @@ def panel_kernel(
     )
     b_u = load_log_weights(p_u, o_m, m, LOG2)
     b_v = load_log_weights(p_v, o_n, n, LOG2)
-    b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
-    b_col_ids = load_ids(p_col_ids, o_n, n, EXCLUDE)
+    b_row_ids = load_ids(p_row_ids, o_m, m)
+    b_col_ids = load_ids(p_col_ids, o_n, n)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
         p_u is not None, p_v is not None, EXCLUDE, True,

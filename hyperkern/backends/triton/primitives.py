@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         Row sums and column sums, which have no elements if not wanted; relative to maxima where the mode is
         ``running``.
     """
-    row, row_top, col, col_top = sum_parts(o, mode, need_cols=need_cols, total=total)
+    row, row_top, col, col_top, *_ = sum_parts(o, mode, need_cols=need_cols, total=total)
     of_rows, nothing = added(row, row_top), Sums(row.new_empty(row.shape[1], 0))
     if col is None:
         return of_rows, nothing
@@ -44,42 +45,60 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     return added(torch.stack([of_rows.total, of_cols.total]), tops), nothing
 
 
-def sum_parts(
-    o: Operands, mode: str, *, need_cols: bool, total: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The parts of `pair_sums` that are left to be added.
+class SumParts(NamedTuple):
+    """What is left to be added. With ``y = x`` the sums of a row are those of the row and of its column.
 
-    Returns:
-        Row sums ``(cuts, B, M)`` and what they are relative to; column sums ``(parts, B, N)``, likewise. With ``y = x``
-        the sums of a row are those of the row and of its column.
+    Attributes:
+        row: ``(cuts, B, M)``.
+        row_top: what these are relative to.
+        col: ``(parts, B, N)``.
+        col_top: likewise.
+        positive: ``(2, cuts, B, M)``, the sums of the logits of pairs of one class, and the numbers of these.
     """
+
+    row: Tensor
+    row_top: Tensor | None
+    col: Tensor | None
+    col_top: Tensor | None
+    positive: Tensor | None
+
+
+def sum_parts(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: Tensor | None = None) -> SumParts:
+    """The parts of `pair_sums`; with the classes of all rows of an operand also those of the positives.
+
+    These are ``(B, M)``, or ``(B, M + N)`` where ``y`` stands behind ``x``. With them ``y = x`` takes the whole square:
+    for three sums of columns registers are too few.
+    """
+    symmetric = o.symmetric and classes is None
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    choice = o.find("sums", mode)
+    choice = o.find("sums", mode if classes is None else "classes")  # labels take registers
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
-    cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
+    cols = (symmetric and not total) or (need_cols and not symmetric)
     stripes = min(blocks, _STRIPES) if cols else blocks
     cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
     row = o.x.new_empty((cuts, batch, m), dtype=torch.float32)
-    parts = stripes * cuts if o.symmetric else stripes
+    parts = stripes * cuts if symmetric else stripes
     col = row.new_empty((parts, batch, n)) if cols else None
     row_top = torch.empty_like(row) if mode == "running" else None
     col_top = None if col is None or row_top is None else torch.empty_like(col)
+    positive = None if classes is None else row.new_empty((2, *row.shape))
     u, v, row_ids, col_ids = o.terms
     launch(
         sums_kernel,
         batch * stripes * cuts,
         o.x.device,
         (
-            *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, batch, m, n, stripes, cuts),
+            *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, classes, positive),
+            *(batch, m, n, stripes, cuts),
             *(*strides(o.x)[:2], *strides(o.y)[:2], o.row_shift, o.spec.scale * o.unit(mode)),
         ),
         choice,
         **o.constants(choice, mode),
         COLS=cols,
-        TRIANGLE=o.symmetric,
+        TRIANGLE=symmetric,
     )
-    return row, row_top, col, col_top
+    return SumParts(row, row_top, col, col_top, positive)
 
 
 def contract(

@@ -19,13 +19,15 @@ from triton.compiler import ASTSource
 from ..common.report import print_table, usage
 from . import config
 from .align_uniform import combine_kernel, finish_views_kernel, prepare_views_kernel
+from .classes import classes_head_kernel
 from .config import Architecture, Entry, padded
 from .contract import contract_kernel, contract_sides_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .operands import fusion
 from .panel import panel_kernel
 from .rows import COMBINED, finish_kernel, prepare_kernel, row_block
-from .step_rows import finish_rows_kernel, prepare_rows_kernel
+from .step_grads import finish_rows_kernel
+from .step_rows import prepare_rows_kernel
 from .sums import sums_kernel
 
 KERNELS = {
@@ -40,6 +42,7 @@ KERNELS = {
     "contract_sides": contract_sides_kernel,
     "prepare_rows": prepare_rows_kernel,
     "softmax_head": softmax_head_kernel,
+    "classes_head": classes_head_kernel,
     "sigmoid_head": sigmoid_head_kernel,
     "energy_head": energy_head_kernel,
     "finish_rows": finish_rows_kernel,
@@ -58,6 +61,7 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("factor",)},
         "one_way": {"EXCLUDE": "self", "MODE": "single", "present": ("factor", "lse")},
         "views": {"EXCLUDE": "views", "MODE": "running", "present": ("factor", "lse")},
+        "classes": {"EXCLUDE": "self", "MODE": "running", "present": ("factor", "lse", "classes")},
         "softplus": {"EXCLUDE": "self", "MODE": "softplus", "present": ("u",)},
     },
     "sums": {
@@ -69,6 +73,13 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
             "COLS": True,
             "TRIANGLE": True,
             "present": ("cols", "tops"),
+        },
+        "classes": {
+            "EXCLUDE": "self",
+            "MODE": "running",
+            "COLS": False,
+            "TRIANGLE": False,
+            "present": ("tops", "classes"),
         },
         "general": {
             "EXCLUDE": "same_id",
@@ -98,9 +109,19 @@ _OPTIONAL = {
     "p_col": "cols",
     "p_factor": "factor",
     "p_lse": "lse",
+    "p_classes": "classes",
+    "p_share": "classes",
+    "p_positives": "classes",
+    "p_labels": "classes",
+    "p_queue_labels": "classes",
+    "p_anchors": "classes",
 }
 # Kernels that are configured as one.
 _CONFIGURED = {"contract": ("contract", "contract_sides"), "sums": ("sums",), "panel": ("panel",)}
+_ROWS: tuple[dict[str, Any], ...] = (
+    {"VIEWS": 1, "SYMMETRIC": False, "TEMPERATURE": False},
+    {"VIEWS": 2, "SYMMETRIC": True, "TEMPERATURE": True},
+)
 # What the row-wise kernels are compiled for; the heads have no D.
 _ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
     "prepare": ({},),
@@ -108,14 +129,15 @@ _ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
     "prepare_views": ({"SQUARE": True},),
     "combine": ({"BLOCK": COMBINED},),
     "finish_views": ({"SQUARE": True},),
-    "prepare_rows": ({"VIEWS": 1, "TEMPERATURE": False}, {"VIEWS": 2, "TEMPERATURE": True}),
+    "prepare_rows": _ROWS,
     "softmax_head": (
         {"HEAD": "softmax", "VIEWS": 1, "TWO_WAY": True, "TEMPERATURE": False, "BLOCK": 128},
         {"HEAD": "weighted", "VIEWS": 2, "TWO_WAY": False, "TEMPERATURE": True, "BLOCK": 128},
     ),
+    "classes_head": ({"MEAN": True, "BLOCK": 128},),
     "sigmoid_head": ({"BLOCK": 128},),
     "energy_head": ({"BLOCK": COMBINED},),
-    "finish_rows": ({"VIEWS": 1, "TEMPERATURE": False}, {"VIEWS": 2, "TEMPERATURE": True}),
+    "finish_rows": _ROWS,
 }
 _ALONG_D = ("stride_d", "stride_xd", "stride_yd", "stride_qd")
 # A chunked kernel serves any D; it is compiled for this one.
@@ -158,7 +180,10 @@ def cases(architecture: Architecture) -> Iterator[Case]:
         for kernel in _CONFIGURED[entry.kernel]:
             for problem, options in _PROBLEMS[kernel].items():
                 dim = entry.dim or _LONG_DIM
-                if config.find(architecture, entry.kernel, entry.operand, dim, options["MODE"]) == entry.config:
+                if problem == "classes" and entry.dim is None:  # of whole losses, whose rows go in one pass
+                    continue
+                mode = "classes" if problem == "classes" else options["MODE"]
+                if config.find(architecture, entry.kernel, entry.operand, dim, mode) == entry.config:
                     yield _pairwise(architecture, entry, kernel, problem, **options)
     for kernel, uses in _ROW_WISE.items():
         for use in uses:
@@ -188,7 +213,7 @@ def _pairwise(
     if kernel == "panel":
         constants["GROUP"] = 8
     types = dict.fromkeys(("p_x", "p_y", "p_rows", "p_weights"), operand)
-    types |= {"p_row_ids": "*i64", "p_col_ids": "*i64"}
+    types |= dict.fromkeys(("p_row_ids", "p_col_ids", "p_classes"), "*i64")
     signature = _signature(KERNELS[kernel], types, constants, present)
     options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
     return Case(architecture.name, kernel, entry.operand, dim, problem, signature, constants, options)
@@ -201,7 +226,8 @@ def _row_wise(architecture: Architecture, kernel: str, dtype: str, dim: int, use
     constants = {name: value for name, value in constants.items() if name in names}
     features = ("p_x", "p_y", "p_queue", "p_dx", "p_dy", "p_dqueue", "p_operand", "p_rows")
     types = dict.fromkeys(features, "*" + dtype) if "DIM" in names else {}
-    signature = _signature(KERNELS[kernel], types | {"p_count": "*i32"}, constants, tuple(_OPTIONAL.values()))
+    types |= dict.fromkeys(("p_labels", "p_queue_labels", "p_classes"), "*i64") | {"p_count": "*i32"}
+    signature = _signature(KERNELS[kernel], types, constants, tuple(_OPTIONAL.values()))
     problem = " ".join(str(value) for name, value in use.items() if name in ("HEAD", "VIEWS"))
     return Case(architecture.name, kernel, dtype, dim, problem, signature, constants, {})
 
@@ -211,7 +237,7 @@ def _signature(
 ) -> dict[str, str]:
     """The types of the arguments as a real call has them; what is absent is a compile-time None."""
     floats = {"scale", "shift", "eps", "alpha", "t", "align_weight", "uniform_weight", "pairs"}
-    floats |= {"bias", "sigma", "share", "count", "range_of_weights", "inverse_range"}
+    floats |= {"bias", "sigma", "share", "count", "range_of_weights", "inverse_range", "unit"}
     signature = {}
     for name in kernel.arg_names:
         if name in constants:

@@ -42,7 +42,8 @@ def _architecture(plan: Plan) -> Architecture:
 
 def choice_of(plan: Plan) -> Config | None:
     """The configuration of the contraction; None where rows are too long for one pass."""
-    return config.find(_architecture(plan), "contract", plan.kind, width(plan), plan.weights)
+    mode = "classes" if plan.head == "classes" else plan.weights
+    return config.find(_architecture(plan), "contract", plan.kind, width(plan), mode)
 
 
 def operands(plan: Plan, job: Job, rows: Tensor, u: Tensor | None = None) -> Operands:
@@ -82,7 +83,16 @@ def _cuts(
     return tuple(cuts), (*starts, end)
 
 
-def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, lse: Tensor | None) -> Sides:
+def contract(
+    plan: Plan,
+    rows: Tensor,
+    *,
+    u: Tensor | None = None,
+    factor: Tensor | None = None,
+    lse: Tensor | None = None,
+    classes: Tensor | None = None,
+    share: Tensor | None = None,
+) -> Sides:
     """All sides that are needed, two in one launch."""
     jobs, choice = plan.of_weights(), choice_of(plan)
     assert choice is not None
@@ -103,7 +113,7 @@ def contract(plan: Plan, rows: Tensor, u: Tensor | None, factor: Tensor | None, 
             sum(programs),
             rows.device,
             (
-                *(rows, u, lse, factor, grad[starts[i] :], sums[starts[i] :]),
+                *(rows, u, lse, factor, classes, share, grad[starts[i] :], sums[starts[i] :]),
                 sums[starts[i] :] if value is None else value[starts[i] :],
                 *(plan.batch, plan.rows, programs[0], *told[0], *told[-1]),
                 *(plan.factor * o.unit(plan.weights), o.shift(plan.weights) * o.unit(plan.weights)),

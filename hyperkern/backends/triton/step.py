@@ -13,12 +13,14 @@ from torch import Tensor
 from ...spec import norm_eps
 from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses
 from .align_uniform import STEP
+from .classes import classes_head_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .operands import launch, strides
 from .primitives import sum_parts
 from .rows import COMBINED, row_block
 from .sides import choice_of, contract, cuts_of, operands, width
-from .step_rows import finish_rows_kernel, prepare_rows_kernel
+from .step_grads import finish_rows_kernel
+from .step_rows import prepare_rows_kernel
 
 __all__ = ["LOSSES", "loss", "loss_grad"]
 
@@ -32,8 +34,10 @@ class _Prepared(NamedTuple):
     positive: Tensor | None
     zeros: Tensor | None
     u: Tensor | None
+    classes: Tensor | None
     factor: Tensor | None
     lse: Tensor | None
+    share: Tensor | None
     counters: Tensor
     kept: Kept
 
@@ -46,7 +50,8 @@ def serves(plan: Plan) -> bool:
 def values(plan: Plan) -> tuple[Tensor, Kept, State]:
     """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.common.step.Kernels`."""
     prepared = _prepare(plan)
-    loss, state = {"energy": _energy, "sigmoid": _sigmoid}.get(plan.head, _softmax)(plan, prepared)
+    head = {"classes": _classes, "energy": _energy, "sigmoid": _sigmoid}.get(plan.head, _softmax)
+    loss, state = head(plan, prepared)
     return loss, prepared.kept, state
 
 
@@ -58,8 +63,12 @@ def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor
     if plan.head == "sigmoid":
         grad, own, bias_sums, counters = state
         return _finish(plan, needed, grad, counters, cotangent, own=own, bias_sums=bias_sums)
+    if plan.head == "classes":
+        rows, counters, anchors, classes, share, factor, *lse = state
+        sides = contract(plan, rows, factor=factor, lse=lse[0] if lse else None, classes=classes, share=share)
+        return _finish(plan, needed, sides.grad, counters, cotangent, anchors=anchors)
     rows, own, counters, factor, *lse = state
-    sides = contract(plan, rows, None, factor, lse[0] if lse else None)
+    sides = contract(plan, rows, factor=factor, lse=lse[0] if lse else None)
     return _finish(plan, needed, sides.grad, counters, cotangent, own=own)
 
 
@@ -85,6 +94,7 @@ def _shape(plan: Plan) -> dict[str, int]:
         "BLOCK_ROWS": block_rows,
         "BLOCK_D": block_d,
         "VIEWS": plan.views,
+        "SYMMETRIC": plan.symmetric,
         "TEMPERATURE": plan.spec.temperature,
     }
 
@@ -99,8 +109,10 @@ def _prepare(plan: Plan) -> _Prepared:
         None if plan.y is None else empty((batch, plan.pairs)),
         empty((batch, blocks + blocks_further)) if plan.head == "energy" else None,
         empty((batch, rows)) if plan.head == "sigmoid" else None,
+        None if plan.labels is None else _operand_of_labels(plan.labels, plan.queue_labels, (batch, rows)),
         empty((batch, rows)) if factors else None,
         empty((batch, rows)) if factors and plan.weights != "bounded" else None,
+        empty((batch, rows)) if factors and plan.head == "classes" else None,
         torch.empty(batch + 1, dtype=torch.int32, device=x.device),
         _kept(plan),
     )
@@ -111,8 +123,9 @@ def _prepare(plan: Plan) -> _Prepared:
         batch * (blocks + blocks_further),
         x.device,
         (
-            *(x, plan.y, plan.queue, plan.scale, plan.bias, out.rows, out.positive, out.zeros, out.u),
-            *((out.factor, out.lse) if one_way else (None, None)),
+            *(x, plan.y, plan.queue, plan.scale, plan.bias, plan.labels, plan.queue_labels),
+            *(out.rows, out.positive, out.zeros, out.u, out.classes),
+            *((out.factor, out.lse, out.share) if one_way else (None, None, None)),
             *(out.counters, *out.kept, plan.pairs, plan.further, rows, blocks, blocks_further),
             *(*_strides(plan), norm_eps(x.dtype), plan.factor, plan.spec.bias),
         ),
@@ -120,6 +133,12 @@ def _prepare(plan: Plan) -> _Prepared:
         **_shape(plan),
     )
     return out
+
+
+def _operand_of_labels(labels: Tensor, others: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    """Of integers that hold those of both: pairs compare them, and two words take twice as long as one."""
+    wide = max(labels.itemsize, 0 if others is None else others.itemsize) == 8
+    return labels.new_empty(shape, dtype=torch.int64 if wide else torch.int32)
 
 
 def _kept(plan: Plan) -> Kept:
@@ -135,7 +154,7 @@ def _kept(plan: Plan) -> Kept:
 def _softmax(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     need_grad = bool(plan.need)
     o = operands(plan, plan.of_sums()[0], prepared.rows)
-    row, row_top, col, col_top = sum_parts(o, plan.sums, need_cols=plan.two_way, total=False)
+    row, row_top, col, col_top, *_ = sum_parts(o, plan.sums, need_cols=plan.two_way, total=False)
     batch, anchors = plan.batch, plan.views * plan.pairs
     blocks = -(-anchors // _ANCHORS)
     own = row.new_empty((batch, anchors)) if need_grad else None
@@ -162,12 +181,38 @@ def _softmax(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     return loss, (prepared.rows, own, prepared.counters, prepared.factor, *lse)
 
 
+def _classes(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
+    assert prepared.classes is not None
+    o = operands(plan, plan.of_sums()[0], prepared.rows)
+    parts = sum_parts(o, plan.sums, need_cols=False, total=False, classes=prepared.classes)
+    batch, blocks = plan.batch, -(-plan.pairs // _ANCHORS)
+    of_blocks, loss, anchors = (parts.row.new_empty(shape) for shape in ((2, batch, blocks), batch, batch))
+    launch(
+        classes_head_kernel,
+        batch * blocks,
+        plan.x.device,
+        (
+            *(parts.row, parts.row_top, parts.positive, prepared.factor, prepared.lse, prepared.share),
+            *(of_blocks, prepared.counters, loss, anchors),
+            *(batch, plan.pairs, plan.rows, blocks, parts.row.shape[0], 1 / o.unit(plan.sums), plan.range),
+        ),
+        None,
+        MEAN=plan.spec.mean,
+        BLOCK=_ANCHORS,
+    )
+    if prepared.factor is None or prepared.share is None:
+        return loss, ()
+    lse = () if prepared.lse is None else (prepared.lse,)
+    state = (prepared.rows, prepared.counters, anchors, prepared.classes, prepared.share, prepared.factor)
+    return loss, (*state, *lse)
+
+
 def _sigmoid(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     need_grad = bool(plan.need)
     assert prepared.u is not None
     batch, n = plan.batch, plan.pairs
     if need_grad:
-        sides = contract(plan, prepared.rows, prepared.u, None, None)
+        sides = contract(plan, prepared.rows, u=prepared.u)
         grad, total, value, cuts = sides.grad, sides.sum, sides.value, sides.cuts[0]
     else:
         o = operands(plan, plan.of_sums()[0], prepared.rows, prepared.u[:, :n].contiguous())
@@ -195,7 +240,7 @@ def _energy(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     batch, n, further = plan.batch, plan.pairs, plan.further
     of_sums = plan.of_sums()
     if plan.need:
-        sides = contract(plan, prepared.rows, None, None, None)
+        sides = contract(plan, prepared.rows)
         grad, cuts = sides.grad, sides.cuts
         sums = [sides.sum[start:] for start in sides.starts[:-1]]
     else:
@@ -229,6 +274,7 @@ def _finish(
     *,
     own: Tensor | None = None,
     total: Tensor | None = None,
+    anchors: Tensor | None = None,
     bias_sums: Tensor | None = None,
 ) -> dict[str, Tensor]:
     jobs, choice = plan.of_weights(), choice_of(plan)
@@ -252,7 +298,8 @@ def _finish(
         plan.batch * (blocks + blocks_further),
         plan.x.device,
         (
-            *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, grad_queue, own, total, bias_sums),
+            *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, grad_queue, own, total, anchors),
+            bias_sums,
             cotangent.contiguous(),
             *(found.get("x"), dy, dqueue, found.get("scale"), found.get("bias")),
             *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, counters),

@@ -8,7 +8,19 @@ serves, and the few partials are added afterwards in a fixed order.
 import triton
 import triton.language as tl
 
-from .tile import INF, LOG2E, exp, load_ids, load_log_weights, load_rows, logits, masked_tiles, similarity, softplus
+from .tile import (
+    INF,
+    LOG2E,
+    exp,
+    load_ids,
+    load_log_weights,
+    load_rows,
+    logits,
+    masked_tiles,
+    positives,
+    similarity,
+    softplus,
+)
 
 
 @triton.jit
@@ -27,6 +39,8 @@ def _add_to_lse(b_top, b_sum, b_l, AXIS: tl.constexpr):
 def _add_tile(
     b_top,
     b_sum,
+    b_positive,
+    b_number,
     i_n,
     b_x,
     p_x,
@@ -56,6 +70,7 @@ def _add_tile(
     COLS: tl.constexpr,
     TRIANGLE: tl.constexpr,
     PRECISION: tl.constexpr,
+    CLASSES: tl.constexpr,
     MASK: tl.constexpr,
 ):
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,7 +81,7 @@ def _add_tile(
         b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
     b_v = load_log_weights(p_v, o_n, n, LOG2)
-    b_col_ids = load_ids(p_col_ids, o_n, n, EXCLUDE)
+    b_col_ids = load_ids(p_col_ids, o_n, n)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
     )
@@ -76,6 +91,10 @@ def _add_tile(
         if TRIANGLE:  # a tile beyond the diagonal stands for its mirror image too: its column sums are row sums
             m_cols = m_cols & (o_n >= beyond)
         b_col = tl.load(p_col + o_n, mask=m_cols, other=0.0)
+    if CLASSES:
+        b_same = positives(b_l, b_row_ids, b_col_ids, MASK)
+        b_positive += tl.sum(tl.where(b_same, b_l, 0.0), 1)
+        b_number += tl.sum(tl.where(b_same, 1.0, 0.0), 1)
     if MODE == "running":
         b_top, b_sum = _add_to_lse(b_top, b_sum, b_l, 1)
         if COLS:
@@ -94,7 +113,7 @@ def _add_tile(
             b_sum += tl.sum(b_e, 1)
         if COLS:
             tl.store(p_col + o_n, b_col + tl.sum(b_e, 0), mask=m_cols)
-    return b_top, b_sum
+    return b_top, b_sum, b_positive, b_number
 
 
 @triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits", "row_shift"])
@@ -109,6 +128,8 @@ def sums_kernel(
     p_row,
     p_col_top,
     p_col,
+    p_classes,
+    p_positives,
     batch,
     m,
     n,
@@ -133,6 +154,9 @@ def sums_kernel(
 ):
     """Row sums ``(splits, B, M)``, column sums ``(parts, B, N)``; with the mode ``running`` relative to maxima.
 
+    With classes, one for each row of the operand that holds x and, unless rows leave themselves out, behind them y,
+    also the sums of the logits of pairs of one class, and the numbers of these, ``(2, splits, B, M)``.
+
     A program serves one stripe of row blocks of one batch element and one of ``splits`` ranges of columns. There are
     ``stripes`` parts, and with ``TRIANGLE``, which needs ``BLOCK_M % BLOCK_N == 0``, as many for each range.
     """
@@ -145,6 +169,10 @@ def sums_kernel(
     p_row += (i_split * batch + i_b) * m
     # The ranges of a triangle differ from round to round: there each range has partial sums of columns of its own.
     i_part = i_stripe + i_split * stripes if TRIANGLE else i_stripe
+    if p_classes is not None:
+        p_row_ids = p_classes + i_b * (stride_xb // DIM)
+        p_col_ids = p_row_ids if EXCLUDE == "self" else p_row_ids + m
+        p_positives += (i_split * batch + i_b) * m
     if COLS:
         p_col += (i_part * batch + i_b) * n
     if MODE == "running":
@@ -181,9 +209,11 @@ def sums_kernel(
             else:
                 b_x = tl.zeros((1, 1), tl.float32)
             b_u = load_log_weights(p_u, o_m, m, LOG2)
-            b_row_ids = load_ids(p_row_ids, o_m, m, EXCLUDE)
+            b_row_ids = load_ids(p_row_ids, o_m, m)
             b_top = tl.full((BLOCK_M,), -INF, tl.float32)
             b_sum = tl.zeros((BLOCK_M,), tl.float32)
+            b_positive = tl.zeros((BLOCK_M,), tl.float32)
+            b_number = tl.zeros((BLOCK_M,), tl.float32)
 
             first = i_m * (BLOCK_M // BLOCK_N) if TRIANGLE else 0
             beyond = (i_m + 1) * BLOCK_M
@@ -192,24 +222,29 @@ def sums_kernel(
             lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
             for i_tile in range(hi - lo + ragged):
                 i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
-                b_top, b_sum = _add_tile(
-                    b_top, b_sum, i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
+                b_top, b_sum, b_positive, b_number = _add_tile(
+                    b_top, b_sum, b_positive, b_number,
+                    i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
                     m, n, stride_xm, stride_yn, row_shift, scale, beyond,
                     p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
-                    True,
+                    p_classes is not None, True,
                 )  # fmt: skip
             if EXCLUDE != "same_id":
                 for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
                     i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
-                    b_top, b_sum = _add_tile(
-                        b_top, b_sum, i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
+                    b_top, b_sum, b_positive, b_number = _add_tile(
+                        b_top, b_sum, b_positive, b_number,
+                        i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
                         m, n, stride_xm, stride_yn, row_shift, scale, beyond,
                         p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
-                        False,
+                        p_classes is not None, False,
                     )  # fmt: skip
             tl.store(p_row + o_m, b_sum, mask=o_m < m)
             if MODE == "running":
                 tl.store(p_row_top + o_m, b_top, mask=o_m < m)
+            if p_classes is not None:
+                tl.store(p_positives + o_m, b_positive, mask=o_m < m)
+                tl.store(p_positives + splits.to(tl.int64) * batch * m + o_m, b_number, mask=o_m < m)
             if COLS:
                 # Another thread may have written the partial sums that the next block of rows reads.
                 tl.debug_barrier()

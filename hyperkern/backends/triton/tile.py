@@ -153,13 +153,22 @@ def load_log_weights(p_log_weights, o, count, LOG2: tl.constexpr):
 
 
 @triton.jit
-def load_ids(p_ids, o, count, EXCLUDE: tl.constexpr):
-    """The ids of rows or columns, where the exclusion asks for them."""
-    if EXCLUDE == "same_id":
-        b_ids = tl.load(p_ids + o, mask=o < count, other=0)
-    else:
+def load_ids(p_ids, o, count):
+    """The ids of rows or columns, where an exclusion or positives ask for them."""
+    if p_ids is None:
         b_ids = tl.zeros(o.shape, tl.int32)
+    else:
+        b_ids = tl.load(p_ids + o, mask=o < count, other=0)
     return b_ids
+
+
+@triton.jit
+def positives(b_l, b_row_ids, b_col_ids, MASK: tl.constexpr):
+    """Which pairs are of one class, without those left out."""
+    b_same = b_row_ids[:, None] == b_col_ids[None, :]
+    if MASK:
+        b_same = b_same & (b_l != -INF)
+    return b_same
 
 
 @triton.jit
