@@ -101,7 +101,8 @@ def _by_autograd(inputs: LossInputs, spec: LossSpec, need: list[str], backend: s
     wanted = [leaves[name] for name in losses.ORDER if name in need]
     for output in outputs[-2:]:  # of alignment + uniformity both terms
         grads = torch.autograd.grad(output, wanted, retain_graph=True)
-        found += [grad if grad.dim() == 2 else grad.reshape(()) for grad in grads]
+        # The gradients of two features may be parts of one tensor, which the outputs of an operator must not be.
+        found += [(grad if grad.dim() == 2 else grad.reshape(())).clone() for grad in grads]
     return found
 
 
