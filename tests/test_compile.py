@@ -82,6 +82,36 @@ def test_inputs_that_are_not_ordinary_when_the_graph_runs(name: str) -> None:
     check(case.ours, args, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("length", [0.0, 1e-5])
+@pytest.mark.parametrize("factor", [1.0, 1024.0])
+def test_a_row_shorter_than_the_eps_of_float16(length: float, factor: float) -> None:
+    # Were it that of float32, one dead row would make every gradient infinite, and a GradScaler skip every step.
+    y, grads = torch.randn(16, 8).half(), []
+    compiled = torch.compile(hk.clip_loss, fullgraph=True, backend="aot_eager")
+    rows = torch.randn(16, 8).half()
+    rows[2] = length
+    for loss in (hk.clip_loss, compiled):
+        x = rows.clone().requires_grad_()
+        grads += torch.autograd.grad(factor * loss(x, y, logit_scale=10.0), x)
+    expected, found = grads
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=4e-3, atol=1e-5)
+
+
+REPEATED = {
+    "clip_loss": lambda x, y, labels: hk.clip_loss(x, x, logit_scale=5.0),
+    "info_nce": lambda x, y, labels: hk.info_nce(x, y, negatives=y),
+    "sup_con": lambda x, y, labels: hk.sup_con(x, labels, y, labels),
+    "uniformity": lambda x, y, labels: hk.uniformity(x, x),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_one_tensor_in_two_places(name: str) -> None:
+    labels, y = torch.arange(9) % 3, torch.randn(9, 4)
+    check(lambda x: (REPEATED[name](x, y, labels),), [torch.randn(9, 4)])
+
+
 def test_a_frozen_side_in_a_graph() -> None:
     x, y = torch.randn(2, 9, 4).unbind()
     compiled = torch.compile(hk.clip_loss, fullgraph=True, backend="aot_eager")

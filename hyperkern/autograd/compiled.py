@@ -17,7 +17,7 @@ from .. import backends
 from ..backends import Problem, reference
 from ..backends.reference import losses
 from ..ops import NAMESPACE, define, library
-from ..spec import LossInputs, LossSpec, accumulate_dtype
+from ..spec import LossInputs, LossSpec, accumulate_dtype, gradient_limit, norm_eps
 
 # ``(inputs, spec, backend) -> outputs``, by the name of the loss: the function that a user calls.
 Eager = Callable[[LossInputs, LossSpec, str | None], tuple[Tensor, ...]]
@@ -43,7 +43,11 @@ def loss(inputs: LossInputs, spec: LossSpec, need: list[str], backend: str | Non
     """The outputs; in a graph that is being traced."""
     if not need:
         return tuple(_operators.whole_loss.default(*inputs, *spec, "", backend))
-    outputs: tuple[Tensor, ...] = _OneOperator.apply(*inputs, spec, ",".join(need), backend)
+    tensors: list[Tensor | None] = []
+    for value in inputs:  # each a tensor of its own: the compiler takes none twice
+        repeated = value is not None and any(value is other for other in tensors)
+        tensors.append(value.view_as(value) if repeated and value is not None else value)
+    outputs: tuple[Tensor, ...] = _OneOperator.apply(*tensors, spec, ",".join(need), backend)
     return outputs
 
 
@@ -76,9 +80,15 @@ def _(x: Tensor, *args: Any) -> list[Tensor]:
 def _gradient(needed: list[Tensor], state: list[Tensor], cotangents: list[Tensor | None], *args: Any) -> list[Tensor]:
     """Those of the needed inputs, in the order of ``need``."""
     *static, need = args
-    names = need.split(",")
-    grads = losses.loss_grad(dict(zip(names, needed, strict=True)), LossSpec(*static), tuple(state), tuple(cotangents))
-    return [grads[name] for name in names]
+    names, spec, found = need.split(","), LossSpec(*static), []
+    grads = losses.loss_grad(dict(zip(names, needed, strict=True)), spec, tuple(state), tuple(cotangents))
+    for name, given in zip(names, needed, strict=True):
+        grad = grads[name]
+        if given.dtype == torch.float16 and grad.dim() == 2 and not grad.isfinite().all():
+            limit = gradient_limit(1 / _lengths(given, torch.float16).squeeze(1), torch.float16).to(torch.float16)
+            grad = torch.clamp(grad, -limit, limit)
+        found.append(grad)
+    return found
 
 
 @register_fake(f"{NAMESPACE}::whole_loss_grad", lib=library)
@@ -101,9 +111,19 @@ def _by_autograd(inputs: LossInputs, spec: LossSpec, need: list[str], backend: s
     wanted = [leaves[name] for name in losses.ORDER if name in need]
     for output in outputs[-2:]:  # of alignment + uniformity both terms
         grads = torch.autograd.grad(output, wanted, retain_graph=True)
-        # The gradients of two features may be parts of one tensor, which the outputs of an operator must not be.
-        found += [(grad if grad.dim() == 2 else grad.reshape(())).clone() for grad in grads]
+        for grad, leaf in zip(grads, wanted, strict=True):
+            if leaf.dim() < 2:
+                found.append(grad.reshape(()).clone())
+            elif spec.normalize:  # of rows that are shorter than the eps of their own dtype
+                found.append(grad * (_lengths(leaf, dtype) / _lengths(leaf, inputs.x.dtype)))
+            else:  # those of two features may be parts of one tensor, which the outputs of an operator must not be
+                found.append(grad.clone())
     return found
+
+
+def _lengths(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(N, 1)``, those of rows of a dtype, not less than its `norm_eps`."""
+    return torch.linalg.vector_norm(x.to(accumulate_dtype(x.dtype)), dim=1, keepdim=True).clamp_min(norm_eps(dtype))
 
 
 def _unpack(*args: Any) -> tuple[LossInputs, LossSpec, list[str], str | None]:

@@ -104,6 +104,21 @@ def test_rows_with_gaps(taken: Taken) -> None:
     assert taken.declined == 0
 
 
+@pytest.mark.parametrize("value", [1e-40, 1e-25, 0.0, -0.2, torch.inf, torch.nan])
+@pytest.mark.parametrize("name", ["info_nce", "nt_xent", "dcl", "sup_con"])
+def test_a_learned_temperature_is_not_checked(name: str, value: float) -> None:
+    # Of any value the whole loss says what the composition says.
+    x, y = torch.randn(9, 5, requires_grad=True), torch.randn(9, 5)
+    found = []
+    for reduction in ("mean", "none"):
+        temperature = torch.tensor(value, requires_grad=True)
+        args = (torch.arange(9) % 3,) if name == "sup_con" else (y,)
+        loss = getattr(hk, name)(x, *args, temperature=temperature, reduction=reduction).mean()
+        found.append([loss, *torch.autograd.grad(loss, (x, temperature))])
+    for whole, composed in zip(*found, strict=True):
+        torch.testing.assert_close(whole, composed, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
 def test_the_workspace_is_checked(default_workspace: None) -> None:
     assert workspace.workspace_bytes() == hk.workspace_bytes() == 64 << 20
     hk.set_workspace_bytes(5)

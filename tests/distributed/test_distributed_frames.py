@@ -1,5 +1,6 @@
 """What a step over several ranks costs the host: Python frames, counted, not timed."""
 
+import gc
 import sys
 from collections import Counter
 from types import FrameType
@@ -28,6 +29,7 @@ def frames_of_a_step(rank: int, given: str) -> Counter[str]:
         if event == "call":
             found[f"{frame.f_code.co_filename}:{frame.f_code.co_name}"] += 1
 
+    gc.collect()  # or what others have left is freed meanwhile
     sys.setprofile(count)
     try:
         hk.clip_loss(x, y, logit_scale=10.0, group=group).backward()

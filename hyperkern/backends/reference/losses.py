@@ -20,6 +20,8 @@ from .pairs import Pairs, Tile, Weights, accurate_sum, energy, one_way, put_weig
 from .rows import Grads, Rows, Unbounded, prepared
 from .softmax import SOFTPLUS_IS_LINEAR, Softmax
 
+# Numbers of float32 and of float64.
+_LARGEST = torch.finfo(torch.float32).max, torch.finfo(torch.float64).max
 # Of SigLIP's exponentials.
 _LARGEST_LOGIT = {torch.float32: 80.0, torch.float64: 600.0}
 _SCALARS, _FEATURES = ("scale", "bias"), ("x", "y", "queue")
@@ -39,12 +41,21 @@ class Call(NamedTuple):
 
 def _scale(inputs: LossInputs, spec: LossSpec) -> float:
     """The factor of the inner products; a tensor on a CPU may be read."""
-    if inputs.scale is None:
-        return spec.scale
-    value = inputs.scale.item()
-    if spec.temperature:
-        value = 1 / value if value else math.nan
+    value = spec.scale
+    if inputs.scale is not None:
+        value = inputs.scale.item()
+        if spec.temperature:
+            value = 1 / value if value else math.nan
+    if not 0 <= value <= _LARGEST[inputs.x.dtype == torch.float64]:  # nan is neither
+        raise Unbounded
     return value
+
+
+def _number(value: float, like: Tensor) -> Tensor:
+    """A scalar of the dtype of a tensor, infinite beyond its range."""
+    if abs(value) > _LARGEST[like.dtype == torch.float64]:
+        value = math.copysign(math.inf, value)
+    return like.new_full((), value)
 
 
 def _frozen(call: Call, rows: Rows) -> dict[str, Tensor]:
@@ -76,7 +87,7 @@ def _reduced(
     of_bias: float = 0.0,
 ) -> WholeLoss:
     """The loss from its sum over anchors, of which a pair has ``per_pair``, and the state of the gradient."""
-    (inputs, spec, need), number = call, grads.rows.of[0].new_full
+    (inputs, spec, need), x = call, grads.rows.of[0]
     count = anchors if spec.mean else per_pair
     of_scale = "scale" in need and inputs.scale is not None
     scalars, state, products = [], [], 0.0
@@ -90,10 +101,10 @@ def _reduced(
     if of_scale:
         # Each pair is in them once from either side.
         by_scale = products / (2 * count if symmetric else count)
-        scalars.append(number((), by_scale * (-scale * scale if spec.temperature else 1)))
+        scalars.append(_number(by_scale * (-scale * scale if spec.temperature else 1), x))
     if "bias" in need:
-        scalars.append(number((), of_bias / count))
-    return WholeLoss((number((), value / count),), (*scalars, *state), _frozen(call, grads.rows))
+        scalars.append(_number(of_bias / count, x))
+    return WholeLoss((_number(value / count, x),), (*scalars, *state), _frozen(call, grads.rows))
 
 
 def _uniformity(call: Call) -> WholeLoss:
@@ -112,7 +123,7 @@ def _uniformity(call: Call) -> WholeLoss:
         total += energy(Pairs(x, x, spec.scale, left_out=_ITSELF), grads.of[0] if within is None else within) / 2
         if within is not None and grads.of[0] is not None:
             grads.of[0].add_(within)
-    value, state = x.new_full((), math.log(total / (m * n + distinct)) - spec.scale), []
+    value, state = _number(math.log(total / (m * n + distinct)) - spec.scale, x), []
     for i, grad in enumerate(grads.of):
         if grad is not None:
             state.append(grads.behind(i, spec.scale / total)[0])
@@ -298,7 +309,7 @@ def _align_uniform(call: Call) -> WholeLoss:
     distances, directions = _alignment(rows, spec.alpha)
     align = distances.sum(dtype=torch.float64).item() / n
     loss = spec.align_weight * align + spec.uniform_weight * uniform
-    values = tuple(map(functools.partial(directions.new_full, ()), (loss, align, uniform)))
+    values = tuple([_number(value, directions) for value in (loss, align, uniform)])
     of_align = Grads(rows, (directions, -directions))
     state = [
         term.behind(i, factor)[0]
