@@ -8,7 +8,7 @@ _size = _DEFAULT
 
 
 def set_workspace_bytes(size: int) -> None:
-    """Sets the memory in which a loss of plain PyTorch keeps exponentials from its value to its gradient.
+    """Sets the memory in which a loss of plain PyTorch, while it is computed, keeps exponentials for its gradient.
 
     A loss whose weights are known only when all pairs have been seen (`hyperkern.clip_loss`, `hyperkern.nt_xent` and
     their kind) keeps what fits, and makes the rest again: a third more arithmetic where nothing does. 64 MiB, the

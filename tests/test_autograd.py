@@ -287,21 +287,21 @@ def whole_loss_calls() -> list:
             (LossSpec("nt_xent", 2.0), (None, None), ""),
         ):
             inputs = (a, b, *rest, None, None, None)
-            calls.append((ops.whole_loss, (*inputs, *spec, need, None)))
+            calls.append((ops.loss, (*inputs, *spec, need, None)))
             if need:
                 given = dict(zip(LossInputs._fields, inputs, strict=True))
                 needed = [given[name] for name in need.split(",")]
                 outputs = 3 if spec.loss == "align_uniform" else 1
-                state = ops.whole_loss(*inputs, *spec, need, None)[outputs:]
+                state = ops.loss(*inputs, *spec, need, None)[outputs:]
                 cotangents = [torch.tensor(2.0, dtype=state[0].dtype)] * outputs
-                calls.append((ops.whole_loss_grad, (needed, state, cotangents, *spec, need)))
+                calls.append((ops.loss_grad, (needed, state, cotangents, *spec, need)))
     return calls
 
 
 def test_opcheck() -> None:
     calls = operator_calls() + whole_loss_calls()
     assert {op._qualified_op_name.split("::")[1] for op, _ in calls} == set(
-        ["prepare", "finish", "row_lse", "pair_grad", "energy", "whole_loss", "whole_loss_grad"]
+        ["prepare", "finish", "row_lse", "pair_grad", "energy", "loss", "loss_grad"]
     )
     for op, args in calls:
         # No derivative is registered on the operators, on purpose: the test of that registration does not apply.

@@ -42,7 +42,7 @@ def serves(inputs: LossInputs, backend: str | None) -> bool:
 def loss(inputs: LossInputs, spec: LossSpec, need: list[str], backend: str | None) -> tuple[Tensor, ...]:
     """The outputs; in a graph that is being traced."""
     if not need:
-        return tuple(_operators.whole_loss.default(*inputs, *spec, "", backend))
+        return tuple(_operators.loss.default(*inputs, *spec, "", backend))
     tensors: list[Tensor | None] = []
     for value in inputs:  # each a tensor of its own: the compiler takes none twice
         repeated = value is not None and any(value is other for other in tensors)
@@ -51,13 +51,14 @@ def loss(inputs: LossInputs, spec: LossSpec, need: list[str], backend: str | Non
     return outputs
 
 
+# PyTorch's caches on disk know an operator by its name: when its outputs change it needs another.
 _tensors = ", ".join(f"Tensor{'' if name == 'x' else '?'} {name}" for name in LossInputs._fields)
 _names = [f"{name}_" if name in LossInputs._fields else name for name in LossSpec._fields]
 _kinds = [{str: "str", float: "float", bool: "bool"}[kind] for kind in LossSpec.__annotations__.values()]
 _static = ", ".join(f"{kind} {name}" for kind, name in zip(_kinds, _names, strict=True))
 
 
-@define(f"whole_loss({_tensors}, {_static}, str need, str? backend) -> Tensor[]")
+@define(f"loss({_tensors}, {_static}, str need, str? backend) -> Tensor[]")
 def _implementation(x: Tensor, *args: Any) -> list[Tensor]:
     """The outputs, and with ``need`` the state that `hyperkern.backends.reference.losses.loss_grad` takes."""
     inputs, spec, need, backend = _unpack(x, *args)
@@ -69,14 +70,14 @@ def _implementation(x: Tensor, *args: Any) -> list[Tensor]:
         return thread.submit(_by_autograd, inputs, spec, need, backend).result()
 
 
-@register_fake(f"{NAMESPACE}::whole_loss", lib=library)
+@register_fake(f"{NAMESPACE}::loss", lib=library)
 def _(x: Tensor, *args: Any) -> list[Tensor]:
     inputs, spec, need, _ = _unpack(x, *args)
     dtype = accumulate_dtype(x.dtype)
     return [x.new_empty(shape, dtype=dtype) for shape in losses.shapes(inputs, spec, need)]
 
 
-@define(f"whole_loss_grad(Tensor[] needed, Tensor[] state, Tensor?[] cotangents, {_static}, str need) -> Tensor[]")
+@define(f"loss_grad(Tensor[] needed, Tensor[] state, Tensor?[] cotangents, {_static}, str need) -> Tensor[]")
 def _gradient(needed: list[Tensor], state: list[Tensor], cotangents: list[Tensor | None], *args: Any) -> list[Tensor]:
     """Those of the needed inputs, in the order of ``need``."""
     *static, need = args
@@ -91,7 +92,7 @@ def _gradient(needed: list[Tensor], state: list[Tensor], cotangents: list[Tensor
     return found
 
 
-@register_fake(f"{NAMESPACE}::whole_loss_grad", lib=library)
+@register_fake(f"{NAMESPACE}::loss_grad", lib=library)
 def _(needed: list[Tensor], *_: Any) -> list[Tensor]:
     return [given.new_empty(given.shape) for given in needed]
 
@@ -137,7 +138,7 @@ class _OneOperator(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         *tensors, spec, need, backend = args
-        found = _operators.whole_loss.default(*tensors, *spec, need, backend)
+        found = _operators.loss.default(*tensors, *spec, need, backend)
         outputs = 3 if spec.loss == "align_uniform" else 1
         given = dict(zip(LossInputs._fields, tensors, strict=True))
         ctx.save_for_backward(*[given[name] for name in need.split(",")], *found[outputs:])
@@ -148,7 +149,7 @@ class _OneOperator(Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         names, saved = ctx.need.split(","), ctx.saved_tensors
         needed, state = saved[: len(names)], saved[len(names) :]
-        found = _operators.whole_loss_grad.default(needed, state, cotangents, *ctx.spec, ctx.need)
+        found = _operators.loss_grad.default(needed, state, cotangents, *ctx.spec, ctx.need)
         grads = dict(zip(names, found, strict=True))
         return *[grads.get(name) for name in LossInputs._fields], None, None, None
 

@@ -30,8 +30,8 @@ def sup_con(
             = \log \sum_{a \ne i} e^{\hat x_i \cdot \hat x_a / \tau}
             - \frac{\hat x_i \cdot \sum_{p \in P(i)} \hat x_p}{\tau\, |P(i)|}
 
-    The right-hand side needs no pairs for the positives: one sum for each class. For V views of N samples pass their
-    ``V N`` rows with the labels repeated.
+    The right-hand side needs no matrix of pairs: one sum for each class or, in kernels, a comparison of the labels of a
+    pair that is visited anyway. For V views of N samples pass their ``V N`` rows with the labels repeated.
 
     Args:
         x: ``(N, D)`` or ``(B, N, D)`` features, float64, float32, bfloat16 or float16, any strides.
@@ -50,8 +50,8 @@ def sup_con(
     Returns:
         A scalar (``(B,)`` with a leading batch dimension), or ``(N,)`` (``(B, N)``) for ``reduction="none"``;
         float64 for float64 input, float32 otherwise. A row without a positive, the only one of its class, has loss 0
-        and gradient 0 and does not count in the mean; it is a negative of the others. Without any such row the
-        loss is 0.
+        and gradient 0 and does not count in the mean; it is a negative of the others. If no row has a
+        positive the loss is 0.
 
     Raises:
         TypeError: an input is no tensor, not of a wanted dtype, or the dtypes differ.

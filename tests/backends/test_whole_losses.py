@@ -32,10 +32,10 @@ class Whole(NamedTuple):
     ours: Callable[..., Tensor]
     truth: Callable[..., Tensor]
     roles: str
-    launches: int = 6
+    launches: int = 5
 
 
-def _named(name: str, roles: str, launches: int = 6, **options: Any) -> Whole:
+def _named(name: str, roles: str, launches: int = 5, **options: Any) -> Whole:
     """A loss whose function here and in `oracle` has one name; learnable numbers are arguments by name."""
     numbers = roles.split("+")[1:]
 

@@ -1,4 +1,4 @@
-"""Whole losses in four to six launches, for batches where a launch costs as much as the arithmetic.
+"""Whole losses in four or five launches, for batches where a launch costs as much as the arithmetic.
 
 Before the pairs the rows of all features are normalised and partners multiplied; then come the sums of the pairs, what
 each row adds to the loss and how its pairs weigh, both sides of the contraction in one grid, and the gradients of the
