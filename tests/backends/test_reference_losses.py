@@ -315,6 +315,10 @@ def calls(step: Callable[[], None]) -> int:
     return found - 1  # the step itself
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
+    reason="older PyTorch enters a function of its own for each argument of an autograd function",
+)
 def test_few_calls() -> None:
     x, y = torch.randn(2, 32, 16).unbind()
     x.requires_grad_()
