@@ -274,6 +274,7 @@ def test_memory_never_holds_all_pairs(mode: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("hyperkern.second_order._BLOCK_ELEMENTS", block * n)
     for of_tile in ("_ROWS", "_COLS"):
         monkeypatch.setattr(f"hyperkern.backends.reference.pairs.{of_tile}", block)
+    monkeypatch.setattr("hyperkern.backends.reference.pairs._LONGER", 1)
     monkeypatch.setattr("hyperkern.workspace._size", 0)
     # An operator hides what is inside it from the mode: so its implementation is called directly.
     monkeypatch.setattr("hyperkern.ops.energy", getattr(hk.ops, "_energy"))  # noqa: B009
