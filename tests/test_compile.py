@@ -98,6 +98,17 @@ def test_a_row_shorter_than_the_eps_of_float16(length: float, factor: float) -> 
     torch.testing.assert_close(found, expected, rtol=4e-3, atol=1e-5)
 
 
+def test_rows_of_float16_that_are_not_normalised_do_not_saturate() -> None:
+    # An infinite gradient is what a GradScaler looks for, and no row is too short where none is normalised.
+    rows, y, found = torch.full((4, 8), 1e-5).half(), torch.randn(4, 8).half(), []
+    compiled = torch.compile(hk.clip_loss, fullgraph=True, backend="aot_eager")
+    for loss in (hk.clip_loss, compiled):
+        x = rows.clone().requires_grad_()
+        found += torch.autograd.grad(1e7 * loss(x, y, logit_scale=10.0, normalize=False), x)
+    assert found[0].isinf().any()
+    assert torch.equal(*found)
+
+
 REPEATED = {
     "clip_loss": lambda x, y, labels: hk.clip_loss(x, x, logit_scale=5.0),
     "info_nce": lambda x, y, labels: hk.info_nce(x, y, negatives=y),

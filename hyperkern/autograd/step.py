@@ -72,7 +72,7 @@ class _WholeLoss(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        inputs: LossInputs,
+        inputs: LossInputs,  # once as they are, and once for autograd to see
         spec: LossSpec,
         need: list[str],
         mask: list[bool],

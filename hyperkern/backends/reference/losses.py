@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 def _scale(inputs: LossInputs, spec: LossSpec) -> float:
-    """The factor of the inner products; a tensor on a CPU may be read."""
+    """The factor of the inner products, finite and >= 0; a tensor on a CPU may be read."""
     value = spec.scale
     if inputs.scale is not None:
         value = inputs.scale.item()
@@ -272,7 +272,7 @@ def _siglip(call: Call) -> WholeLoss:
     assert inputs.y is not None
     rows, pairs = prepared(spec.normalize, inputs.x, inputs.y), inputs.x.shape[0]
     scale, bias = _scale(inputs, spec), spec.bias if inputs.bias is None else inputs.bias.item()
-    if not abs(scale) * rows.bound + abs(bias) < _LARGEST_LOGIT[rows.of[0].dtype]:
+    if not scale * rows.bound + abs(bias) < _LARGEST_LOGIT[rows.of[0].dtype]:
         raise Unbounded
     grads = rows.grads("x" in need or "scale" in need, "y" in need)
     x, y = rows.of[0], rows.of[1]

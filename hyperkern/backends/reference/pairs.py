@@ -19,8 +19,9 @@ from ...workspace import workspace_bytes
 # 4096 and D = 128, 512 on two cores.
 _ROWS = 512
 _COLS = 2048
-# Both are doubled where all sums come before any weight and no half of the pairs is the mirror of the other: a problem
-# of 4096 rows is four steps instead of sixteen, as fast alone and up to twice as fast beside busy processes.
+# Both are doubled where all sums come before any weight and no half of the pairs is the mirror of the other, which a
+# longer tile would compute twice: 4096 rows are four tiles instead of sixteen, with as many waits less for a core that
+# another process has taken (`benchmarks/busy.py`).
 _LONGER = 2
 # Rows whose tiles are kept together where each row knows its weights as soon as its candidates have been seen.
 _GROUP_BYTES = 8 << 20

@@ -28,20 +28,20 @@ def _shift(bound: float, terms: int, dtype: torch.dtype) -> float:
 
 
 class Softmax:
-    """What the losses with a softmax have in common: rows, positives, and the parts of a loss of one anchor.
+    """What the losses with a softmax have in common: the shift of the logits, and what an anchor adds to the loss.
 
     Args:
         rows: all features.
-        scale: of the logits.
+        scale: of the logits, >= 0.
         terms: the most candidates of an anchor.
     """
 
     def __init__(self, rows: Rows, scale: float, terms: int) -> None:
-        self.rows, self.scale = rows, scale
-        self.shift = _shift(abs(scale) * rows.bound * 1.0001, terms, rows.of[0].dtype)
+        dtype, bound = rows.of[0].dtype, scale * rows.bound
+        self.scale, self.shift = scale, _shift(bound * 1.0001, terms, dtype)
         # e^(r - p) is a quotient of sums while both are of moderate size: logarithms of 15 have lost a digit.
-        self.moderate = not self.shift and abs(scale) * rows.bound <= _MODERATE
-        self.least = terms * 2.0 ** _LOG2_SMALLEST[rows.of[0].dtype] if self.shift else 0.0
+        self.moderate = not self.shift and bound <= _MODERATE
+        self.least = terms * 2.0 ** _LOG2_SMALLEST[dtype] if self.shift else 0.0
         self.value = 0.0  # the sum over the anchors so far, rounded to the dtype of the loss once, in the end
 
     def add(self, losses: Tensor) -> None:
