@@ -136,16 +136,14 @@ def run_losses(rows: int, dim: int) -> None:
 
 def main() -> None:
     """Prints for each D and batch size how often each kernel was launched, looked for and compiled."""
-    from hyperkern.backends.triton import align_uniform, config, operands, primitives, rows, sides, step
+    from hyperkern.backends.triton import align_uniform, config, launch, operands, primitives, rows, schedule, step
 
-    launch = operands.launch
+    def launch_on_gpu(planned: Any, device: torch.device, *pointers: Any) -> None:
+        launch.launch(planned, torch.device("cuda", 0), *pointers)
 
-    def launch_on_gpu(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
-        launch(kernel, programs, torch.device("cuda", 0), *args, **constants)
-
-    for user in (operands, align_uniform, sides):
+    for user in (operands, align_uniform, schedule):
         user.architecture_of = lambda x, pairs: config.of_name("sm_90")
-    for user in (primitives, rows, step, align_uniform, sides):
+    for user in (primitives, rows, step, align_uniform):
         user.launch = launch_on_gpu
     gpu = Gpu()
     gpu.install(SimpleNamespace(setattr=setattr))

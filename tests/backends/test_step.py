@@ -67,7 +67,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
         # Whoever has it from where it is at home.
-        name, home = ("launch", "operands") if backend == "triton" else ("ops", "library")
+        name, home = ("launch", "launch") if backend == "triton" else ("ops", "library")
         changed = self.launch if backend == "triton" else self.recorded
         package = backends.load(backend).__name__
         for path, user in list(sys.modules.items()):
@@ -77,10 +77,10 @@ class Launches(TorchDispatchMode):
     def recorded(self, device: torch.device) -> "Recorded":
         return Recorded(CUDA.library.ops(device), self.found)
 
-    def launch(self, kernel: Any, *args: Any, **constants: Any) -> None:
-        self.found.append(kernel.fn.__name__.removesuffix("_kernel"))
+    def launch(self, planned: Any, *args: Any) -> None:
+        self.found.append(planned.kernel.fn.__name__.removesuffix("_kernel"))
         with torch._C._DisableTorchDispatch():
-            backends.load("triton").operands.launch(kernel, *args, **constants)
+            backends.load("triton").launch.launch(planned, *args)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         namespace, name = function.name().split("::")

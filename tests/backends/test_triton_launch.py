@@ -20,9 +20,9 @@ import triton.language as tl
 from fake_gpu import Gpu
 from triton.runtime.interpreter import InterpretedFunction
 
-from hyperkern.backends.triton import kept
+from hyperkern.backends.triton import launch as module
 from hyperkern.backends.triton.config import Config
-from hyperkern.backends.triton.operands import launch
+from hyperkern.backends.triton.launch import Launch, launch
 
 CHOICE = Config(64, 32, None, 4, 3)
 CONSTANTS = {"MODE": "exp", "BLOCK": 64}
@@ -48,7 +48,8 @@ def kernel() -> Any:
 
 
 def start(kernel: Any, args: tuple = ARGS, choice: Config | None = CHOICE, device: int = 0, **constants: Any) -> None:
-    launch(kernel, 9, torch.device("cuda", device), args, choice, **{**CONSTANTS, **constants})
+    planned = Launch(kernel, 9, args[2:], choice, **{**CONSTANTS, **constants})
+    launch(planned, torch.device("cuda", device), *args[:2])
 
 
 def searches(gpu: Gpu, *launches: Any) -> int:
@@ -210,8 +211,8 @@ def test_whatever_is_unusual_is_left_to_triton(gpu: Gpu, function: Any, args: tu
 
 def test_constants_between_the_arguments_are_left_to_triton(gpu: Gpu) -> None:
     function = triton.JITFunction(constant_first)
-    assert kept._described(function) is None
-    assert kept._described(triton.JITFunction(example)) is not None
+    assert module._described(function) is None
+    assert module._described(triton.JITFunction(example)) is not None
 
 
 def test_an_unknown_triton_launches_itself(gpu: Gpu, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,7 @@ def test_the_interpreter_is_not_asked_for_a_compiled_kernel(gpu: Gpu, monkeypatc
     function = InterpretedFunction(example)
     start(function)
     start(function)
-    launch(function, 9, torch.device("cpu"), ARGS, CHOICE, **CONSTANTS)
+    launch(Launch(function, 9, ARGS[2:], CHOICE, **CONSTANTS), torch.device("cpu"), *ARGS[:2])
     assert calls == [((9,), ARGS)] * 3
 
 
@@ -244,7 +245,7 @@ def test_arguments_that_are_missing_are_an_error(gpu: Gpu, kernel: Any) -> None:
         with pytest.raises(TypeError):
             start(kernel, args)
     with pytest.raises(TypeError):
-        launch(kernel, 9, torch.device("cuda", 0), ARGS, CHOICE, MODE="exp")
+        launch(Launch(kernel, 9, ARGS[2:], CHOICE, MODE="exp"), torch.device("cuda", 0), *ARGS[:2])
 
 
 def test_batches_of_any_size_have_the_same_kernels() -> None:

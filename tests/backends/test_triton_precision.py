@@ -15,7 +15,8 @@ from conftest import DEVICE, needs_triton
 pytest.importorskip("triton")
 
 import hyperkern as hk
-from hyperkern.backends.triton import operands, primitives
+from hyperkern.backends.triton import primitives
+from hyperkern.backends.triton.launch import Launch, launch
 
 
 @needs_triton
@@ -33,11 +34,11 @@ def test_the_setting_of_pytorch_is_what_kernels_are_asked_for(
 ) -> None:
     asked = set()
 
-    def launch(kernel: Any, programs: int, device: torch.device, args: tuple, *rest: Any, **constants: Any) -> None:
-        asked.add((constants["PRECISION"] if precision else None, args[0].dtype))
-        operands.launch(kernel, programs, device, args, *rest, **constants)
+    def noted(planned: Launch, device: torch.device, *pointers: Any) -> None:
+        asked.add((planned.constants["PRECISION"] if precision else None, pointers[0].dtype))
+        launch(planned, device, *pointers)
 
-    monkeypatch.setattr(primitives, "launch", launch)
+    monkeypatch.setattr(primitives, "launch", noted)
     x, y = (torch.randn(5, dim, device=DEVICE, requires_grad=True) for _ in range(2))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)

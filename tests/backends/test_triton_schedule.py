@@ -10,7 +10,8 @@ pytest.importorskip("triton")
 
 from hyperkern.backends import load
 from hyperkern.backends.common import panels, partials
-from hyperkern.backends.triton import config, operands, primitives, rows
+from hyperkern.backends.triton import config, primitives, rows
+from hyperkern.backends.triton.launch import Launch, launch
 from hyperkern.backends.triton.operands import as_operands
 from hyperkern.spec import PairSpec, PairTerms
 
@@ -76,15 +77,17 @@ def test_a_cut_triangle_has_partial_sums_for_each_of_its_ranges(bounded: bool, m
     # From round to round the ranges of a triangle differ: two programs must never add to the same partial sum.
     seen: list[tuple[int, int, int]] = []
 
-    def launch(kernel, programs, device, args, choice, **constants) -> None:
-        stripes, cuts = args[15:17]
-        assert programs == 2 * stripes * cuts
-        seen.append((stripes, cuts, args[9].shape[0]))
-        operands.launch(kernel, programs, device, args, choice, **constants)
+    def noted(planned: Launch, device: torch.device, *pointers: torch.Tensor | None) -> None:
+        stripes, cuts = planned.numbers[3:5]
+        col = pointers[9]
+        assert planned.programs == 2 * stripes * cuts
+        assert col is not None
+        seen.append((stripes, cuts, col.shape[0]))
+        launch(planned, device, *pointers)
 
     monkeypatch.setattr(primitives, "_STRIPES", 2)
     monkeypatch.setattr(primitives, "cut", lambda *args: 3)
-    monkeypatch.setattr(primitives, "launch", launch)
+    monkeypatch.setattr(primitives, "launch", noted)
     x = torch.nn.functional.normalize(torch.randn(2, 150, 6, device=DEVICE), dim=-1)
     row, *_ = load("triton").row_lse(x, None, PairTerms(), PairSpec(5.0, bounded, "self"), need_cols=False)
     logits = 5 * x.double() @ x.double().mT

@@ -492,21 +492,21 @@ MUTANTS = [
     ),
     _mutant(
         "a kernel for aligned addresses is launched with any",
-        "backends/triton/kept.py",
+        "backends/triton/launch.py",
         "arg.data_ptr() & 15 == 0",
         "arg.data_ptr() & 7 == 0",
         f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
     ),
     _mutant(
         "a kernel for 32-bit integers is launched with wider ones",
-        "backends/triton/kept.py",
+        "backends/triton/launch.py",
         "-_INT32 <= arg < _INT32",
         "-_INT64 <= arg < _INT64",
         f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
     ),
     _mutant(
         "constants of a kept kernel come in the order of the call",
-        "backends/triton/kept.py",
+        "backends/triton/launch.py",
         "constants[name] for name in known.constants",
         "constants[name] for name in constants",
         f"{LAUNCH}::test_the_second_launch_is_the_first_without_triton",
@@ -605,7 +605,7 @@ MUTANTS = [
     ),
     _mutant(
         "weights of float16 are as small as they come",
-        "backends/common/step.py",
+        "backends/common/scheme.py",
         "FLOAT16_WEIGHTS = 4096.0",
         "FLOAT16_WEIGHTS = 1.0",
         f"{WHOLE}::test_a_confident_model_in_half_precision[triton-cpu-clip_loss]",

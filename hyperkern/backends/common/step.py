@@ -5,7 +5,6 @@ The rows of all features of a batch element stand in one operand, ``(B, T, D')``
 2i + 1 is ``y_i``.
 """
 
-import functools
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -14,30 +13,11 @@ from torch import Tensor
 
 from ...spec import LossInputs, LossSpec, is_bounded
 from .. import WholeLoss
-from . import jobs
-from .jobs import Job, is_symmetric
-from .precision import float32_setting, product_of
-
-# What the weights of a softmax are multiplied by in float16: each is at most 1, and their sum of two below its range.
-FLOAT16_WEIGHTS = 4096.0
+from .precision import float32_setting
+from .scheme import HEADS, UNPAIRED, Scheme, scheme_of
 
 KINDS = ("bfloat16", "float16", "tf32", "float32")
-
-_TWO_WAY = ("clip_loss", "siglip")
-_VIEWS = ("nt_xent", "dcl", "dclw")
-# Their inputs.y are no partners of the anchors.
-_UNPAIRED = ("uniformity", "sup_con")
-_HEADS = {
-    "clip_loss": "softmax",
-    "info_nce": "softmax",
-    "nt_xent": "softmax",
-    "dcl": "decoupled",
-    "dclw": "weighted",
-    "siglip": "sigmoid",
-    "sup_con": "classes",
-    "uniformity": "energy",
-}
-LOSSES = frozenset({"align_uniform", *_HEADS})
+LOSSES = frozenset({"align_uniform", *HEADS})
 
 State = tuple[Tensor, ...]
 
@@ -90,36 +70,19 @@ class Plan(NamedTuple):
     """What the kernels of a loss are told.
 
     Attributes:
-        spec: the loss.
-        need: the names of the inputs whose gradient is wanted.
+        scheme: all but the tensors.
         x: ``(B, N, D)`` features of the anchors.
         y: ``(B, N, D)`` those of their partners, if they have some.
         queue: ``(B, K, D)`` further candidates, without a partner; those of uniformity and of classes are ``inputs.y``.
         scale: one number on the device of ``x``, the factor of the inner products or its reciprocal
-            (``spec.temperature``). It is multiplied into the rows: its root into all where the problem is `symmetric`,
+            (``spec.temperature``). It is multiplied into the rows: its root into all where the problem is symmetric,
             else into ``x``. None where ``spec.scale`` is the factor.
         bias: one number on the device of ``x``, or None, where ``spec.bias`` is the bias.
         labels: ``(B, N)`` integers, contiguous, the classes of ``x``; what a gradient needs of them is in its state.
         queue_labels: ``(B, K)``, those of the queue, perhaps of another dtype.
-        batch: B, problems in one call.
-        pairs: N, the anchors ``x``.
-        further: K, the rows of the queue.
-        head: ``softmax``, ``decoupled``, ``weighted`` (decoupled, with the weights of DCLW), ``classes`` (those of an
-            anchor's class are its positives), ``sigmoid``, ``energy``.
-        views: 2 where the rows of the operand alternate, else 1.
-        two_way: whether rows pick among columns and columns among rows.
-        sums: the mode of the sums, ``exp``, ``running`` or ``softplus``.
-        weights: the mode of the contraction, as in the backend's tile: ``bounded`` or ``running``; ``single``, running
-            where a pair has one weight; ``exp``, ``softplus``.
-        share: what a sum over anchors is multiplied by; of classes 1, a mean is over those that have a positive.
-        range: what the weights of a softmax are multiplied by, to suit the dtype of the product.
-        dtype: that of the operand.
-        product: ``tf32`` or ``tf32x3`` for float32 operands.
-        kind: ``bfloat16``, ``float16``, ``tf32`` or ``float32``.
     """
 
-    spec: LossSpec
-    need: tuple[str, ...]
+    scheme: Scheme
     x: Tensor
     y: Tensor | None
     queue: Tensor | None
@@ -127,58 +90,6 @@ class Plan(NamedTuple):
     bias: Tensor | None
     labels: Tensor | None
     queue_labels: Tensor | None
-    batch: int
-    pairs: int
-    further: int
-    head: str
-    views: int
-    two_way: bool
-    sums: str
-    weights: str
-    share: float
-    range: float
-    dtype: torch.dtype
-    product: str
-    kind: str
-
-    @property
-    def partner(self) -> int:
-        """The first row of the operand that is a partner's."""
-        return 1 if self.views == 2 else self.pairs
-
-    @property
-    def paired(self) -> int:
-        """The rows of the operand before the queue."""
-        return self.pairs if self.y is None else 2 * self.pairs
-
-    @property
-    def rows(self) -> int:
-        """Rows of the operand in each batch element."""
-        return self.paired + self.further
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether anchors pick among each other, so that each row is an anchor and a candidate."""
-        return is_symmetric(self.head, self.views, self.further)
-
-    @property
-    def factor(self) -> float:
-        """That of the logits in the kernels of pairs."""
-        return 1.0 if self.scale is not None else self.spec.scale
-
-    @property
-    def distinct(self) -> bool:
-        """Whether the distinct pairs of ``x`` count in an energy."""
-        return not self.further or (self.spec.in_batch and self.pairs > 1)
-
-    def of_sums(self) -> tuple[Job, ...]:
-        """Which sums are taken; with two ways of the columns too. Of an energy the queue comes first."""
-        return jobs.of_sums(self.head, self.views, self.pairs, self.further, self.distinct, self.spec.in_batch)
-
-    def of_weights(self) -> tuple[Job, ...]:
-        """Which sides are contracted: first that of the anchors, if it is needed, then that of the others."""
-        in_batch = self.spec.in_batch
-        return jobs.of_weights(self.head, self.views, self.pairs, self.further, self.distinct, in_batch, self.need)
 
 
 class Kept(NamedTuple):
@@ -195,22 +106,31 @@ class Kept(NamedTuple):
     scale: Tensor | None = None
 
 
+def kept_of(plan: Plan) -> Kept:
+    """Room for what is kept."""
+    need, x = plan.scheme.need, plan.x
+    if not need:
+        return Kept()
+    of_x = None if "x" in need else x.new_empty(x.shape, dtype=torch.float32)
+    of_y = None if plan.y is None or "y" in need else x.new_empty(plan.y.shape, dtype=torch.float32)
+    return Kept(of_x, of_y, None if plan.scale is None else x.new_empty((), dtype=torch.float32))
+
+
 class Kernels(NamedTuple):
     """What a backend launches. The state is what `values` hands to `grads`.
 
     Attributes:
-        serves: ``(plan)``, whether rows are short enough for the contraction in one pass.
-        values: ``(plan)``, the loss ``(B,)``, what is `Kept` if any gradient is needed, and the state. Prepares the
-            rows; where there is a softmax, takes the sums and makes the factors of the weights of them; else contracts,
-            if a gradient is needed, and adds the sums.
+        values: ``(plan)``, the loss ``(B,)``, what is `Kept` if any gradient is needed, and the state; None, before
+            anything is launched, if rows are too long for the contraction in one pass. Prepares the rows; where there
+            is a softmax, takes the sums and makes the factors of the weights of them; else contracts, if a gradient is
+            needed, and adds the sums.
         grads: ``(plan, needed, state, cotangent)``, the gradients of the inputs ``needed``, by name, from that of the
             loss, ``()`` or ``(B,)``. In the plan what is kept stands for inputs that get none, and there is no queue if
             it gets none. Contracts, where that has not been done, adds partial results and the pairs of partners, and
             projects.
     """
 
-    serves: Callable[[Plan], bool]
-    values: Callable[[Plan], tuple[Tensor, Kept, State]]
+    values: Callable[[Plan], tuple[Tensor, Kept, State] | None]
     grads: Callable[[Plan, dict[str, Tensor], State, Tensor], dict[str, Tensor]]
 
 
@@ -230,15 +150,17 @@ class WholeLosses(NamedTuple):
         if spec.loss == "align_uniform":
             return self.align_uniform.loss(inputs, spec, need)
         plan = plan_of(inputs, spec, need)
-        if plan is None or not self.kernels.serves(plan):
+        found = None if plan is None else self.kernels.values(plan)
+        if plan is None or found is None:
             return None
-        value, kept, state = self.kernels.values(plan)
+        value, kept, state = found
         values = (value.view(inputs.x.shape[:-2]),)
         if not need:
             return WholeLoss(values, (), {})
         # The numbers of a plan, as sizes of nothing: the queue will be gone, the setting of products may be another.
-        learnable = plan.scale is not None
-        numbers = value.new_empty((0, KINDS.index(plan.kind), plan.batch, plan.pairs, plan.further, learnable))
+        scheme = plan.scheme
+        sizes = (scheme.batch, scheme.pairs, scheme.further, scheme.learnable)
+        numbers = value.new_empty((0, KINDS.index(scheme.kind), *sizes))
         return WholeLoss(values, (numbers, *(t for t in kept if t is not None), *state), {})
 
     def loss_grad(
@@ -254,7 +176,7 @@ class WholeLosses(NamedTuple):
 
 def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:
     """How a loss is computed in one piece; ``None`` where it is not."""
-    x, (y, queue) = inputs.x, (None, inputs.y) if spec.loss in _UNPAIRED else (inputs.y, inputs.queue)
+    x, (y, queue) = inputs.x, (None, inputs.y) if spec.loss in UNPAIRED else (inputs.y, inputs.queue)
     for number in (inputs.scale, inputs.bias):
         if number is not None and number.device != x.device:
             return None
@@ -262,12 +184,13 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
     further = 0 if queue is None else queue.shape[-2]
     # A kind is exact, of the precision of an input float32 is a matter of the setting.
     kind = float32_setting() if spec.precision == "float32" else spec.precision
-    static = _static(spec, x.dtype, pairs, further, inputs.scale is not None, kind)
-    if static is None:
+    shape = (x.shape[-1], batch, pairs, further, inputs.scale is not None, kind)
+    scheme = scheme_of(spec, tuple(need), x.dtype, *shape)
+    if scheme is None:
         return None
     features = (_batched(x), _batched(y), _batched(queue))
     rest = (inputs.scale, inputs.bias, _contiguous(inputs.labels, batch), _contiguous(inputs.y_labels, batch))
-    return Plan(spec, tuple(need), *features, *rest, batch, pairs, further, *static)
+    return Plan(scheme, *features, *rest)
 
 
 def _plan_of_state(needed: dict[str, Tensor], spec: LossSpec, state: State) -> tuple[Plan, State]:
@@ -276,49 +199,17 @@ def _plan_of_state(needed: dict[str, Tensor], spec: LossSpec, state: State) -> t
     rest = list(state[1:])
     x = _batched(needed["x"]) if "x" in needed else rest.pop(0)
     of_y, queue = needed.get("y"), needed.get("queue")
-    if spec.loss in _UNPAIRED:
+    if spec.loss in UNPAIRED:
         y, queue = None, _batched(of_y)
     else:
         y, queue = rest.pop(0) if of_y is None else _batched(of_y), _batched(queue)
     scale = rest.pop(0) if learnable else None
-    static = _static(spec, torch.float32, pairs, further, bool(learnable), KINDS[kind])
-    assert static is not None
-    tensors = (x, y, queue, scale, None, None, None)
-    return Plan(spec, tuple(needed), *tensors, batch, pairs, further, *static), tuple(rest)
-
-
-@functools.lru_cache(maxsize=1024)
-def _static(
-    spec: LossSpec, dtype_of_x: torch.dtype, pairs: int, further: int, learnable: bool, kind: str
-) -> tuple[Any, ...] | None:
-    """The fields of a `Plan` from ``head`` on."""
-    if not spec.normalize:
-        return None
-    head, two_way, views = _HEADS[spec.loss], spec.loss in _TWO_WAY, 2 if spec.loss in _VIEWS else 1
-    # The most terms of one sum of exponentials.
-    terms = pairs * (pairs + further) if head == "energy" else 2 * pairs if views == 2 else pairs + further
-    bounded = not learnable and is_bounded(spec.scale, terms, dtype_of_x)
-    if head == "energy" and not bounded:
-        return None
-    dtype, product = torch.float32, "tf32x3"
-    of_energy = {"energy": "exp", "sigmoid": "softplus"}.get(head)
-    if kind != "float32":
-        dtype, product, kind = product_of(kind, of_energy or "bounded", spec.scale)
-    if of_energy is not None:
-        return head, views, two_way, of_energy, of_energy, _share(spec, pairs), 1.0, dtype, product, kind
-    plain, most = bounded and kind != "float32", FLOAT16_WEIGHTS if dtype == torch.float16 else 1.0
-    relative = "running" if two_way or is_symmetric(head, views, further) else "single"
-    modes = ("exp", "bounded") if plain else ("running", relative)
-    return head, views, two_way, *modes, _share(spec, pairs), most, dtype, product, kind
-
-
-def _share(spec: LossSpec, pairs: int) -> float:
-    """What a sum over anchors is multiplied by; of a softmax of two ways, or of views, there are two for each pair."""
-    if spec.loss in _UNPAIRED:
-        return 1.0
-    if spec.mean:
-        return 1 / (2 * pairs if spec.loss == "clip_loss" or spec.loss in _VIEWS else pairs)
-    return 0.5 if spec.loss == "clip_loss" else 1.0
+    # What is kept is float32, and has no gradient.
+    dtype = next((needed[name].dtype for name in ("x", "y", "queue") if name in needed), torch.float32)
+    shape = (x.shape[-1], batch, pairs, further, bool(learnable), KINDS[kind])
+    scheme = scheme_of(spec, tuple(needed), dtype, *shape)
+    assert scheme is not None
+    return Plan(scheme, x, y, queue, scale, None, None, None), tuple(rest)
 
 
 def _batched(x: Any) -> Any:

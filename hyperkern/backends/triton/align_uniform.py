@@ -12,7 +12,8 @@ from torch import Tensor
 from ...spec import PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
 from ..common.step import AlignUniformOptions, AlignUniformStep
-from .operands import Operands, architecture_of, launch, strides
+from .launch import Launch, launch
+from .operands import Operands, architecture_of, strides
 from .primitives import pairwise
 from .rows import COMBINED, load_unit, project, row_block, sum_range
 from .tile import LN2, exp, narrow
@@ -216,31 +217,19 @@ def align_uniform(
     operand = torch.empty((2 * batch, m, dim), dtype=dtype, device=x.device)
     parts = torch.empty((3, batch, blocks), dtype=torch.float32, device=x.device)
     align, zeros = parts[0], parts[1:]
-    launch(
-        prepare_views_kernel,
-        batch * blocks,
-        x.device,
-        (x, y, operand, align, zeros, batch, m, blocks, *_strides(x), *_strides(y), norm_eps(x.dtype), options.alpha),
-        None,
-        **_shape(dim, options),
-    )
+    numbers = (batch, m, blocks, *_strides(x), *_strides(y), norm_eps(x.dtype), options.alpha)
+    rows = Launch(prepare_views_kernel, batch * blocks, numbers, None, **_shape(dim, options))
+    launch(rows, x.device, x, y, operand, align, zeros)
     spec = PairSpec(2 * options.t, bounded=True, exclude="self", precision=precision)
     o = Operands(operand, operand, PairTerms(), spec, True, kind, product, architecture_of(x, m * m))
     grad, sums = pairwise.exp_sums(o, need_grad=need_grad)
     total = parts.new_empty(2 * batch)
     # Three tensors and not three views of one, which could not be added to in place.
     results = parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2])
-    launch(
-        combine_kernel,
-        batch,
-        x.device,
-        (
-            *(align, zeros, sums, total, *results, batch, m, blocks, sums.shape[0], options.t),
-            *(options.align_weight, options.uniform_weight, float(m * (m - 1))),
-        ),
-        None,
-        BLOCK=COMBINED,
-    )
+    weights = (options.align_weight, options.uniform_weight)
+    counts = (batch, m, blocks, sums.shape[0], options.t, *weights, float(m * (m - 1)))
+    head = Launch(combine_kernel, batch, counts, None, BLOCK=COMBINED)
+    launch(head, x.device, align, zeros, sums, total, *results)
     return results, (grad, total)
 
 
@@ -256,17 +245,10 @@ def align_uniform_grad(
     blocks = -(-m // row_block(dim)[0])
     grad, total = state
     dx, dy = x.new_empty(x.shape), y.new_empty(y.shape)
-    launch(
-        finish_views_kernel,
-        batch * blocks,
-        x.device,
-        (
-            *(x, y, grad, total, *(None if c is None else c.contiguous() for c in cotangents), dx, dy),
-            *(batch, m, blocks, grad.shape[0], *_strides(x), *_strides(y), norm_eps(x.dtype), *options),
-        ),
-        None,
-        **_shape(dim, options),
-    )
+    numbers = (batch, m, blocks, grad.shape[0], *_strides(x), *_strides(y), norm_eps(x.dtype), *options)
+    rows = Launch(finish_views_kernel, batch * blocks, numbers, None, **_shape(dim, options))
+    given = (None if c is None else c.contiguous() for c in cotangents)
+    launch(rows, x.device, x, y, grad, total, *given, dx, dy)
     return dx, dy
 
 

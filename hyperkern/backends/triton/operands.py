@@ -1,8 +1,7 @@
-"""What the pairwise kernels are launched with: operands in the dtype of the product, and the launch itself."""
+"""What the pairwise kernels are launched with: operands in the dtype of the product."""
 
 import functools
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from ..common import pairwise
 from ..common.precision import FLOAT16_RANGE, product_of, rows
 from . import config
 from .config import Architecture, Config
-from .kept import keep, relaunch
 
 
 def _interpreter(size: int) -> Architecture:
@@ -107,30 +105,3 @@ def architecture_of(x: Tensor, pairs: int) -> Architecture:
     if x.is_cuda:
         return config.of_device(x.device.index)
     return _INTERPRETER[max(least for least in _INTERPRETER if least <= pairs)]
-
-
-def fusion(constants: dict[str, Any]) -> dict[str, Any]:
-    """The option that lets a product and a sum be rounded once.
-
-    Not where the difference of a logit and a log-sum-exp is taken: a logit has to be the same number in the maximum of
-    a sum and in each weight, also where a mask stands between the product and the difference.
-    """
-    return {"enable_fp_fusion": constants.get("MODE") not in ("running", "single")}
-
-
-def launch(
-    kernel: Any, programs: int, device: torch.device, args: tuple, choice: Config | None, **constants: Any
-) -> None:
-    """Launches ``programs`` programs on the current stream of the device."""
-    on_gpu, index = device.type == "cuda", device.index
-    elsewhere = on_gpu and index != torch.cuda.current_device()
-    usual = on_gpu and not elsewhere
-    if usual and relaunch(kernel, programs, index, args, choice, constants):
-        return
-    options = fusion(constants)
-    if choice is not None:
-        options |= {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
-    with torch.cuda.device(device) if elsewhere else nullcontext():
-        compiled = kernel[(programs,)](*args, **constants, **options)
-    if usual:
-        keep(kernel, index, args, choice, constants, compiled)

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...spec import PairTerms
 from ..common.pairwise import Factors, Pairwise
 from ..common.panels import contract_by_panels
 from ..common.partials import Side, Sums, added, cut
 from ..common.precision import scaled_to_float16
 from .contract import contract_kernel
-from .operands import Operands, as_operands, launch, strides
+from .launch import Launch, launch
+from .operands import Operands, as_operands, strides
 from .panel import panel_kernel
 from .sums import sums_kernel
 
@@ -34,7 +36,8 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         Row sums and column sums, which have no elements if not wanted; relative to maxima where the mode is
         ``running``.
     """
-    row, row_top, col, col_top, *_ = sum_parts(o, mode, need_cols=need_cols, total=total)
+    planned = plan_sums(o, mode, need_cols=need_cols, total=total)
+    row, row_top, col, col_top, *_ = sum_parts(planned, o.x, o.y, o.terms)
     of_rows, nothing = added(row, row_top), Sums(row.new_empty(row.shape[1], 0))
     if col is None:
         return of_rows, nothing
@@ -43,6 +46,14 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         return of_rows, of_cols
     tops = None if of_rows.top is None or of_cols.top is None else torch.stack([of_rows.top, of_cols.top])
     return added(torch.stack([of_rows.total, of_cols.total]), tops), nothing
+
+
+class PlannedSums(NamedTuple):
+    """All of the launch of `sums_kernel` but the tensors, and the shapes of its outputs, see `SumParts`."""
+
+    launch: Launch
+    row: tuple[int, int, int]
+    col: tuple[int, int, int] | None
 
 
 class SumParts(NamedTuple):
@@ -63,41 +74,41 @@ class SumParts(NamedTuple):
     positive: Tensor | None
 
 
-def sum_parts(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: Tensor | None = None) -> SumParts:
-    """The parts of `pair_sums`; with the classes of all rows of an operand also those of the positives.
+def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: bool = False) -> PlannedSums:
+    """The launch of `pair_sums`, or with ``classes`` of the sums that take those of all rows of an operand.
 
-    These are ``(B, M)``, or ``(B, M + N)`` where ``y`` stands behind ``x``. With them ``y = x`` takes the whole square:
-    for three sums of columns registers are too few.
+    Of the operands only shapes, strides and options are read.
     """
-    symmetric = o.symmetric and classes is None
+    symmetric = o.symmetric and not classes  # for three sums of columns registers are too few
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    choice = o.find("sums", mode if classes is None else "classes")  # labels take registers
+    choice = o.find("sums", "classes" if classes else mode)  # labels take registers
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
     cols = (symmetric and not total) or (need_cols and not symmetric)
     stripes = min(blocks, _STRIPES) if cols else blocks
     cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
-    row = o.x.new_empty((cuts, batch, m), dtype=torch.float32)
-    parts = stripes * cuts if symmetric else stripes
-    col = row.new_empty((parts, batch, n)) if cols else None
-    row_top = torch.empty_like(row) if mode == "running" else None
-    col_top = None if col is None or row_top is None else torch.empty_like(col)
-    positive = None if classes is None else row.new_empty((2, *row.shape))
-    u, v, row_ids, col_ids = o.terms
-    launch(
-        sums_kernel,
-        batch * stripes * cuts,
-        o.x.device,
-        (
-            *(o.x, o.y, u, v, row_ids, col_ids, row_top, row, col_top, col, classes, positive),
-            *(batch, m, n, stripes, cuts),
-            *(*strides(o.x)[:2], *strides(o.y)[:2], o.row_shift, o.spec.scale * o.unit(mode)),
-        ),
-        choice,
-        **o.constants(choice, mode),
-        COLS=cols,
-        TRIANGLE=symmetric,
+    numbers = (
+        *(batch, m, n, stripes, cuts, *strides(o.x)[:2], *strides(o.y)[:2]),
+        *(o.row_shift, o.spec.scale * o.unit(mode)),
     )
+    constants = o.constants(choice, mode) | {"COLS": cols, "TRIANGLE": symmetric}
+    launched = Launch(sums_kernel, batch * stripes * cuts, numbers, choice, **constants)
+    parts = stripes * cuts if symmetric else stripes
+    return PlannedSums(launched, (cuts, batch, m), (parts, batch, n) if cols else None)
+
+
+def sum_parts(planned: PlannedSums, x: Tensor, y: Tensor, terms: PairTerms, classes: Tensor | None = None) -> SumParts:
+    """The parts of `pair_sums`, with the classes of all rows of an operand also those of the positives.
+
+    These are ``(B, M)``, or ``(B, M + N)`` where ``y`` stands behind ``x``.
+    """
+    row = x.new_empty(planned.row, dtype=torch.float32)
+    col = None if planned.col is None else row.new_empty(planned.col)
+    running = planned.launch.constants["MODE"] == "running"
+    row_top = torch.empty_like(row) if running else None
+    col_top = torch.empty_like(col) if running and col is not None else None
+    positive = None if classes is None else row.new_empty((2, *planned.row))
+    launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
     return SumParts(row, row_top, col, col_top, positive)
 
 
@@ -144,19 +155,13 @@ def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None
     cuts, batch, m, _ = out.grad.shape
     choice = o.find("contract", mode)
     assert choice is not None
-    u, v, row_ids, col_ids = o.terms
-    launch(
-        contract_kernel,
-        batch * -(-m // choice.block_m) * cuts,
-        o.x.device,
-        (
-            *(o.x, o.y, u, v, row_ids, col_ids, *factors, *out, batch, m, o.y.shape[1], cuts),
-            *(*strides(o.x)[:2], *strides(o.y)[:2], out.grad.stride(2)),
-            *(o.row_shift, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
-        ),
-        choice,
-        **o.constants(choice, mode),
+    numbers = (
+        *(batch, m, o.y.shape[1], cuts, *strides(o.x)[:2], *strides(o.y)[:2], out.grad.stride(2)),
+        *(o.row_shift, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
     )
+    programs = batch * -(-m // choice.block_m) * cuts
+    planned = Launch(contract_kernel, programs, numbers, choice, **o.constants(choice, mode))
+    launch(planned, o.x.device, o.x, o.y, *o.terms, *factors, *out)
 
 
 def _contract_by_panels(
@@ -200,19 +205,14 @@ def _panel(
     ]
     u, row_ids, row_lse, a = of_rows
     v, col_ids, col_lse, b = of_cols
-    launch(
-        panel_kernel,
-        batch * row_sum.shape[0] * -(-m // choice.block_m),
-        x.device,
-        (
-            *(x, y, u, v, row_ids, col_ids, row_lse, a, col_lse, b, w, row_sum, col_sum, value, batch, m, n),
-            *(*strides(x)[:2], *strides(y)[:2], o.x.shape[1], o.y.shape[1], *w.stride()[:2]),
-            *(o.row_shift + rows.start - cols.start, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
-        ),
-        choice,
-        **o.constants(choice, mode),
-        GROUP=8,
+    numbers = (
+        *(batch, m, n, *strides(x)[:2], *strides(y)[:2], o.x.shape[1], o.y.shape[1], *w.stride()[:2]),
+        *(o.row_shift + rows.start - cols.start, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
     )
+    programs = batch * row_sum.shape[0] * -(-m // choice.block_m)
+    planned = Launch(panel_kernel, programs, numbers, choice, **o.constants(choice, mode), GROUP=8)
+    of_pairs = (u, v, row_ids, col_ids, row_lse, a, col_lse, b)
+    launch(planned, x.device, x, y, *of_pairs, w, row_sum, col_sum, value)
     total = row_sum.sum(0)
     return total, total if col_sum is None else col_sum.sum(0), value.sum(0) if mode == "softplus" else total
 

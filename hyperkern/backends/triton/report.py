@@ -23,7 +23,7 @@ from .classes import classes_head_kernel
 from .config import Architecture, Entry, padded
 from .contract import contract_kernel, contract_sides_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
-from .operands import fusion
+from .launch import fusion
 from .panel import panel_kernel
 from .rows import COMBINED, finish_kernel, prepare_kernel, row_block
 from .step_grads import finish_rows_kernel

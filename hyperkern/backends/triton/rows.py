@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...spec import norm_eps
 from .config import padded
-from .operands import launch, strides
+from .launch import Launch, launch
+from .operands import strides
 from .tile import INF, narrow
 
 # Parts that a kernel adds at a time: one number for batches of any size, each would be compiled anew.
@@ -141,16 +142,9 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
     block_rows, block_d = row_block(dim)
     unit = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     rstd = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
-    launch(
-        prepare_kernel,
-        -(-batch * m // block_rows),
-        x.device,
-        (x, unit, rstd, batch * m, m, *strides(x), dim, norm_eps(x.dtype)),
-        None,
-        DIM=dim,
-        BLOCK_ROWS=block_rows,
-        BLOCK_D=block_d,
-    )
+    programs, numbers = -(-batch * m // block_rows), (batch * m, m, *strides(x), dim, norm_eps(x.dtype))
+    shape = {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d}
+    launch(Launch(prepare_kernel, programs, numbers, None, **shape), x.device, x, unit, rstd)
     return unit, rstd
 
 
@@ -165,13 +159,6 @@ def launch_finish(grad: Tensor, unit: Tensor, rstd: Tensor, dx: Tensor) -> None:
     """Fills ``dx``. All have unit stride along D and one stride through batch and rows."""
     batch, m, dim = unit.shape
     block_rows, block_d = row_block(dim)
-    launch(
-        finish_kernel,
-        -(-batch * m // block_rows),
-        unit.device,
-        (grad, unit, rstd, dx, batch * m, grad.stride(1), unit.stride(1), dx.stride(1), norm_eps(dx.dtype)),
-        None,
-        DIM=dim,
-        BLOCK_ROWS=block_rows,
-        BLOCK_D=block_d,
-    )
+    programs, shape = -(-batch * m // block_rows), {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d}
+    numbers = (batch * m, grad.stride(1), unit.stride(1), dx.stride(1), norm_eps(dx.dtype))
+    launch(Launch(finish_kernel, programs, numbers, None, **shape), unit.device, grad, unit, rstd, dx)

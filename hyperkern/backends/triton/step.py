@@ -10,21 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import norm_eps
-from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses
+from ...spec import PairTerms
+from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
 from .align_uniform import STEP
-from .classes import classes_head_kernel
-from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
-from .operands import launch, strides
-from .primitives import sum_parts
-from .rows import COMBINED, row_block
-from .sides import choice_of, contract, cuts_of, operands, width
-from .step_grads import finish_rows_kernel
-from .step_rows import prepare_rows_kernel
+from .launch import launch
+from .primitives import SumParts, sum_parts
+from .schedule import Schedule, rows_of, schedule_of
 
 __all__ = ["LOSSES", "loss", "loss_grad"]
-
-_ANCHORS = 128  # of a program of a head
 
 
 class _Prepared(NamedTuple):
@@ -42,95 +35,69 @@ class _Prepared(NamedTuple):
     kept: Kept
 
 
-def serves(plan: Plan) -> bool:
-    """Whether there is a configuration of the contraction in one pass."""
-    return choice_of(plan) is not None
+class _Contracted(NamedTuple):
+    """Weighted sums of rows of all sides, sums of weights and those of the potential, of softplus alone."""
+
+    grad: Tensor
+    sum: Tensor
+    value: Tensor | None
 
 
-def values(plan: Plan) -> tuple[Tensor, Kept, State]:
+def values(plan: Plan) -> tuple[Tensor, Kept, State] | None:
     """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.common.step.Kernels`."""
-    prepared = _prepare(plan)
-    head = {"classes": _classes, "energy": _energy, "sigmoid": _sigmoid}.get(plan.head, _softmax)
-    loss, state = head(plan, prepared)
+    schedule = schedule_of(plan)
+    if schedule.choice is None:
+        return None
+    prepared = _prepare(plan, schedule)
+    head = {"classes": _classes, "energy": _energy, "sigmoid": _sigmoid}.get(plan.scheme.head, _softmax)
+    loss, state = head(plan, schedule, prepared)
     return loss, prepared.kept, state
 
 
 def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradients that are needed, likewise."""
-    if plan.head == "energy":
+    schedule, head = schedule_of(plan), plan.scheme.head
+    if head == "energy":
         grad, total, counters = state
-        return _finish(plan, needed, grad, counters, cotangent, total=total)
-    if plan.head == "sigmoid":
+        return _finish(plan, schedule, needed, grad, counters, cotangent, total=total)
+    if head == "sigmoid":
         grad, own, bias_sums, counters = state
-        return _finish(plan, needed, grad, counters, cotangent, own=own, bias_sums=bias_sums)
-    if plan.head == "classes":
+        return _finish(plan, schedule, needed, grad, counters, cotangent, own=own, bias_sums=bias_sums)
+    if head == "classes":
         rows, counters, anchors, classes, share, factor, *lse = state
-        sides = contract(plan, rows, factor=factor, lse=lse[0] if lse else None, classes=classes, share=share)
-        return _finish(plan, needed, sides.grad, counters, cotangent, anchors=anchors)
+        found = _contract(schedule, rows, factor=factor, lse=lse[0] if lse else None, classes=classes, share=share)
+        return _finish(plan, schedule, needed, found.grad, counters, cotangent, anchors=anchors)
     rows, own, counters, factor, *lse = state
-    sides = contract(plan, rows, factor=factor, lse=lse[0] if lse else None)
-    return _finish(plan, needed, sides.grad, counters, cotangent, own=own)
+    found = _contract(schedule, rows, factor=factor, lse=lse[0] if lse else None)
+    return _finish(plan, schedule, needed, found.grad, counters, cotangent, own=own)
 
 
-def _blocks(plan: Plan) -> tuple[int, int]:
-    """Programs of the row-wise kernels for the anchors and for the queue of a batch element."""
-    block_rows, _ = row_block(plan.x.shape[2])
-    return -(-plan.pairs // block_rows), -(-plan.further // block_rows)
-
-
-def _strides(plan: Plan) -> tuple[int, ...]:
-    """Those of all features; 0 where there are none."""
-    found: list[int] = []
-    for features in (plan.x, plan.y, plan.queue):
-        found += (0, 0, 0) if features is None else strides(features)
-    return tuple(found)
-
-
-def _shape(plan: Plan) -> dict[str, int]:
-    block_rows, block_d = row_block(plan.x.shape[2])
-    return {
-        "DIM": plan.x.shape[2],
-        "WIDTH": width(plan),
-        "BLOCK_ROWS": block_rows,
-        "BLOCK_D": block_d,
-        "VIEWS": plan.views,
-        "SYMMETRIC": plan.symmetric,
-        "TEMPERATURE": plan.spec.temperature,
-    }
-
-
-def _prepare(plan: Plan) -> _Prepared:
-    factors = bool(plan.need) and plan.head not in ("energy", "sigmoid")
-    blocks, blocks_further = _blocks(plan)
-    x, batch, rows = plan.x, plan.batch, plan.rows
+def _prepare(plan: Plan, schedule: Schedule) -> _Prepared:
+    scheme, x = plan.scheme, plan.x
+    batch, rows, head = scheme.batch, scheme.rows, scheme.head
+    factors = bool(scheme.need) and head not in ("energy", "sigmoid")
     empty = functools.partial(x.new_empty, dtype=torch.float32)
     out = _Prepared(
-        torch.empty((batch, rows, width(plan)), dtype=plan.dtype, device=x.device),
-        None if plan.y is None else empty((batch, plan.pairs)),
-        empty((batch, blocks + blocks_further)) if plan.head == "energy" else None,
-        empty((batch, rows)) if plan.head == "sigmoid" else None,
+        x.new_empty((batch, rows, schedule.width), dtype=scheme.dtype),
+        None if plan.y is None else empty((batch, scheme.pairs)),
+        empty((batch, schedule.blocks + schedule.blocks_further)) if head == "energy" else None,
+        empty((batch, rows)) if head == "sigmoid" else None,
         None if plan.labels is None else _operand_of_labels(plan.labels, plan.queue_labels, (batch, rows)),
         empty((batch, rows)) if factors else None,
-        empty((batch, rows)) if factors and plan.weights != "bounded" else None,
-        empty((batch, rows)) if factors and plan.head == "classes" else None,
-        torch.empty(batch + 1, dtype=torch.int32, device=x.device),
-        _kept(plan),
+        empty((batch, rows)) if factors and scheme.weights != "bounded" else None,
+        empty((batch, rows)) if factors and head == "classes" else None,
+        x.new_empty(batch + 1, dtype=torch.int32),
+        kept_of(plan),
     )
     # The head does not write those of candidates that are no anchors.
-    one_way = plan.views == 1 and not plan.two_way
+    one_way = scheme.views == 1 and not scheme.two_way
     launch(
-        prepare_rows_kernel,
-        batch * (blocks + blocks_further),
+        schedule.prepare,
         x.device,
-        (
-            *(x, plan.y, plan.queue, plan.scale, plan.bias, plan.labels, plan.queue_labels),
-            *(out.rows, out.positive, out.zeros, out.u, out.classes),
-            *((out.factor, out.lse, out.share) if one_way else (None, None, None)),
-            *(out.counters, *out.kept, plan.pairs, plan.further, rows, blocks, blocks_further),
-            *(*_strides(plan), norm_eps(x.dtype), plan.factor, plan.spec.bias),
-        ),
-        None,
-        **_shape(plan),
+        *(x, plan.y, plan.queue, plan.scale, plan.bias, plan.labels, plan.queue_labels),
+        *(out.rows, out.positive, out.zeros, out.u, out.classes),
+        *((out.factor, out.lse, out.share) if one_way else (None, None, None)),
+        *(out.counters, *out.kept),
     )
     return out
 
@@ -141,39 +108,23 @@ def _operand_of_labels(labels: Tensor, others: Tensor | None, shape: tuple[int, 
     return labels.new_empty(shape, dtype=torch.int64 if wide else torch.int32)
 
 
-def _kept(plan: Plan) -> Kept:
-    if not plan.need:
-        return Kept()
-    x, y = (
-        None if t is None or name in plan.need else t.new_empty(t.shape, dtype=torch.float32)
-        for name, t in (("x", plan.x), ("y", plan.y))
-    )
-    return Kept(x, y, None if plan.scale is None else plan.x.new_empty((), dtype=torch.float32))
+def _sums(schedule: Schedule, i: int, rows: Tensor, u: Tensor | None = None, classes: Tensor | None = None) -> SumParts:
+    """Those of a job."""
+    job = schedule.scheme.of_sums[i]
+    x, y = rows_of(rows, job.row, job.rows), rows_of(rows, job.col, job.cols)
+    return sum_parts(schedule.sums[i], x, y, PairTerms(u), classes)
 
 
-def _softmax(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
-    need_grad = bool(plan.need)
-    o = operands(plan, plan.of_sums()[0], prepared.rows)
-    row, row_top, col, col_top, *_ = sum_parts(o, plan.sums, need_cols=plan.two_way, total=False)
-    batch, anchors = plan.batch, plan.views * plan.pairs
-    blocks = -(-anchors // _ANCHORS)
-    own = row.new_empty((batch, anchors)) if need_grad else None
-    parts, loss = row.new_empty((batch, blocks)), row.new_empty(batch)
+def _softmax(plan: Plan, schedule: Schedule, prepared: _Prepared) -> tuple[Tensor, State]:
+    row, row_top, col, col_top, *_ = _sums(schedule, 0, prepared.rows)
+    batch, anchors = plan.scheme.batch, schedule.anchors
+    own = row.new_empty((batch, anchors)) if plan.scheme.need else None
+    parts, loss = row.new_empty((batch, schedule.head_blocks)), row.new_empty(batch)
     launch(
-        softmax_head_kernel,
-        batch * blocks,
-        plan.x.device,
-        (
-            *(row, row_top, col, col_top, prepared.positive, plan.scale, prepared.factor, prepared.lse, own),
-            *(parts, prepared.counters, loss, batch, plan.pairs, anchors, plan.rows, blocks, row.shape[0]),
-            *(0 if col is None else col.shape[0], plan.factor, plan.spec.sigma, 1 / plan.share, plan.range),
-        ),
-        None,
-        HEAD=plan.head,
-        VIEWS=plan.views,
-        TWO_WAY=plan.two_way,
-        TEMPERATURE=plan.spec.temperature,
-        BLOCK=_ANCHORS,
+        schedule.head,
+        row.device,
+        *(row, row_top, col, col_top, prepared.positive, plan.scale, prepared.factor, prepared.lse, own),
+        *(parts, prepared.counters, loss),
     )
     if own is None or prepared.factor is None:
         return loss, ()
@@ -181,24 +132,16 @@ def _softmax(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     return loss, (prepared.rows, own, prepared.counters, prepared.factor, *lse)
 
 
-def _classes(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
+def _classes(plan: Plan, schedule: Schedule, prepared: _Prepared) -> tuple[Tensor, State]:
     assert prepared.classes is not None
-    o = operands(plan, plan.of_sums()[0], prepared.rows)
-    parts = sum_parts(o, plan.sums, need_cols=False, total=False, classes=prepared.classes)
-    batch, blocks = plan.batch, -(-plan.pairs // _ANCHORS)
-    of_blocks, loss, anchors = (parts.row.new_empty(shape) for shape in ((2, batch, blocks), batch, batch))
+    row, row_top, _, _, positive = _sums(schedule, 0, prepared.rows, classes=prepared.classes)
+    batch = plan.scheme.batch
+    of_blocks, loss, anchors = (row.new_empty(shape) for shape in ((2, batch, schedule.head_blocks), batch, batch))
     launch(
-        classes_head_kernel,
-        batch * blocks,
-        plan.x.device,
-        (
-            *(parts.row, parts.row_top, parts.positive, prepared.factor, prepared.lse, prepared.share),
-            *(of_blocks, prepared.counters, loss, anchors),
-            *(batch, plan.pairs, plan.rows, blocks, parts.row.shape[0], 1 / o.unit(plan.sums), plan.range),
-        ),
-        None,
-        MEAN=plan.spec.mean,
-        BLOCK=_ANCHORS,
+        schedule.head,
+        row.device,
+        *(row, row_top, positive, prepared.factor, prepared.lse, prepared.share),
+        *(of_blocks, prepared.counters, loss, anchors),
     )
     if prepared.factor is None or prepared.share is None:
         return loss, ()
@@ -207,66 +150,65 @@ def _classes(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
     return loss, (*state, *lse)
 
 
-def _sigmoid(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
-    need_grad = bool(plan.need)
+def _sigmoid(plan: Plan, schedule: Schedule, prepared: _Prepared) -> tuple[Tensor, State]:
     assert prepared.u is not None
-    batch, n = plan.batch, plan.pairs
-    if need_grad:
-        sides = contract(plan, prepared.rows, u=prepared.u)
-        grad, total, value, cuts = sides.grad, sides.sum, sides.value, sides.cuts[0]
+    batch, n = plan.scheme.batch, plan.scheme.pairs
+    total = own = grad = None
+    if plan.scheme.need:
+        grad, total, value = _contract(schedule, prepared.rows, u=prepared.u)
+        own = grad.new_empty((batch, n))
     else:
-        o = operands(plan, plan.of_sums()[0], prepared.rows, prepared.u[:, :n].contiguous())
-        value, total = sum_parts(o, "softplus", need_cols=False, total=True)[0], None
-        grad, cuts = value, value.shape[0]
-    blocks = -(-n // _ANCHORS)
+        value = _sums(schedule, 0, prepared.rows, prepared.u[:, :n].contiguous()).row
     assert value is not None
-    own = value.new_empty((batch, n)) if need_grad else None
-    parts, loss, bias_sums = value.new_empty((2, batch, blocks)), value.new_empty(batch), value.new_empty(batch)
+    parts, loss, bias_sums = (value.new_empty(shape) for shape in ((2, batch, schedule.head_blocks), batch, batch))
     launch(
-        sigmoid_head_kernel,
-        batch * blocks,
-        plan.x.device,
-        (
-            *(value, total, prepared.positive, plan.bias, own, parts, prepared.counters, loss, bias_sums),
-            *(batch, n, blocks, cuts, plan.spec.bias, 1 / plan.share),
-        ),
-        None,
-        BLOCK=_ANCHORS,
+        schedule.head,
+        value.device,
+        *(value, total, prepared.positive, plan.bias, own, parts, prepared.counters, loss, bias_sums),
     )
-    return loss, () if own is None else (grad, own, bias_sums, prepared.counters)
+    return loss, () if own is None or grad is None else (grad, own, bias_sums, prepared.counters)
 
 
-def _energy(plan: Plan, prepared: _Prepared) -> tuple[Tensor, State]:
-    batch, n, further = plan.batch, plan.pairs, plan.further
-    of_sums = plan.of_sums()
-    if plan.need:
-        sides = contract(plan, prepared.rows)
-        grad, cuts = sides.grad, sides.cuts
-        sums = [sides.sum[start:] for start in sides.starts[:-1]]
+def _energy(plan: Plan, schedule: Schedule, prepared: _Prepared) -> tuple[Tensor, State]:
+    scheme = plan.scheme
+    if scheme.need:
+        grad, of_all, _ = _contract(schedule, prepared.rows)
+        sums = [of_all[start:] for start in schedule.sides.starts]
     else:
-        found = [operands(plan, job, prepared.rows) for job in of_sums]
-        sums = [sum_parts(o, "exp", need_cols=False, total=True)[0] for o in found]
-        grad, cuts = sums[0], tuple(part.shape[0] for part in sums)
-    by_own = {job.own: (part, c) for job, part, c in zip(of_sums, sums, cuts, strict=False)}
-    (of_queue, cuts_queue), (distinct, cuts_distinct) = by_own.get(False, (None, 0)), by_own.get(True, (None, 0))
-    total, loss = grad.new_empty(batch), grad.new_empty(batch)
-    pairs = n * further + (n * (n - 1) // 2 if plan.distinct else 0)
-    launch(
-        energy_head_kernel,
-        batch,
-        plan.x.device,
-        (
-            *(of_queue, distinct, prepared.zeros, total, loss, batch, n, further, *_blocks(plan)),
-            *(cuts_queue, cuts_distinct, 0.5 * plan.spec.scale, float(pairs)),
-        ),
-        None,
-        BLOCK=COMBINED,
-    )
+        sums = [_sums(schedule, i, prepared.rows).row for i in range(len(scheme.of_sums))]
+        grad = sums[0]
+    by_own = {job.own: part for job, part in zip(scheme.of_sums, sums, strict=False)}
+    total, loss = grad.new_empty(scheme.batch), grad.new_empty(scheme.batch)
+    launch(schedule.head, grad.device, by_own.get(False), by_own.get(True), prepared.zeros, total, loss)
     return loss, (grad, total, prepared.counters)
+
+
+def _contract(
+    schedule: Schedule,
+    rows: Tensor,
+    *,
+    u: Tensor | None = None,
+    factor: Tensor | None = None,
+    lse: Tensor | None = None,
+    classes: Tensor | None = None,
+    share: Tensor | None = None,
+) -> _Contracted:
+    """All sides that are needed, two in one launch."""
+    end = schedule.sides.end
+    grad = rows.new_empty((end, schedule.width), dtype=torch.float32)
+    sums = grad.new_empty(end)
+    value = torch.empty_like(sums) if schedule.scheme.weights == "softplus" else None
+    for start, planned in schedule.contract:
+        of_sums = sums[start:] if start else sums
+        of_values = of_sums if value is None else value[start:]
+        given = (rows, u, lse, factor, classes, share)
+        launch(planned, rows.device, *given, grad[start:] if start else grad, of_sums, of_values)
+    return _Contracted(grad, sums, value)
 
 
 def _finish(
     plan: Plan,
+    schedule: Schedule,
     needed: dict[str, Tensor],
     grad: Tensor,
     counters: Tensor,
@@ -277,42 +219,23 @@ def _finish(
     anchors: Tensor | None = None,
     bias_sums: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    jobs, choice = plan.of_weights(), choice_of(plan)
-    assert choice is not None
-    cuts, starts = cuts_of(plan, jobs, choice)
-    # Uniformity has several contractions for the rows of x, the others one; then come those of y and the queue.
-    of_x = sum(job.row == 0 for job in jobs)
-    cuts_x, cuts_y, rows_y = sum(cuts[:of_x]), sum(cuts[of_x:]), jobs[-1].rows if jobs else 0
-    grad_x, grad_queue = grad if of_x else None, grad[starts[of_x] :] if of_x < len(jobs) else None
-    grad_y, first_further = (grad_queue, plan.pairs) if plan.y is not None and plan.spec.in_batch else (None, 0)
-    if plan.views == 2:
-        grad_y, cuts_y = grad_x, cuts_x
-    blocks, blocks_further = _blocks(plan)
-    blocks_further = 0 if plan.queue is None else blocks_further
+    of_x, (x, y, queue) = schedule.sides.of_x, (plan.x, plan.y, plan.queue)
+    grad_x = grad if of_x else None
+    grad_queue = grad[schedule.sides.starts[of_x] :] if of_x < len(schedule.sides.jobs) else None
+    grad_y = grad_queue if schedule.shares_side else None
+    if plan.scheme.views == 2:
+        grad_y = grad_x
     found = {name: given.new_empty(given.shape) for name, given in needed.items()}
-    dy, dqueue = (None, found.get("y")) if plan.y is None else (found.get("y"), found.get("queue"))
-    # What is kept is float32, and has no gradient.
-    dtype = next((needed[name].dtype for name in ("x", "y", "queue") if name in needed), torch.float32)
+    dy, dqueue = (None, found.get("y")) if y is None else (found.get("y"), found.get("queue"))
+    parts = grad.new_empty(plan.scheme.batch * schedule.blocks) if "scale" in found else None
     launch(
-        finish_rows_kernel,
-        plan.batch * (blocks + blocks_further),
-        plan.x.device,
-        (
-            *(plan.x, plan.y, plan.queue, plan.scale, grad_x, grad_y, grad_queue, own, total, anchors),
-            bias_sums,
-            cotangent.contiguous(),
-            *(found.get("x"), dy, dqueue, found.get("scale"), found.get("bias")),
-            *(grad.new_empty(plan.batch * blocks) if "scale" in found else None, counters),
-            *(plan.batch, plan.pairs, plan.further, blocks, blocks_further),
-            *(plan.views * plan.pairs, rows_y, cuts_x, cuts_y, first_further),
-            *(*_strides(plan), norm_eps(dtype), plan.spec.scale),
-            *(plan.share, 1 / plan.range),
-        ),
-        None,
-        **_shape(plan),
+        schedule.finish,
+        x.device,
+        *(x, y, queue, plan.scale, grad_x, grad_y, grad_queue, own, total, anchors, bias_sums, cotangent.contiguous()),
+        *(found.get("x"), dy, dqueue, found.get("scale"), found.get("bias"), parts, counters),
     )
     return found
 
 
-_STEP = WholeLosses(STEP, Kernels(serves, values, grads))
+_STEP = WholeLosses(STEP, Kernels(values, grads))
 loss, loss_grad = _STEP.loss, _STEP.loss_grad

@@ -172,7 +172,7 @@ def tune(
         if use.operand in only:
             choices = candidates(use, architecture.shared_bytes)
             if use == Use("panel", "float32", None, None):
-                # A weight subtracts a log-sum-exp: both add up their logit in the same steps (`operands.fusion`).
+                # A weight subtracts a log-sum-exp: both add up their logit in the same steps (`launch.fusion`).
                 steps = entries[use._replace(kernel="sums")].block_d
                 choices = (choice for choice in choices if choice.block_d == steps)
             choice = best(
