@@ -47,7 +47,7 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
       "Tensor(c!)? dqueue, Tensor(d!)? of_scale, Tensor(e!)? of_bias, Tensor(f!)? partials, Tensor(g!) counted) "
       "-> ()");
 #ifdef HYPERKERN_EMULATED
-  library.def("emulate(int capability, bool products_first) -> ()");
+  library.def("emulate(int capability, bool products_first, bool launches) -> ()");
 #endif
 }
 

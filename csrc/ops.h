@@ -90,8 +90,8 @@ void finish_loss(
     const torch::stable::Tensor& counted);
 
 #ifdef HYPERKERN_EMULATED
-// What the emulator is to be: the portable kernels (80) or those of sm_90a (90), and its timing.
-void emulate(int64_t capability, bool products_first);
+// What the emulator is to be: the portable kernels (80) or those of sm_90a (90), its timing, whether it launches.
+void emulate(int64_t capability, bool products_first, bool launches);
 #endif
 
 }  // namespace hyperkern

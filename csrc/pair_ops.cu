@@ -193,9 +193,10 @@ void with_operand(const Tensor& x, bool split, const Function& function) {
 }  // namespace
 
 #ifdef HYPERKERN_EMULATED
-void emulate(int64_t capability, bool products_first) {
+void emulate(int64_t capability, bool products_first, bool launches) {
   HYPERKERN_REQUIRE(capability == 80 || capability == 90, "capability must be 80 or 90, got ", capability);
   emulated_capability = static_cast<int>(capability);
+  emulated_launches = launches;
   emulator::set_timing(products_first ? emulator::Timing::kProductsFirst : emulator::Timing::kCopiesFirst);
 }
 #endif

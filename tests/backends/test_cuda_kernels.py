@@ -15,7 +15,7 @@ from torch import Tensor
 import hyperkern
 from benchmarks.gpu import MODES
 from hyperkern import backends
-from hyperkern.backends.cuda import library, operands, primitives
+from hyperkern.backends.cuda import library, operands, primitives, schedule
 from hyperkern.backends.cuda import step as whole_losses
 from hyperkern.spec import PairSpec, PairTerms
 
@@ -92,13 +92,16 @@ class Rings:
 
 
 @pytest.fixture
-def rings(monkeypatch: pytest.MonkeyPatch) -> Rings:
+def rings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rings]:
     """Columns in one range, as for a GPU with one multiprocessor: cut, small problems never fill a ring."""
     found = Rings()
-    for module in (primitives, whole_losses):
+    for module in (primitives, schedule):
         monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
-        monkeypatch.setattr(module, "ops", lambda device: found)
-    return found
+    for user in (primitives, whole_losses):
+        monkeypatch.setattr(user, "ops", lambda device: found)
+    schedule._schedule.cache_clear()
+    yield found
+    schedule._schedule.cache_clear()
 
 
 # Of masks and padding, which are the same in both timings: `test_masks_do_not_depend_on_timing`.

@@ -204,7 +204,7 @@ def test_extension_and_emulator_have_the_same_operators() -> None:
 
     emulated = schemas("hyperkern_cuda_emulated")
     assert len(emulated) >= 8
-    assert emulated - schemas("hyperkern_cuda") == {"::emulate(int capability, bool products_first) -> ()"}
+    assert emulated - schemas("hyperkern_cuda") == {"::emulate(int capability, bool products_first, bool launches) -> ()"}
     assert schemas("hyperkern_cuda") <= emulated
 
 

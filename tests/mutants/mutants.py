@@ -627,8 +627,8 @@ MUTANTS = [
     _mutant(
         "the gradient of a mean over anchors is that of their sum",
         "backends/cuda/step.py",
-        'factors if energy or (plan.head == "classes" and plan.spec.mean) else None',
-        "factors if energy else None",
+        'factors if scheme.head == "energy" or (scheme.head == "classes" and scheme.spec.mean) else None',
+        'factors if scheme.head == "energy" else None',
         f"{WHOLE}::test_values_and_gradients[cuda-cpu-33-5-7-None-sup_con]",
     ),
     # Labels.

@@ -130,16 +130,17 @@ def _tile(device: torch.device, dtype: torch.dtype, kernel: str, dim: int, weigh
 _emulated = 90
 
 
-def emulate(capability: int, *, products_first: bool = False) -> None:
+def emulate(capability: int, *, products_first: bool = False, launches: bool = True) -> None:
     """What the emulator is to be, for tests.
 
     Args:
         capability: 80, the kernels for compute capability 8.0 and newer, or 90, those for sm_90a.
         products_first: whether asynchronous products take effect at once and copies as late as possible, or the
             other way round, with copies and warps in any order.
+        launches: whether anything is launched. If not, outputs are what their memory holds.
     """
     global _emulated
-    ops(torch.device("cpu")).emulate(capability, products_first)
+    ops(torch.device("cpu")).emulate(capability, products_first, launches)
     _emulated = capability
 
 

@@ -1,0 +1,240 @@
+"""What the kernels of a whole loss are launched with but for the tensors: worked out once for all calls of a kind."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...spec import EXCLUSIONS, norm_eps
+from ..common.jobs import Job
+from ..common.partials import cut
+from ..common.scheme import Scheme
+from .align_uniform import ROWS_PER_BLOCK
+from .operands import ALIGNMENT, MOST_TILE_COLS, Weight, emulated_capability, multiprocessors, tile_of
+from .primitives import SUM_TASKS, exp_range, stripes_of
+
+_HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3, "classes": 4}
+_WEIGHTS = {
+    "bounded": Weight.FACTOR,
+    "single": Weight.FACTOR,
+    "running": Weight.TWO,
+    "exp": Weight.EXP,
+    "softplus": Weight.SOFTPLUS,
+}
+_HEAD_THREADS = 256  # kHeadThreads in ``csrc/loss_head.cuh``
+
+
+class PlannedSums(NamedTuple):
+    """How sums of pairs are shared out among blocks of threads, and with it the shapes of partial sums.
+
+    Attributes:
+        jobs: which rows meet which, all of one size.
+        triangle: whether only tiles on and right of the diagonal are visited.
+        stripes: see ``Schedule`` in ``csrc/layout.h``.
+        row: ``(cuts, jobs B, rows)``.
+        col: ``(parts, jobs B, cols)``; ``None`` where nobody asks.
+    """
+
+    jobs: Sequence[Job]
+    triangle: bool
+    stripes: int
+    row: tuple[int, int, int]
+    col: tuple[int, int, int] | None
+
+
+class Side(NamedTuple):
+    """One side of a contraction, and where its results are.
+
+    Attributes:
+        job: which rows meet which columns.
+        first: the first of its results.
+        shape: ``(cuts, B, rows)``: into so many ranges the columns are cut.
+    """
+
+    job: Job
+    first: int
+    shape: tuple[int, int, int]
+
+    @property
+    def end(self) -> int:
+        """Behind its results."""
+        return self.first + math.prod(self.shape)
+
+    def of(self, results: Tensor) -> Tensor:
+        """Its part of numbers of all sides."""
+        return results[self.first : self.end].view(self.shape)
+
+
+class Schedule:
+    """The launches of one kind of call.
+
+    Attributes:
+        scheme: the loss.
+        width: elements of a row of the operand, which ends at a multiple of 16 bytes.
+        term_count: of each vector of terms: pairs of them are read at once, and all that the last tile may reach.
+        weight: the form of the weights. Those of classes are of one, whatever the mode: relative to maxima.
+        factor: of a logit, in the kernels' units.
+    """
+
+    def __init__(self, scheme: Scheme, device: torch.device) -> None:
+        self.scheme, self._device = scheme, device
+        self.width = scheme.dim + -scheme.dim % (ALIGNMENT // scheme.dtype.itemsize)
+        self.term_count = scheme.rows + scheme.rows % 2 + 2 + MOST_TILE_COLS
+        self.weight = Weight.CLASSES if scheme.head == "classes" else _WEIGHTS[scheme.weights]
+        self._unit = 1.0 if scheme.kind == "float32" or scheme.sums == "softplus" else math.log2(math.e)
+        self.factor = scheme.factor * self._unit
+
+    @functools.cached_property
+    def row_blocks(self) -> int:
+        """Of the row-wise kernels, for the anchors and the queue of a batch element."""
+        return -(-(self.scheme.pairs + self.scheme.further) // ROWS_PER_BLOCK)
+
+    @functools.cached_property
+    def sums(self) -> tuple[PlannedSums, ...]:
+        """The sums of a softmax in one launch, those of an energy without a gradient each in one."""
+        scheme, jobs = self.scheme, self.scheme.of_sums
+        if scheme.head == "energy":
+            return tuple(self._sums([job], triangle=job.own) for job in jobs)
+        if scheme.head in ("sigmoid", "classes"):
+            return (self._sums(jobs),)
+        running, views = scheme.sums == "running", scheme.views == 2
+        if running and scheme.two_way:
+            (job,) = jobs
+            jobs = (job, Job(job.col, job.cols, job.row, job.rows, job.own))
+        return (self._sums(jobs, triangle=views and not running, has_cols=not running and (scheme.two_way or views)),)
+
+    def _sums(self, jobs: Sequence[Job], *, triangle: bool = False, has_cols: bool = False) -> PlannedSums:
+        batch, m, n = len(jobs) * self.scheme.batch, jobs[0].rows, jobs[0].cols
+        size = tile_of(self._device, self.scheme.dtype, self.width, "sums", Weight.EXP)
+        blocks, tiles, at_once = -(-m // size.rows), -(-n // size.cols), multiprocessors(self._device)
+        stripes = stripes_of(batch, blocks, tiles, at_once, triangle=triangle, has_cols=has_cols)
+        cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
+        parts = (stripes * cuts if triangle else stripes) * size.groups
+        return PlannedSums(jobs, triangle, stripes, (cuts, batch, m), (parts, batch, n) if has_cols else None)
+
+    @functools.cached_property
+    def sums_told(self) -> tuple[tuple[Any, ...], ...]:
+        """What each launch of `sums` is told behind the operands and their terms."""
+        scheme = self.scheme
+        task = SUM_TASKS["classes" if scheme.head == "classes" else scheme.sums]
+        return tuple(
+            (
+                *(_exclusion(planned.jobs), 0, scheme.views, _numbers(planned.jobs), self.factor, 0.0, False, task),
+                *(scheme.kind == "float32", planned.triangle, planned.stripes, planned.row[0]),
+            )
+            for planned in self.sums
+        )
+
+    @functools.cached_property
+    def sides(self) -> tuple[Side, ...]:
+        """The sides of the contraction, in ranges of columns that take about as long as one another."""
+        scheme, jobs = self.scheme, self.scheme.of_weights
+        size = tile_of(self._device, scheme.dtype, self.width, "contract", self.weight)
+        tiles = [-(-job.cols // size.cols) for job in jobs]
+        work = sum(-(-job.rows // size.rows) * count for job, count in zip(jobs, tiles, strict=True))
+        sides: list[Side] = []
+        for job, count in zip(jobs, tiles, strict=True):
+            # As many row blocks as would be the whole work, each of these columns.
+            programs = -(-scheme.batch * work // count)
+            cuts = cut(programs, count, 4 * scheme.batch * job.rows * self.width, multiprocessors(self._device))
+            sides.append(Side(job, sides[-1].end if sides else 0, (cuts, scheme.batch, job.rows)))
+        return tuple(sides)
+
+    @functools.cached_property
+    def results(self) -> int:
+        """Rows of results of all sides."""
+        return self.sides[-1].end if self.sides else 0
+
+    @functools.cached_property
+    def contract_told(self) -> tuple[Any, ...]:
+        """What the contraction is told behind the operands and their terms."""
+        scheme, jobs, weight = self.scheme, [side.job for side in self.sides], self.weight
+        in_range = scheme.kind == "float16" and weight == Weight.EXP
+        offset, out_scale = exp_range(scheme.factor) if in_range else (0.0, 1.0)
+        numbers = _numbers(jobs, [side.shape[0] for side in self.sides])
+        relative = scheme.weights in ("running", "single")
+        options = (relative, weight, scheme.kind == "float32", out_scale)
+        return _exclusion(jobs), 0, scheme.views, numbers, self.factor, offset * self._unit, *options
+
+    @functools.cached_property
+    def head_blocks(self) -> int:
+        """Blocks of threads of the head in a batch element."""
+        fills_terms = self.scheme.need and self.scheme.head not in ("energy", "sigmoid")
+        return -(-max(self.scheme.pairs, self.term_count if fills_terms else 0) // _HEAD_THREADS)
+
+    @functools.cached_property
+    def head_told(self) -> tuple[Any, ...]:
+        """The first that the head is told, where the sums of a pair's rows stand, and the last."""
+        scheme, spec = self.scheme, self.scheme.spec
+        sigma = spec.sigma if scheme.head == "weighted" else 0.0
+        last = (spec.bias, self._unit, scheme.share, sigma, scheme.range, spec.scale / 2)
+        return (_HEADS[scheme.head], scheme.pairs, scheme.further), self._places_of_ways(), last
+
+    def _places_of_ways(self) -> list[int]:
+        """Six numbers for each way, see ``set_places`` in ``csrc/loss_ops.cu``."""
+        scheme, one = self.scheme, [1, 0, 1, 0, 0, 1]
+        if scheme.head == "energy":  # those of x alone, then those with the queue
+            own = [job.own for job in scheme.of_sums]
+            return [int(True in own), 0, 1, (2 if True in own else 1) * (False in own), 0, 1]
+        if scheme.head == "sigmoid":
+            return one
+        _, batch, m = self.sums[0].row
+        if scheme.head == "classes":  # beside the sums the positives' logits and their numbers
+            return [1, 0, 1, 0, 0, 1, 1, batch * m, 1, 1, 2 * batch * m, 1]
+        if scheme.views == 2:
+            has_cols = self.sums[0].col is not None
+            return [number for way in (0, 1) for number in (1, way, 2, 2 if has_cols else 0, way, 2)]
+        if not scheme.two_way:
+            return one
+        return one + ([2, 0, 1, 0, 0, 1] if self.sums[0].col is not None else [1, scheme.batch * m, 1, 0, 0, 1])
+
+    @functools.cached_property
+    def places_of_features(self) -> list[int]:
+        """Of x, y and the queue: first result and cuts of up to two sides; rows of a side, the first row, the step."""
+        sides, paired = self.sides, self.scheme.paired
+
+        def place(of: Sequence[Side], first: int, step: int) -> list[int]:
+            results = [number for side in of for number in (side.first, side.shape[0])]
+            return [*results, *[0] * (4 - len(results)), of[0].job.rows if of else 0, first, step]
+
+        if self.scheme.views == 2:
+            return [*place(sides, 0, 2), *place(sides, 1, 2), *place((), 0, 1)]
+        of_x = [side for side in sides if side.job.row == 0]
+        others = [side for side in sides if side.job.row != 0]
+        of_y = [side for side in others if side.job.row < paired]
+        first_further = paired - others[0].job.row if others else 0
+        return [*place(of_x, 0, 1), *place(of_y, 0, 1), *place(others, first_further, 1)]
+
+    @functools.cached_property
+    def finish_told(self) -> tuple[float, ...]:
+        """The last numbers that the gradients of the features are told."""
+        scheme = self.scheme
+        of_zero_row = math.exp(scheme.spec.scale / 2) if scheme.head == "energy" else 1.0
+        return scheme.share, scheme.factor / scheme.range, of_zero_row, norm_eps(scheme.input_dtype)
+
+
+def schedule_of(scheme: Scheme, device: torch.device) -> Schedule:
+    """The schedule of a loss on a device."""
+    return _schedule(scheme, device, emulated_capability())
+
+
+@functools.lru_cache(maxsize=1024)
+def _schedule(scheme: Scheme, device: torch.device, _emulated: int) -> Schedule:
+    return Schedule(scheme, device)
+
+
+def _exclusion(jobs: Sequence[Job]) -> int:
+    return EXCLUSIONS.index("self" if any(job.own for job in jobs) else "none")
+
+
+def _numbers(jobs: Sequence[Job], cuts: Sequence[int] = ()) -> list[int]:
+    """The six numbers of each side, see ``Side`` in ``csrc/pair_tile.cuh``."""
+    cuts = cuts or [1] * len(jobs)
+    return [
+        int(number)
+        for job, count in zip(jobs, cuts, strict=True)
+        for number in (job.row, job.col, job.rows, job.cols, job.own, count)
+    ]
