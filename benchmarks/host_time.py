@@ -2,16 +2,22 @@
 
 ``python -m benchmarks.host_time [--json FILE] [--cases ...] [--size N] [--dim D]`` measures each loss beside the usual
 code, in turns and in one run, and counts the Python functions that a call enters: a figure that no machine changes.
+
+``--backend triton`` and ``--backend cuda`` measure what a call by their kernels costs, on a CPU: everything down to the
+launch, which is left out. What they would return is not there to be checked, and the usual code still computes.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
-from hyperkern.bench.machine import busy
+from hyperkern import backends
+from hyperkern.bench import clock
+from hyperkern.bench.machine import busy, describe
 from hyperkern.bench.matrix import Matrix, check
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError, load_all
 from hyperkern.bench.run import run
@@ -56,6 +62,51 @@ def functions_of(case: str, name: str, n: int, d: int) -> int:
     return functions_entered(lambda: loss(*inputs).backward())
 
 
+def without_launches(backend: str) -> None:
+    """From here on all losses of this process are a backend's, which launches nothing.
+
+    Raises:
+        BenchError: the backend is not here, or nothing but the interpreter of Triton.
+    """
+    try:
+        module: Any = backends.load(backend)
+        if backend == "triton":
+            if module.INTERPRETED:
+                raise BenchError("argument --backend: without TRITON_INTERPRET, got 'triton' with it")
+            from .fake_gpu import Gpu
+
+            gpu, patch = Gpu(), SimpleNamespace(setattr=setattr)
+            gpu.noted = False
+            gpu.install(patch)
+            gpu.take_cpu_tensors(patch)
+            module.unsupported = lambda problem: []
+        else:
+            module.operands.emulate(90, launches=False)
+    except (ImportError, RuntimeError) as error:
+        raise BenchError(f"argument --backend: {backend!r} cannot be had ({error})") from None
+    os.environ[backends.ENVIRONMENT_VARIABLE] = backend
+
+
+def unchecked(matrix: Matrix, backend: str) -> dict[str, Any]:
+    """Times and counts of a backend that launches nothing."""
+    (n,), (d,) = matrix.sizes, matrix.dims
+    rows = []
+    for case in matrix.cases:
+        inputs = CASES[case].draw(n, d, "float32", "cpu")
+        runners = {
+            name: clock.runner(IMPLEMENTATIONS[case, name].loss(), inputs, "both", "cpu", float("inf"))
+            for name in NAMES
+        }
+        samples: dict[str, list[float]] = {name: [] for name in NAMES}
+        for i in range(matrix.rounds):
+            for name in NAMES if i % 2 else reversed(NAMES):
+                samples[name] += clock.sample(runners[name], "eager", "cpu")
+        for name, times in samples.items():
+            of_row = {"case": case, "implementation": name, "n": n, "d": d, "samples_ms": times}
+            rows.append(of_row | spread(times) | {"functions": functions_of(case, name, n, d)})
+    return {"machine": describe("cpu"), "backend": backend, "rows": rows}
+
+
 def measured(matrix: Matrix) -> dict[str, Any]:
     """Times and counts."""
     result = run(matrix)
@@ -89,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=N, metavar="N", help=f"rows (default {N})")
     parser.add_argument("--dim", type=int, default=D, metavar="D", help=f"their dimension (default {D})")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--backend", choices=("triton", "cuda"), help="of kernels, which are not launched")
     args = parser.parse_args(arguments)
     sizes, dims = (args.size,), (args.dim,)
     matrix = Matrix(
@@ -101,15 +153,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check(matrix)
         check_outputs({"json": args.json})
+        if args.backend:
+            without_launches(args.backend)
     except (BenchError, OutputError) as error:
         parser.error(str(error))
     if (warning := busy()) is not None:
         print(f"warning: {warning}", file=sys.stderr)
-    found = measured(matrix)
+    found = unchecked(matrix, args.backend) if args.backend else measured(matrix)
     if args.json:
         write(args.json, found)
     print_table(HEADS, lines(found["rows"]), 1)
     print("µs: median ± half of the interquartile range. functions: Python functions that loss and gradient enter.")
+    if args.backend:
+        print(f"hyperkern by its {args.backend} kernels, which are not launched; the usual code computes on the CPU.")
 
 
 if __name__ == "__main__":

@@ -204,7 +204,8 @@ def test_extension_and_emulator_have_the_same_operators() -> None:
 
     emulated = schemas("hyperkern_cuda_emulated")
     assert len(emulated) >= 8
-    assert emulated - schemas("hyperkern_cuda") == {"::emulate(int capability, bool products_first, bool launches) -> ()"}
+    of_emulator = "::emulate(int capability, bool products_first, bool launches) -> ()"
+    assert emulated - schemas("hyperkern_cuda") == {of_emulator}
     assert schemas("hyperkern_cuda") <= emulated
 
 

@@ -14,12 +14,13 @@ import torch
 
 pytest.importorskip("triton")
 
-import fake_gpu
+import launched_kernels
 import triton
 import triton.language as tl
-from fake_gpu import Gpu
 from triton.runtime.interpreter import InterpretedFunction
 
+import benchmarks
+from benchmarks.fake_gpu import Gpu
 from hyperkern.backends.triton import launch as module
 from hyperkern.backends.triton.config import Config
 from hyperkern.backends.triton.launch import Launch, launch
@@ -250,7 +251,8 @@ def test_arguments_that_are_missing_are_an_error(gpu: Gpu, kernel: Any) -> None:
 
 def test_batches_of_any_size_have_the_same_kernels() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(Path(fake_gpu.__file__))]
+    environment["PYTHONPATH"] = str(Path(benchmarks.__file__).parents[1])
+    command = [sys.executable, str(Path(launched_kernels.__file__))]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     report = json.loads(result.stdout)

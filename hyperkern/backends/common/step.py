@@ -6,7 +6,7 @@ The rows of all features of a batch element stand in one operand, ``(B, T, D')``
 """
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,9 +71,10 @@ class Plan(NamedTuple):
 
     Attributes:
         scheme: all but the tensors.
-        x: ``(B, N, D)`` features of the anchors.
-        y: ``(B, N, D)`` those of their partners, if they have some.
-        queue: ``(B, K, D)`` further candidates, without a partner; those of uniformity and of classes are ``inputs.y``.
+        x: ``(N, D)`` or ``(B, N, D)`` features of the anchors.
+        y: those of their partners, if they have some.
+        queue: ``(K, D)`` or ``(B, K, D)`` further candidates, without a partner; those of uniformity and of classes are
+            ``inputs.y``.
         scale: one number on the device of ``x``, the factor of the inner products or its reciprocal
             (``spec.temperature``). It is multiplied into the rows: its root into all where the problem is symmetric,
             else into ``x``. None where ``spec.scale`` is the factor.
@@ -96,8 +97,8 @@ class Kept(NamedTuple):
     """Copies of what a gradient needs besides the inputs that get one: those may have changed since.
 
     Attributes:
-        x: ``(B, N, D)`` float32 unit rows, where the anchors get none.
-        y: ``(B, N, D)`` those of the partners, likewise.
+        x: float32 unit rows, where the anchors get none.
+        y: those of the partners, likewise.
         scale: float32, where it is a tensor, whether or not it gets one.
     """
 
@@ -188,21 +189,20 @@ def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan |
     scheme = scheme_of(spec, tuple(need), x.dtype, *shape)
     if scheme is None:
         return None
-    features = (_batched(x), _batched(y), _batched(queue))
-    rest = (inputs.scale, inputs.bias, _contiguous(inputs.labels, batch), _contiguous(inputs.y_labels, batch))
-    return Plan(scheme, *features, *rest)
+    labels = (_contiguous(inputs.labels, batch), _contiguous(inputs.y_labels, batch))
+    return Plan(scheme, x, y, queue, inputs.scale, inputs.bias, *labels)
 
 
 def _plan_of_state(needed: dict[str, Tensor], spec: LossSpec, state: State) -> tuple[Plan, State]:
     """The plan that the state was made by, with what is kept, and the rest of the state."""
     _, kind, batch, pairs, further, learnable = state[0].shape
     rest = list(state[1:])
-    x = _batched(needed["x"]) if "x" in needed else rest.pop(0)
-    of_y, queue = needed.get("y"), needed.get("queue")
+    x = needed["x"] if "x" in needed else rest.pop(0)
+    y, queue = needed.get("y"), needed.get("queue")
     if spec.loss in UNPAIRED:
-        y, queue = None, _batched(of_y)
-    else:
-        y, queue = rest.pop(0) if of_y is None else _batched(of_y), _batched(queue)
+        y, queue = None, y
+    elif y is None:
+        y = rest.pop(0)
     scale = rest.pop(0) if learnable else None
     # What is kept is float32, and has no gradient.
     dtype = next((needed[name].dtype for name in ("x", "y", "queue") if name in needed), torch.float32)
@@ -210,10 +210,6 @@ def _plan_of_state(needed: dict[str, Tensor], spec: LossSpec, state: State) -> t
     scheme = scheme_of(spec, tuple(needed), dtype, *shape)
     assert scheme is not None
     return Plan(scheme, x, y, queue, scale, None, None, None), tuple(rest)
-
-
-def _batched(x: Any) -> Any:
-    return x.unsqueeze(0) if x is not None and x.dim() == 2 else x
 
 
 def _contiguous(labels: Tensor | None, batch: int) -> Tensor | None:

@@ -25,7 +25,7 @@ def values(plan: Plan) -> tuple[Tensor, Kept, State] | None:
     schedule = schedule_of(plan.scheme, plan.x.device)
     if schedule.width > CONTRACT_DIM or plan.x.numel() == 0:
         return None
-    step = _Step(plan, schedule)
+    step = _Step(_in_batches(plan), schedule)
     other = {"energy": step.energy, "sigmoid": step.sigmoid, "classes": step.classes}
     state = other.get(plan.scheme.head, step.softmax)()
     return step.loss, step.kept, state
@@ -38,7 +38,7 @@ def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor
         grad, sums = rest
     else:
         grad, sums, _ = _contract(schedule, *rest)
-    return _finish(plan, schedule, needed, counts, grad, sums, factors, cotangent)
+    return _finish(_in_batches(plan), schedule, needed, counts, grad, sums, factors, cotangent)
 
 
 class _Step:
@@ -216,6 +216,12 @@ def _finish(
         *(*schedule.finish_told, dx, dy, dqueue, found.get("scale"), found.get("bias"), partials, counts),
     )
     return found
+
+
+def _in_batches(plan: Plan) -> Plan:
+    """Features as the kernels take them, ``(B, N, D)``."""
+    scheme, x, y, queue, *rest = plan
+    return plan if x.dim() == 3 else Plan(scheme, x.unsqueeze(0), _batched(y), _batched(queue), *rest)
 
 
 def _batched(x: Tensor | None) -> Tensor | None:

@@ -63,7 +63,7 @@ class Schedule:
         self._strides = [
             number
             for one in given
-            for number in ((0, 0, 0) if one is None else one if scheme.batch > 1 else (0, *one[1:]))
+            for number in ((0, 0, 0) if one is None else one if scheme.batch > 1 else (0, *one[-2:]))
         ]
         self.width = scheme.dim + -scheme.dim % 16
         mode = "classes" if scheme.head == "classes" else scheme.weights
