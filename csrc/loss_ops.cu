@@ -70,11 +70,25 @@ float* numbers(const Tensor& x, const char* name, const Tensor& as, int64_t at_l
   return static_cast<float*>(x.mutable_data_ptr());
 }
 
+// Features are (rows, D) or (batch, rows, D), all of a call alike.
+int64_t dim_of(const Tensor& x) { return x.size(x.dim() - 1); }
+
+InputRows strided(const Tensor& x, const char* name) {
+  if (x.dim() != 2) return input_rows(x, name);
+  return {x.const_data_ptr(), element_of(x, name), 0, x.stride(0), x.stride(1)};
+}
+
+// Raises unless there are so many rows of features like those of x.
+void check_features(const Tensor& rows, const char* name, const Tensor& x, int64_t count) {
+  check_same_device(rows, name, x);
+  if (x.dim() == 2) return check_shape(rows, name, count, dim_of(x));
+  check_shape(rows, name, x.size(0), count, dim_of(x));
+}
+
 InputRows features(const OptionalTensor& rows, const char* name, const Tensor& x, int64_t count, Access& access) {
   if (!rows.has_value()) return {};
-  check_same_device(*rows, name, x);
-  check_shape(*rows, name, x.size(0), count, x.size(2));
-  const InputRows found = input_rows(*rows, name);
+  check_features(*rows, name, x, count);
+  const InputRows found = strided(*rows, name);
   restrict_access(access, found);
   return found;
 }
@@ -82,14 +96,15 @@ InputRows features(const OptionalTensor& rows, const char* name, const Tensor& x
 LossRows loss_rows(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, bool together, const Number& scale) {
   check_device(x, "x");
-  LossRows rows{input_rows(x, "x")};
-  HYPERKERN_REQUIRE(x.size(2) <= kMostLossDim, "D must be at most ", kMostLossDim, ", got ", x.size(2));
+  LossRows rows{strided(x, "x")};
+  HYPERKERN_REQUIRE(dim_of(x) <= kMostLossDim, "D must be at most ", kMostLossDim, ", got ", dim_of(x));
   HYPERKERN_REQUIRE(!together || !queue.has_value(), "one symmetric problem is of x, or of x and y, and no others");
-  rows.access = access_of(x);
+  rows.access = {static_cast<int>(dim_of(x)), true};
   restrict_access(rows.access, rows.x);
-  rows.batch = to_int(x.size(0), "the batch size");
-  rows.n = to_int(x.size(1), "the number of rows");
-  rows.k = queue.has_value() && queue->dim() == 3 ? to_int(queue->size(1), "the rows of the queue") : 0;
+  rows.batch = x.dim() == 2 ? 1 : to_int(x.size(0), "the batch size");
+  rows.n = to_int(x.size(x.dim() - 2), "the number of rows");
+  const bool has_queue = queue.has_value() && queue->dim() == x.dim();
+  rows.k = has_queue ? to_int(queue->size(x.dim() - 2), "the rows of the queue") : 0;
   rows.y = features(y, "y", x, rows.n, rows.access);
   rows.queue = features(queue, "queue", x, rows.k, rows.access);
   rows.together = together;
@@ -160,7 +175,7 @@ void prepare_loss(
   args.eps = static_cast<float>(eps);
   check_same_device(operand, "operand", x);
   const int per_piece = 16 / bytes_of(element_of(operand, "operand"));
-  check_shape(operand, "operand", of.batch, of.rows(), (x.size(2) + per_piece - 1) / per_piece * per_piece);
+  check_shape(operand, "operand", of.batch, of.rows(), (dim_of(x) + per_piece - 1) / per_piece * per_piece);
   args.operand = output_rows(operand, "operand");
   restrict_access(of.access, args.operand);
   HYPERKERN_REQUIRE(positives.has_value() == y.has_value(), "positives are those of x and y");
@@ -179,7 +194,8 @@ void prepare_loss(
   for (auto [kept, name, rows] :
        {std::tuple(&kept_x, "kept_x", &args.kept_x), std::tuple(&kept_y, "kept_y", &args.kept_y)}) {
     if (!kept->has_value()) continue;
-    result(**kept, name, x, of.batch, of.n, x.size(2));
+    check_features(**kept, name, x, of.n);
+    check_type(**kept, name, ScalarType::Float);
     *rows = output_rows(**kept, name);
     restrict_access(of.access, *rows);
   }
@@ -287,8 +303,8 @@ void finish_loss(
   check_same_device(grad, "grad", x);
   check_type(grad, "grad", ScalarType::Float);
   HYPERKERN_REQUIRE(
-      grad.dim() == 2 && grad.size(1) >= x.size(2) && grad.is_contiguous(), "grad must have shape (results, at least ",
-      x.size(2), "), got ", shape_of(grad));
+      grad.dim() == 2 && grad.size(1) >= dim_of(x) && grad.is_contiguous(), "grad must have shape (results, at least ",
+      dim_of(x), "), got ", shape_of(grad));
   args.grad = {grad.const_data_ptr(), Element::kFloat32, 0, grad.stride(0), grad.stride(1)};
   if (sum.has_value()) {
     check_shape(*sum, "sum", grad.size(0));
@@ -357,11 +373,10 @@ void finish_loss(
     args.blocks += ceil_div(feature.count, kRowWarps);
     if (outs[i]->has_value()) {
       const Tensor& out = **outs[i];
-      check_same_device(out, "a gradient", x);
       HYPERKERN_REQUIRE(
           element_of(out, "a gradient") == feature.rows.type, "a gradient must have the type of its feature, got ",
           name_of(out.scalar_type()));
-      check_shape(out, "a gradient", of.batch, feature.count, x.size(2));
+      check_features(out, "a gradient", x, feature.count);
       feature.out = output_rows(out, "a gradient");
       restrict_access(of.access, feature.out);
     }

@@ -2,12 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
 import pytest
 from bench_runs import result, row
+from conftest import DEVICE, needs_cuda_kernels, needs_triton
 
+import benchmarks
 from benchmarks import busy, host_time, measure, short_path
 from hyperkern.bench import machine, textbook
 from hyperkern.bench.checked import check
@@ -156,6 +160,35 @@ class TestHostTime:
         ]
         assert all(r["functions"] > 0 and 0 < r["fastest_ms"] <= r["median_ms"] for r in rows)
         assert capsys.readouterr().out.count("\nuniformity ") == 1
+
+    @pytest.mark.parametrize(
+        "backend", [pytest.param("triton", marks=needs_triton), pytest.param("cuda", marks=needs_cuda_kernels)]
+    )
+    def test_kernels_that_are_not_launched(self, backend: str, tmp_path: Path) -> None:
+        if (DEVICE, backend) == ("cuda", "cuda"):
+            pytest.skip("there is no emulator beside a GPU")
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        options = ["--cases", "uniformity", "clip", "--size", "8", "--dim", "8", "--rounds", "2", "--backend", backend]
+        command = [sys.executable, "-m", "benchmarks.host_time", *options, "--json", str(tmp_path / "out.json")]
+        result = subprocess.run(
+            command, env=environment, cwd=Path(benchmarks.__file__).parents[1], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert found["backend"] == backend
+        own = [row["functions"] for row in found["rows"] if row["implementation"] == "hyperkern"]
+        plain = [host_time.functions_of(case, "hyperkern", 8, 8) for case in ("uniformity", "clip")]
+        assert len(found["rows"]) == 4
+        assert own != plain  # it was not the blocked PyTorch
+        assert "which are not launched" in result.stdout
+
+    @needs_triton
+    def test_the_interpreter_launches_what_it_gets(self, capsys: pytest.CaptureFixture[str]) -> None:
+        if DEVICE == "cuda":
+            pytest.skip("Triton compiles here")
+        with pytest.raises(SystemExit):
+            host_time.main(["--backend", "triton"])
+        assert "without TRITON_INTERPRET" in capsys.readouterr().err
 
     def test_what_is_wrong_gets_no_figure(self) -> None:
         del IMPLEMENTATIONS["clip", "hyperkern"]

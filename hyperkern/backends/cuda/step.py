@@ -25,7 +25,7 @@ def values(plan: Plan) -> tuple[Tensor, Kept, State] | None:
     schedule = schedule_of(plan.scheme, plan.x.device)
     if schedule.width > CONTRACT_DIM or plan.x.numel() == 0:
         return None
-    step = _Step(_in_batches(plan), schedule)
+    step = _Step(plan, schedule)
     other = {"energy": step.energy, "sigmoid": step.sigmoid, "classes": step.classes}
     state = other.get(plan.scheme.head, step.softmax)()
     return step.loss, step.kept, state
@@ -38,7 +38,7 @@ def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor
         grad, sums = rest
     else:
         grad, sums, _ = _contract(schedule, *rest)
-    return _finish(_in_batches(plan), schedule, needed, counts, grad, sums, factors, cotangent)
+    return _finish(plan, schedule, needed, counts, grad, sums, factors, cotangent)
 
 
 class _Step:
@@ -203,29 +203,17 @@ def _finish(
     weights = None if plan.y is None else factors
     total = factors if scheme.head == "energy" or (scheme.head == "classes" and scheme.spec.mean) else None
     found = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in needed.items()}
-    dx, dy, dqueue = (_batched(found.get(name)) for name in ("x", "y", "queue"))
-    if plan.y is None:
-        dy, dqueue = None, dy
+    dy, dqueue = (None, found.get("y")) if plan.y is None else (found.get("y"), found.get("queue"))
     partials = None
     if "scale" in found or "bias" in found:
-        blocks = sum(-(-x.shape[1] // ROWS_PER_BLOCK) for x in (plan.x, plan.y, plan.queue) if x is not None)
+        blocks = sum(-(-x.shape[-2] // ROWS_PER_BLOCK) for x in (plan.x, plan.y, plan.queue) if x is not None)
         partials = grad.new_empty(2 * scheme.batch * blocks)
     ops(grad.device).finish_loss(
         *(plan.x, plan.y, plan.queue, scheme.symmetric, plan.scale, scheme.factor, scheme.spec.temperature, grad, sums),
         *(schedule.places_of_features, weights, total, cotangent.reshape(scheme.batch).contiguous()),
-        *(*schedule.finish_told, dx, dy, dqueue, found.get("scale"), found.get("bias"), partials, counts),
+        *(*schedule.finish_told, found.get("x"), dy, dqueue, found.get("scale"), found.get("bias"), partials, counts),
     )
     return found
-
-
-def _in_batches(plan: Plan) -> Plan:
-    """Features as the kernels take them, ``(B, N, D)``."""
-    scheme, x, y, queue, *rest = plan
-    return plan if x.dim() == 3 else Plan(scheme, x.unsqueeze(0), _batched(y), _batched(queue), *rest)
-
-
-def _batched(x: Tensor | None) -> Tensor | None:
-    return x.unsqueeze(0) if x is not None and x.dim() == 2 else x
 
 
 _STEP = WholeLosses(STEP, Kernels(values, grads))
