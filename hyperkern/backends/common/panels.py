@@ -74,6 +74,26 @@ def contract_by_panels(
     return of_x if need_x else None, of_y._replace(value=of_x.value) if need_y else None
 
 
+def fits(batch: int, m: int, n: int, size: int) -> bool:
+    """Whether all weights of a problem find room in one panel; ``size`` is the bytes of one."""
+    return batch * m * _padded(n) * size <= _WORKSPACE
+
+
+def room(x: Tensor, batch: int, m: int, n: int) -> Tensor:
+    """A panel ``(b, m, n)`` in the dtype of ``x``."""
+    return _panel(x.new_empty(batch * m * _padded(n)), batch, m, n)
+
+
+def product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """``out = left @ right`` by the library, with float32 sums."""
+    if left.dtype == torch.float32:
+        torch.bmm(left, right, out=out)
+    elif left.is_cuda:
+        torch.bmm(left, right, out_dtype=torch.float32, out=out)
+    else:
+        torch.bmm(left.float(), right.float(), out=out)
+
+
 def add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
     """``out += left @ right`` by the library, with float32 sums."""
     if left.dtype == torch.float32:

@@ -7,7 +7,7 @@ A panel is a fixed amount of workspace, never N x N.
 import triton
 import triton.language as tl
 
-from .tile import load_factor, load_ids, load_log_weights, load_rows, logits, narrow, similarity, weights
+from .tile import load_factor, load_ids, load_log_weights, load_rows, logits, narrow, positives, similarity, weights
 
 
 @triton.jit(do_not_specialize=["m", "n", "batch", "row_shift", "stride_row_b", "stride_col_b"])
@@ -22,6 +22,8 @@ def panel_kernel(
     p_a,
     p_col_lse,
     p_b,
+    p_row_share,
+    p_col_share,
     p_weights,
     p_row_sum,
     p_col_sum,
@@ -50,10 +52,12 @@ def panel_kernel(
     LOG2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Weights ``(B, M, N)``, and for each tile its row sums ``(tiles of N, B, M)`` and column sums ``(of M, B, N)``.
+    """Weights ``(B, M, N)``, and for each tile its row sums ``(tiles of N, B, M)`` and column sums ``(of M, B, N)``,
+    where they are wanted.
 
     For softplus also the row sums of the potential, like the row sums. The vectors of rows have the batch stride
-    ``stride_row_b``, those of columns ``stride_col_b``. A program makes one tile.
+    ``stride_row_b``, those of columns ``stride_col_b``; shares are those of positives, the pairs of equal ids. A
+    program makes one tile.
     """
     blocks_m, blocks_n = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
     i_b = (tl.program_id(0) // (blocks_m * blocks_n)).to(tl.int64)
@@ -72,15 +76,20 @@ def panel_kernel(
         p_u += i_b * stride_row_b
     if p_v is not None:
         p_v += i_b * stride_col_b
-    if EXCLUDE == "same_id":
+    if p_row_ids is not None:
         p_row_ids += i_b * stride_row_b
         p_col_ids += i_b * stride_col_b
     if p_a is not None:
-        p_row_lse += i_b * stride_row_b
         p_a += i_b * stride_row_b
     if p_b is not None:
-        p_col_lse += i_b * stride_col_b
         p_b += i_b * stride_col_b
+    if p_row_lse is not None:
+        p_row_lse += i_b * stride_row_b
+    if p_col_lse is not None:
+        p_col_lse += i_b * stride_col_b
+    if p_row_share is not None:
+        p_row_share += i_b * stride_row_b
+        p_col_share += i_b * stride_col_b
 
     if BLOCK_D >= DIM:
         o_d = tl.arange(0, BLOCK_D)
@@ -104,11 +113,17 @@ def panel_kernel(
     b_b, b_col_lse = load_factor(p_col_lse, p_b, o_n, n, MODE)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, p_a is not None, p_b is not None, MODE, LOG2)
     m_rows, m_cols = o_m < m, o_n < n
+    if p_row_share is not None:
+        # In float32: what is rounded is the small difference, and the weights of an anchor add up to 0 before.
+        b_shares = load_log_weights(p_row_share, o_m, m, False)[:, None]
+        b_shares += load_log_weights(p_col_share, o_n, n, False)[None, :]
+        b_w -= tl.where(positives(b_l, b_row_ids, b_col_ids, True), b_shares, 0.0)
     b_w = tl.where(m_rows[:, None], b_w, 0.0)
 
     o_row_sum = (i_n.to(tl.int64) * batch + i_b) * m + o_m
     o_col_sum = (i_m.to(tl.int64) * batch + i_b) * n + o_n
-    tl.store(p_row_sum + o_row_sum, tl.sum(b_w, 1), mask=m_rows)
+    if p_row_sum is not None:
+        tl.store(p_row_sum + o_row_sum, tl.sum(b_w, 1), mask=m_rows)
     if p_col_sum is not None:
         tl.store(p_col_sum + o_col_sum, tl.sum(b_w, 0), mask=m_cols)
     if MODE == "softplus":

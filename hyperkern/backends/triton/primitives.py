@@ -211,7 +211,7 @@ def _panel(
     )
     programs = batch * row_sum.shape[0] * -(-m // choice.block_m)
     planned = Launch(panel_kernel, programs, numbers, choice, **o.constants(choice, mode), GROUP=8)
-    of_pairs = (u, v, row_ids, col_ids, row_lse, a, col_lse, b)
+    of_pairs = (u, v, row_ids, col_ids, row_lse, a, col_lse, b, None, None)
     launch(planned, x.device, x, y, *of_pairs, w, row_sum, col_sum, value)
     total = row_sum.sum(0)
     return total, total if col_sum is None else col_sum.sum(0), value.sum(0) if mode == "softplus" else total

@@ -1,6 +1,7 @@
 """The launches of a whole loss but for the tensors: worked out once for all calls of a kind."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -8,16 +9,18 @@ from torch import Tensor
 
 from ...spec import PairSpec, PairTerms, norm_eps
 from ..common.jobs import Job
+from ..common.panels import fits, room
 from ..common.partials import cut
 from ..common.scheme import UNPAIRED, Scheme
 from ..common.step import Plan
 from . import config
 from .classes import classes_head_kernel
-from .config import Architecture
+from .config import Architecture, Config
 from .contract import contract_sides_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .launch import Launch
-from .operands import Operands, architecture_of
+from .operands import Operands, architecture_of, strides
+from .panel import panel_kernel
 from .primitives import PlannedSums, plan_sums
 from .rows import COMBINED, row_block
 from .step_grads import finish_rows_kernel
@@ -25,6 +28,7 @@ from .step_rows import prepare_rows_kernel
 
 _ANCHORS = 128  # of a program of a head
 _NO_COLUMN = 1 << 30  # the shift of an exclusion that excludes nothing
+_LONGEST = 4096  # D: the row-wise kernels of whole losses hold several rows in registers
 
 
 class Sides(NamedTuple):
@@ -45,13 +49,29 @@ class Sides(NamedTuple):
     of_x: int
 
 
+class Panel(NamedTuple):
+    """All pairs of a side of the contraction, whose weights are stored for the library's products.
+
+    Attributes:
+        launch: what stores them.
+        side: whose rows are those of the weights.
+        mirrored: the side whose rows are their columns, if it is wanted.
+        sums: ``(tiles, B, rows)``, the shape of sums over tiles of columns; None where nobody needs them.
+    """
+
+    launch: Launch
+    side: int
+    mirrored: int | None
+    sums: tuple[int, int, int] | None
+
+
 class Schedule:
     """The launches of one kind of call. The first and the last know the strides of the features.
 
     Attributes:
         scheme: the loss.
         width: elements of a row of the operand: loads are asynchronous where rows start at multiples of 16 of them.
-        choice: the configuration of the contraction; None where rows are too long for one pass.
+        choice: the configuration of the contraction; None where rows are too long for one pass, and go by panels.
         blocks: programs of the row-wise kernels for the anchors of a batch element.
         blocks_further: those for the queue.
         head_blocks: programs of the head for a batch element.
@@ -87,6 +107,16 @@ class Schedule:
         return self.scheme.views * self.scheme.pairs
 
     @functools.cached_property
+    def serves(self) -> bool:
+        """Whether the contraction goes in one pass, or else all weights of a side in one panel."""
+        scheme = self.scheme
+        if self.choice is not None:
+            return True
+        size = scheme.dtype.itemsize
+        stored = (fits(scheme.batch, job.rows, job.cols, size) for job in scheme.of_weights)
+        return scheme.dim <= _LONGEST and (not scheme.need or all(stored))
+
+    @functools.cached_property
     def prepare(self) -> Launch:
         """Rows of the operand out of the features."""
         scheme, blocks = self.scheme, (self.blocks, self.blocks_further)
@@ -111,7 +141,7 @@ class Schedule:
         batch, pairs, blocks, share = scheme.batch, scheme.pairs, self.head_blocks, scheme.share
         programs = batch * blocks
         if scheme.head == "energy":
-            parts = self.sides.cuts if scheme.need else tuple(planned.row[0] for planned in self.sums)
+            parts = self._parts if scheme.need else tuple(planned.row[0] for planned in self.sums)
             by_own = {job.own: count for job, count in zip(scheme.of_sums, parts, strict=False)}
             further, distinct = scheme.further, pairs * (pairs - 1) // 2 if scheme.distinct else 0
             counts = (
@@ -126,7 +156,7 @@ class Schedule:
             numbers: tuple[Any, ...] = (*counts, 0.5 * scheme.spec.scale, float(pairs * further + distinct))
             return Launch(energy_head_kernel, batch, numbers, None, BLOCK=COMBINED)
         if scheme.head == "sigmoid":
-            cuts = self.sides.cuts[0] if scheme.need else self.sums[0].row[0]
+            cuts = self._parts[0] if scheme.need else self.sums[0].row[0]
             numbers = (batch, pairs, blocks, cuts, scheme.spec.bias, 1 / share)
             return Launch(sigmoid_head_kernel, programs, numbers, None, BLOCK=_ANCHORS)
         row, col = self.sums[0].row, self.sums[0].col
@@ -144,20 +174,22 @@ class Schedule:
     def sides(self) -> Sides:
         """The sides of the contraction, and into how many ranges the columns of each are cut."""
         scheme, jobs, choice = self.scheme, self.scheme.of_weights, self.choice
-        assert choice is not None
-        programs = scheme.batch * sum(-(-job.rows // choice.block_m) for job in jobs)
-        multiprocessors = self._architecture.multiprocessors
         cuts: list[int] = []
         starts: list[int] = []
         end = 0
         for i, job in enumerate(jobs):
-            size = 4 * scheme.batch * job.rows * self.width
-            cuts.append(cut(programs, -(-job.cols // choice.block_n), size, multiprocessors))
+            cuts.append(1 if choice is None else self._cuts(job, choice))
             if i % 2 == 0:  # where a launch begins, addresses are aligned whatever the number of rows
                 end += -end % 4
             starts.append(end)
             end += cuts[-1] * scheme.batch * job.rows
         return Sides(jobs, tuple(cuts), tuple(starts), end, sum(job.row == 0 for job in jobs))
+
+    def _cuts(self, job: Job, choice: Config) -> int:
+        scheme = self.scheme
+        programs = scheme.batch * sum(-(-one.rows // choice.block_m) for one in scheme.of_weights)
+        size = 4 * scheme.batch * job.rows * self.width
+        return cut(programs, -(-job.cols // choice.block_n), size, self._architecture.multiprocessors)
 
     @functools.cached_property
     def contract(self) -> tuple[tuple[int, Launch], ...]:
@@ -179,6 +211,34 @@ class Schedule:
         return tuple(found)
 
     @functools.cached_property
+    def panels(self) -> tuple[Panel, ...]:
+        """The weights of all sides, where they do not go in one pass. Two that mirror each other have the same."""
+        jobs, found, seen = self.scheme.of_weights, [], set[int]()
+        for i, job in enumerate(jobs):
+            mirror = Job(job.col, job.cols, job.row, job.rows, job.own)
+            if i not in seen:
+                mirrored = next((j for j in range(i + 1, len(jobs)) if jobs[j] == mirror), None)
+                seen.add(i if mirrored is None else mirrored)
+                found.append(self._panel(i, job, mirrored))
+        return tuple(found)
+
+    def _panel(self, side: int, job: Job, mirrored: int | None) -> Panel:
+        scheme, mode, o = self.scheme, self.scheme.weights, self._operands(job)
+        choice = o.find("panel", mode)
+        assert choice is not None
+        blocks, tiles = -(-job.rows // choice.block_m), -(-job.cols // choice.block_n)
+        numbers = (
+            *(scheme.batch, job.rows, job.cols, *strides(o.x)[:2], *strides(o.y)[:2], scheme.rows, scheme.rows),
+            *strides(room(o.x, scheme.batch, job.rows, job.cols))[:2],
+            *(0, scheme.factor * o.unit(mode), o.shift(mode) * o.unit(mode)),
+        )
+        constants = o.constants(choice, mode) | {"GROUP": 8}
+        launch = Launch(panel_kernel, scheme.batch * blocks * tiles, numbers, choice, **constants)
+        # Partners alone have the same sum as the anchors.
+        summed = scheme.head in ("energy", "sigmoid") and side < max(1, self.sides.of_x)
+        return Panel(launch, side, mirrored, (tiles, scheme.batch, job.rows) if summed else None)
+
+    @functools.cached_property
     def finish(self) -> Launch:
         """All gradients out of the results of the contraction."""
         scheme, (jobs, cuts, _, _, of_x) = self.scheme, self.sides
@@ -190,6 +250,18 @@ class Schedule:
         options = (norm_eps(scheme.input_dtype), scheme.spec.scale, scheme.share, 1 / scheme.range)
         numbers = (scheme.batch, scheme.pairs, scheme.further, *blocks, *places, *self._strides, *options)
         return Launch(finish_rows_kernel, scheme.batch * sum(blocks), numbers, None, **self._shape)
+
+    @functools.cached_property
+    def panel_scale(self) -> float:
+        """What the results of panels are multiplied by: their weights are in the range of float16."""
+        return math.exp(self._operands(self.scheme.of_sums[0]).shift(self.scheme.weights))
+
+    @property
+    def _parts(self) -> tuple[int, ...]:
+        """How many partial sums of weights the sides of ``x`` have."""
+        if self.choice is not None:
+            return self.sides.cuts
+        return tuple(panel.sums[0] for panel in self.panels if panel.sums is not None)
 
     @property
     def shares_side(self) -> bool:

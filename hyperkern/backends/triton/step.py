@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...spec import PairTerms
+from ..common.panels import product, room
 from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
 from .align_uniform import STEP
 from .launch import launch
@@ -35,18 +36,32 @@ class _Prepared(NamedTuple):
     kept: Kept
 
 
+class _Vectors(NamedTuple):
+    """What the weights of pairs are made of besides: of all rows of an operand, log-weights those of rows alone."""
+
+    u: Tensor | None
+    lse: Tensor | None
+    factor: Tensor | None
+    classes: Tensor | None
+    share: Tensor | None
+
+    def of(self, first: int) -> "_Vectors":
+        """Of the rows from some on."""
+        return self if first == 0 else _Vectors(*(None if t is None else t[:, first:] for t in self))
+
+
 class _Contracted(NamedTuple):
-    """Weighted sums of rows of all sides, sums of weights and those of the potential, of softplus alone."""
+    """Weighted sums of the rows of all sides; sums of weights and of the potential, of those of ``x`` at least."""
 
     grad: Tensor
-    sum: Tensor
-    value: Tensor | None
+    sums: list[Tensor]
+    values: list[Tensor]
 
 
 def values(plan: Plan) -> tuple[Tensor, Kept, State] | None:
     """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.common.step.Kernels`."""
     schedule = schedule_of(plan)
-    if schedule.choice is None:
+    if not schedule.serves:
         return None
     prepared = _prepare(plan, schedule)
     head = {"classes": _classes, "energy": _energy, "sigmoid": _sigmoid}.get(plan.scheme.head, _softmax)
@@ -155,11 +170,10 @@ def _sigmoid(plan: Plan, schedule: Schedule, prepared: _Prepared) -> tuple[Tenso
     batch, n = plan.scheme.batch, plan.scheme.pairs
     total = own = grad = None
     if plan.scheme.need:
-        grad, total, value = _contract(schedule, prepared.rows, u=prepared.u)
+        grad, (total, *_), (value, *_) = _contract(schedule, prepared.rows, u=prepared.u)
         own = grad.new_empty((batch, n))
     else:
         value = _sums(schedule, 0, prepared.rows, prepared.u[:, :n].contiguous()).row
-    assert value is not None
     parts, loss, bias_sums = (value.new_empty(shape) for shape in ((2, batch, schedule.head_blocks), batch, batch))
     launch(
         schedule.head,
@@ -172,8 +186,7 @@ def _sigmoid(plan: Plan, schedule: Schedule, prepared: _Prepared) -> tuple[Tenso
 def _energy(plan: Plan, schedule: Schedule, prepared: _Prepared) -> tuple[Tensor, State]:
     scheme = plan.scheme
     if scheme.need:
-        grad, of_all, _ = _contract(schedule, prepared.rows)
-        sums = [of_all[start:] for start in schedule.sides.starts]
+        grad, sums, _ = _contract(schedule, prepared.rows)
     else:
         sums = [_sums(schedule, i, prepared.rows).row for i in range(len(scheme.of_sums))]
         grad = sums[0]
@@ -193,17 +206,48 @@ def _contract(
     classes: Tensor | None = None,
     share: Tensor | None = None,
 ) -> _Contracted:
-    """All sides that are needed, two in one launch."""
-    end = schedule.sides.end
-    grad = rows.new_empty((end, schedule.width), dtype=torch.float32)
-    sums = grad.new_empty(end)
-    value = torch.empty_like(sums) if schedule.scheme.weights == "softplus" else None
+    """All sides that are needed, in one pass or by panels."""
+    vectors = _Vectors(u, lse, factor, classes, share)
+    grad = rows.new_empty((schedule.sides.end, schedule.width), dtype=torch.float32)
+    return (_by_panels if schedule.choice is None else _in_one_pass)(schedule, rows, vectors, grad)
+
+
+def _in_one_pass(schedule: Schedule, rows: Tensor, vectors: _Vectors, grad: Tensor) -> _Contracted:
+    """Two sides in one launch."""
+    sums = grad.new_empty(schedule.sides.end)
+    values = torch.empty_like(sums) if schedule.scheme.weights == "softplus" else sums
     for start, planned in schedule.contract:
-        of_sums = sums[start:] if start else sums
-        of_values = of_sums if value is None else value[start:]
-        given = (rows, u, lse, factor, classes, share)
-        launch(planned, rows.device, *given, grad[start:] if start else grad, of_sums, of_values)
-    return _Contracted(grad, sums, value)
+        out = (grad, sums, values) if start == 0 else (grad[start:], sums[start:], values[start:])
+        launch(planned, rows.device, rows, *vectors, *out)
+    starts = schedule.sides.starts
+    return _Contracted(grad, [sums[start:] for start in starts], [values[start:] for start in starts])
+
+
+def _by_panels(schedule: Schedule, rows: Tensor, vectors: _Vectors, grad: Tensor) -> _Contracted:
+    """The weights of a side and of its mirror image in one launch, then a product of the library for each."""
+    scheme, (jobs, _, starts, *_) = schedule.scheme, schedule.sides
+    found = _Contracted(grad, [], [])
+    for planned, side, mirrored, shape in schedule.panels:
+        job = jobs[side]
+        x, y = rows_of(rows, job.row, job.rows), rows_of(rows, job.col, job.cols)
+        u, row_lse, a, row_ids, row_share = vectors.of(job.row)
+        _, col_lse, b, col_ids, col_share = vectors.of(job.col)
+        w = room(rows, scheme.batch, job.rows, job.cols)
+        sums = None if shape is None else grad.new_empty(shape)
+        values = torch.empty_like(sums) if sums is not None and scheme.weights == "softplus" else sums
+        factors = (row_lse, a, col_lse, b, row_share, col_share)
+        launch(planned, rows.device, x, y, u, None, row_ids, col_ids, *factors, w, sums, None, values)
+        for i, left, right in ((side, w, y), (mirrored, w.mT, x)):
+            if i is not None:
+                out = grad[starts[i] : starts[i] + scheme.batch * jobs[i].rows]
+                product(out.view(scheme.batch, jobs[i].rows, schedule.width), left, right)
+        if sums is not None and values is not None:
+            found.sums.append(sums)
+            found.values.append(values)
+    if schedule.panel_scale != 1:
+        for part in (grad, *found.sums):
+            part.mul_(schedule.panel_scale)
+    return found
 
 
 def _finish(
