@@ -32,14 +32,14 @@ class _Kernel(NamedTuple):
 
     Attributes:
         function: the kernel itself: while it lives, no other has its ``id``.
-        pointers: how many arguments are pointers, or absent; they are the first.
+        aligned: for each of the pointers, which are the first arguments, whether it counts that it is aligned.
         specialised: for each of the numbers behind them whether it counts that it is 1, or a multiple of 16.
         constants: the names of the compile-time arguments, which are the last.
         kept: what was compiled: for constants, options and kinds of numbers by device and kinds of pointers.
     """
 
     function: Any
-    pointers: int
+    aligned: tuple[bool, ...]
     specialised: tuple[bool, ...]
     constants: tuple[str, ...]
     kept: dict[tuple[Any, ...], dict[tuple[Any, ...], _Compiled]]
@@ -59,7 +59,7 @@ class Launch:
         constants: the compile-time arguments by name.
     """
 
-    __slots__ = ("_behind", "_kept", "choice", "constants", "kernel", "numbers", "programs")
+    __slots__ = ("_aligned", "_behind", "_kept", "choice", "constants", "kernel", "numbers", "programs")
 
     def __init__(
         self, kernel: Any, programs: int, numbers: tuple[Any, ...], choice: Config | None, **constants: Any
@@ -75,6 +75,7 @@ class Launch:
             kinds = [_kind_of_number(*pair) for pair in zip(numbers, known.specialised, strict=True)]
         except TypeError:
             return
+        self._aligned = known.aligned
         self._behind = (*numbers, *(constants[name] for name in known.constants))
         self._kept = known.kept.setdefault((choice, *constants, *constants.values(), *kinds), {})
 
@@ -86,7 +87,7 @@ class Launch:
         """
         if not self._kept:
             return False
-        kernel, found = self.kernel, self._kept.get((device, *_kinds(pointers)))
+        kernel, found = self.kernel, self._kept.get((device, *_kinds(pointers, self._aligned)))
         if found is None or _watched(kernel):
             return False
         # New source, and caches that somebody cleared, are for Triton to see.
@@ -98,11 +99,11 @@ class Launch:
 
     def keep(self, device: int, pointers: tuple[Tensor | None, ...], compiled: Any) -> None:
         """Keeps what an ordinary launch has returned, for `again`."""
-        kernel, key = self.kernel, (device, *_kinds(pointers))
-        if self._kept is None or len(key) == 1 or _watched(kernel):
+        kernel = self.kernel
+        if self._kept is None or _watched(kernel):
             return
-        cache = kernel.device_caches.get(device)
-        if cache is not None and isinstance(compiled, triton.compiler.CompiledKernel):
+        key, cache = (device, *_kinds(pointers, self._aligned)), kernel.device_caches.get(device)
+        if len(key) > 1 and cache is not None and isinstance(compiled, triton.compiler.CompiledKernel):
             self._kept[key] = _Compiled(compiled, kernel.hash, cache)
 
 
@@ -143,8 +144,9 @@ def _described(kernel: Any) -> _Kernel | None:
     if order != sorted(order) or any(p.annotation and not p.is_constexpr for p in kernel.params):
         return None
     pointers, numbers = order.count(0), order.count(1)
+    aligned = tuple(not p.do_not_specialize_on_alignment for p in kernel.params[:pointers])
     specialised = tuple(not p.do_not_specialize for p in kernel.params[pointers : pointers + numbers])
-    known = _Kernel(kernel, pointers, specialised, tuple(kernel.arg_names[pointers + numbers :]), {})
+    known = _Kernel(kernel, aligned, specialised, tuple(kernel.arg_names[pointers + numbers :]), {})
     return _KERNELS.setdefault(id(kernel), known)
 
 
@@ -157,11 +159,14 @@ def _watched(kernel: Any) -> bool:
     return bool(kernel.pre_run_hooks or vars(triton.knobs.runtime) or vars(triton.knobs.compilation))
 
 
-def _kinds(pointers: tuple[Tensor | None, ...]) -> list[Any]:
-    """What counts of pointers; empty if there is one of an unknown kind."""
+def _kinds(pointers: tuple[Tensor | None, ...], aligned: tuple[bool, ...]) -> list[Any]:
+    """What counts of pointers; empty if there is one of an unknown kind, or another number of them."""
     try:
-        return [arg if arg is None else arg.dtype if arg.data_ptr() & 15 == 0 else (arg.dtype,) for arg in pointers]
-    except AttributeError:
+        return [
+            arg if arg is None else arg.dtype if not counts or arg.data_ptr() & 15 == 0 else (arg.dtype,)
+            for arg, counts in zip(pointers, aligned, strict=True)
+        ]
+    except (AttributeError, ValueError):
         return []
 
 

@@ -10,7 +10,13 @@ import triton.language as tl
 from .tile import load_factor, load_ids, load_log_weights, load_rows, logits, narrow, positives, similarity, weights
 
 
-@triton.jit(do_not_specialize=["m", "n", "batch", "row_shift", "stride_row_b", "stride_col_b"])
+@triton.jit(
+    do_not_specialize=["m", "n", "batch", "row_shift", "stride_row_b", "stride_col_b"],
+    # Those of whole losses start at any row.
+    do_not_specialize_on_alignment=[
+        *("p_u", "p_v", "p_row_ids", "p_col_ids", "p_row_lse", "p_a", "p_col_lse", "p_b", "p_row_share", "p_col_share")
+    ],
+)
 def panel_kernel(
     p_x,
     p_y,

@@ -92,6 +92,10 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
     "panel": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
+        "one_way": {"EXCLUDE": "self", "MODE": "single", "present": ("a", "b")},
+        "views": {"EXCLUDE": "views", "MODE": "running", "present": ("a", "b")},
+        "classes": {"EXCLUDE": "self", "MODE": "running", "present": ("a", "b", "ids", "classes")},
+        "softplus": {"EXCLUDE": "self", "MODE": "softplus", "present": ("u",)},
         "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
     },
 }
@@ -111,6 +115,8 @@ _OPTIONAL = {
     "p_lse": "lse",
     "p_classes": "classes",
     "p_share": "classes",
+    "p_row_share": "classes",
+    "p_col_share": "classes",
     "p_positives": "classes",
     "p_labels": "classes",
     "p_queue_labels": "classes",
@@ -180,8 +186,6 @@ def cases(architecture: Architecture) -> Iterator[Case]:
         for kernel in _CONFIGURED[entry.kernel]:
             for problem, options in _PROBLEMS[kernel].items():
                 dim = entry.dim or _LONG_DIM
-                if problem == "classes" and entry.dim is None:  # of whole losses, whose rows go in one pass
-                    continue
                 mode = "classes" if problem == "classes" else options["MODE"]
                 if config.find(architecture, entry.kernel, entry.operand, dim, mode) == entry.config:
                     yield _pairwise(architecture, entry, kernel, problem, **options)

@@ -86,8 +86,9 @@ class Schedule:
             for number in ((0, 0, 0) if one is None else one if scheme.batch > 1 else (0, *one[-2:]))
         ]
         self.width = scheme.dim + -scheme.dim % 16
-        mode = "classes" if scheme.head == "classes" else scheme.weights
-        self.choice = config.find(architecture, "contract", scheme.kind, self.width, mode)
+        # Labels take registers.
+        self._weighing = "classes" if scheme.head == "classes" else scheme.weights
+        self.choice = config.find(architecture, "contract", scheme.kind, self.width, self._weighing)
         block_rows, block_d = row_block(scheme.dim)
         self.blocks, self.blocks_further = -(-scheme.pairs // block_rows), -(-scheme.further // block_rows)
         self.head_blocks = -(-self.anchors // _ANCHORS)
@@ -224,7 +225,7 @@ class Schedule:
 
     def _panel(self, side: int, job: Job, mirrored: int | None) -> Panel:
         scheme, mode, o = self.scheme, self.scheme.weights, self._operands(job)
-        choice = o.find("panel", mode)
+        choice = o.find("panel", self._weighing)
         assert choice is not None
         blocks, tiles = -(-job.rows // choice.block_m), -(-job.cols // choice.block_n)
         numbers = (
