@@ -10,13 +10,15 @@
 namespace hyperkern {
 namespace {
 
-// As many elements as a row of contract has.
-constexpr int kMostLossDim = 256;
+// The longest row that a warp holds, and several of, in registers.
+constexpr int kMostLossDim = 1024;
 
 template <class Function>
 void with_short_piece(int dim, const Function& function) {
   if (dim <= Piece<1, false>::kElements) return function(Piece<1, false>{});
-  function(Piece<2, false>{});
+  if (dim <= Piece<2, false>::kElements) return function(Piece<2, false>{});
+  if (dim <= Piece<4, false>::kElements) return function(Piece<4, false>{});
+  function(Piece<8, false>{});
 }
 
 NumberType number_type(const Tensor& x, const char* name) {

@@ -151,7 +151,7 @@ HYPERKERN_DEVICE void store_unit_row(
   store_piece<P>(args.operand, static_cast<int64_t>(i_b) * args.of.rows() + place, args.of.access, 0, v);
 }
 
-// A warp takes a pair, or a row of the queue. Rows fit in registers: they are no longer than those of contract.
+// A warp takes a pair, or a row of the queue. Rows fit in registers.
 template <class P>
 HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const PrepareLossArgs args) {
   static_assert(!P::kLong);

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
 from ..common.jobs import Job
+from ..common.panels import fits
 from ..common.partials import cut
 from ..common.scheme import Scheme
 from .align_uniform import ROWS_PER_BLOCK
-from .operands import ALIGNMENT, MOST_TILE_COLS, Weight, emulated_capability, multiprocessors, tile_of
+from .operands import (
+    ALIGNMENT,
+    CONTRACT_DIM,
+    MOST_TILE_COLS,
+    Task,
+    Weight,
+    emulated_capability,
+    multiprocessors,
+    tile_of,
+)
 from .primitives import SUM_TASKS, exp_range, stripes_of
 
 _HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3, "classes": 4}
@@ -25,6 +35,7 @@ _WEIGHTS = {
     "softplus": Weight.SOFTPLUS,
 }
 _HEAD_THREADS = 256  # kHeadThreads in ``csrc/loss_head.cuh``
+_LONGEST = 1024  # kMostLossDim in ``csrc/loss_ops.cu``
 
 
 class PlannedSums(NamedTuple):
@@ -68,6 +79,22 @@ class Side(NamedTuple):
         return results[self.first : self.end].view(self.shape)
 
 
+class Panel(NamedTuple):
+    """All pairs of a side of the contraction, whose weights are stored for the library's products.
+
+    Attributes:
+        side: whose rows are those of the weights.
+        mirrored: the side whose rows are their columns, if it is wanted.
+        told: what the launch is told behind the operands and their terms.
+        sums: ``(cuts, B, rows)``, the shape of sums over ranges of columns.
+    """
+
+    side: Side
+    mirrored: Side | None
+    told: tuple[Any, ...]
+    sums: tuple[int, int, int]
+
+
 class Schedule:
     """The launches of one kind of call.
 
@@ -77,6 +104,7 @@ class Schedule:
         term_count: of each vector of terms: pairs of them are read at once, and all that the last tile may reach.
         weight: the form of the weights. Those of classes are of one, whatever the mode: relative to maxima.
         factor: of a logit, in the kernels' units.
+        in_one_pass: whether rows are short enough for the contraction in one pass; longer ones go by panels.
     """
 
     def __init__(self, scheme: Scheme, device: torch.device) -> None:
@@ -86,6 +114,18 @@ class Schedule:
         self.weight = Weight.CLASSES if scheme.head == "classes" else _WEIGHTS[scheme.weights]
         self._unit = 1.0 if scheme.kind == "float32" or scheme.sums == "softplus" else math.log2(math.e)
         self.factor = scheme.factor * self._unit
+        self.in_one_pass = self.width <= CONTRACT_DIM
+
+    @functools.cached_property
+    def serves(self) -> bool:
+        """Whether the contraction goes in one pass, or else all weights of a side in one panel."""
+        scheme = self.scheme
+        if self.in_one_pass:
+            return True
+        if scheme.dim > _LONGEST or scheme.head == "classes":
+            return False
+        size = scheme.dtype.itemsize
+        return not scheme.need or all(fits(scheme.batch, job.rows, job.cols, size) for job in scheme.of_weights)
 
     @functools.cached_property
     def row_blocks(self) -> int:
@@ -132,16 +172,63 @@ class Schedule:
     def sides(self) -> tuple[Side, ...]:
         """The sides of the contraction, in ranges of columns that take about as long as one another."""
         scheme, jobs = self.scheme, self.scheme.of_weights
+        cuts = self._cuts(jobs) if self.in_one_pass else [1] * len(jobs)
+        sides: list[Side] = []
+        for job, count in zip(jobs, cuts, strict=True):
+            sides.append(Side(job, sides[-1].end if sides else 0, (count, scheme.batch, job.rows)))
+        return tuple(sides)
+
+    def _cuts(self, jobs: Sequence[Job]) -> list[int]:
+        scheme = self.scheme
         size = tile_of(self._device, scheme.dtype, self.width, "contract", self.weight)
         tiles = [-(-job.cols // size.cols) for job in jobs]
         work = sum(-(-job.rows // size.rows) * count for job, count in zip(jobs, tiles, strict=True))
-        sides: list[Side] = []
-        for job, count in zip(jobs, tiles, strict=True):
-            # As many row blocks as would be the whole work, each of these columns.
-            programs = -(-scheme.batch * work // count)
-            cuts = cut(programs, count, 4 * scheme.batch * job.rows * self.width, multiprocessors(self._device))
-            sides.append(Side(job, sides[-1].end if sides else 0, (cuts, scheme.batch, job.rows)))
-        return tuple(sides)
+        # As many row blocks as would be the whole work, each of these columns.
+        return [
+            cut(
+                -(-scheme.batch * work // count),
+                count,
+                4 * scheme.batch * job.rows * self.width,
+                multiprocessors(self._device),
+            )
+            for job, count in zip(jobs, tiles, strict=True)
+        ]
+
+    @functools.cached_property
+    def panels(self) -> tuple[Panel, ...]:
+        """The weights of all sides, where they do not go in one pass. Two that mirror each other have the same."""
+        found: list[Panel] = []
+        left = list(self.sides)
+        while left:
+            side, job = left[0], left[0].job
+            mirror = Job(job.col, job.cols, job.row, job.rows, job.own)
+            mirrored = next((other for other in left[1:] if other.job == mirror), None)
+            left = [other for other in left[1:] if other is not mirrored]
+            found.append(self._panel(side, mirrored))
+        return tuple(found)
+
+    def _panel(self, side: Side, mirrored: Side | None) -> Panel:
+        scheme, job, (offset, _) = self.scheme, side.job, self._range
+        size = tile_of(self._device, scheme.dtype, self.width, "sums", self.weight)
+        blocks, tiles = -(-job.rows // size.rows), -(-job.cols // size.cols)
+        cuts = cut(scheme.batch * blocks, tiles, 4 * scheme.batch * job.rows, multiprocessors(self._device))
+        told = (
+            *(_exclusion([job]), 0, scheme.views, (0, 0, job.rows, job.cols, 1, 1), self.factor, offset * self._unit),
+            *(scheme.weights in ("running", "single"), Task.STORE_EXP + self.weight, scheme.kind == "float32", False),
+            *(blocks, cuts),
+        )
+        return Panel(side, mirrored, told, (cuts, scheme.batch, job.rows))
+
+    @functools.cached_property
+    def panel_scale(self) -> float:
+        """What the results of panels are multiplied by: their weights are in the range of float16."""
+        return self._range[1]
+
+    @functools.cached_property
+    def _range(self) -> tuple[float, float]:
+        """What is added to exponents, and what takes it off the results."""
+        narrow = self.scheme.kind == "float16" and self.weight == Weight.EXP
+        return exp_range(self.scheme.factor) if narrow else (0.0, 1.0)
 
     @functools.cached_property
     def results(self) -> int:
@@ -151,12 +238,9 @@ class Schedule:
     @functools.cached_property
     def contract_told(self) -> tuple[Any, ...]:
         """What the contraction is told behind the operands and their terms."""
-        scheme, jobs, weight = self.scheme, [side.job for side in self.sides], self.weight
-        in_range = scheme.kind == "float16" and weight == Weight.EXP
-        offset, out_scale = exp_range(scheme.factor) if in_range else (0.0, 1.0)
+        scheme, jobs, (offset, out_scale) = self.scheme, [side.job for side in self.sides], self._range
         numbers = _numbers(jobs, [side.shape[0] for side in self.sides])
-        relative = scheme.weights in ("running", "single")
-        options = (relative, weight, scheme.kind == "float32", out_scale)
+        options = (scheme.weights in ("running", "single"), self.weight, scheme.kind == "float32", out_scale)
         return _exclusion(jobs), 0, scheme.views, numbers, self.factor, offset * self._unit, *options
 
     @functools.cached_property

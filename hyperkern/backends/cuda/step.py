@@ -6,15 +6,17 @@ features. See ``csrc/loss_rows.cuh`` and ``csrc/loss_head.cuh``.
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...spec import norm_eps
+from ..common.panels import product, room
 from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
-from .operands import CONTRACT_DIM, Weight
+from .operands import Weight
 from .schedule import Schedule, schedule_of
 
 __all__ = ["LOSSES", "loss", "loss_grad"]
@@ -23,7 +25,7 @@ __all__ = ["LOSSES", "loss", "loss_grad"]
 def values(plan: Plan) -> tuple[Tensor, Kept, State] | None:
     """The loss ``(B,)``, what is kept of the inputs, and what `grads` needs besides; None where there is no kernel."""
     schedule = schedule_of(plan.scheme, plan.x.device)
-    if schedule.width > CONTRACT_DIM or plan.x.numel() == 0:
+    if not schedule.serves or plan.x.numel() == 0:
         return None
     step = _Step(plan, schedule)
     other = {"energy": step.energy, "sigmoid": step.sigmoid, "classes": step.classes}
@@ -37,7 +39,7 @@ def grads(plan: Plan, needed: dict[str, Tensor], state: State, cotangent: Tensor
     if plan.scheme.head in ("energy", "sigmoid"):
         grad, sums = rest
     else:
-        grad, sums, _ = _contract(schedule, *rest)
+        grad, sums, *_ = _contract(schedule, *rest)
     return _finish(plan, schedule, needed, counts, grad, sums, factors, cotangent)
 
 
@@ -149,9 +151,9 @@ class _Step:
         if not scheme.need:
             self.head(self.sums(terms=terms))
             return ()
-        grad, sums, value = _contract(schedule, self.operand, terms)
+        grad, sums, _, value = _contract(schedule, self.operand, terms)
         weights = self.float((scheme.batch, scheme.pairs))
-        self.head(schedule.sides[0].of(value), weights=weights)
+        self.head(value[0], weights=weights)
         return self.counts, weights, grad, sums
 
     def energy(self) -> State:
@@ -161,8 +163,8 @@ class _Step:
         self.prepare(zeros=zeros)
         state: State = ()
         if scheme.need:
-            grad, sums, _ = _contract(schedule, self.operand, None)
-            found = {side.job.own: side.of(sums) for side in schedule.sides if side.job.row == 0}
+            grad, sums, parts, _ = _contract(schedule, self.operand, None)
+            found = {job.own: part for job, part in zip(scheme.of_sums, parts, strict=False)}
             state = self.counts, total, grad, sums
         else:
             found = {job.own: self.sums(i) for i, job in enumerate(scheme.of_sums)}
@@ -172,20 +174,66 @@ class _Step:
         return state
 
 
-def _contract(
-    schedule: Schedule, operand: Tensor, terms: Tensor | None, classes: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sums of rows of all sides ``(results, D')``, sums of weights ``(results,)``, those of the potential."""
-    weight, results = schedule.weight, schedule.results
-    grad = torch.empty((results, schedule.width), dtype=torch.float32, device=operand.device)
-    sums = grad.new_empty(results)
-    value = torch.empty_like(sums) if weight == Weight.SOFTPLUS else None
-    if results:  # partners may be nobody's candidates
-        # As a column a row has its exponent where it had that of the columns: behind the third vector.
-        cols = terms[:, 2:] if weight in (Weight.TWO, Weight.CLASSES) and terms is not None else terms
+class _Contracted(NamedTuple):
+    """The contraction of all sides.
+
+    Attributes:
+        grad: weighted sums of rows, ``(results, D')``.
+        sums: sums of weights, ``(results,)``; by panels those of ``x`` alone, where the gradient of a bias needs them.
+        parts: those of each side or panel, ``(cuts, B, rows)``.
+        values: those of the potential, likewise.
+    """
+
+    grad: Tensor
+    sums: Tensor
+    parts: list[Tensor]
+    values: list[Tensor]
+
+
+def _contract(schedule: Schedule, operand: Tensor, terms: Tensor | None, classes: Tensor | None = None) -> _Contracted:
+    """All sides, in one pass or by panels. Partners that are nobody's candidates have none."""
+    grad = torch.empty((schedule.results, schedule.width), dtype=torch.float32, device=operand.device)
+    # As a column a row has its exponent where it had that of the columns: behind the third vector.
+    two = schedule.weight in (Weight.TWO, Weight.CLASSES)
+    cols = terms[:, 2:] if two and terms is not None else terms
+    if not schedule.in_one_pass:
+        return _contract_by_panels(schedule, operand, terms, cols, grad)
+    sums = grad.new_empty(schedule.results)
+    values = torch.empty_like(sums) if schedule.weight == Weight.SOFTPLUS else None
+    if schedule.results:
         operands = (operand, operand, terms, cols, classes, classes)
-        ops(operand.device).contract(*operands, *schedule.contract_told, grad, sums, value)
-    return grad, sums, sums if value is None else value
+        ops(operand.device).contract(*operands, *schedule.contract_told, grad, sums, values)
+    of_sides = [[side.of(t) for side in schedule.sides] for t in (sums, sums if values is None else values)]
+    return _Contracted(grad, sums, *of_sides)
+
+
+def _contract_by_panels(
+    schedule: Schedule, operand: Tensor, terms: Tensor | None, cols: Tensor | None, grad: Tensor
+) -> _Contracted:
+    """The weights of a side and of its mirror image in one launch, then a product of the library for each."""
+    scheme, found = schedule.scheme, _Contracted(grad, grad.new_empty(schedule.results), [], [])
+    for side, mirrored, told, shape in schedule.panels:
+        job = side.job
+        x, y = operand[:, job.row : job.row + job.rows], operand[:, job.col : job.col + job.cols]
+        w = room(operand, scheme.batch, job.rows, job.cols)
+        sums = grad.new_empty(shape)
+        values = torch.empty_like(sums) if schedule.weight == Weight.SOFTPLUS else None
+        # Those of a side start at an even one, see ``Side::first_term`` in ``csrc/pair_tile.cuh``.
+        of_rows = None if terms is None else terms[:, :, job.row + job.row % 2 :]
+        of_cols = None if cols is None else cols[:, :, job.col + job.col % 2 :]
+        ops(operand.device).sums(x, y, of_rows, of_cols, None, None, *told, sums, values, None, w)
+        for one, left, right in ((side, w, y), (mirrored, w.mT, x)):
+            if one is not None:
+                out = grad[one.first : one.end].view(scheme.batch, one.job.rows, schedule.width)
+                product(out, left, right)
+        found.parts.append(sums)
+        found.values.append(sums if values is None else values)
+    if schedule.panel_scale != 1:
+        for part in (grad, *found.parts):
+            part.mul_(schedule.panel_scale)
+    if "bias" in scheme.need:
+        torch.sum(found.parts[0], 0, out=schedule.sides[0].of(found.sums)[0])
+    return found
 
 
 def _finish(
