@@ -145,20 +145,13 @@ class Schedule:
             parts = self._parts if scheme.need else tuple(planned.row[0] for planned in self.sums)
             by_own = {job.own: count for job, count in zip(scheme.of_sums, parts, strict=False)}
             further, distinct = scheme.further, pairs * (pairs - 1) // 2 if scheme.distinct else 0
-            counts = (
-                batch,
-                pairs,
-                further,
-                self.blocks,
-                self.blocks_further,
-                by_own.get(False, 0),
-                by_own.get(True, 0),
-            )
-            numbers: tuple[Any, ...] = (*counts, 0.5 * scheme.spec.scale, float(pairs * further + distinct))
+            counts = (batch, pairs, further, self.blocks, self.blocks_further)
+            cuts = (by_own.get(False, 0), by_own.get(True, 0))
+            numbers: tuple[Any, ...] = (*counts, *cuts, 0.5 * scheme.spec.scale, float(pairs * further + distinct))
             return Launch(energy_head_kernel, batch, numbers, None, BLOCK=COMBINED)
         if scheme.head == "sigmoid":
-            cuts = self._parts[0] if scheme.need else self.sums[0].row[0]
-            numbers = (batch, pairs, blocks, cuts, scheme.spec.bias, 1 / share)
+            parts = self._parts if scheme.need else self.sums[0].row
+            numbers = (batch, pairs, blocks, parts[0], scheme.spec.bias, 1 / share)
             return Launch(sigmoid_head_kernel, programs, numbers, None, BLOCK=_ANCHORS)
         row, col = self.sums[0].row, self.sums[0].col
         if scheme.head == "classes":
@@ -281,15 +274,10 @@ class Schedule:
 
 def schedule_of(plan: Plan) -> Schedule:
     """The schedule of a loss."""
-    scheme, (x, y, queue) = plan.scheme, plan[1:4]
+    scheme, x, y, queue, *_ = plan
     architecture = architecture_of(x, scheme.pairs * max(scheme.pairs, scheme.further))
-    return _schedule(
-        scheme,
-        architecture,
-        x.stride(),
-        None if y is None else y.stride(),
-        None if queue is None else queue.stride(),
-    )
+    others = (None if y is None else y.stride(), None if queue is None else queue.stride())
+    return _schedule(scheme, architecture, x.stride(), *others)
 
 
 @functools.lru_cache(maxsize=1024)
