@@ -104,6 +104,49 @@ def test_rows_with_gaps(taken: Taken) -> None:
     assert taken.declined == 0
 
 
+SAME_TENSOR: dict[str, Callable[..., Tensor]] = {
+    "clip_loss": lambda m, x, y, **k: m.clip_loss(x, x, logit_scale=3.0, **k),
+    "siglip": lambda m, x, y, **k: m.siglip(x, x, logit_scale=3.0, logit_bias=-2.0, **k),
+    "nt_xent": lambda m, x, y, **k: m.nt_xent(x, x, **k),
+    "info_nce": lambda m, x, y, **k: m.info_nce(x, x, **k),
+    "info_nce, negatives": lambda m, x, y, **k: m.info_nce(x, y, negatives=x, **k),
+    "info_nce, frozen": lambda m, x, y, **k: m.info_nce(x.detach(), y, negatives=x.detach(), **k),
+    "info_nce, queue alone": lambda m, x, y, **k: m.info_nce(x, y, negatives=x, in_batch=False, **k),
+}
+
+
+@pytest.mark.parametrize("name", SAME_TENSOR)
+def test_one_tensor_on_both_sides_is_no_symmetric_problem(name: str, taken: Taken, small_tiles: None) -> None:
+    # Rows as they are need no copy: both sides are then the same object.
+    for n in (4, 37):
+        found = []
+        for module in (hk, oracle):
+            x, y = (0.3 * torch.randn(n, 5, generator=torch.Generator().manual_seed(i)).double() for i in (1, 2))
+            args = [x.requires_grad_(), y.requires_grad_()]
+            value = SAME_TENSOR[name](module, *args, normalize=False)
+            grads = torch.autograd.grad(value, args, allow_unused=True)
+            found.append([value, *(grad for grad in grads if grad is not None)])
+        for got, want in zip(*found, strict=True):
+            assert_close(got, want)
+    assert (taken.made, taken.declined) == (2, 0)
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)], ids=str)
+def test_a_queue_without_a_gradient(
+    in_batch: bool, needs: tuple[bool, bool], small_tiles: None, default_workspace: None
+) -> None:
+    hk.set_workspace_bytes(0)
+    x, y = (torch.randn(23, 6, dtype=torch.float64, requires_grad=need) for need in needs)
+    queue, args = torch.randn(50, 6, dtype=torch.float64), [t for t in (x, y) if t.requires_grad]
+    found = []
+    for module in (hk, oracle):
+        value = module.info_nce(x, y, negatives=queue, in_batch=in_batch)
+        found.append([value, *torch.autograd.grad(value, args)])
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want)
+
+
 @pytest.mark.parametrize("value", [1e-40, 1e-25, 0.0, -0.2, torch.inf, torch.nan])
 @pytest.mark.parametrize("name", ["info_nce", "nt_xent", "dcl", "sup_con"])
 def test_a_learned_temperature_is_not_checked(name: str, value: float) -> None:

@@ -120,7 +120,8 @@ def _uniformity(call: Call) -> WholeLoss:
         total = energy(Pairs(x, rows.of[1], spec.scale), grads.of[0], grads.of[1])
     if distinct:  # every pair is met in both orders
         within = None if not n or grads.of[0] is None else torch.empty_like(grads.of[0])
-        total += energy(Pairs(x, x, spec.scale, left_out=_ITSELF), grads.of[0] if within is None else within) / 2
+        among = Pairs(x, x, spec.scale, symmetric=True, left_out=_ITSELF)
+        total += energy(among, grads.of[0] if within is None else within) / 2
         if within is not None and grads.of[0] is not None:
             grads.of[0].add_(within)
     value, state = _number(math.log(total / (m * n + distinct)) - spec.scale, x), []
@@ -205,7 +206,7 @@ def _views(call: Call, *, decoupled: bool = False, weighted: bool = False) -> Wh
         own = own.repeat(2)
         return Weights(row.view(-1), None, {n: own, -n: own})
 
-    two_sided(softmax.pairs(z, z, (0, None), (n, positives), (-n, None)), head, of_z)
+    two_sided(softmax.among(z, (0, None), (n, positives), (-n, None)), head, of_z)
     return _reduced(call, softmax.value, grads, softmax.scale, 2 * n, symmetric=True)
 
 
@@ -242,7 +243,7 @@ def _sup_con(call: Call) -> WholeLoss:
 
     if symmetric:
         everything = slice(0, x.shape[0])
-        two_sided(softmax.pairs(x, x, *_ITSELF), lambda sums: head(everything, sums), grads.of[0])
+        two_sided(softmax.among(x, *_ITSELF), lambda sums: head(everything, sums), grads.of[0])
     else:
         one_way([softmax.pairs(x, candidates)], head, grads.of[0], [grads.of[1]])
     if (grad := grads.of[0]) is not None:
@@ -288,7 +289,7 @@ def _siglip(call: Call) -> WholeLoss:
             of_bias += exponentials.sum().item()
         return value
 
-    total = energy(Pairs(x, y, scale, -bias, _ITSELF), grads.of[0], grads.of[1], weigh)
+    total = energy(Pairs(x, y, scale, -bias, left_out=_ITSELF), grads.of[0], grads.of[1], weigh)
     total += F.softplus(partners, threshold=SOFTPLUS_IS_LINEAR).sum(dtype=torch.float64).item()
     return _reduced(call, total, grads, scale, pairs, of_bias=of_bias)
 
@@ -302,7 +303,7 @@ def _align_uniform(call: Call) -> WholeLoss:
     grads = rows.grads("x" in need, "y" in need)
     uniform, slopes = -spec.scale, []
     for z, grad in zip(rows.of, grads.of, strict=True):
-        total = energy(Pairs(z, z, spec.scale, left_out=_ITSELF), grad)
+        total = energy(Pairs(z, z, spec.scale, symmetric=True, left_out=_ITSELF), grad)
         # The uniformity is half of the sum of both logarithms, of sums that have every pair twice.
         uniform += 0.5 * math.log(total / (n * (n - 1)))
         slopes.append(spec.scale / total)

@@ -53,10 +53,11 @@ class Pairs(NamedTuple):
 
     Attributes:
         x: ``(M, D)`` rows.
-        y: ``(N, D)`` columns; ``x`` itself where the problem is symmetric: each pair stands for its mirror image too,
-            and tiles cover the diagonal and what is right of it.
+        y: ``(N, D)`` columns.
         scale: of the logit ``scale <x_i, y_j>``.
         shift: subtracted from it, so that no sum overflows.
+        symmetric: whether ``y`` stands for ``x``: each pair is its mirror image too, and tiles cover the diagonal and
+            what is right of it. Two arguments of a loss may be one tensor without that.
         left_out: the diagonals ``j - i`` of pairs that do not count, and room for their logits less the shift, one for
             each row from the first that has one, where they are wanted.
     """
@@ -65,12 +66,13 @@ class Pairs(NamedTuple):
     y: Tensor
     scale: float
     shift: float = 0.0
+    symmetric: bool = False
     left_out: tuple[tuple[int, Tensor | None], ...] = ()
 
     def tiles(self, rows: slice, longer: int = 1) -> tuple[Tile, ...]:
         """Those of some rows with all columns, a multiple of the usual in both directions."""
         shape, sizes = (self.x.shape[0], self.y.shape[0]), (_ROWS * longer, _COLS * longer)
-        return _tiles(*shape, rows.start, rows.stop, self.y is self.x, sizes)
+        return _tiles(*shape, rows.start, rows.stop, self.symmetric, sizes)
 
     def exponentials(self, tile: Tile, room: Tensor | None = None) -> Tensor:
         """``exp(l_ij - shift)`` of a tile, 0 for the pairs that are left out, at the beginning of ``room`` if given."""
@@ -92,7 +94,7 @@ class Pairs(NamedTuple):
         rows, cols, mirrored = tile.rows, tile.cols, tile.mirrored
         if grad_x is not None:
             grad_x[rows].addmm_(weights, self.y[cols])
-            if self.y is self.x and mirrored < cols.stop:
+            if self.symmetric and mirrored < cols.stop:
                 grad_x[mirrored : cols.stop].addmm_(weights[:, mirrored - cols.start :].T, self.x[rows])
         if grad_y is not None:
             grad_y[cols].addmm_(weights.T, self.x[rows])
@@ -190,7 +192,7 @@ def energy(
         weights = pairs.exponentials(tile, room)
         if weigh is not None:
             total += weigh(weights, tile)
-        elif pairs.y is not pairs.x:
+        elif not pairs.symmetric:
             total += accurate_sum(weights)
         else:  # what is right of the diagonal counts in both orders
             diagonal = weights[:, : tile.mirrored - tile.cols.start]
@@ -212,7 +214,7 @@ def two_sided(
             each pair in it.
         grad_y: ``(N, D)``, which is set to ``sum_i w_ij x_i``, where the problem is not symmetric.
     """
-    symmetric, with_grad = pairs.y is pairs.x, grad_x is not None or grad_y is not None
+    symmetric, with_grad = pairs.symmetric, grad_x is not None or grad_y is not None
     tiles = pairs.tiles(slice(0, pairs.x.shape[0]), 1 if symmetric else _LONGER)
     if tiles[0].whole:  # without the steps that put tiles together: they take as long as the tile
         found = pairs.exponentials(tiles[0])
@@ -256,8 +258,11 @@ def one_way(
 ) -> None:
     """The same where a row knows its weights as soon as its candidates have been seen: a visit of some rows at a time.
 
+    Columns without a gradient, among which no positive is, need no weights: exponentials are contracted, and the factor
+    of the row comes later. All rows visit them at once, so that a long queue is read once.
+
     Args:
-        sets: the same rows against several sets of columns; the positives are in the first.
+        sets: the same rows against several sets of columns; the positives are in the first, if in any.
         head: makes the weights of some rows, a slice, of the sums of their exponentials.
         grad_x: ``(M, D)``, which is set to the weighted sums of the rows, if wanted.
         grads_y: for each set ``(N, D)``, which is set to the weighted sums of its columns, or ``None``.
@@ -275,12 +280,18 @@ def one_way(
     for grad in (grad_x, *grads_y):
         if grad is not None:
             grad.zero_()
-    for group in _groups(x, sum(pairs.y.shape[0] for pairs in sets)):
+    sums = x.new_zeros(x.shape[0])
+    weighed: list[tuple[Pairs, Tensor | None]] = []
+    for pairs, grad_y in itertools.zip_longest(sets, grads_y):
+        if grad_y is None and not pairs.left_out:
+            _contract_exponentials(pairs, sums, grad_x)
+        else:
+            weighed.append((pairs, grad_y))
+    for group in _groups(x, sum(pairs.y.shape[0] for pairs, _ in weighed)):
         kept, room = [], workspace_bytes() if with_grad else 0
-        for pairs in sets:
+        for pairs, _ in weighed:
             kept.append(_Kept(pairs, pairs.tiles(group), room))
             room -= kept[-1].size_bytes
-        sums = x.new_zeros(x.shape[0])  # of all rows, so that a tile need not know where its group starts
         for of_set in kept:
             for i, tile in enumerate(of_set.tiles):
                 sums[tile.rows].add_(of_set.make(i).sum(1))
@@ -289,10 +300,10 @@ def one_way(
             continue
         row = weights.row.unsqueeze(1)
         weighted = x[group] * row
-        for of_set, grad_y in itertools.zip_longest(kept, grads_y):
+        for of_set, (pairs, grad_y) in zip(kept, weighed, strict=True):
             for i in range(len(of_set.tiles) - 1, -1, -1):  # from the last on, which is in the cache
                 tile, found = of_set.tiles[i], of_set.get(i)
-                if of_set is kept[0]:
+                if pairs is sets[0]:
                     put_weights(found, tile, weights.own, group.start)
                 of_set.pairs.contract(tile, found, grad_x, None)
                 if grad_y is not None:
@@ -300,6 +311,16 @@ def one_way(
                     grad_y[tile.cols].addmm_(found.T, of_rows)
         if grad_x is not None:
             grad_x[group].mul_(row)
+
+
+def _contract_exponentials(pairs: Pairs, sums: Tensor, grad: Tensor | None) -> None:
+    """Adds the sums of rows, and of the columns what they multiply: a column block after another, each for all rows."""
+    tiles = sorted(pairs.tiles(slice(0, pairs.x.shape[0])), key=lambda tile: tile.cols.start)
+    room = pairs.x.new_empty(_largest(tiles))
+    for tile in tiles:
+        found = pairs.exponentials(tile, room)
+        sums[tile.rows].add_(found.sum(1))
+        pairs.contract(tile, found, grad, None)
 
 
 class _Kept:
@@ -338,7 +359,9 @@ def _largest(tiles: Sequence[Tile]) -> int:
 
 
 def _groups(x: Tensor, columns: int) -> list[slice]:
-    """Rows that are visited together in `one_way`."""
+    """Rows that are visited together in `one_way`; all where they have nobody left to visit."""
+    if columns == 0:
+        return [slice(0, x.shape[0])]
     of_row = columns * x.element_size()
     step = max(_ROWS, _GROUP_BYTES // of_row // _ROWS * _ROWS)
     if step * of_row > workspace_bytes():  # against a long queue fewer rows, rather than pairs that are made again

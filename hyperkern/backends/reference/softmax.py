@@ -50,7 +50,11 @@ class Softmax:
 
     def pairs(self, x: Tensor, y: Tensor, *left_out: tuple[int, Tensor | None]) -> Pairs:
         """Some rows against others."""
-        return Pairs(x, y, self.scale, self.shift, left_out)
+        return Pairs(x, y, self.scale, self.shift, False, left_out)
+
+    def among(self, x: Tensor, *left_out: tuple[int, Tensor | None]) -> Pairs:
+        """Rows against each other."""
+        return Pairs(x, x, self.scale, self.shift, True, left_out)
 
     def check(self, sums: Tensor) -> None:
         """Whether a shift that suits the largest logits has left enough of the smallest sum."""
