@@ -384,5 +384,9 @@ def loss_grad(
         state = tuple([grad * c for grad in state])
     found = {}
     for name, grad in zip(names, state, strict=True):
-        found[name] = grad.to(needed[name].dtype).view(needed[name].shape)
+        given = needed[name]
+        # A step that changes nothing takes its time too.
+        found[name] = grad if grad.dtype == given.dtype else grad.to(given.dtype)
+        if grad.dim() != given.dim():
+            found[name] = found[name].view(given.shape)
     return found

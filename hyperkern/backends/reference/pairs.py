@@ -150,10 +150,15 @@ class Weights(NamedTuple):
     own: dict[int, Tensor]
 
 
-def _contracted(pairs: Pairs, weights: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
-    """`Pairs.contract` where one tile is everything, in place of what is there."""
+def _contracted(
+    pairs: Pairs, weights: Tensor, grad_x: Tensor | None, grad_y: Tensor | None, *, first: bool = True
+) -> None:
+    """`Pairs.contract` where one tile is everything, in place of what is there, of rows where these come first."""
     if grad_x is not None:
-        torch.mm(weights, pairs.y, out=grad_x)
+        if first:
+            torch.mm(weights, pairs.y, out=grad_x)
+        else:
+            grad_x.addmm_(weights, pairs.y)
     if grad_y is not None:
         torch.mm(weights.T, pairs.x, out=grad_y)
 
@@ -270,12 +275,18 @@ def one_way(
     x = sets[0].x
     with_grad = grad_x is not None or any([grad is not None for grad in grads_y])
     everything = slice(0, x.shape[0])
-    if len(sets) == 1 and (tile := sets[0].tiles(everything)[0]).whole:  # as in `two_sided`
-        found = sets[0].exponentials(tile)
-        weights = head(everything, found.sum(1))
+    tiles = [pairs.tiles(everything)[0] for pairs in sets]
+    if all([tile.whole for tile in tiles]):  # as in `two_sided`
+        found = [pairs.exponentials(tile) for pairs, tile in zip(sets, tiles, strict=True)]
+        sums = found[0].sum(1)
+        for more in found[1:]:
+            sums.add_(more.sum(1))
+        weights = head(everything, sums)
         if with_grad:
-            put_weights(found, tile, weights.own)
-            _contracted(sets[0], found.mul_(weights.row.unsqueeze(1)), grad_x, grads_y[0])
+            put_weights(found[0], tiles[0], weights.own)
+            row = weights.row.unsqueeze(1)
+            for i, (pairs, of_set, grad_y) in enumerate(zip(sets, found, grads_y, strict=True)):
+                _contracted(pairs, of_set.mul_(row), grad_x, grad_y, first=i == 0)
         return
     for grad in (grad_x, *grads_y):
         if grad is not None:
