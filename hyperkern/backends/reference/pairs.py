@@ -285,8 +285,8 @@ def one_way(
         if with_grad:
             put_weights(found[0], tiles[0], weights.own)
             row = weights.row.unsqueeze(1)
-            for i, (pairs, of_set, grad_y) in enumerate(zip(sets, found, grads_y, strict=True)):
-                _contracted(pairs, of_set.mul_(row), grad_x, grad_y, first=i == 0)
+            for i, (pairs, exponentials, grad_y) in enumerate(zip(sets, found, grads_y, strict=True)):
+                _contracted(pairs, exponentials.mul_(row), grad_x, grad_y, first=i == 0)
         return
     for grad in (grad_x, *grads_y):
         if grad is not None:

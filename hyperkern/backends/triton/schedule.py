@@ -145,9 +145,9 @@ class Schedule:
             parts = self._parts if scheme.need else tuple(planned.row[0] for planned in self.sums)
             by_own = {job.own: count for job, count in zip(scheme.of_sums, parts, strict=False)}
             further, distinct = scheme.further, pairs * (pairs - 1) // 2 if scheme.distinct else 0
-            counts = (batch, pairs, further, self.blocks, self.blocks_further)
+            rows = (batch, pairs, further, self.blocks, self.blocks_further)
             cuts = (by_own.get(False, 0), by_own.get(True, 0))
-            numbers: tuple[Any, ...] = (*counts, *cuts, 0.5 * scheme.spec.scale, float(pairs * further + distinct))
+            numbers: tuple[Any, ...] = (*rows, *cuts, 0.5 * scheme.spec.scale, float(pairs * further + distinct))
             return Launch(energy_head_kernel, batch, numbers, None, BLOCK=COMBINED)
         if scheme.head == "sigmoid":
             parts = self._parts if scheme.need else self.sums[0].row
