@@ -277,16 +277,16 @@ def one_way(
     everything = slice(0, x.shape[0])
     tiles = [pairs.tiles(everything)[0] for pairs in sets]
     if all([tile.whole for tile in tiles]):  # as in `two_sided`
-        found = [pairs.exponentials(tile) for pairs, tile in zip(sets, tiles, strict=True)]
-        sums = found[0].sum(1)
-        for more in found[1:]:
+        exponentials = [pairs.exponentials(tile) for pairs, tile in zip(sets, tiles, strict=True)]
+        sums = exponentials[0].sum(1)
+        for more in exponentials[1:]:
             sums.add_(more.sum(1))
         weights = head(everything, sums)
         if with_grad:
-            put_weights(found[0], tiles[0], weights.own)
+            put_weights(exponentials[0], tiles[0], weights.own)
             row = weights.row.unsqueeze(1)
-            for i, (pairs, exponentials, grad_y) in enumerate(zip(sets, found, grads_y, strict=True)):
-                _contracted(pairs, exponentials.mul_(row), grad_x, grad_y, first=i == 0)
+            for i, (pairs, of_pairs, grad_y) in enumerate(zip(sets, exponentials, grads_y, strict=True)):
+                _contracted(pairs, of_pairs.mul_(row), grad_x, grad_y, first=i == 0)
         return
     for grad in (grad_x, *grads_y):
         if grad is not None:
