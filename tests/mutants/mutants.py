@@ -47,6 +47,7 @@ OF_REFERENCE = "backends/test_reference_losses.py"
 PRIMITIVES = "backends/test_primitives.py"
 WHOLE = "backends/test_whole_losses.py"
 CLASSES = "backends/test_whole_classes.py"
+PANELS = "backends/test_whole_panels.py"
 LAUNCH = "backends/test_triton_launch.py"
 
 MUTANTS = [
@@ -190,6 +191,20 @@ MUTANTS = [
         "reliability/test_rows.py::test_case_03_identical_positive_pairs",
     ),
     # The whole losses of the reference.
+    _mutant(
+        "one tensor on both sides is a symmetric problem",
+        "backends/reference/softmax.py",
+        "self.shift, False, left_out",
+        "self.shift, x is y, left_out",
+        f"{OF_REFERENCE}::test_one_tensor_on_both_sides_is_no_symmetric_problem[(8, 16)-clip_loss]",
+    ),
+    _mutant(
+        "of a long queue the last columns count",
+        "backends/reference/pairs.py",
+        "        sums[tile.rows].add_(found.sum(1))",
+        "        sums[tile.rows] = found.sum(1)",
+        f"{OF_REFERENCE}::test_a_queue_without_a_gradient[(8, 16)-(True, False)-True]",
+    ),
     _mutant(
         "what is right of the diagonal counts once",
         "backends/reference/pairs.py",
@@ -498,6 +513,13 @@ MUTANTS = [
         f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
     ),
     _mutant(
+        "alignment counts nowhere",
+        "backends/triton/launch.py",
+        "if not counts or arg.data_ptr()",
+        "if counts or arg.data_ptr()",
+        f"{LAUNCH}::test_a_kernel_is_looked_for_where_triton_specialises_anew",
+    ),
+    _mutant(
         "a kernel for 32-bit integers is launched with wider ones",
         "backends/triton/launch.py",
         "-_INT32 <= arg < _INT32",
@@ -630,6 +652,63 @@ MUTANTS = [
         'factors if scheme.head == "energy" or (scheme.head == "classes" and scheme.spec.mean) else None',
         'factors if scheme.head == "energy" else None',
         f"{WHOLE}::test_values_and_gradients[cuda-cpu-33-5-7-None-sup_con]",
+    ),
+    # Rows too long for one pass.
+    _mutant(
+        "the mirror image of a panel takes the other rows",
+        "backends/triton/step.py",
+        "(mirrored, w.mT, x)",
+        "(mirrored, w.mT, y)",
+        f"{PANELS}::test_values_and_gradients[triton-cpu-33-5-None-clip_loss]",
+    ),
+    _mutant(
+        "the mirror image of a stored panel takes the other rows",
+        "backends/cuda/step.py",
+        "(mirrored, w.mT, x)",
+        "(mirrored, w.mT, y)",
+        f"{PANELS}::test_values_and_gradients[cuda-cpu-33-5-None-clip_loss]",
+    ),
+    _mutant(
+        "positives of a panel take off what their row alone says",
+        "backends/triton/panel.py",
+        "b_shares += load_log_weights(p_col_share",
+        "b_shares += 0 * load_log_weights(p_col_share",
+        f"{PANELS}::test_values_and_gradients[triton-cpu-33-5-None-sup_con]",
+    ),
+    _mutant(
+        "terms of columns start where the columns do",
+        "backends/cuda/step.py",
+        "job.col + job.col % 2",
+        "job.col - job.col % 2",
+        f"{PANELS}::test_values_and_gradients[cuda-cpu-33-5-None-clip_loss]",
+    ),
+    _mutant(
+        "weights of a panel are left in the range of float16",
+        "backends/triton/step.py",
+        "schedule.panel_scale != 1",
+        "schedule.panel_scale < 0",
+        f"{PANELS}::test_half_precision[triton-cpu-torch.float16-uniformity]",
+    ),
+    _mutant(
+        "weights of a stored panel are left in the range of float16",
+        "backends/cuda/step.py",
+        "schedule.panel_scale != 1",
+        "schedule.panel_scale < 0",
+        f"{PANELS}::test_half_precision[cuda-cpu-torch.float16-uniformity]",
+    ),
+    _mutant(
+        "the gradient of a bias is that of the partners alone",
+        "backends/cuda/step.py",
+        'if "bias" in scheme.need:',
+        'if "bias" not in scheme.need:',
+        f"{PANELS}::test_nothing_is_read_before_it_is_written[cuda-cpu-siglip-learnable]",
+    ),
+    _mutant(
+        "a panel larger than its room is stored",
+        "backends/common/panels.py",
+        "batch * m * _padded(n) * size <= _WORKSPACE",
+        "batch * m * size <= _WORKSPACE",
+        f"{PANELS}::test_what_has_no_room_in_one_panel_takes_the_composition[triton-cpu]",
     ),
     # Labels.
     _mutant(
