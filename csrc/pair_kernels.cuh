@@ -26,11 +26,9 @@ void launch_sums_task(const SumsArgs& args, const Matrix& x, const Matrix& y, bo
           return;
         }
       }
-      if constexpr (kTask != Task::kSumClasses) {
-        launch(
-            sums_wgmma_kernel<Operand, kTask, false>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
-            stages);
-      }
+      launch(
+          sums_wgmma_kernel<Operand, kTask, false>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
+          stages);
       return;
     }
   }
@@ -48,6 +46,7 @@ void launch_sums(const SumsArgs& args, Task task, const Matrix& x, const Matrix&
     case Task::kStoreTwo: return launch_sums_task<Operand, Task::kStoreTwo>(args, x, y, wgmma, stream);
     case Task::kStoreSoftplus: return launch_sums_task<Operand, Task::kStoreSoftplus>(args, x, y, wgmma, stream);
     case Task::kSumClasses: return launch_sums_task<Operand, Task::kSumClasses>(args, x, y, wgmma, stream);
+    case Task::kStoreClasses: return launch_sums_task<Operand, Task::kStoreClasses>(args, x, y, wgmma, stream);
   }
 }
 

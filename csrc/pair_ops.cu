@@ -217,7 +217,7 @@ bool runs_on(int64_t capability) { return has_code_for(to_int(capability, "capab
 std::tuple<int64_t, int64_t, int64_t> block(int64_t kernel, int64_t bytes, int64_t dim, int64_t kind, bool wgmma) {
   HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
   HYPERKERN_REQUIRE(bytes == 4 || bytes == 2, "operands have 2 or 4 bytes, got ", bytes);
-  HYPERKERN_REQUIRE(kind >= 0 && kind <= (kernel == 0 ? 7 : 4), "there is no task or weight ", kind);
+  HYPERKERN_REQUIRE(kind >= 0 && kind <= (kernel == 0 ? 8 : 4), "there is no task or weight ", kind);
   const int size = static_cast<int>(bytes);
   const TileSize tile = kernel == 0 ? sums_tile(to_int(dim, "D") * size, static_cast<Task>(kind), wgmma)
                                     : contract_tile(size, to_int(dim, "D"), static_cast<Weight>(kind), wgmma);
@@ -231,11 +231,8 @@ void sums(
     bool triangle, int64_t stripes, int64_t cuts, const Tensor& row, const OptionalTensor& row_second,
     const OptionalTensor& col, const OptionalTensor& weights) {
   check_operands(x, y);
-  HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 7, "task must be between 0 and 7, got ", task_code);
+  HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 8, "task must be between 0 and 8, got ", task_code);
   const Task task = static_cast<Task>(task_code);
-  HYPERKERN_REQUIRE(
-      task != Task::kSumClasses || x.size(2) <= kMostContractDim, "with classes D must be at most ", kMostContractDim,
-      ", got ", x.size(2));
   const bool wgmma = takes_wgmma(x);
   const TileSize size = sums_tile(0, task, wgmma);
   SumsArgs args{};
@@ -248,7 +245,8 @@ void sums(
   args.pairs = make_pairs(
       x, y, {row_terms, col_terms, row_ids, col_ids}, exclude, row_shift, views, scale, offset, rounded,
       stores(task) ? kRowTerms[static_cast<int>(weight_of(task))] : 1,
-      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols, task == Task::kSumClasses);
+      stores(task) ? kColTerms[static_cast<int>(weight_of(task))] : 1, sides, size.cols,
+      task == Task::kSumClasses || task == Task::kStoreClasses);
   args.sides = make_sides(args.pairs, x, y, sides, weight_of(task));
   args.pairs.m = args.sides.side[0].m;
   args.pairs.n = args.sides.side[0].n;
@@ -270,7 +268,9 @@ void sums(
   HYPERKERN_REQUIRE(
       !stores(task) || task == Task::kStoreExp || args.pairs.col_terms != nullptr, "task ", task_code,
       " needs col_terms");
-  HYPERKERN_REQUIRE(task != Task::kStoreTwo || args.pairs.row_terms != nullptr, "task ", task_code, " needs row_terms");
+  HYPERKERN_REQUIRE(
+      !stores(task) || !is_two(weight_of(task)) || args.pairs.row_terms != nullptr, "task ", task_code,
+      " needs row_terms");
   const Matrix x_rows = operand(x, "x"), y_rows = operand(y, "y");
   const int64_t results = static_cast<int64_t>(row_results(task)) * args.pairs.batch;
   args.row = result(row, "row", x, cuts, results, args.pairs.m);

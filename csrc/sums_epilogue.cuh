@@ -6,8 +6,8 @@
 
 namespace hyperkern {
 
-// The first three add up exponentials, potentials, or a log-sum-exp with a running maximum; four store weights. The
-// last one is the third, and beside it counts the pairs of one class and adds up their logits.
+// The first three add up exponentials, potentials, or a log-sum-exp with a running maximum; four store weights. With
+// classes: the third, which beside it counts the pairs of one class and adds up their logits; and stored weights.
 enum class Task : int {
   kSumExp,
   kSumSoftplus,
@@ -16,11 +16,12 @@ enum class Task : int {
   kStoreFactor,
   kStoreTwo,
   kStoreSoftplus,
-  kSumClasses
+  kSumClasses,
+  kStoreClasses
 };
 
 HYPERKERN_HOST_DEVICE constexpr bool stores(Task task) {
-  return task >= Task::kStoreExp && task <= Task::kStoreSoftplus;
+  return (task >= Task::kStoreExp && task <= Task::kStoreSoftplus) || task == Task::kStoreClasses;
 }
 
 HYPERKERN_HOST_DEVICE constexpr bool is_running(Task task) {
@@ -31,6 +32,7 @@ HYPERKERN_HOST_DEVICE constexpr bool is_running(Task task) {
 HYPERKERN_HOST_DEVICE constexpr int row_results(Task task) { return task == Task::kSumClasses ? 3 : 1; }
 
 HYPERKERN_HOST_DEVICE constexpr Weight weight_of(Task task) {
+  if (task == Task::kStoreClasses) return Weight::kClasses;
   return stores(task) ? static_cast<Weight>(static_cast<int>(task) - static_cast<int>(Task::kStoreExp))
                       : (task == Task::kSumSoftplus ? Weight::kSoftplus : Weight::kExp);
 }

@@ -128,13 +128,16 @@ def test_contract_refuses_long_rows() -> None:
 
 
 BAD_SUMS = [
-    ({"task": 8}, "task must be between 0 and 7, got 8"),
+    ({"task": 9}, "task must be between 0 and 8, got 9"),
     ({"task": 7}, "row_ids is missing"),
     (
         {"task": 7, "row_ids": ids(2, 5), "col_ids": ids(2, 7)},
         r"row must have shape \(1, 6, 5\), got \(1, 2, 5\)",
     ),
-    ({"x": torch.randn(2, 5, 264), "y": torch.randn(2, 7, 264), "task": 7}, "with classes D must be at most 256"),
+    (
+        {"task": 8, "row_ids": ids(2, 5), "col_ids": ids(2, 7)},
+        "task 8 needs col_terms",
+    ),
     ({"task": 2}, "task 2 needs row_second"),
     (
         {"task": 2, "row_second": torch.empty(1, 2, 5), "col": torch.empty(2, 2, 7)},

@@ -19,11 +19,6 @@ backend = whole.backend  # the fixture
 EACH = pytest.mark.parametrize("name", LOSSES)
 
 
-def composed(backend: str, name: str) -> bool:
-    """The CUDA kernels of classes take rows in one pass alone."""
-    return backend == "cuda" and name.startswith("sup_con")
-
-
 def is_large(name: str) -> bool:
     return "small" in name or "large" in name
 
@@ -35,8 +30,6 @@ def test_launches(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> N
     loss.truth(*args)  # the labels are there
     with Launches(backend, monkeypatch) as launches:
         torch.autograd.grad(loss.ours(*args, backend=backend), args, cotangent)
-    if composed(backend, name):
-        return
     found = [found for found in launches.found if not found.startswith("transpose")]
     products = found.count("bmm.out")
     # A product for each side in place of the contraction of both; against each other and a queue there are two panels.

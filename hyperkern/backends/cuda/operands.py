@@ -38,13 +38,14 @@ class Weight(IntEnum):
 
 
 class Task(IntEnum):
-    """What the sums kernel does, see ``csrc/sums_epilogue.cuh``; ``STORE_EXP + weight`` stores weights."""
+    """What the sums kernel does, see ``csrc/sums_epilogue.cuh``; ``STORE_EXP + weight`` stores those of no classes."""
 
     SUM_EXP = 0
     SUM_SOFTPLUS = 1
     SUM_RUNNING = 2
     STORE_EXP = 3
     SUM_CLASSES = 7
+    STORE_CLASSES = 8
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ LIBRARY = Path(__file__).parent / "kernels.so"
 WEIGHTS = ("exp", "factor", "two", "softplus", "classes")
 TASKS = (
     *("sum exp", "sum softplus", "sum running"),
-    *("store exp", "store factor", "store two", "store softplus", "sum classes"),
+    *("store exp", "store factor", "store two", "store softplus", "sum classes", "store classes"),
 )
 _OPERANDS = {"Bf16": "bfloat16", "Fp16": "float16", "Tf32": "float32, tf32", "Fp32": "float32"}
 _PANEL_BYTES = 128

@@ -122,10 +122,9 @@ class Schedule:
         scheme = self.scheme
         if self.in_one_pass:
             return True
-        if scheme.dim > _LONGEST or scheme.head == "classes":
-            return False
         size = scheme.dtype.itemsize
-        return not scheme.need or all(fits(scheme.batch, job.rows, job.cols, size) for job in scheme.of_weights)
+        stored = (fits(scheme.batch, job.rows, job.cols, size) for job in scheme.of_weights)
+        return scheme.dim <= _LONGEST and (not scheme.need or all(stored))
 
     @functools.cached_property
     def row_blocks(self) -> int:
@@ -212,9 +211,10 @@ class Schedule:
         size = tile_of(self._device, scheme.dtype, self.width, "sums", self.weight)
         blocks, tiles = -(-job.rows // size.rows), -(-job.cols // size.cols)
         cuts = cut(scheme.batch * blocks, tiles, 4 * scheme.batch * job.rows, multiprocessors(self._device))
+        task = Task.STORE_CLASSES if self.weight == Weight.CLASSES else Task.STORE_EXP + self.weight
         told = (
             *(_exclusion([job]), 0, scheme.views, (0, 0, job.rows, job.cols, 1, 1), self.factor, offset * self._unit),
-            *(scheme.weights in ("running", "single"), Task.STORE_EXP + self.weight, scheme.kind == "float32", False),
+            *(scheme.weights in ("running", "single"), task, scheme.kind == "float32", False),
             *(blocks, cuts),
         )
         return Panel(side, mirrored, told, (cuts, scheme.batch, job.rows))

@@ -197,7 +197,7 @@ def _contract(schedule: Schedule, operand: Tensor, terms: Tensor | None, classes
     two = schedule.weight in (Weight.TWO, Weight.CLASSES)
     cols = terms[:, 2:] if two and terms is not None else terms
     if not schedule.in_one_pass:
-        return _contract_by_panels(schedule, operand, terms, cols, grad)
+        return _contract_by_panels(schedule, operand, terms, cols, classes, grad)
     sums = grad.new_empty(schedule.results)
     values = torch.empty_like(sums) if schedule.weight == Weight.SOFTPLUS else None
     if schedule.results:
@@ -208,7 +208,12 @@ def _contract(schedule: Schedule, operand: Tensor, terms: Tensor | None, classes
 
 
 def _contract_by_panels(
-    schedule: Schedule, operand: Tensor, terms: Tensor | None, cols: Tensor | None, grad: Tensor
+    schedule: Schedule,
+    operand: Tensor,
+    terms: Tensor | None,
+    cols: Tensor | None,
+    classes: Tensor | None,
+    grad: Tensor,
 ) -> _Contracted:
     """The weights of a side and of its mirror image in one launch, then a product of the library for each."""
     scheme, found = schedule.scheme, _Contracted(grad, grad.new_empty(schedule.results), [], [])
@@ -221,7 +226,11 @@ def _contract_by_panels(
         # Those of a side start at an even one, see ``Side::first_term`` in ``csrc/pair_tile.cuh``.
         of_rows = None if terms is None else terms[:, :, job.row + job.row % 2 :]
         of_cols = None if cols is None else cols[:, :, job.col + job.col % 2 :]
-        ops(operand.device).sums(x, y, of_rows, of_cols, None, None, *told, sums, values, None, w)
+        row_ids, col_ids = (
+            None if classes is None else classes[:, first : first + count]
+            for first, count in ((job.row, job.rows), (job.col, job.cols))
+        )
+        ops(operand.device).sums(x, y, of_rows, of_cols, row_ids, col_ids, *told, sums, values, None, w)
         for one, left, right in ((side, w, y), (mirrored, w.mT, x)):
             if one is not None:
                 out = grad[one.first : one.end].view(scheme.batch, one.job.rows, schedule.width)
