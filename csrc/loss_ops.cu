@@ -105,8 +105,10 @@ LossRows loss_rows(
   restrict_access(rows.access, rows.x);
   rows.batch = x.dim() == 2 ? 1 : to_int(x.size(0), "the batch size");
   rows.n = to_int(x.size(x.dim() - 2), "the number of rows");
-  const bool has_queue = queue.has_value() && queue->dim() == x.dim();
-  rows.k = has_queue ? to_int(queue->size(x.dim() - 2), "the rows of the queue") : 0;
+  HYPERKERN_REQUIRE(
+      !queue.has_value() || queue->dim() == x.dim(), "queue must have as many dimensions as x ", shape_of(x), ", got ",
+      shape_of(*queue));
+  rows.k = queue.has_value() ? to_int(queue->size(x.dim() - 2), "the rows of the queue") : 0;
   rows.y = features(y, "y", x, rows.n, rows.access);
   rows.queue = features(queue, "queue", x, rows.k, rows.access);
   rows.together = together;

@@ -1,6 +1,7 @@
 """Which rows of the operand of a whole loss meet which, in the sums and in the contraction."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -21,6 +22,28 @@ class Job(NamedTuple):
     col: int
     cols: int
     own: bool
+
+
+def by_panels(jobs: Sequence[Job]) -> tuple[tuple[int, int | None], ...]:
+    """Which jobs have weights of their own, and which one takes them turned over.
+
+    That one's rows are the first columns of the other, its columns the rows.
+    """
+    found: list[tuple[int, int | None]] = []
+    turned: set[int] = set()
+    for i, job in enumerate(jobs):
+        if i in turned:
+            continue
+        others = (
+            j
+            for j, other in enumerate(jobs)
+            if j > i
+            and (other.row, other.col, other.cols, other.own) == (job.col, job.row, job.rows, job.own)
+            and other.rows <= job.cols
+        )
+        found.append((i, next(others, None)))
+        turned.update(j for _, j in found[-1:] if j is not None)
+    return tuple(found)
 
 
 def is_symmetric(head: str, views: int, further: int) -> bool:

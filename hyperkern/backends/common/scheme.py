@@ -8,6 +8,7 @@ import torch
 from ...spec import LossSpec, is_bounded
 from . import jobs
 from .jobs import Job, is_symmetric
+from .panels import fits
 from .precision import product_of
 
 # What the weights of a softmax are multiplied by in float16: each is at most 1, and their sum of two below its range.
@@ -33,7 +34,8 @@ HEADS = {
 class Scheme:
     """How a loss of some shapes is computed.
 
-    There is one for each kind of call, which hashes by what it is: what follows from it can be kept beside it.
+    Calls of a kind share one, found by the arguments of `scheme_of`. It hashes by identity, so that what follows from
+    it can be kept beside it.
 
     Attributes:
         spec: the loss.
@@ -101,6 +103,17 @@ class Scheme:
     def distinct(self) -> bool:
         """Whether the distinct pairs of ``x`` count in an energy."""
         return not self.further or (self.spec.in_batch and self.pairs > 1)
+
+    @functools.cached_property
+    def wants_x(self) -> bool:
+        """Whether anybody needs the weighted sums of the anchors: their gradient, or that of the scale."""
+        return "x" in self.need or "scale" in self.need or (self.views == 2 and "y" in self.need)
+
+    @functools.cached_property
+    def fits_panels(self) -> bool:
+        """Whether all weights of each side find room in one panel."""
+        size = self.dtype.itemsize
+        return all(fits(self.batch, job.rows, job.cols, size) for job in self.of_weights)
 
     @functools.cached_property
     def of_sums(self) -> tuple[Job, ...]:

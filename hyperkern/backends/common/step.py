@@ -122,9 +122,10 @@ class Kernels(NamedTuple):
 
     Attributes:
         values: ``(plan)``, the loss ``(B,)``, what is `Kept` if any gradient is needed, and the state; None, before
-            anything is launched, if rows are too long for the contraction in one pass. Prepares the rows; where there
-            is a softmax, takes the sums and makes the factors of the weights of them; else contracts, if a gradient is
-            needed, and adds the sums.
+            anything is launched, if rows are too long for the row-wise kernels, or for the contraction in one pass
+            where the weights find no room in a panel either. Prepares the rows; where there is a softmax, takes the
+            sums and makes the factors of the weights of them; else contracts, if a gradient is needed, and adds the
+            sums.
         grads: ``(plan, needed, state, cotangent)``, the gradients of the inputs ``needed``, by name, from that of the
             loss, ``()`` or ``(B,)``. In the plan what is kept stands for inputs that get none, and there is no queue if
             it gets none. Contracts, where that has not been done, adds partial results and the pairs of partners, and

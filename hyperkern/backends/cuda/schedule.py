@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
-from ..common.jobs import Job
-from ..common.panels import fits
+from ..common.jobs import Job, by_panels
 from ..common.partials import cut
 from ..common.scheme import Scheme
 from .align_uniform import ROWS_PER_BLOCK
@@ -84,7 +83,7 @@ class Panel(NamedTuple):
 
     Attributes:
         side: whose rows are those of the weights.
-        mirrored: the side whose rows are their columns, if it is wanted.
+        mirrored: the side whose rows are their first columns, if there is one.
         told: what the launch is told behind the operands and their terms.
         sums: ``(cuts, B, rows)``, the shape of sums over ranges of columns.
     """
@@ -118,13 +117,10 @@ class Schedule:
 
     @functools.cached_property
     def serves(self) -> bool:
-        """Whether the contraction goes in one pass, or else all weights of a side in one panel."""
-        scheme = self.scheme
+        """Whether there is a way to contract: in one pass, or with all weights of a side in one panel."""
         if self.in_one_pass:
             return True
-        size = scheme.dtype.itemsize
-        stored = (fits(scheme.batch, job.rows, job.cols, size) for job in scheme.of_weights)
-        return scheme.dim <= _LONGEST and (not scheme.need or all(stored))
+        return self.scheme.dim <= _LONGEST and (not self.scheme.need or self.scheme.fits_panels)
 
     @functools.cached_property
     def row_blocks(self) -> int:
@@ -195,16 +191,10 @@ class Schedule:
 
     @functools.cached_property
     def panels(self) -> tuple[Panel, ...]:
-        """The weights of all sides, where they do not go in one pass. Two that mirror each other have the same."""
-        found: list[Panel] = []
-        left = list(self.sides)
-        while left:
-            side, job = left[0], left[0].job
-            mirror = Job(job.col, job.cols, job.row, job.rows, job.own)
-            mirrored = next((other for other in left[1:] if other.job == mirror), None)
-            left = [other for other in left[1:] if other is not mirrored]
-            found.append(self._panel(side, mirrored))
-        return tuple(found)
+        """The weights of all sides, where they do not go in one pass."""
+        sides = self.sides
+        pairs = by_panels(self.scheme.of_weights)
+        return tuple(self._panel(sides[i], None if j is None else sides[j]) for i, j in pairs)
 
     def _panel(self, side: Side, mirrored: Side | None) -> Panel:
         scheme, job, (offset, _) = self.scheme, side.job, self._range

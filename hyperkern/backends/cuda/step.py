@@ -1,8 +1,9 @@
 """Whole losses in four or five launches, for batches where a launch costs as much as the arithmetic.
 
 Before the pairs the rows of all features are normalised and partners multiplied; then come the sums of the pairs, what
-each row adds to the loss and how its pairs weigh, both sides of the contraction in one grid, and the gradients of the
-features. See ``csrc/loss_rows.cuh`` and ``csrc/loss_head.cuh``.
+each row adds to the loss and how its pairs weigh, both sides of the contraction in one grid (of long rows a panel of
+weights, and a product of the library for each side), and the gradients of the features. See ``csrc/loss_rows.cuh`` and
+``csrc/loss_head.cuh``.
 """
 
 import functools
@@ -231,10 +232,11 @@ def _contract_by_panels(
             for first, count in ((job.row, job.rows), (job.col, job.cols))
         )
         ops(operand.device).sums(x, y, of_rows, of_cols, row_ids, col_ids, *told, sums, values, None, w)
-        for one, left, right in ((side, w, y), (mirrored, w.mT, x)):
-            if one is not None:
+        for one, turned in ((side, False), (mirrored, True)):
+            if one is not None and (one.job.row > 0 or scheme.wants_x):
                 out = grad[one.first : one.end].view(scheme.batch, one.job.rows, schedule.width)
-                product(out, left, right)
+                product(out, *((w[:, :, : one.job.rows].mT, x) if turned else (w, y)))
+        del w  # before there is room for the next
         found.parts.append(sums)
         found.values.append(sums if values is None else values)
     if schedule.panel_scale != 1:

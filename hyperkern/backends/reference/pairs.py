@@ -263,8 +263,9 @@ def one_way(
 ) -> None:
     """The same where a row knows its weights as soon as its candidates have been seen: a visit of some rows at a time.
 
-    Columns without a gradient, among which no positive is, need no weights: exponentials are contracted, and the factor
-    of the row comes later. All rows visit them at once, so that a long queue is read once.
+    Many columns without a gradient, among which no positive is, need no weights: exponentials are contracted, and the
+    factor of the row comes later. All rows visit them at once, so that a long queue is read once. Not behind a shift:
+    there ``head`` may decline what the first rows have summed, before all that work.
 
     Args:
         sets: the same rows against several sets of columns; the positives are in the first, if in any.
@@ -285,7 +286,7 @@ def one_way(
         if with_grad:
             put_weights(exponentials[0], tiles[0], weights.own)
             row = weights.row.unsqueeze(1)
-            for i, (pairs, of_pairs, grad_y) in enumerate(zip(sets, exponentials, grads_y, strict=True)):
+            for i, (pairs, of_pairs, grad_y) in enumerate(itertools.zip_longest(sets, exponentials, grads_y)):
                 _contracted(pairs, of_pairs.mul_(row), grad_x, grad_y, first=i == 0)
         return
     for grad in (grad_x, *grads_y):
@@ -294,7 +295,7 @@ def one_way(
     sums = x.new_zeros(x.shape[0])
     weighed: list[tuple[Pairs, Tensor | None]] = []
     for pairs, grad_y in itertools.zip_longest(sets, grads_y):
-        if grad_y is None and not pairs.left_out:
+        if grad_y is None and not pairs.left_out and not pairs.shift:
             _contract_exponentials(pairs, sums, grad_x)
         else:
             weighed.append((pairs, grad_y))

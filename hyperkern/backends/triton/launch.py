@@ -179,4 +179,6 @@ def _kind_of_number(arg: Any, specialised: bool) -> Any:
     counts = specialised and (2 if arg == 1 else arg & 15 == 0)
     if -_INT32 <= arg < _INT32:
         return counts
+    if not -_INT64 <= arg < 2 * _INT64:
+        raise TypeError(f"{arg} has more than 64 bits")
     return "int64" if arg < _INT64 else "uint64", specialised and arg & 15 == 0

@@ -1,7 +1,7 @@
 """`panel_kernel`: the weights of a panel of pairs, stored for the library's matrix product.
 
 Where a row is too long to keep a block's gradient in registers (D > 256) the second product is left to the library.
-A panel is a fixed amount of workspace, never N x N.
+A panel is a limited workspace: of a large problem a part, of a small one all pairs.
 """
 
 import triton

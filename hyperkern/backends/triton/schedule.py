@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.jobs import Job
-from ..common.panels import fits, room
+from ..common.jobs import Job, by_panels
+from ..common.panels import room
 from ..common.partials import cut
 from ..common.scheme import UNPAIRED, Scheme
 from ..common.step import Plan
@@ -55,7 +55,7 @@ class Panel(NamedTuple):
     Attributes:
         launch: what stores them.
         side: whose rows are those of the weights.
-        mirrored: the side whose rows are their columns, if it is wanted.
+        mirrored: the side whose rows are their first columns, if there is one.
         sums: ``(tiles, B, rows)``, the shape of sums over tiles of columns; None where nobody needs them.
     """
 
@@ -109,13 +109,10 @@ class Schedule:
 
     @functools.cached_property
     def serves(self) -> bool:
-        """Whether the contraction goes in one pass, or else all weights of a side in one panel."""
-        scheme = self.scheme
+        """Whether there is a way to contract: in one pass, or with all weights of a side in one panel."""
         if self.choice is not None:
             return True
-        size = scheme.dtype.itemsize
-        stored = (fits(scheme.batch, job.rows, job.cols, size) for job in scheme.of_weights)
-        return scheme.dim <= _LONGEST and (not scheme.need or all(stored))
+        return self.scheme.dim <= _LONGEST and (not self.scheme.need or self.scheme.fits_panels)
 
     @functools.cached_property
     def prepare(self) -> Launch:
@@ -206,18 +203,12 @@ class Schedule:
 
     @functools.cached_property
     def panels(self) -> tuple[Panel, ...]:
-        """The weights of all sides, where they do not go in one pass. Two that mirror each other have the same."""
-        jobs, found, seen = self.scheme.of_weights, [], set[int]()
-        for i, job in enumerate(jobs):
-            mirror = Job(job.col, job.cols, job.row, job.rows, job.own)
-            if i not in seen:
-                mirrored = next((j for j in range(i + 1, len(jobs)) if jobs[j] == mirror), None)
-                seen.add(i if mirrored is None else mirrored)
-                found.append(self._panel(i, job, mirrored))
-        return tuple(found)
+        """The weights of all sides, where they do not go in one pass."""
+        return tuple(self._panel(*sides) for sides in by_panels(self.scheme.of_weights))
 
-    def _panel(self, side: int, job: Job, mirrored: int | None) -> Panel:
-        scheme, mode, o = self.scheme, self.scheme.weights, self._operands(job)
+    def _panel(self, side: int, mirrored: int | None) -> Panel:
+        scheme, mode, job = self.scheme, self.scheme.weights, self.scheme.of_weights[side]
+        o = self._operands(job)
         choice = o.find("panel", self._weighing)
         assert choice is not None
         blocks, tiles = -(-job.rows // choice.block_m), -(-job.cols // choice.block_n)

@@ -1,7 +1,8 @@
 """Whole losses in few launches, for batches where a launch costs as much as the arithmetic: what is launched.
 
 Rows, sums of the pairs and head make a softmax, three launches; backward are the contraction of both sides and the rows
-again. The other losses have the contraction instead of the sums. Alignment + uniformity: see ``align_uniform.py``.
+again. The other losses have the contraction instead of the sums. Of long rows the contraction is a panel of weights and
+a product of the library for each side. Alignment + uniformity: see ``align_uniform.py``.
 """
 
 import functools
@@ -237,10 +238,12 @@ def _by_panels(schedule: Schedule, rows: Tensor, vectors: _Vectors, grad: Tensor
         values = torch.empty_like(sums) if sums is not None and scheme.weights == "softplus" else sums
         factors = (row_lse, a, col_lse, b, row_share, col_share)
         launch(planned, rows.device, x, y, u, None, row_ids, col_ids, *factors, w, sums, None, values)
-        for i, left, right in ((side, w, y), (mirrored, w.mT, x)):
-            if i is not None:
+        for i, turned in ((side, False), (mirrored, True)):
+            if i is not None and (jobs[i].row > 0 or scheme.wants_x):
                 out = grad[starts[i] : starts[i] + scheme.batch * jobs[i].rows]
-                product(out.view(scheme.batch, jobs[i].rows, schedule.width), left, right)
+                out = out.view(scheme.batch, jobs[i].rows, schedule.width)
+                product(out, *((w[:, :, : jobs[i].rows].mT, x) if turned else (w, y)))
+        del w  # before there is room for the next
         if sums is not None and values is not None:
             found.sums.append(sums)
             found.values.append(values)
