@@ -147,6 +147,23 @@ def test_a_queue_without_a_gradient(
         assert_close(got, want)
 
 
+def test_what_is_declined_has_cost_little(taken: Taken, small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Unit rows at a low temperature: the first rows know that a plain sum does not do.
+    seen = 0
+    exponentials = pairs.Pairs.exponentials
+
+    def counted(self: pairs.Pairs, *args: object) -> Tensor:
+        nonlocal seen
+        seen += 1
+        return exponentials(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pairs.Pairs, "exponentials", counted)
+    x, queue = torch.randn(64, 6, requires_grad=True), torch.randn(100, 6)
+    hk.info_nce(x, x.detach().roll(1, 0), negatives=queue, in_batch=False, temperature=2e-3)
+    assert taken.declined == 1
+    assert 0 < seen <= len(pairs.Pairs(x, queue, 1.0).tiles(slice(0, 64))) / 2
+
+
 @pytest.mark.parametrize("value", [1e-40, 1e-25, 0.0, -0.2, torch.inf, torch.nan])
 @pytest.mark.parametrize("name", ["info_nce", "nt_xent", "dcl", "sup_con"])
 def test_a_learned_temperature_is_not_checked(name: str, value: float) -> None:

@@ -135,3 +135,29 @@ def test_weights_of_float16_are_in_its_range(backend: str) -> None:
     expected = value_and_grads(lambda x: oracle.uniformity(x, t=2.0), leaves([x], torch.float64))
     assert abs(found[0].item() - expected[0].item()) <= 2e-3 * abs(expected[0].item())
     assert (found[1] - expected[1]).abs().max() <= 2e-3 * max(expected[1].abs().max().item(), math.exp(-8))
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "stored", "products"),
+    [
+        ("info_nce-queue", (True, True, False), 1, 2),  # the queue stands behind the partners, whose weights are there
+        ("info_nce-queue", (True, False, False), 1, 1),
+        ("clip_loss", (False, True), 1, 1),
+        ("nt_xent", (False, True), 1, 1),
+        ("siglip-learnable", (False, False, False, True), 1, 0),  # their sums are its gradient
+        ("siglip-learnable", (False, False, True, False), 1, 1),
+        ("uniformity-queue", (False, True), 1, 1),
+        ("uniformity-intra", (False, True), 2, 1),
+        ("uniformity-intra", (True, True), 2, 3),
+    ],
+)
+def test_nothing_is_computed_that_nobody_needs(
+    backend: str, name: str, needs: tuple[bool, ...], stored: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tensors(name, 12, long_row(backend))
+    args = [t.requires_grad_(need) for t, need in zip(given, needs, strict=True)]
+    with Launches(backend, monkeypatch) as launches:
+        torch.autograd.grad(LOSSES[name].ours(*args, backend=backend), [t for t in args if t.requires_grad])
+    sums = 0 if name.startswith(("siglip", "uniformity")) else 1  # those of a softmax, by the same kernels in CUDA
+    found = launches.found.count("panel") if backend == "triton" else launches.found.count("sums") - sums
+    assert (found, launches.found.count("bmm.out")) == (stored, products)
