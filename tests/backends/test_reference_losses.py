@@ -158,10 +158,10 @@ def test_what_is_declined_has_cost_little(taken: Taken, small_tiles: None, monke
         return exponentials(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pairs.Pairs, "exponentials", counted)
-    x, queue = torch.randn(64, 6, requires_grad=True), torch.randn(100, 6)
+    x, queue = torch.randn(256, 6, requires_grad=True), torch.randn(100, 6)
     hk.info_nce(x, x.detach().roll(1, 0), negatives=queue, in_batch=False, temperature=2e-3)
     assert taken.declined == 1
-    assert 0 < seen <= len(pairs.Pairs(x, queue, 1.0).tiles(slice(0, 64))) / 2
+    assert 0 < seen <= len(pairs.Pairs(x, queue, 1.0).tiles(slice(0, 256))) / 2
 
 
 @pytest.mark.parametrize("value", [1e-40, 1e-25, 0.0, -0.2, torch.inf, torch.nan])
