@@ -657,15 +657,15 @@ MUTANTS = [
     _mutant(
         "the mirror image of a panel takes the other rows",
         "backends/triton/step.py",
-        "(mirrored, w.mT, x)",
-        "(mirrored, w.mT, y)",
+        ".mT, x) if turned",
+        ".mT, y) if turned",
         f"{PANELS}::test_values_and_gradients[triton-cpu-33-5-None-clip_loss]",
     ),
     _mutant(
         "the mirror image of a stored panel takes the other rows",
         "backends/cuda/step.py",
-        "(mirrored, w.mT, x)",
-        "(mirrored, w.mT, y)",
+        ".mT, x) if turned",
+        ".mT, y) if turned",
         f"{PANELS}::test_values_and_gradients[cuda-cpu-33-5-None-clip_loss]",
     ),
     _mutant(
