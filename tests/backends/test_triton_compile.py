@@ -13,9 +13,10 @@ pytest.importorskip("triton")
 
 from hyperkern.backends.triton import config, report
 
-# The configurations are chosen for the newest compiler. Those of Triton 3.6 and 3.8 spill a few registers of a few
-# kernels, at most 80 and 32 bytes, none of them on sm_90.
-ALLOWED_SPILLS = {"3.6": 128, "3.7": 128, "3.8": 32}.get(".".join(version("triton").split(".")[:2]), 0)
+# Each compiler spills a few registers of a few kernels: Triton 3.8 and 3.9 at most 24 bytes in 10 and 6 of 708 cases, on
+# sm_90 none and 16.
+TRITON = ".".join(version("triton").split(".")[:2])
+ALLOWED_SPILLS, ALLOWED_ON_SM_90 = {"3.6": 128, "3.7": 128}.get(TRITON, 24), {"3.8": 0}.get(TRITON, 16)
 ARCHITECTURES = [architecture.name for architecture in config.shipped()]
 
 
@@ -40,7 +41,7 @@ def test_every_configuration_compiles_well(compiled: dict, architecture: str) ->
     entries = config.of_name(architecture).entries
     assert len(rows) > 2 * len(entries)
     limit = config.of_name(architecture).shared_bytes
-    allowed = 0 if architecture == "sm_90" else ALLOWED_SPILLS
+    allowed = ALLOWED_ON_SM_90 if architecture == "sm_90" else ALLOWED_SPILLS
     assert [row for row in rows if row["spill_bytes"] > allowed] == []
     assert [row for row in rows if row["shared_bytes"] > limit] == []
     kernels = {"contract", "contract_sides", "sums", "panel"}
