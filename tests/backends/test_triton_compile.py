@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 
 from hyperkern.backends.triton import config, report
 
-# Each compiler spills a few registers of a few kernels: Triton 3.8 and 3.9 at most 24 bytes in 10 and 6 of 708 cases, on
-# sm_90 none and 16.
+# Each compiler spills a few registers of a few kernels: Triton 3.8 and 3.9 at most 24 bytes in 10 and 6 of 708 cases,
+# on sm_90 none and 16.
 TRITON = ".".join(version("triton").split(".")[:2])
 ALLOWED_SPILLS, ALLOWED_ON_SM_90 = {"3.6": 128, "3.7": 128}.get(TRITON, 24), {"3.8": 0}.get(TRITON, 16)
 ARCHITECTURES = [architecture.name for architecture in config.shipped()]
