@@ -78,8 +78,10 @@ class Gpu:
     def on(self, device: torch.device) -> Iterator[None]:
         """Takes the place of `torch.cuda.device`."""
         before, self.device = self.device, device.index
-        yield
-        self.device = before
+        try:
+            yield
+        finally:
+            self.device = before
 
     def install(self, patch: Any) -> None:
         """Puts itself in the place of a GPU; ``patch`` has the ``setattr`` of `pytest.MonkeyPatch`."""

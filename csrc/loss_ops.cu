@@ -72,25 +72,10 @@ float* numbers(const Tensor& x, const char* name, const Tensor& as, int64_t at_l
   return static_cast<float*>(x.mutable_data_ptr());
 }
 
-// Features are (rows, D) or (batch, rows, D), all of a call alike.
-int64_t dim_of(const Tensor& x) { return x.size(x.dim() - 1); }
-
-InputRows strided(const Tensor& x, const char* name) {
-  if (x.dim() != 2) return input_rows(x, name);
-  return {x.const_data_ptr(), element_of(x, name), 0, x.stride(0), x.stride(1)};
-}
-
-// Raises unless there are so many rows of features like those of x.
-void check_features(const Tensor& rows, const char* name, const Tensor& x, int64_t count) {
-  check_same_device(rows, name, x);
-  if (x.dim() == 2) return check_shape(rows, name, count, dim_of(x));
-  check_shape(rows, name, x.size(0), count, dim_of(x));
-}
-
 InputRows features(const OptionalTensor& rows, const char* name, const Tensor& x, int64_t count, Access& access) {
   if (!rows.has_value()) return {};
   check_features(*rows, name, x, count);
-  const InputRows found = strided(*rows, name);
+  const InputRows found = feature_rows(*rows, name);
   restrict_access(access, found);
   return found;
 }
@@ -98,7 +83,7 @@ InputRows features(const OptionalTensor& rows, const char* name, const Tensor& x
 LossRows loss_rows(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, bool together, const Number& scale) {
   check_device(x, "x");
-  LossRows rows{strided(x, "x")};
+  LossRows rows{feature_rows(x, "x")};
   HYPERKERN_REQUIRE(dim_of(x) <= kMostLossDim, "D must be at most ", kMostLossDim, ", got ", dim_of(x));
   HYPERKERN_REQUIRE(!together || !queue.has_value(), "one symmetric problem is of x, or of x and y, and no others");
   rows.access = {static_cast<int>(dim_of(x)), true};

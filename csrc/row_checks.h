@@ -36,6 +36,21 @@ inline InputRows input_rows(const Tensor& x, const char* name) {
   return {x.const_data_ptr(), element_of(x, name), x.stride(0), x.stride(1), x.stride(2)};
 }
 
+// Features are (rows, D) or (batch, rows, D), all of a call alike.
+inline InputRows feature_rows(const Tensor& x, const char* name) {
+  if (x.dim() != 2) return input_rows(x, name);
+  return {x.const_data_ptr(), element_of(x, name), 0, x.stride(0), x.stride(1)};
+}
+
+inline int64_t dim_of(const Tensor& x) { return x.size(x.dim() - 1); }
+
+// Raises unless there are so many rows of features like those of x.
+inline void check_features(const Tensor& rows, const char* name, const Tensor& x, int64_t count) {
+  check_same_device(rows, name, x);
+  if (x.dim() == 2) return check_shape(rows, name, count, dim_of(x));
+  check_shape(rows, name, x.size(0), count, dim_of(x));
+}
+
 inline OutputRows output_rows(const Tensor& x, const char* name) {
   HYPERKERN_REQUIRE(x.is_contiguous(), name, " must be contiguous");
   return {x.mutable_data_ptr(), element_of(x, name), static_cast<int>(x.size(x.dim() - 1))};

@@ -1,6 +1,7 @@
 """Whole losses of rows too long for one pass: all weights in one panel, and the library's products with them."""
 
 import math
+from collections.abc import Iterator
 
 import oracle
 import pytest
@@ -14,6 +15,7 @@ from test_whole_losses import FIRST, LOSSES, check, leaves, tensors, value_and_g
 import hyperkern as hk
 from hyperkern.backends import load
 from hyperkern.backends.common import panels
+from hyperkern.backends.common.scheme import scheme_of
 
 backend = whole.backend  # the fixture
 EACH = pytest.mark.parametrize("name", LOSSES)
@@ -113,9 +115,19 @@ def test_the_longest_rows(backend: str) -> None:
             assert_close(got.double(), want, 1e-5)
 
 
-def test_what_has_no_room_in_one_panel_takes_the_composition(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def new_schemes() -> Iterator[None]:
+    """What was worked out is forgotten, before and after."""
+    scheme_of.cache_clear()
+    yield
+    scheme_of.cache_clear()
+
+
+def test_what_has_no_room_in_one_panel_takes_the_composition(
+    backend: str, monkeypatch: pytest.MonkeyPatch, new_schemes: None
+) -> None:
     monkeypatch.setattr(panels, "_WORKSPACE", 128 * 128 * 4)
-    dim = long_row(backend) + 5  # a schedule is kept, and this one is nobody else's
+    dim = long_row(backend)
     for n, fits in ((128, True), (130, False)):
         x, y = leaves([torch.randn(n, dim, device=DEVICE) for _ in range(2)])
         with Launches(backend, monkeypatch) as launches:

@@ -1,6 +1,5 @@
 """Which rows of the operand of a whole loss meet which, in the sums and in the contraction."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,21 +28,17 @@ def by_panels(jobs: Sequence[Job]) -> tuple[tuple[int, int | None], ...]:
 
     That one's rows are the first columns of the other, its columns the rows.
     """
-    found: list[tuple[int, int | None]] = []
-    turned: set[int] = set()
+    found: dict[int, int | None] = {}
     for i, job in enumerate(jobs):
-        if i in turned:
-            continue
-        others = (
-            j
-            for j, other in enumerate(jobs)
-            if j > i
-            and (other.row, other.col, other.cols, other.own) == (job.col, job.row, job.rows, job.own)
-            and other.rows <= job.cols
-        )
-        found.append((i, next(others, None)))
-        turned.update(j for _, j in found[-1:] if j is not None)
-    return tuple(found)
+        if i not in found.values():
+            others = (j for j in range(i + 1, len(jobs)) if _is_turned(jobs[j], job))
+            found[i] = next(others, None)
+    return tuple(found.items())
+
+
+def _is_turned(job: Job, of: Job) -> bool:
+    pairs = (job.row, job.col, job.cols, job.own)
+    return pairs == (of.col, of.row, of.rows, of.own) and job.rows <= of.cols
 
 
 def is_symmetric(head: str, views: int, further: int) -> bool:
@@ -51,9 +46,8 @@ def is_symmetric(head: str, views: int, further: int) -> bool:
     return views == 2 or (head == "classes" and not further)
 
 
-@functools.lru_cache(maxsize=1024)
 def of_sums(head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool) -> tuple[Job, ...]:
-    """Which sums are taken. The arguments are the fields and properties of a `hyperkern.backends.common.step.Plan`."""
+    """Which sums are taken. The arguments are fields and properties of `hyperkern.backends.common.scheme.Scheme`."""
     if head == "energy":
         with_queue = (Job(0, n, n, further, False),) if further else ()
         return (*with_queue, Job(0, n, 0, n, True)) if distinct else with_queue  # in both orders
@@ -64,7 +58,6 @@ def of_sums(head: str, views: int, n: int, further: int, distinct: bool, in_batc
     return (Job(0, n, n, n + further, True) if in_batch else Job(0, n, 2 * n, further, False),)
 
 
-@functools.lru_cache(maxsize=1024)
 def of_weights(
     head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool, need: tuple[str, ...]
 ) -> tuple[Job, ...]:
