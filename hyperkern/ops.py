@@ -17,6 +17,7 @@ from torch.library import Library, register_fake
 
 from . import backends
 from .backends import Problem
+from .backends.common.precision import float32_setting
 from .spec import NO_TERMS, PairSpec, PairTerms, accumulate_dtype
 
 NAMESPACE = "hyperkern"
@@ -70,14 +71,16 @@ def _primitive(schema: str, *keywords: str) -> Callable:
             with torch.autocast(x.device.type, enabled=False):
                 return implementation(x, *args)
         *given, requested = args
-        spec = None
+        spec, kind = None, ""
         if pairwise:
             y, u, v, row_ids, col_ids = given[:5]
             terms = NO_TERMS if u is v is row_ids is col_ids is None else PairTerms(u, v, row_ids, col_ids)
             spec = _spec(*given[5:_SPECIFIED])
             given = [y, terms, spec, *given[_SPECIFIED:]]
+            kind = float32_setting() if x.is_cuda and spec.precision == "float32" else spec.precision
         found = backends.forced(None) if requested is None else (requested, "backend")
-        chosen = backends.chosen(*found, _problem(name, x.device, x.dtype, x.shape[-1], spec))
+        problem = _problem(name, x.device, x.dtype, x.shape[-1], spec, kind)
+        chosen = backends.chosen(*found, problem) or backends.provisional(problem)
         # A rank may have no rows, of which no kernel has to know.
         backend = chosen if x.shape[1] else backends.load("reference")
         positional = len(given) - len(keywords)

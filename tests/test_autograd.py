@@ -189,7 +189,8 @@ class Spy(SimpleNamespace):
         reference = backends.load("reference")
         super().__init__(asked=[], finished=0, prepare=reference.prepare, unsupported=reference.unsupported)
         self.LOSSES: tuple[str, ...] = ()
-        self.unverified, self.row_lse, self.reference = reference.unverified, reference.row_lse, reference
+        self.unverified, self.evidence = reference.unverified, reference.evidence
+        self.row_lse, self.reference = reference.row_lse, reference
 
     def finish(self, grad: Tensor, *args: object) -> Tensor:
         self.finished += grad.shape[0] * grad.shape[1]

@@ -62,7 +62,7 @@ _static = ", ".join(f"{kind} {name}" for kind, name in zip(_kinds, _names, stric
 def _implementation(x: Tensor, *args: Any) -> list[Tensor]:
     """The outputs, and with ``need`` the state that `hyperkern.backends.reference.losses.loss_grad` takes."""
     inputs, spec, need, backend = _unpack(x, *args)
-    chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1]))
+    chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1], None, spec.precision))
     found = losses.loss(inputs, spec, need) if chosen is reference else None
     if found is not None:
         return [*found.values, *found.state]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..backends import Problem, forced, load, select
+from ..backends import Problem, candidates, forced
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps
 from .functions import applied, dual, eager, vmap_by_batch
 
@@ -70,12 +70,12 @@ def _check_primitives(
     requested: str | None, _forced: str | None, device: torch.device, dtype: torch.dtype, dim: int
 ) -> str | None:
     """The same of one kind of features; a refusal is not kept."""
-    chosen = []
+    first = []
     for primitive in ("prepare", "finish", "row_lse", "pair_grad", "energy"):
         of = dtype if primitive == "prepare" else accumulate_dtype(dtype)
-        chosen.append(select(requested, Problem(primitive, device, of, dim)))
+        first.append(candidates(*forced(requested), Problem(primitive, device, of, dim))[0])
     # What is left to the last of them is left to it whatever the problem: by name, which nobody has to look up again.
-    return "reference" if all([of is load("reference") for of in chosen]) else requested
+    return "reference" if all([name == "reference" for name in first]) else requested
 
 
 @eager

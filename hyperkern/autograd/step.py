@@ -13,6 +13,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import backends
 from ..backends import Problem
+from ..backends.common.precision import float32_setting
 from ..spec import LossInputs, LossSpec
 from . import compiled
 
@@ -48,7 +49,8 @@ def loss(inputs: LossInputs, spec: LossSpec, composed: Composed, *, backend: str
     if torch.compiler.is_dynamo_compiling():
         return compiled.loss(inputs, spec, need, backend) if compiled.serves(inputs, backend) else composed(inputs)
     x = inputs.x
-    chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1]))
+    kind = float32_setting() if x.is_cuda and spec.precision == "float32" else spec.precision
+    chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1], None, kind))
     if spec.loss not in chosen.LOSSES:
         return composed(inputs)
     if not need:

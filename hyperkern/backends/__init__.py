@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from ..check import first_use
 from ..spec import LossInputs, LossSpec, PairSpec, PairTerms
 
 # From the most to the least specialised: `select` takes the first that can do the job.
@@ -30,6 +31,8 @@ class Problem(NamedTuple):
         dtype: dtype of the operand ``x``.
         dim: feature dimension D.
         spec: the pairwise problem; ``None`` for the row-wise primitives and for a whole loss.
+        kind: how the operands are multiplied, ``bfloat16``, ``float16``, ``tf32`` or ``float32``; empty where nothing
+            is, as in the row-wise primitives.
     """
 
     primitive: str
@@ -37,6 +40,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     dim: int
     spec: PairSpec | None = None
+    kind: str = ""
 
 
 class LogSumExp(NamedTuple):
@@ -93,7 +97,14 @@ class Backend(Protocol):
         ...
 
     def unverified(self, problem: Problem) -> list[str]:
-        """The reasons why it is not chosen by itself for a problem that it supports; a user who names it gets it."""
+        """The reasons why it is not chosen by itself for a problem that it supports; a user who names it gets it.
+
+        Those that no check would do away with: whether it is right on a GPU, `hyperkern.check` finds out there.
+        """
+        ...
+
+    def evidence(self, device: torch.device) -> str:
+        """The committed result that shows it right on such a device; empty: it is checked on this machine."""
         ...
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,34 +239,76 @@ def select(requested: str | None, problem: Problem) -> Backend:
     Raises:
         ValueError: an unknown name, or no backend left, with the reasons of each: a forced one never falls back.
     """
-    return chosen(*(forced(None) if requested is None else (requested, "backend")), problem)
+    asked = forced(None) if requested is None else (requested, "backend")
+    return chosen(*asked, problem) or provisional(problem)
 
 
 @functools.lru_cache(maxsize=1024)
-def chosen(name: str | None, source: str, problem: Problem) -> Backend:
-    """`select`, of what `forced` has found: asked for each problem once, since a loss chooses at every call."""
+def chosen(name: str | None, source: str, problem: Problem) -> Backend | None:
+    """`select`, of what `forced` has found: asked for each problem once, since a loss chooses at every call.
+
+    Returns:
+        ``None`` where a better backend may be chosen later: until then it is `provisional`.
+    """
+    backend, settled = _first(problem) if name is None else (load(candidates(name, source, problem)[0]), True)
+    return backend if settled else None
+
+
+def provisional(problem: Problem) -> Backend:
+    """The choice as long as a better backend cannot be checked; `chosen` is asked again."""
+    backend, settled = _first(problem)
+    if settled:
+        chosen.cache_clear()
+    return backend
+
+
+def candidates(name: str | None, source: str, problem: Problem) -> list[str]:
+    """Who can serve a problem, in order of preference, and whether or not it has been found right on this machine.
+
+    Args:
+        name: the only one that may, where one is forced.
+        source: who forces it.
+        problem: what is to be computed.
+
+    Raises:
+        ValueError: nobody can, or the name is unknown.
+    """
     if name is not None:
         forced(name)  # raises for an unknown one
     refusals = {}
     for candidate in PRIORITY if name is None else (name,):
-        reasons = objections(candidate, problem, forced=name is not None)
-        if not reasons:
-            return load(candidate)
-        refusals[candidate] = "; ".join(reasons)
+        refusals[candidate] = "; ".join(objections(candidate, problem, forced=name is not None))
+    if found := [candidate for candidate, reasons in refusals.items() if not reasons]:
+        return found
     if name is not None:
         raise ValueError(f"{source}={name!r} cannot compute {problem.primitive}: {refusals[name]}")
     listed = " | ".join(f"{candidate}: {reasons}" for candidate, reasons in refusals.items())
     raise ValueError(f"no backend can compute {problem.primitive}: {listed}")
 
 
+def _first(problem: Problem) -> tuple[Backend, bool]:
+    """The first that serves a problem and is known to be right here, and whether that stays so."""
+    settled, found = True, []
+    for name in candidates(None, "", problem):
+        backend = load(name)
+        if backend.evidence(problem.device):
+            return backend, settled
+        found.append(first_use.verdict(name, problem))
+        if found[-1].usable:
+            return backend, settled
+        settled = settled and found[-1].settled
+    reasons = " | ".join(each.reason for each in found)
+    raise ValueError(f"no backend that can compute {problem.primitive} is known to be right here: {reasons}")
+
+
 def backend_info() -> dict[str, Any]:
-    """What was found on this machine, which backends are usable there, and why not.
+    """What was found on this machine, which backends are usable there, and why not. Nothing is checked for it.
 
     Returns:
-        ``versions`` (torch, CUDA, Triton; ``None`` where absent), ``gpus`` (name and compute capability),
-        ``forced`` (the value of ``HYPERKERN_BACKEND`` or ``None``) and ``backends``: for each name, in order of
-        preference, and each device type found, the list of reasons against it for a float32 problem (empty:
-        usable).
+        ``versions`` (torch, CUDA, Triton; ``None`` where absent), ``gpus`` (name and compute capability), ``forced``
+        (the value of ``HYPERKERN_BACKEND`` or ``None``), ``check`` (that of ``HYPERKERN_CHECK``), ``backends``: for
+        each name, in order of preference, and each device type found, the list of reasons against it for a float32
+        problem (empty: usable); and ``records``: for each that is usable on the GPUs at hand, what is known of it.
     """
     gpus = [
         {"name": torch.cuda.get_device_name(i), "capability": torch.cuda.get_device_capability(i)}
@@ -270,9 +323,24 @@ def backend_info() -> dict[str, Any]:
         device: Problem("energy", torch.device(device), torch.float32, 128, PairSpec(scale=4.0, bounded=True))
         for device in devices
     }
+    reasons = {name: {device: objections(name, probe) for device, probe in probes.items()} for name in PRIORITY}
     return {
         "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton_version},
         "gpus": gpus,
         "forced": os.environ.get(ENVIRONMENT_VARIABLE) or None,
-        "backends": {name: {device: objections(name, probe) for device, probe in probes.items()} for name in PRIORITY},
+        "check": first_use.mode(),
+        "backends": reasons,
+        "records": {name: _records(name) for name in PRIORITY if gpus and not reasons[name]["cuda"]},
     }
+
+
+def _records(name: str) -> list[str]:
+    """What is known of a backend on each model of GPU."""
+    found: dict[str, None] = {}
+    for i in range(torch.cuda.device_count()):
+        device = torch.device("cuda", i)
+        if evidence := load(name).evidence(device):
+            found[f"{torch.cuda.get_device_name(i)}: shown right by {evidence}"] = None
+        else:
+            found |= dict.fromkeys(first_use.told(name, device))
+    return list(found)

@@ -1,6 +1,7 @@
 """``hyperkern info``: what was found, which backends are usable, and why not."""
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -14,15 +15,22 @@ def run(args: argparse.Namespace) -> int:
     """Prints the report."""
     from .. import __version__, backend_info
 
-    info = backend_info()
+    try:
+        info = backend_info()
+    except ValueError as error:  # of an environment variable
+        print(f"hyperkern info: error: {error}", file=sys.stderr)
+        return 2
     versions = {"hyperkern": __version__, **info["versions"]}
     print("\n".join(f"{name:<12}{version or 'not found'}" for name, version in versions.items()))
     for gpu in info["gpus"] or [None]:
         major_minor = "" if gpu is None else " (sm_{}{})".format(*gpu["capability"])
         print(f"{'gpu':<12}{'none found' if gpu is None else gpu['name'] + major_minor}")
     print(f"{'forced':<12}{info['forced'] or 'no (HYPERKERN_BACKEND is not set)'}")
+    print(f"{'checks':<12}{info['check']}")
     print("\nbackends, in order of preference")
     for name, by_device in info["backends"].items():
         for device, reasons in by_device.items():
             print(f"  {name:<12}{device:<6}{'usable' if not reasons else 'no: ' + '; '.join(reasons)}")
+        for line in info["records"].get(name, ()):
+            print(f"  {'':<12}{line}")
     return 0

@@ -287,15 +287,16 @@ def test_the_emulator_is_never_chosen_by_itself() -> None:
     assert math.isfinite(hyperkern.uniformity(torch.randn(9, 3), backend="cuda").item())
 
 
-def test_chosen_only_where_a_gpu_check_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_committed_result_is_named_by_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = backends.load("cuda")
     problem = backends.Problem("prepare", torch.device("cuda", 0), torch.float32, 8)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     assert all((ROOT / path).exists() for path in cuda.CHECKED.values())
-    monkeypatch.setattr(cuda, "CHECKED", {})
-    assert "not yet verified on compute capability 9.0" in cuda.unverified(problem)[0]
-    monkeypatch.setattr(cuda, "CHECKED", {(9, 0): "benchmarks/results/some-gpu/commit-cuda.json"})
     assert cuda.unverified(problem) == []
+    monkeypatch.setattr(cuda, "CHECKED", {})
+    assert cuda.evidence(problem.device) == ""
+    monkeypatch.setattr(cuda, "CHECKED", {(9, 0): "benchmarks/results/some-gpu/commit-cuda.json"})
+    assert cuda.evidence(problem.device) == "benchmarks/results/some-gpu/commit-cuda.json"
     if EXTENSION is None:
         assert cuda.unsupported(problem) == []
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))

@@ -37,6 +37,9 @@ class Fake(SimpleNamespace):
     def unverified(self, problem: Problem) -> list[str]:
         return self.doubts
 
+    def evidence(self, device: torch.device) -> str:
+        return "these tests"
+
     def __getattr__(self, primitive: str) -> object:
         if primitive.startswith("_"):
             raise AttributeError(primitive)
@@ -187,7 +190,7 @@ def test_a_bad_name_never_goes_unseen(loss: str, path: str, x: Tensor) -> None:
 
 def test_backend_info() -> None:
     info = hyperkern.backend_info()
-    assert set(info) == {"versions", "gpus", "forced", "backends"}
+    assert set(info) == {"versions", "gpus", "forced", "check", "backends", "records"}
     assert info["versions"]["torch"] == torch.__version__
     assert set(info["versions"]) == {"torch", "cuda", "triton"}
     assert list(info["backends"]) == list(backends.PRIORITY)
@@ -291,11 +294,16 @@ def test_the_choice_on_a_gpu_follows_its_capability_and_its_check(monkeypatch: p
     assert "needs compute capability 8.0 or more, cuda:0 has 7.5" in triton.unsupported(on_gpu)[0]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     assert triton.unsupported(on_gpu) == []
-    checked = triton.config.of_name("sm_90").checked
-    assert bool(triton.unverified(on_gpu)) == (not checked)
-    monkeypatch.setattr(triton.config, "of_device", lambda index: triton.config.of_name("sm_90")._replace(checked="x"))
     assert triton.unverified(on_gpu) == []
+    assert triton.evidence(on_gpu.device) == triton.config.of_name("sm_90").checked
+    monkeypatch.setattr(triton.config, "of_device", lambda index: triton.config.of_name("sm_90")._replace(checked="x"))
+    assert triton.evidence(on_gpu.device) == "x"
+    # What a committed result has shown is checked no more.
+    asked = []
+    monkeypatch.setattr(backends.first_use, "verdict", lambda *given: asked.append(given))
+    monkeypatch.setattr(backends, "PRIORITY", ("triton", "reference"))
     assert select(None, on_gpu) is triton
+    assert asked == []
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert "AMD" in triton.unsupported(on_gpu)[0]
 

@@ -15,6 +15,7 @@ from .step import LOSSES, loss, loss_grad
 __all__ = [
     "LOSSES",
     "energy",
+    "evidence",
     "finish",
     "loss",
     "loss_grad",
@@ -61,13 +62,15 @@ def _extension_objections() -> list[str]:
 
 
 def unverified(problem: Problem) -> list[str]:
-    """Not chosen unless named: the emulator, and architectures on which the GPU check has not passed."""
-    if problem.device.type != "cuda":
-        return ["needs a GPU; the emulator is for tests: force it by name", *_extension_objections()]
-    capability = torch.cuda.get_device_capability(problem.device)
-    if capability not in CHECKED:
-        return ["not yet verified on compute capability {}.{}: force it by name".format(*capability)]
-    return []
+    """Not chosen unless named: the emulator."""
+    if problem.device.type == "cuda":
+        return []
+    return ["needs a GPU; the emulator is for tests: force it by name", *_extension_objections()]
+
+
+def evidence(device: torch.device) -> str:
+    """The result file of the GPU check on this compute capability, if one is committed."""
+    return CHECKED.get(torch.cuda.get_device_capability(device), "")
 
 
 row_lse, pair_grad, energy = pairwise.row_lse, pairwise.pair_grad, pairwise.energy

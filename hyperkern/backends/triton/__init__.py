@@ -17,6 +17,7 @@ from .tile import INTERPRETED
 __all__ = [
     "LOSSES",
     "energy",
+    "evidence",
     "finish",
     "loss",
     "loss_grad",
@@ -52,13 +53,13 @@ def unsupported(problem: Problem) -> list[str]:
 
 
 def unverified(problem: Problem) -> list[str]:
-    """Not chosen unless named: the interpreter, and architectures on which the GPU check has not passed."""
-    if problem.device.type != "cuda":
-        return ["the interpreter is for tests: force it by name"]
-    architecture = config.of_device(problem.device.index)
-    if not architecture.checked:
-        return [f"not yet verified on {architecture.name}: force it by name"]
-    return []
+    """Not chosen unless named: the interpreter."""
+    return [] if problem.device.type == "cuda" else ["the interpreter is for tests: force it by name"]
+
+
+def evidence(device: torch.device) -> str:
+    """The result file of the GPU check on this architecture, if one is committed."""
+    return config.of_device(device.index).checked
 
 
 row_lse, pair_grad, energy = pairwise.row_lse, pairwise.pair_grad, pairwise.energy

@@ -1,0 +1,270 @@
+"""What is computed in a check, and what is right: the primitives, whole losses, rings that wrap, repeats.
+
+Truth is float64. The primitives get rows whose products are exact in every dtype (`exact_rows`): what their results
+lack is the kernel's own. Whole losses get random features, and may be as far off as the textbook formula in PyTorch in
+the same dtype, twice; both are rounded, so a few units in the last place are always allowed.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..backends import load
+from ..bench import gate, registry
+from . import primitives
+from .scope import ROWS, Scope
+
+# What is allowed of the largest entry, whatever PyTorch's own error: where an operand is rounded to the dtype of the
+# products, some of its last digits; of what is float32 throughout, less.
+_UNITS = {"bfloat16": 2.0**-7, "float16": 2.0**-9, "tf32": 2.0**-9, "float32": 2.0**-16}
+_EXACT = 2.0**-18
+# And of what may be 0: the loss of a row that has nothing to choose from is a difference of equal numbers.
+_FLOOR = 2.0**-20
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
+_QUEUE = 777  # rows of a queue
+
+
+def setting_of(kind: str) -> str:
+    """`torch.set_float32_matmul_precision` by which products of float32 features are of a kind."""
+    return "high" if kind == "tf32" else "highest"
+
+
+class Checked(NamedTuple):
+    """The outcome of a case.
+
+    Attributes:
+        error: the largest.
+        allowed: the largest that is allowed.
+        reason: what is wrong; empty if nothing is.
+    """
+
+    error: float
+    allowed: float
+    reason: str
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.reason
+
+
+class Case(NamedTuple):
+    """Something to check.
+
+    Attributes:
+        what: in words.
+        shape: of which size, in words.
+        run: does it; whatever it raises is a failure.
+        compiles: whether others need the kernels that it compiles.
+    """
+
+    what: str
+    shape: str
+    run: Callable[[], Checked]
+    compiles: bool = False
+
+
+class Sizes(NamedTuple):
+    """How much is computed.
+
+    Attributes:
+        pairs: rows and columns of the primitives.
+        rows: N of the losses: on both sides of a tile's edge, and all sizes between.
+        patterns: how many kinds of primitives.
+        wrap: N for which every block of threads fetches more than its ring of buffers holds.
+        repeats: of that, for equal bits.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    rows: tuple[int, ...]
+    patterns: int
+    wrap: int
+    repeats: int
+
+
+# On a CPU kernels are interpreted or emulated, a thousand times slower: there the check itself is tested.
+SIZES = {
+    ("cpu", "first-use"): Sizes(((37, 21),), (19,), 4, 70, 2),
+    ("cpu", "quick"): Sizes(((37, 21),), (19,), 4, 70, 2),
+    ("cpu", "full"): Sizes(((37, 21),), (2, 19), 6, 70, 2),
+    ("cuda", "first-use"): Sizes(((257, 130), (256, 128)), (127, 256), 4, 4099, 10),
+    ("cuda", "quick"): Sizes(((257, 130), (256, 128)), (127, 256), 4, 4099, 10),
+    ("cuda", "full"): Sizes(((1, 1), (257, 130), (256, 128), (1000, 777)), (2, 127, 256, 500, 1111), 6, 20011, 100),
+}
+
+
+def cases(backend: str, device: torch.device, scope: Scope, dims: Sequence[int], depth: str) -> Iterator[Case]:
+    """All of a scope.
+
+    Args:
+        backend: by name; the environment names it too, for the losses.
+        device: where.
+        scope: what is covered.
+        dims: the D that are taken.
+        depth: ``first-use``, ``quick`` or ``full``.
+    """
+    registry.load_all()
+    sizes = SIZES[device.type, depth]
+    for dim in dims:
+        # Of a second D what is masked there is enough, unless all is asked for.
+        few = depth != "full" and dim != dims[0]
+        yield from _of_rows(backend, device, dim, sizes)
+        if scope.kind != ROWS:
+            yield from _of_primitives(backend, device, scope.kind, dim, sizes._replace(patterns=2) if few else sizes)
+            yield from _of_losses(device, scope.kind, dim, sizes, _MANY_ROWS if few else registry.CASES)
+        if scope.kind != ROWS and not few:
+            yield from _of_many_rows(backend, device, scope.kind, dim, sizes)
+
+
+def _of_rows(backend: str, device: torch.device, dim: int, sizes: Sizes) -> Iterator[Case]:
+    for dtype, rows in itertools.product((torch.float32, torch.bfloat16, torch.float16), sizes.rows[:2]):
+
+        def run(dtype: torch.dtype = dtype, rows: int = rows) -> Checked:
+            generator = torch.Generator(device).manual_seed(rows)
+            x = torch.randn(2, rows, dim, generator=generator, device=device).to(dtype)
+            found, wanted, exact = primitives.rows(load(backend), x)
+            return _compared(found, wanted, torch.finfo(dtype).eps, exact)
+
+        yield Case(f"rows, {_name(dtype)}", f"2 × {rows} × {dim}", run, compiles=rows == sizes.rows[0])
+
+
+def _of_primitives(backend: str, device: torch.device, kind: str, dim: int, sizes: Sizes) -> Iterator[Case]:
+    for (m, n), pattern in itertools.product(sizes.pairs, primitives.PATTERNS[: sizes.patterns]):
+        for name in primitives.functions_of(pattern):
+            run = functools.partial(_primitive, backend, device, kind, name, pattern, (m, n, dim))
+            shape = f"{primitives.BATCH} × {m} × {m if pattern.symmetric else n} × {dim}"
+            yield Case(f"{name}, {pattern.name}", shape, run, compiles=(m, n) == sizes.pairs[0])
+
+
+def _primitive(
+    backend: str,
+    device: torch.device,
+    kind: str,
+    name: str,
+    pattern: primitives.Pattern,
+    shape: tuple[int, int, int],
+) -> Checked:
+    precision = kind if kind in ("bfloat16", "float16") else "float32"  # of which the setting decides
+    given = primitives.drawn(pattern, *shape, precision, device)
+    found, wanted, exact = primitives.FUNCTIONS[name](load(backend), given)
+    return _compared(found, wanted, _UNITS[kind], exact)
+
+
+def _of_losses(device: torch.device, kind: str, dim: int, sizes: Sizes, names: Collection[str]) -> Iterator[Case]:
+    for rows, name in itertools.product(sizes.rows, names):
+        case, own = registry.CASES[name], registry.IMPLEMENTATIONS.get((name, "hyperkern"))
+        if case.truth is not None and own is not None:
+            run = functools.partial(_loss, case, own.loss(), device, kind, rows, dim)
+            queue = f", {min(case.queue, _QUEUE)} in the queue" if case.queue else ""
+            yield Case(name, f"{rows} × {dim}{queue}", run, compiles=rows == sizes.rows[0])
+
+
+def _loss(case: registry.Case, loss: registry.Loss, device: torch.device, kind: str, rows: int, dim: int) -> Checked:
+    """Value and gradients beside those of the textbook formula in the same dtype."""
+    inputs = case.draw(rows, dim, _name(_DTYPES[kind]), str(device), most_queue=_QUEUE)
+    assert case.truth is not None
+    wanted = gate.step(case.truth, [_as(x, torch.float64) for x in inputs])
+    half = _DTYPES[kind] if kind in ("bfloat16", "float16") else None
+    with torch.autocast(device.type, half, enabled=half is not None):
+        peer = gate.step(case.truth, [_as(x, torch.float32) for x in inputs])
+    found = gate.step(loss, inputs)
+    return _compared(found, wanted, _UNITS[kind], peer=peer, floor=_FLOOR / rows)
+
+
+def _of_many_rows(backend: str, device: torch.device, kind: str, dim: int, sizes: Sizes) -> Iterator[Case]:
+    """Several stripes and panels, rings that wrap: against plain PyTorch in float64, and against themselves."""
+    for name in _MANY_ROWS:
+        shape, of_kind = f"{sizes.wrap} × {dim}", (device, kind, sizes.wrap, dim)
+        yield Case(f"{name}, many rows", shape, functools.partial(_many_rows, name, backend, *of_kind))
+        run = functools.partial(_repeats, name, backend, *of_kind, sizes.repeats)
+        yield Case(f"{name}, {sizes.repeats} repeats", shape, run)
+
+
+_MANY_ROWS: dict[str, tuple[int, registry.Loss]] = {
+    "uniformity": (1, losses.uniformity),
+    "clip": (2, functools.partial(losses.clip_loss, logit_scale=1 / 0.07)),
+}
+
+
+def _features(name: str, device: torch.device, kind: str, rows: int, dim: int) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = (torch.randn(rows, dim, generator=generator, device=device) for _ in range(_MANY_ROWS[name][0]))
+    return [features.to(_DTYPES[kind]).requires_grad_() for features in drawn]
+
+
+def _many_rows(name: str, backend: str, device: torch.device, kind: str, rows: int, dim: int) -> Checked:
+    features, loss = _features(name, device, kind, rows, dim), _MANY_ROWS[name][1]
+    exact = [_as(x, torch.float64) for x in features]
+    wanted = gate.step(functools.partial(loss, backend="reference"), exact)
+    found = gate.step(functools.partial(loss, backend=backend), features)
+    return _compared(found, wanted, _UNITS[kind])
+
+
+def _repeats(name: str, backend: str, device: torch.device, kind: str, rows: int, dim: int, repeats: int) -> Checked:
+    features, loss = _features(name, device, kind, rows, dim), _MANY_ROWS[name][1]
+    run = functools.partial(gate.step, functools.partial(loss, backend=backend), features)
+    first = run()
+    for i in range(repeats):
+        pairs = list(zip(first, run(), strict=True))
+        if not all(torch.equal(a, b) for a, b in pairs):
+            worst = max((a.double() - b.double()).abs().max().item() for a, b in pairs)
+            return Checked(worst, 0.0, f"repeat {i + 1} has other bits, by up to {worst:.3g}")
+    return Checked(0.0, 0.0, "")
+
+
+def _compared(
+    found: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    unit: float,
+    exact: Sequence[bool] | None = None,
+    peer: Sequence[Tensor] | None = None,
+    floor: float = 0.0,
+) -> Checked:
+    """The largest error of the tensor whose error is the largest share of what is allowed.
+
+    Args:
+        found: what a backend returned.
+        wanted: the same in float64.
+        unit: allowed of the largest entry of a tensor.
+        exact: for which tensors no operand is rounded, so that less is allowed.
+        peer: what PyTorch returned in the same dtype: twice its error is allowed.
+        floor: allowed of results that should be 0, of a single number as much of 1.
+    """
+    worst, largest = Checked(0.0, 0.0, ""), -1.0
+    for i, (got, want) in enumerate(zip(found, wanted, strict=True)):
+        if got.shape != want.shape:
+            return Checked(float("inf"), 0.0, f"result {i} has shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+        finite = want.isfinite()
+        off = (got.double() - want).abs()
+        # Where nothing is left of a row both are -inf.
+        off = torch.where(finite, off, torch.where(got == want, 0.0, torch.inf)).flatten()
+        size = want.abs().masked_fill(~finite, 0).max().item()
+        allowed = unit * size if exact is None or not exact[i] else _EXACT * (1 + size)
+        if peer is not None:
+            by_peer = (peer[i].double() - want).abs().max().item()
+            allowed = max(allowed, 2 * by_peer + torch.finfo(got.dtype).eps * size, floor if got.dim() else _FLOOR)
+        error = off.max().item()
+        if not error <= allowed:
+            place = tuple(int(j) for j in torch.unravel_index(off.nan_to_num(torch.inf).argmax(), want.shape))
+            reason = f"result {i} at {place} is {got[place].item():.6g}, expected {want[place].item():.6g}"
+            return Checked(error, allowed, reason)
+        share = error / allowed if allowed else 0.0
+        if share > largest:
+            worst, largest = Checked(error, allowed, ""), share
+    return worst
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same input, exactly; labels as they are."""
+    return x.detach().to(dtype).requires_grad_(x.requires_grad) if x.is_floating_point() else x
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,211 @@
+"""What the choice of a backend asks: is it right here? The first call that needs an answer waits for a check.
+
+The answer is kept for the process, and on disk for those after it. Nothing is checked while a CUDA graph is captured or
+a graph is traced: there the answer is "not now", and it is asked for again at the next call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from . import process, records
+from .records import Machine, Record
+from .scope import ROWS, Scope, scope_of
+
+if TYPE_CHECKING:
+    from ..backends import Problem
+
+ENVIRONMENT_VARIABLE = "HYPERKERN_CHECK"
+MODES = ("first-use", "off", "trust", "require")
+# Seconds for a check; those who wait for another process that checks give it a little more.
+LIMIT, WAIT = 120.0, 150.0
+
+_log = logging.getLogger("hyperkern")
+
+
+class Verdict(NamedTuple):
+    """Whether a backend may be taken.
+
+    Attributes:
+        usable: whether it may.
+        settled: whether that stays so for this process.
+        reason: why it may not.
+    """
+
+    usable: bool
+    settled: bool
+    reason: str
+
+
+_verdicts: dict[tuple[str, torch.device, Scope], Verdict] = {}
+# What this process has checked, which may not be on disk.
+_found: dict[Machine, dict[str, Record]] = {}
+_warned: set[str] = set()
+# One thread checks, the others wait for what it finds.
+_checking = threading.RLock()
+_SAID = {
+    "failed": "they failed their check",
+    "crashed": "their check crashed",
+    "timed out": "their check took too long",
+    "no memory": "there was no memory for their check",
+}
+
+
+def mode() -> str:
+    """What ``HYPERKERN_CHECK`` says: one of `MODES`.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    given = os.environ.get(ENVIRONMENT_VARIABLE) or MODES[0]
+    if given not in MODES:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}={given!r} is unknown; choose one of {', '.join(MODES)}")
+    return given
+
+
+def verdict(backend: str, problem: Problem) -> Verdict:
+    """Whether a backend, which supports a problem, has been found right in its kind; checks that if need be.
+
+    Args:
+        backend: by name.
+        problem: what is to be computed.
+
+    Raises:
+        RuntimeError: it may not be taken, where ``HYPERKERN_CHECK=require`` asks for it.
+        ValueError: ``HYPERKERN_CHECK`` is unknown.
+    """
+    device, scope = problem.device, scope_of(problem)
+    found = _verdicts.get((backend, device, scope))
+    if found is None:
+        if torch.compiler.is_compiling():  # what is traced is chosen again when it runs
+            return Verdict(False, False, "not checked while a graph is traced")
+        with _checking:
+            found = _verdicts.get((backend, device, scope))
+            if found is None:
+                found = _find(backend, device, scope, problem.dim)
+                if found.settled:
+                    _verdicts[backend, device, scope] = found
+    if found.usable:
+        return found
+    text = f"the {backend} kernels are not used on {device} for {scope}: {found.reason}"
+    if mode() == "require":
+        raise RuntimeError(f"{ENVIRONMENT_VARIABLE}=require: {text}")
+    if text not in _warned and mode() != "off":
+        _warned.add(text)
+        warnings.warn(f"{text}; `hyperkern check --backend {backend}` says more, and checks again", stacklevel=2)
+    return found
+
+
+def _find(backend: str, device: torch.device, scope: Scope, dim: int) -> Verdict:
+    """The same where this process does not know it yet."""
+    how = mode()
+    if how == "trust":
+        return Verdict(True, True, "")
+    machine = records.machine(backend, device)
+    record = of_scope(known(machine), scope)
+    if record is None:
+        if how == "off":
+            return Verdict(False, True, f"not checked on {machine.device}, and {ENVIRONMENT_VARIABLE}=off")
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            reason = "not checked yet, and no check begins while a CUDA graph is captured: call the loss once before"
+            return Verdict(False, False, reason)
+        outcome = _check(machine, device, scope, dim)
+        if isinstance(outcome, str):
+            return Verdict(False, True, outcome)
+        record = outcome
+    if record.status == "passed":
+        return Verdict(True, True, "")
+    return Verdict(False, True, f"{_SAID[record.status]} ({record.age}): {record.reason}")
+
+
+def known(machine: Machine) -> dict[str, Record]:
+    """The records of a machine, by `Scope.key`."""
+    return _found.get(machine, {}) | records.read(machine)
+
+
+def told(backend: str, device: torch.device) -> list[str]:
+    """What is known of a backend on a device, a line for each scope."""
+    machine = records.machine(backend, device)
+    found = known(machine)
+    if not found:
+        return [f"{machine.device}: not checked yet, which the first call does, or `hyperkern check`"]
+    lines = []
+    for key, record in sorted(found.items()):
+        what = "passed" if record.status == "passed" else f"{record.status}: {record.reason}"
+        lines.append(f"{machine.device}: {Scope.of_key(key)}: {what} ({record.age})")
+    return lines
+
+
+def keep(machine: Machine, scope: Scope, record: Record) -> None:
+    """Keeps a record, for this process and, where there is a folder for it, on disk."""
+    _found.setdefault(machine, {})[scope.key] = record
+    try:
+        records.write(machine, {scope: record})
+    except OSError as error:
+        _log.info("not recorded, so that the next process checks again: %s", error)
+
+
+def of_scope(found: dict[str, Record], scope: Scope) -> Record | None:
+    """The record of a scope; row-wise kernels are checked along with every product."""
+    record = found.get(scope.key)
+    if record is None and scope.kind == ROWS:
+        others = [r for key, r in found.items() if key.endswith(scope.key.removeprefix(ROWS)) and r.status == "passed"]
+        record = others[0] if others else None
+    return record
+
+
+def _check(machine: Machine, device: torch.device, scope: Scope, dim: int) -> Record | str:
+    """The record of a check, of this process or of one that came first; why there is none, where there is none."""
+    with locked(machine) as first:
+        if not first:
+            return f"another process has been checking them for {WAIT:.0f} s"
+        found = of_scope(known(machine), scope)
+        if found is not None:
+            return found
+        _log.warning(
+            "checking the %s kernels on %s for %s, once: up to %.0f s (%s=off leaves it out)",
+            *(machine.backend, machine.device, scope, LIMIT, ENVIRONMENT_VARIABLE),
+        )
+        of_call = (dim, scope.other(dim))
+        request = process.Request(machine.backend, str(device), scope, of_call, "first-use", torch.get_num_threads())
+        outcome = process.run(request, LIMIT)
+        if outcome.status == "not checked":
+            return f"not checked: {outcome.reason}"
+        keep(machine, scope, outcome.record)
+        return outcome.record
+
+
+@contextlib.contextmanager
+def locked(machine: Machine) -> Iterator[bool]:
+    """One process at a time checks for a machine.
+
+    Where no lock can be had, as in a home that cannot be written to, each checks for itself.
+
+    Returns:
+        Whether it is the turn of this one; not if another has it for too long.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, mine = None, True
+    try:
+        path = records.path_of(machine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire(timeout=WAIT)
+    except Timeout:
+        mine = False
+    except (OSError, NotImplementedError):
+        lock = None
+    try:
+        yield mine
+    finally:
+        if lock is not None and mine:
+            lock.release()

@@ -1,0 +1,236 @@
+"""A check in a process of its own: started, listened to, and ended when its time is up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from . import records
+from .records import Record
+from .scope import Scope
+
+MARK = "hyperkern check: "
+# Nothing on the way to the first import may come from the folder that a user happens to be in.
+_COMMAND = (
+    "import sys; sys.path.pop(0); import json; request = json.load(sys.stdin); sys.path[:] = request['path']; "
+    "from hyperkern.check.child import main; main(request)"
+)
+
+
+class Row(NamedTuple):
+    """One case of a check.
+
+    Attributes:
+        what: what was computed.
+        shape: of which size, in words.
+        status: ``passed`` or ``failed``.
+        error: the largest; ``None`` where there is no number.
+        allowed: the largest allowed.
+        seconds: how long it took, compilation included.
+        reason: what is wrong; empty if nothing is.
+    """
+
+    what: str
+    shape: str
+    status: str
+    error: float | None
+    allowed: float | None
+    seconds: float
+    reason: str
+
+
+class Request(NamedTuple):
+    """What a child is to check.
+
+    Attributes:
+        backend: by name.
+        device: as text.
+        scope: what is to be covered.
+        dims: the D that are taken, all of the scope's class.
+        depth: ``first-use``, ``quick`` or ``full``, see ``cases.py``.
+        threads: of PyTorch on a CPU.
+    """
+
+    backend: str
+    device: str
+    scope: Scope
+    dims: tuple[int, ...]
+    depth: str
+    threads: int
+
+
+class Outcome(NamedTuple):
+    """How a check has ended.
+
+    Attributes:
+        status: one of `hyperkern.check.records.STATUSES`, or ``not checked``, where no process could do it.
+        reason: why it has not passed.
+        rows: the cases that have ended.
+        seconds: how long it took.
+    """
+
+    status: str
+    reason: str
+    rows: list[Row]
+    seconds: float
+
+    @property
+    def record(self) -> Record:
+        """What is kept of it."""
+        shares = [row.error / row.allowed for row in self.rows if row.error is not None and row.allowed]
+        return Record(
+            self.status, self.reason, records.now(), round(self.seconds, 1), len(self.rows), max(shares, default=0.0)
+        )
+
+
+class Stop:
+    """Ends checks that other threads wait for, those that are about to start as well."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def add(self, child: subprocess.Popen[bytes]) -> None:
+        """Takes note of a process that has started."""
+        self._running.add(child)
+        if self._stopped:
+            _kill(child)
+
+    def discard(self, child: subprocess.Popen[bytes]) -> None:
+        """Forgets one that has ended."""
+        self._running.discard(child)
+
+    def all(self) -> None:
+        """Ends them."""
+        self._stopped = True
+        for child in list(self._running):
+            _kill(child)
+
+
+def run(
+    request: Request, limit: float, report: Callable[[Row], None] = lambda row: None, stop: Stop | None = None
+) -> Outcome:
+    """Checks.
+
+    Args:
+        request: what.
+        limit: seconds that it may take.
+        report: called with each case as it ends.
+        stop: by which another thread may end it.
+    """
+    stop = stop or Stop()
+    start = time.monotonic()
+    rows: list[Row] = []
+    last: dict[str, Any] = {}
+    with tempfile.TemporaryFile() as errors:
+        try:
+            child = _start(request, errors)
+        except (OSError, ValueError) as error:
+            return Outcome("not checked", f"no process could be started for it ({error})", rows, 0.0)
+        stop.add(child)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _kill(child)
+
+        timer = threading.Timer(limit, end)
+        timer.start()
+        try:
+            for line in _answers(child, request, limit):
+                if "what" in line:
+                    rows.append(Row(**line))
+                    report(rows[-1])
+                else:
+                    last |= line
+            child.wait()
+        finally:
+            timer.cancel()
+            stop.discard(child)
+            if child.poll() is None:  # the caller was interrupted
+                _kill(child)
+                child.wait()
+            assert child.stdout is not None
+            child.stdout.close()
+        status, reason = _verdict(rows, last, late.is_set(), child.returncode, limit, errors)
+    return Outcome(status, reason, rows, time.monotonic() - start)
+
+
+def _start(request: Request, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "HYPERKERN_CHECK": "off",  # whatever it computes, it checks nothing on the way
+        "HYPERKERN_BACKEND": "",
+    }
+    if request.device == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
+    return subprocess.Popen(
+        [sys.executable, "-c", _COMMAND],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=environment,
+        start_new_session=True,  # so that it is killed with the compilers that it has started
+    )
+
+
+def _answers(child: subprocess.Popen[bytes], request: Request, limit: float) -> Iterator[dict[str, Any]]:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    asked = {"path": sys.path, "limit": limit, **request._asdict()}
+    with contextlib.suppress(BrokenPipeError):  # it has ended: its errors say why
+        child.stdin.write(json.dumps(asked).encode())
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
+    for line in child.stdout:
+        text = line.decode(errors="replace")
+        if text.startswith(MARK) and text.endswith("\n"):
+            with contextlib.suppress(ValueError):
+                yield json.loads(text[len(MARK) :])
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """With all that it has started; whatever is left of its session."""
+    with contextlib.suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+
+
+def _verdict(
+    rows: Sequence[Row], last: dict[str, Any], late: bool, status: int, limit: float, errors: IO[bytes]
+) -> tuple[str, str]:
+    """The status of a check and the reason."""
+    if "status" in last:
+        return last["status"], last["reason"]
+    failed = [row for row in rows if row.status == "failed"]
+    if failed:
+        return "failed", said(failed)
+    behind = f" after {rows[-1].what} ({rows[-1].shape})" if rows else ", before the first case had ended"
+    if late:
+        return "timed out", f"it had not ended after {limit:.0f} s{behind}"
+    if last.get("done") and status == 0:
+        return "passed", ""
+    if status == -signal.SIGKILL:
+        return "no memory", f"its process was killed{behind}, as the system does when memory runs out"
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return "crashed", f"its process ended with {cause}{behind}" + (f": {lines[-1][:200]}" if lines else "")
+
+
+def said(failed: Sequence[Row]) -> str:
+    """The cases that have failed, in a sentence."""
+    first = failed[0]
+    more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"{first.what} ({first.shape}): {first.reason}{more}"

@@ -1,0 +1,192 @@
+"""What has been checked on this machine: one file for each backend, GPU, driver, release and source of the kernels.
+
+A file whose key is another does not count: whatever may change the machine code that runs is part of it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .scope import Scope
+
+SCHEMA = 1
+STATUSES = ("passed", "failed", "crashed", "timed out", "no memory")
+# Memory that was taken may be free again: for so many seconds that counts.
+NO_MEMORY_COUNTS = 3600.0
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+class Machine(NamedTuple):
+    """What a record belongs to.
+
+    Attributes:
+        backend: its name.
+        device: the name of the GPU.
+        capability: its compute capability, ``9.0``.
+        driver: the version of its driver.
+        torch: that of PyTorch.
+        triton: that of Triton; empty where there is none.
+        digest: of the sources, configurations and compiled kernels of the backend, and of the check.
+    """
+
+    backend: str
+    device: str
+    capability: str
+    driver: str
+    torch: str
+    triton: str
+    digest: str
+
+
+class Record(NamedTuple):
+    """The outcome of a check.
+
+    Attributes:
+        status: one of `STATUSES`.
+        reason: why it has not passed; empty if it has.
+        date: when, in UTC, ISO 8601.
+        seconds: how long it took.
+        cases: how many there were.
+        worst: the largest error, as a share of the one allowed.
+    """
+
+    status: str
+    reason: str
+    date: str
+    seconds: float
+    cases: int
+    worst: float
+
+    @property
+    def age(self) -> str:
+        """In words; of a clock that was set back, none."""
+        days, seconds = divmod(max(0, int(self._age().total_seconds())), 86400)
+        for number, unit in ((days, "day"), (seconds // 3600, "hour"), (seconds // 60, "minute")):
+            if number:
+                return f"{number} {unit}{'s' if number > 1 else ''} ago"
+        return "just now"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it still says something."""
+        return self.status != "no memory" or 0 <= self._age().total_seconds() < NO_MEMORY_COUNTS
+
+    def _age(self) -> datetime.timedelta:
+        return datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(self.date)
+
+
+def now() -> str:
+    """The date of a record that is made now."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+@functools.lru_cache(maxsize=64)
+def machine(backend: str, device: torch.device) -> Machine:
+    """What records of a backend on a device belong to; on a CPU its kernels are interpreted or emulated."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = ""
+    if device.type != "cuda":
+        return Machine(backend, device.type, "", "", str(torch.__version__), triton, digest(backend))
+    name = torch.cuda.get_device_name(device)
+    capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+    return Machine(backend, name, capability, driver_version(), str(torch.__version__), triton, digest(backend))
+
+
+@functools.cache
+def driver_version() -> str:
+    """That of NVIDIA's driver: as its module says, else its tool, else the version of CUDA that it knows."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+        return next(word for word in words if word.count(".") >= 1 and word.replace(".", "").isdigit())
+    except (OSError, StopIteration, UnicodeDecodeError):
+        pass
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
+        except (OSError, subprocess.SubprocessError):
+            found = []
+        if found and found[0][0].isdigit():
+            return found[0]
+    known = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return f"CUDA {known()}" if known is not None else "unknown"
+
+
+@functools.cache
+def digest(backend: str) -> str:
+    """Of all that its numbers depend on: sources, configurations, the compiled library, and the check itself."""
+    total = hashlib.sha256()
+    folders = (_PACKAGE / "backends" / backend, _PACKAGE / "backends" / "common", _PACKAGE / "check")
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".json", ".so"):
+                total.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
+                total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:32]
+
+
+def folder() -> Path:
+    """Where records are kept: in the user's cache folder.
+
+    Raises:
+        OSError: the user has no home.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        # A relative path is to be ignored, says the XDG specification.
+        cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    return cache / "hyperkern" / "checks"
+
+
+def path_of(key: Machine) -> Path:
+    """The file of a machine."""
+    of_key = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return folder() / f"{key.backend}-{of_key}.json"
+
+
+def read(key: Machine) -> dict[str, Record]:
+    """The records by `Scope.key`; none where there is no file, or one that cannot be read or is of something else."""
+    try:
+        content: Any = json.loads(path_of(key).read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA or content["machine"] != key._asdict():
+            return {}
+        found = {Scope.of_key(name).key: Record(**fields) for name, fields in content["scopes"].items()}
+        return {name: r for name, r in found.items() if r.status in STATUSES and r.age and r.counts}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def write(key: Machine, outcomes: dict[Scope, Record]) -> None:
+    """Adds records to those of a machine; whoever else may write holds the lock of the file.
+
+    Raises:
+        OSError: the folder cannot be made, or the file not written.
+    """
+    path = path_of(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scopes = {name: record._asdict() for name, record in read(key).items()}
+    scopes |= {scope.key: record._asdict() for scope, record in outcomes.items()}
+    content = {"schema": SCHEMA, "machine": key._asdict(), "scopes": scopes}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

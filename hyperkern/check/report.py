@@ -1,0 +1,109 @@
+"""The report of a check: a table for people, and a file that can be attached to an issue."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from . import records
+from .everything import Job, Result
+from .process import Row
+
+SCHEMA = 1
+HEADS = ("backend", "what", "sizes", "products", "error", "allowed", "of allowed", "s", "")
+WORDS = 4  # columns that are no figures
+# A path that begins at the root, up to its last part: it may name a person.
+_FOLDERS = re.compile(r"(?<![\w./])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"`:;,()]+[/\\])+")
+
+
+def line(job: Job, row: Row) -> dict[str, Any]:
+    """A case, as it ends."""
+    fields = row._asdict() | {"reason": without_folders(row.reason)}
+    of_job = {"backend": job.backend, "device": str(job.device), "scope": job.scope.key, "products": job.scope.kind}
+    return of_job | fields
+
+
+def as_json(results: Sequence[Result], missing: dict[str, list[str]]) -> bytes:
+    """The file. It names the GPU and the versions, and nobody: no folder, no name of a machine."""
+    from .. import __version__
+
+    keys = {(job.backend, job.device) for job, _ in results}
+    content = {
+        "schema": SCHEMA,
+        "hyperkern": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cuda": torch.version.cuda,
+        "machines": [records.machine(*key)._asdict() for key in sorted(keys, key=str)],
+        "not_usable": {name: [without_folders(reason) for reason in reasons] for name, reasons in missing.items()},
+        "checks": [
+            {
+                "backend": job.backend,
+                "device": str(job.device),
+                "scope": job.scope.key,
+                "dims": list(job.dims),
+                "status": outcome.status,
+                "reason": without_folders(outcome.reason),
+                "seconds": round(outcome.seconds, 1),
+                "cases": [line(job, row) for row in outcome.rows],
+            }
+            for job, outcome in results
+        ],
+    }
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+
+
+def without_folders(text: str) -> str:
+    """A text whose files are named without the folders that they are in."""
+    return _FOLDERS.sub("", text)
+
+
+def cells(results: Sequence[Result]) -> list[list[str]]:
+    """A row for each kind of case of a backend: its largest error, by what is allowed."""
+    found: dict[tuple[str, str], list[tuple[Job, Row]]] = {}
+    for job, outcome in results:
+        for row in outcome.rows:
+            found.setdefault((job.backend, _kind(row)), []).append((job, row))
+    table = []
+    for (backend, what), cases in found.items():
+        failed = sum(row.status == "failed" for _, row in cases)
+        # One that raised, or that is no number, is as bad as can be.
+        job, worst = max(cases, key=lambda case: (case[1].status == "failed", _share(case[1])))
+        table.append(
+            [
+                *(backend, what, f"{len(cases)}: {worst.shape}" if len(cases) > 1 else worst.shape, job.scope.kind),
+                "" if worst.error is None else f"{worst.error:.2g}",
+                "" if worst.allowed is None else f"{worst.allowed:.2g}",
+                f"{100 * _share(worst):.0f} %" if worst.error is not None and worst.allowed else "",
+                f"{sum(row.seconds for _, row in cases):.1f}",
+                f"FAILED {failed}" if failed else "ok",
+            ]
+        )
+    return table
+
+
+def _kind(row: Row) -> str:
+    """What a case is one of many of: of a primitive its name, of repeats not how many."""
+    head, _, tail = row.what.partition(", ")
+    return f"{head}, {tail.lstrip('0123456789 ')}" if tail.endswith(("repeats", "many rows")) else head
+
+
+def _share(row: Row) -> float:
+    return row.error / row.allowed if row.error is not None and row.allowed else 0.0
+
+
+def print_failures(results: Sequence[Result]) -> None:
+    """Everything that is wrong, each on a line."""
+    for job, outcome in results:
+        if outcome.status == "passed":
+            continue
+        print(f"{job.backend}, {job.scope}: {outcome.status}: {outcome.reason}", file=sys.stderr)
+        for row in outcome.rows:
+            if row.status == "failed":
+                print(f"  {row.what} ({row.shape}): {row.reason}", file=sys.stderr)

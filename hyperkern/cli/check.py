@@ -1,0 +1,177 @@
+"""``hyperkern check``: whether the kernels are right on the GPU at hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import OutputError, check_outputs, write_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..check.everything import Job
+    from ..check.process import Row
+
+COMMAND = "hyperkern check"
+NAMES = ("cuda", "triton", "reference")
+PRODUCTS = ("bfloat16", "float16", "tf32", "float32")
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "check",
+        help="check the kernels on this GPU against float64",
+        description="Computes every primitive and loss with each usable backend on this GPU, in processes of their "
+        "own, and holds values and gradients against float64; large sizes, repeats. What it finds is recorded in the "
+        "user's cache folder, in place of what a first use has found. It ends with status 1 if anything is wrong, 2 "
+        "without a GPU. With --backend and without a GPU, the kernels are interpreted or emulated on the CPU, which "
+        "tests the check, and says little of a GPU.",
+    )
+    parser.add_argument("--backend", action="append", choices=NAMES, help="only this one (repeatable)")
+    parser.add_argument("--device", metavar="NAME", help="cuda, cuda:<index> or cpu (default: a GPU if there is one)")
+    parser.add_argument("--quick", action="store_true", help="what a first use checks, of everything")
+    parser.add_argument("--products", type=_words, metavar="A,B", help=f"only of these: {', '.join(PRODUCTS)}")
+    parser.add_argument("--dims", type=_numbers, metavar="D,D", help="only these feature dimensions")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at once (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a report there, to be attached to an issue")
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append each case there as it ends")
+    parser.set_defaults(run=run)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    unknown = [word for word in words if word not in PRODUCTS]
+    if unknown or not words:
+        raise argparse.ArgumentTypeError(f"choose from {', '.join(PRODUCTS)}, got {text!r}")
+    return tuple(dict.fromkeys(words))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(1 <= number <= 16384 for number in numbers):
+        raise argparse.ArgumentTypeError(f"must be integers between 1 and 16384, with commas between, got {text!r}")
+    return tuple(dict.fromkeys(numbers))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks; returns 0, 1 if anything is wrong, 2 without a GPU or for an option that cannot work."""
+    try:
+        return _check(args)
+    except BrokenPipeError:  # of what is printed, see `main`
+        raise
+    except (OutputError, ValueError) as error:
+        return _failed(f"error: {error}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from ..bench.table import print_table
+    from ..check import everything, report
+    from .progress import progress_bar
+
+    if args.jobs < 1:
+        raise ValueError(f"argument --jobs: must be at least 1, got {args.jobs}")
+    check_outputs({"json": args.json, "jsonl": args.jsonl})
+    device = _device(args.device, args.backend)
+    if device is None:
+        return _failed(
+            "no CUDA GPU was found by PyTorch. Without one, --backend triton and --backend cuda check the check: "
+            "interpreted and emulated on the CPU"
+        )
+    missing = {name: everything.unusable(name, device) for name in args.backend or NAMES}
+    missing = {name: reasons for name, reasons in missing.items() if reasons}
+    names = [name for name in args.backend or NAMES if name not in missing]
+    for name, reasons in missing.items():
+        print(f"{COMMAND}: {name} is left out: {'; '.join(reasons)}", file=sys.stderr)
+    if not names:
+        return 2
+    jobs = list(everything.jobs_of(names, device, quick=args.quick, products=args.products, dims=args.dims))
+    depth = "quick" if args.quick else "full"
+    with progress_bar(COMMAND) as progress:
+        cases = _Cases(args.jsonl)
+        progress(0, len(jobs))
+        results = []
+        for result in everything.check(jobs, depth, args.jobs, cases.add):
+            results.append(result)
+            progress(len(results), len(jobs))
+    results.sort(key=lambda result: jobs.index(result.job))
+    if args.json is not None:
+        write_files({args.json: report.as_json(results, missing)})
+    print_table(report.HEADS, report.cells(results), report.WORDS)
+    print("error, allowed: of the largest element of a result, where that is the largest share of what is allowed")
+    wrong = [result for result in results if result.outcome.status != "passed"]
+    report.print_failures(results)
+    total = sum(len(result.outcome.rows) for result in results)
+    kinds = "1 kind" if len(results) == 1 else f"{len(results)} kinds"
+    print(f"{total} cases of {kinds} on {_name(device)}: " + (_said(len(wrong)) if wrong else "all right"))
+    if args.json is not None:
+        print(f"written: {args.json}")
+    return 1 if wrong else 0
+
+
+def _said(wrong: int) -> str:
+    return f"{wrong} kind{'s' if wrong > 1 else ''} NOT right"
+
+
+class _Cases:
+    """Takes each case as it ends, from several threads."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._lock = path, threading.Lock()
+
+    def add(self, job: Job, row: Row) -> None:
+        """Appends it to the file, whole."""
+        from ..check import report
+
+        if self._path is not None:
+            text = json.dumps(report.line(job, row), ensure_ascii=False, allow_nan=False)
+            with self._lock, open(self._path, "ab") as file:
+                file.write(f"{text}\n".encode(errors="backslashreplace"))
+
+
+def _device(given: str | None, names: list[str] | None) -> torch.device | None:
+    """Where to check; ``None`` where there is no GPU, and nobody asks for a CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    found = torch.cuda.is_available()
+    if given is None:
+        if not found and names is None:
+            return None
+        return torch.device("cuda", torch.cuda.current_device()) if found else torch.device("cpu")
+    try:
+        device = torch.device(given)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"argument --device: must be cuda, cuda:<index> or cpu, got {given!r}")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not found:
+        return None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"argument --device: PyTorch finds {torch.cuda.device_count()} GPUs, got {given!r}")
+    return torch.device("cuda", index)
+
+
+def _name(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+
+
+def _failed(message: str) -> int:
+    print(f"{COMMAND}: {message}", file=sys.stderr)
+    return 2
