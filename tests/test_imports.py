@@ -14,7 +14,7 @@ BACKENDS = {path.stem for path in (PACKAGE / "backends").iterdir()} - {"__init__
 
 # From the ground up. A part may import from the layers below it, and from itself; not from another of its layer.
 LAYERS = [
-    {"spec", "distributed", "files", "interrupt", "classes", "workspace"},
+    {"spec", "distributed", "files", "interrupt", "classes", "workspace", "check"},
     {"backends"},  # the contract and the choice, which imports a backend by name
     {"backends.common"},
     {f"backends.{name}" for name in BACKENDS},
@@ -26,6 +26,7 @@ LAYERS = [
     {"evaluation"},  # evaluation shows a value beside that of the uniform distribution, from metrics
     {"integrations", "demo"},
     {"bench"},  # measures memory as the demo does
+    {"correctness"},  # of the cases of the benchmarks
     {"cli"},
     {"__main__"},
 ]

@@ -14,7 +14,7 @@ from .classes import class_index, class_sums
 from .compiled import eager
 from .pairs import energy, row_lse
 from .remote import logsumexp_over_ranks, remote_energy, remote_row_lse, share, sum_over_ranks
-from .rows import check_backend, prepare, prepare_views
+from .rows import check_backend, prepare, prepare_views, settle_backend
 from .step import loss
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "remote_energy",
     "remote_row_lse",
     "row_lse",
+    "settle_backend",
     "share",
     "sum_over_ranks",
 ]

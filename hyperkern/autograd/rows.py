@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..backends import Problem, candidates, forced
-from ..spec import accumulate_dtype, gradient_limit, longer_than_eps
+from ..backends import Problem, candidates, forced, select
+from ..backends.common.precision import float32_setting
+from ..spec import accumulate_dtype, gradient_limit, longer_than_eps, product_precision
 from .functions import applied, dual, eager, vmap_by_batch
 
 # Elements of a view that is copied for one call less, and its gradient likewise: some megabytes for a moment.
@@ -50,6 +51,24 @@ def prepare_views(*views: Tensor | None, normalize: bool, backend: str | None = 
             return [prepare(view, normalize=normalize, backend=backend) for view in given]
     unit = prepare(torch.cat(given), normalize=normalize, backend=backend)
     return list(unit.split_with_sizes([first.shape[0]] * len(given)))
+
+
+def settle_backend(requested: str | None, x: Tensor) -> None:
+    """Has the kernels that a loss needs checked, where that is due: before other ranks would wait for this one.
+
+    Raises:
+        RuntimeError: they may not be used, and ``HYPERKERN_CHECK=require`` makes an error of that.
+    """
+    kind = product_precision(x)
+    if x.is_cuda and kind == "float32":
+        kind = float32_setting()
+    _settle(requested, x.device, accumulate_dtype(x.dtype), x.shape[-1], kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _settle(requested: str | None, device: torch.device, dtype: torch.dtype, dim: int, kind: str) -> None:
+    """The same, once for a kind of features; an error is not kept."""
+    select(requested, Problem("row_lse", device, dtype, dim, None, kind))
 
 
 def check_backend(requested: str | None, x: Tensor) -> tuple[str | None, str | None]:

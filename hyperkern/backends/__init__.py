@@ -293,7 +293,7 @@ def _first(problem: Problem) -> tuple[Backend, bool]:
         backend = load(name)
         if backend.evidence(problem.device):
             return backend, settled
-        found.append(first_use.verdict(name, problem))
+        found.append(first_use.verdict(name, problem.device, problem.kind, problem.dim))
         if found[-1].usable:
             return backend, settled
         settled = settled and found[-1].settled

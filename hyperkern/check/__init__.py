@@ -2,6 +2,5 @@
 
 `first_use.verdict` is what the choice of a backend asks. It looks for a record on this machine (``records.py``), and
 where there is none starts a check (``process.py``) of what the call needs (``scope.py``): a child process runs the
-cases (``cases.py``) against float64, so that a kernel that hangs or crashes takes no training with it.
-``hyperkern check`` runs all of them (``everything.py``).
+cases of `hyperkern.correctness` against float64, so that a kernel that hangs or crashes takes no training with it.
 """

@@ -12,16 +12,13 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from . import process, records
 from .records import Machine, Record
-from .scope import ROWS, Scope, scope_of
-
-if TYPE_CHECKING:
-    from ..backends import Problem
+from .scope import ROWS, Scope, class_of
 
 ENVIRONMENT_VARIABLE = "HYPERKERN_CHECK"
 MODES = ("first-use", "off", "trust", "require")
@@ -71,18 +68,20 @@ def mode() -> str:
     return given
 
 
-def verdict(backend: str, problem: Problem) -> Verdict:
-    """Whether a backend, which supports a problem, has been found right in its kind; checks that if need be.
+def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
+    """Whether a backend has been found right in what a call needs; checks that if need be.
 
     Args:
         backend: by name.
-        problem: what is to be computed.
+        device: where.
+        kind: of the products; empty where there are none, as in row-wise kernels.
+        dim: D.
 
     Raises:
         RuntimeError: it may not be taken, where ``HYPERKERN_CHECK=require`` asks for it.
         ValueError: ``HYPERKERN_CHECK`` is unknown.
     """
-    device, scope = problem.device, scope_of(problem)
+    scope = Scope(kind or ROWS, class_of(dim))
     found = _verdicts.get((backend, device, scope))
     if found is None:
         if torch.compiler.is_compiling():  # what is traced is chosen again when it runs
@@ -90,7 +89,7 @@ def verdict(backend: str, problem: Problem) -> Verdict:
         with _checking:
             found = _verdicts.get((backend, device, scope))
             if found is None:
-                found = _find(backend, device, scope, problem.dim)
+                found = _find(backend, device, scope, dim)
                 if found.settled:
                     _verdicts[backend, device, scope] = found
     if found.usable:
@@ -175,8 +174,8 @@ def _check(machine: Machine, device: torch.device, scope: Scope, dim: int) -> Re
             *(machine.backend, machine.device, scope, LIMIT, ENVIRONMENT_VARIABLE),
         )
         of_call = (dim, scope.other(dim))
-        request = process.Request(machine.backend, str(device), scope, of_call, "first-use", torch.get_num_threads())
-        outcome = process.run(request, LIMIT)
+        where = (machine.backend, str(device), machine.device)
+        outcome = process.run(process.Request(*where, scope, of_call, "first-use", torch.get_num_threads()), LIMIT)
         if outcome.status == "not checked":
             return f"not checked: {outcome.reason}"
         keep(machine, scope, outcome.record)

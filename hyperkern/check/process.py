@@ -22,7 +22,7 @@ MARK = "hyperkern check: "
 # Nothing on the way to the first import may come from the folder that a user happens to be in.
 _COMMAND = (
     "import sys; sys.path.pop(0); import json; request = json.load(sys.stdin); sys.path[:] = request['path']; "
-    "from hyperkern.check.child import main; main(request)"
+    "from hyperkern.correctness.child import main; main(request)"
 )
 
 
@@ -54,14 +54,16 @@ class Request(NamedTuple):
     Attributes:
         backend: by name.
         device: as text.
+        name: of the device, which must be that in the child as well.
         scope: what is to be covered.
         dims: the D that are taken, all of the scope's class.
-        depth: ``first-use``, ``quick`` or ``full``, see ``cases.py``.
+        depth: ``first-use``, ``quick`` or ``full``, see `hyperkern.correctness.cases`.
         threads: of PyTorch on a CPU.
     """
 
     backend: str
     device: str
+    name: str
     scope: Scope
     dims: tuple[int, ...]
     depth: str
@@ -166,6 +168,8 @@ def run(
 
 
 def _start(request: Request, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    if not sys.executable or getattr(sys, "frozen", False):  # it would start the program again
+        raise ValueError("this program has no Python interpreter to start")
     environment = {
         **os.environ,
         "HYPERKERN_CHECK": "off",  # whatever it computes, it checks nothing on the way

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from ..backends import Problem
+from typing import NamedTuple
 
 # How a kernel multiplies, see `hyperkern.backends.common.precision.product_kind`; and the row-wise kernels, which
 # multiply nothing and are the same for all.
@@ -63,8 +60,3 @@ class Scope(NamedTuple):
 def class_of(dim: int) -> int:
     """The class of a D."""
     return next((most for most in DIMS if dim <= most), 0)
-
-
-def scope_of(problem: Problem) -> Scope:
-    """What has to be right for a problem."""
-    return Scope(problem.kind or ROWS, class_of(problem.dim))

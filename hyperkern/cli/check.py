@@ -14,8 +14,8 @@ from ..files import OutputError, check_outputs, write_files
 if TYPE_CHECKING:
     import torch
 
-    from ..check.everything import Job
     from ..check.process import Row
+    from ..correctness.everything import Job
 
 COMMAND = "hyperkern check"
 NAMES = ("cuda", "triton", "reference")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from ..bench.table import print_table
-    from ..check import everything, report
+    from ..correctness import everything, report
     from .progress import progress_bar
 
     if args.jobs < 1:
@@ -129,7 +129,7 @@ class _Cases:
 
     def add(self, job: Job, row: Row) -> None:
         """Appends it to the file, whole."""
-        from ..check import report
+        from ..correctness import report
 
         if self._path is not None:
             text = json.dumps(report.line(job, row), ensure_ascii=False, allow_nan=False)

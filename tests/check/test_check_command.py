@@ -16,12 +16,13 @@ from conftest import usable
 from test_first_use import fake  # noqa: F401, a fixture
 
 from hyperkern import backends
-from hyperkern.check import everything, first_use, process, records, report
-from hyperkern.check.everything import Job, Result
+from hyperkern.check import first_use, process, records
 from hyperkern.check.process import Outcome, Row
 from hyperkern.check.scope import DIMS, PRODUCTS, Scope
 from hyperkern.cli import check as command
 from hyperkern.cli import main
+from hyperkern.correctness import everything, report
+from hyperkern.correctness.everything import Job, Result
 
 ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda", 0)

@@ -263,6 +263,11 @@ def test_no_memory_counts_for_an_hour(fake: Callable, checked: list) -> None:
     assert records.read(machine) == {}
     records.write(machine, {SCOPE: record._replace(date=records.now())})
     assert records.read(machine)[SCOPE.key].status == "no memory"
+    # Nor does it if not even the compilers came to an end; a kernel that hangs hangs again.
+    records.write(machine, {SCOPE: record._replace(status="timed out")})
+    assert records.read(machine) == {}
+    records.write(machine, {SCOPE: record._replace(status="timed out", cases=1)})
+    assert records.read(machine)[SCOPE.key].status == "timed out"
     records.write(machine, {SCOPE: record._replace(status="failed")})
     assert records.read(machine)[SCOPE.key].age.endswith("days ago")
 
@@ -414,6 +419,24 @@ def test_no_process_can_be_started(fake: Callable, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.warns(UserWarning, match=r"not checked: no process could be started for it \(.*No such file"):
         hyperkern.uniformity(x())
+
+
+def test_a_program_without_an_interpreter_is_not_started_again(
+    fake: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake("right")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.warns(UserWarning, match="this program has no Python interpreter to start"):
+        hyperkern.uniformity(x())
+    assert fake_backends.checks(tmp_path) == 0
+
+
+def test_another_gpu_in_the_child_is_not_checked(fake: Callable) -> None:
+    fake("right")
+    request = process.Request("fake", "cpu", "NVIDIA H100", SCOPE, (16,), "quick", 1)
+    outcome = process.run(request, 120)
+    assert (outcome.status, outcome.rows) == ("not checked", [])
+    assert outcome.reason == "cpu is another GPU in a new process, cpu"
 
 
 def test_the_folder_that_a_user_is_in_is_not_imported_from(

@@ -476,6 +476,80 @@ MUTANTS = [
         "[]",
         "backends/test_select.py::test_a_backend_that_is_not_verified_here_is_taken_by_name_alone",
     ),
+    # Checks of the kernels.
+    _mutant(
+        "kernels that failed their check are used",
+        "check/first_use.py",
+        'if record.status == "passed":',
+        "if record.status:",
+        "check/test_first_use.py::test_how_a_first_use_ends[wrong in one element]",
+    ),
+    _mutant(
+        "a check begins while a graph is captured",
+        "check/first_use.py",
+        'if device.type == "cuda" and torch.cuda.is_current_stream_capturing():',
+        "if False:",
+        "check/test_first_use.py::test_not_while_a_graph_is_captured",
+    ),
+    _mutant(
+        "two processes check at once",
+        "check/first_use.py",
+        "lock.acquire(timeout=WAIT)",
+        "lock = None",
+        "check/test_first_use.py::test_processes_wait_for_one_check",
+    ),
+    _mutant(
+        "a record counts whatever it is of",
+        "check/records.py",
+        'or content["machine"] != key._asdict()',
+        "",
+        "check/test_first_use.py::test_a_damaged_record_does_not_count",
+    ),
+    _mutant(
+        "what is no number is right",
+        "correctness/cases.py",
+        "if not error <= allowed:",
+        "if error > allowed:",
+        "check/test_first_use.py::test_how_a_first_use_ends[nan in the last row]",
+    ),
+    _mutant(
+        "a primitive may be off by a thousandth",
+        "correctness/cases.py",
+        "_EXACT = 2.0**-18",
+        "_EXACT = 2.0**-9",
+        "check/test_first_use.py::test_how_a_first_use_ends[wrong in one element]",
+    ),
+    _mutant(
+        "repeats are not compared",
+        "correctness/cases.py",
+        "if not all(torch.equal(a, b) for a, b in pairs):",
+        "if not pairs:",
+        "check/test_first_use.py::test_how_a_first_use_ends[not deterministic]",
+    ),
+    _mutant(
+        "a check that is interrupted runs on",
+        "check/process.py",
+        """            if child.poll() is None:  # the caller was interrupted
+                _kill(child)
+                child.wait()
+""",
+        "",
+        "check/test_first_use.py::test_an_interrupt_ends_the_check_and_records_nothing",
+    ),
+    _mutant(
+        "a choice that is not settled is kept",
+        "backends/__init__.py",
+        "return backend if settled else None",
+        "return backend",
+        "check/test_first_use.py::test_not_while_a_graph_is_captured",
+    ),
+    _mutant(
+        "right of one D is right of its class",
+        "correctness/everything.py",
+        'if outcome.status == "passed" and not {*job.scope.samples()} <= {*job.dims}:',
+        "if False:",
+        "check/test_check_command.py::test_what_is_kept_of_it",
+    ),
     # Triton's kernels.
     _mutant(
         "the series of softplus is two terms shorter",

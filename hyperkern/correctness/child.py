@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from .. import backends
+from ..check.process import MARK
+from ..check.scope import Scope
 from .cases import Case, Checked, cases, setting_of
-from .process import MARK
-from .scope import Scope
 
 # Compilers of a child; Triton's leave the interpreter's lock for most of their time.
 _MOST_COMPILERS = 8
@@ -33,6 +33,8 @@ def main(request: dict[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
     device = torch.device(request["device"])
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except RuntimeError as error:
         if _out_of_memory(error):
@@ -42,6 +44,10 @@ def main(request: dict[str, Any]) -> None:
             answer({"status": "not checked", "reason": reason})
         else:
             answer({"status": "failed", "reason": f"PyTorch cannot use {device}: {_first_line(error)}"})
+        return
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if name != request["name"]:  # the environment has changed since the parent took its GPUs
+        answer({"status": "not checked", "reason": f"{device} is another GPU in a new process, {name}"})
         return
     os.environ[backends.ENVIRONMENT_VARIABLE] = request["backend"]
     scope = Scope(*request["scope"])

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 
 from .. import backends
+from ..check import first_use, process, records
+from ..check.process import Outcome, Request, Row
+from ..check.scope import DIMS, PRODUCTS, Scope
 from ..spec import PairSpec
-from . import first_use, process, records
-from .process import Outcome, Request, Row
-from .scope import DIMS, PRODUCTS, Scope
 
 # Seconds for one process; what compiles on a slow machine may take many times the limit of a first use.
 LIMIT = 900.0
@@ -89,7 +89,8 @@ def check(
     threads, stop = max(1, torch.get_num_threads() // parallel), process.Stop()
 
     def run(job: Job) -> Result:
-        request = Request(job.backend, str(job.device), job.scope, job.dims, depth, threads)
+        name = records.machine(job.backend, job.device).device
+        request = Request(job.backend, str(job.device), name, job.scope, job.dims, depth, threads)
         return Result(job, process.run(request, LIMIT, lambda row: report(job, row), stop))
 
     with ThreadPoolExecutor(parallel) as pool:

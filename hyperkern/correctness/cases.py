@@ -18,8 +18,8 @@ from torch import Tensor
 from .. import losses
 from ..backends import load
 from ..bench import gate, registry
+from ..check.scope import ROWS, Scope
 from . import primitives
-from .scope import ROWS, Scope
 
 # What is allowed of the largest entry, whatever PyTorch's own error: where an operand is rounded to the dtype of the
 # products, some of its last digits; of what is float32 throughout, less.
@@ -94,8 +94,8 @@ SIZES = {
     ("cpu", "first-use"): Sizes(((37, 21),), (19,), 4, 70, 2),
     ("cpu", "quick"): Sizes(((37, 21),), (19,), 4, 70, 2),
     ("cpu", "full"): Sizes(((37, 21),), (2, 19), 6, 70, 2),
-    ("cuda", "first-use"): Sizes(((257, 130), (256, 128)), (127, 256), 4, 4099, 10),
-    ("cuda", "quick"): Sizes(((257, 130), (256, 128)), (127, 256), 4, 4099, 10),
+    ("cuda", "first-use"): Sizes(((257, 130), (256, 128)), (127, 256), 3, 4099, 10),
+    ("cuda", "quick"): Sizes(((257, 130), (256, 128)), (127, 256), 3, 4099, 10),
     ("cuda", "full"): Sizes(((1, 1), (257, 130), (256, 128), (1000, 777)), (2, 127, 256, 500, 1111), 6, 20011, 100),
 }
 
@@ -117,7 +117,8 @@ def cases(backend: str, device: torch.device, scope: Scope, dims: Sequence[int],
         few = depth != "full" and dim != dims[0]
         yield from _of_rows(backend, device, dim, sizes)
         if scope.kind != ROWS:
-            yield from _of_primitives(backend, device, scope.kind, dim, sizes._replace(patterns=2) if few else sizes)
+            patterns = primitives.PATTERNS[: 1 if few else sizes.patterns]
+            yield from _of_primitives(backend, device, scope.kind, dim, sizes, patterns)
             yield from _of_losses(device, scope.kind, dim, sizes, _MANY_ROWS if few else registry.CASES)
         if scope.kind != ROWS and not few:
             yield from _of_many_rows(backend, device, scope.kind, dim, sizes)
@@ -135,8 +136,10 @@ def _of_rows(backend: str, device: torch.device, dim: int, sizes: Sizes) -> Iter
         yield Case(f"rows, {_name(dtype)}", f"2 × {rows} × {dim}", run, compiles=rows == sizes.rows[0])
 
 
-def _of_primitives(backend: str, device: torch.device, kind: str, dim: int, sizes: Sizes) -> Iterator[Case]:
-    for (m, n), pattern in itertools.product(sizes.pairs, primitives.PATTERNS[: sizes.patterns]):
+def _of_primitives(
+    backend: str, device: torch.device, kind: str, dim: int, sizes: Sizes, patterns: Sequence[primitives.Pattern]
+) -> Iterator[Case]:
+    for (m, n), pattern in itertools.product(sizes.pairs, patterns):
         for name in primitives.functions_of(pattern):
             run = functools.partial(_primitive, backend, device, kind, name, pattern, (m, n, dim))
             shape = f"{primitives.BATCH} × {m} × {m if pattern.symmetric else n} × {dim}"

@@ -55,10 +55,11 @@ class Pattern(NamedTuple):
         return ", ".join([*words, *(["weighted"] if self.weighted else [])])
 
 
+# The most telling first: a first use takes some of them.
 PATTERNS = (
-    Pattern(False, "none", True, False),
     Pattern(True, "self", True, False),
     Pattern(False, "self", False, True),
+    Pattern(False, "none", True, False),
     Pattern(False, "same_id", True, False),
     Pattern(True, "self", False, True),
     Pattern(True, "same_id", True, False),

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from . import records
+from ..check import records
+from ..check.process import Row
 from .everything import Job, Result
-from .process import Row
 
 SCHEMA = 1
 HEADS = ("backend", "what", "sizes", "products", "error", "allowed", "of allowed", "s", "")
