@@ -19,7 +19,9 @@ from benchmarks.plan.run import GRACE, PYTHON, ROOT, ROWS, Run, Session, Step, r
 from benchmarks.plan.steps import ALL_LOSSES, BUDGETS, PLAN
 from hyperkern import backends
 from hyperkern.bench import registry
+from hyperkern.cli import main
 
+registry.load_all()  # before tests are collected that run over all of them
 SCRIPT = ROOT / "benchmarks/gpu_check.sh"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
 
@@ -71,8 +73,20 @@ def test_steps_are_in_the_order_of_evidence() -> None:
         dict.fromkeys(name.rsplit("-", 1)[0] if name.endswith(("-cuda", "-triton")) else name for name in names)
     )
     assert groups == [
-        *("build", "info", "tile", "warm", "large", "candidates", "small", "warm-compiled", "compiled"),
-        *("panels", "moco", "gate", "tests", "million", "memcheck", "initcheck", "synccheck"),
+        *("build", "info", "tile", "warm", "large", "candidates", "small"),
+        *(
+            "warm-compiled",
+            "compiled-first",
+            "compiled-others",
+            "panels",
+            "moco",
+            "gate",
+            "tests",
+            "million",
+            "memcheck",
+            "initcheck",
+            "synccheck",
+        ),
     ]
 
 
@@ -93,8 +107,21 @@ def test_every_step_has_what_it_needs() -> None:
             if run is not None and {"hyperkern", "benchmarks.first_tile", "benchmarks.candidates"} & {*run.command}:
                 measures = "bench" in run.command or "check" in run.command or "benchmarks" in run.command[2]
                 assert (ROWS in run.command) == (measures and step.name != "warm-compiled")
-    registry.load_all()
     assert set(ALL_LOSSES) == {name for name, case in registry.CASES.items() if case.truth is not None}
+
+
+@pytest.mark.parametrize("mode", ["full", "smoke"])
+def test_benchmarks_have_something_to_measure(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their arguments as the command takes them, with the plan of a GPU that need not be here."""
+    words = {step.name: list(run.command) for step in PLAN if (run := step.of(mode)) and "bench" in run.command}
+    assert words
+    for name, command_of in words.items():
+        arguments = [w.replace("EACH", "siglip") for w in command_of[command_of.index("bench") :]]
+        if name != "warm-compiled":
+            assert (arguments.pop(), arguments.pop()) == (ROWS, "--jsonl")
+        assert main([*arguments, "--plan"]) == 0
+        rows = int(capsys.readouterr().out.strip().split("\n")[-1].split(" rows, about ")[0])
+        assert rows >= 1 + name.startswith(("large", "small", "compiled", "panels")), name
 
 
 # What made-up steps do.
@@ -384,7 +411,7 @@ def test_a_kernel_that_fails_is_reported(fatal: bool, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("backend", [pytest.param(name, marks=usable(name)) for name in ("cuda", "triton")])
 def test_every_step_runs(backend: str, tmp_path: Path) -> None:
     """The plan as it is, walked through; with one thread, since the processes of a step share two cores."""
-    others = ["info", "candidates", "warm-compiled", "compiled"] if backend == "triton" else []
+    others = ["info", "candidates", "warm-compiled", "compiled-first"] if backend == "triton" else []
     result = started("--cpu", f"*-{backend}", *others, out=tmp_path / "out", OMP_NUM_THREADS="1")
     found = result_of(tmp_path)
     of = {step["name"]: step for step in found["steps"]}
