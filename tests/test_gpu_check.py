@@ -132,9 +132,9 @@ HANGS = "print('hanging', flush=True); time.sleep(600)"
 KILLED = """
 import signal, subprocess
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
 with open(sys.argv[1], 'a') as file:
-    file.write('{"n": 2}\\n{"n": 3}\\nno row\\n{"n": 4, "torn')
+    file.write('{"n": 2}\\n{"n": %d}\\nno row\\n{"n": 4, "torn' % child.pid)
 print('written', flush=True)
 time.sleep(600)
 """
@@ -161,6 +161,14 @@ def session(folder: Path, budget: float = 300.0) -> Session:
         (folder / name).mkdir()
     missing = {"there": lambda: None, "extension": lambda: "kernels.so is not built"}
     return Session("full", budget, folder / "out", folder / "scratch", {"device": "none"}, missing)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there, and no more than an entry that nobody has asked for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def result_of(folder: Path) -> dict:
@@ -211,8 +219,10 @@ def test_what_one_step_loses_no_other_does(tmp_path: Path, capfdbinary: pytest.C
     assert of["patient"]["reason"] == "took longer than 2 s"
     assert of["lacks"]["reason"] == "kernels.so is not built"
     assert of["absent"]["reason"].startswith("cannot be started: No such file")
-    numbers = [("prints", 1), ("killed", 2), ("killed", 3), ("patient", 5), ("last", 1)]
+    child = found["rows"][2]["n"]
+    numbers = [("prints", 1), ("killed", 2), ("killed", child), ("patient", 5), ("last", 1)]
     assert found["rows"] == [{"step": step, "n": n} for step, n in numbers]
+    assert not runs(child)
     log = (tmp_path / "out/log.txt").read_bytes()
     assert b"strange \xff\xfe\n" in log
     assert b"== killed: what killed shows\nwritten\n" in log
@@ -354,6 +364,18 @@ def test_the_first_tile_names_the_element(
     nan = first_tile.run_kernel(kernel, [tile(Wrong(function, output, index, float("nan")))])
     assert nan is not None
     assert (nan["index"], nan["got"]) == (row_and_column, "nan")
+
+
+def test_the_first_of_several_wrong_elements_is_named() -> None:
+    want = torch.arange(12.0).view(3, 4)
+    got = want.clone()
+    got[1, 2] = got[2, 0] = -1
+    found = first_tile.first_wrong(first_tile.Check(got, want, 0))
+    assert found is not None
+    assert (found["index"], found["expected"], found["got"]) == ((1, 2), 6.0, -1.0)
+    assert found["reason"] == "at (1, 2): -1, expected 6; 2 of 12 wrong"
+    other = first_tile.first_wrong(first_tile.Check(got[:2], want, 0))
+    assert other == {"reason": "shape (2, 4), expected (3, 4)"}
 
 
 def test_logits_of_the_first_tile_are_apart() -> None:
