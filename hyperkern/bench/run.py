@@ -6,7 +6,7 @@ import gc
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from .registry import CASES, Setup
 from .result import SCHEMA, Result, Row, row, timed, with_baselines
 
 Progress = Callable[[int, int], None]
+Finished = Callable[[Sequence[Row]], None]
 # The error that the gate found, or how an implementation failed there.
 Gated = dict[tuple[Setup, str, str], "float | gate.GateFailure | None"]
 # The value at full size may be further from the baseline's than few rows are from the truth: longer sums.
@@ -34,12 +35,16 @@ LONG = 4.0
 FEWEST_RATES = 5
 
 
-def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result:
+def run(
+    matrix: Matrix, progress: Progress = lambda done, total: None, finished: Finished = lambda rows: None
+) -> Result:
     """Measures a matrix.
 
     Args:
         matrix: what is asked for, checked.
         progress: called with the rows done and the rows of all.
+        finished: called with the rows of each group as soon as it is measured: they are complete, baselines included,
+            since a row and its baseline are in one group.
     """
     machine = describe(matrix.device)
     points = list(groups(matrix))
@@ -59,17 +64,18 @@ def run(matrix: Matrix, progress: Progress = lambda done, total: None) -> Result
         progress(done, total)
     rows: list[Row] = []
     for group in points:
-        rows += _measure(matrix, group, rates[group[0].setup.dtype], refusals, alone, gated)
+        measured = with_baselines(_measure(matrix, group, rates[group[0].setup.dtype], refusals, alone, gated))
+        finished(measured)
+        rows += measured
         done += len(group)
         progress(done, total)
     return {
         "schema": SCHEMA,
         "machine": machine,
         "limits": {
-            dtype: {**measured.limit()._asdict(), "best_flops": max(measured.found["flops"])}
-            for dtype, measured in rates.items()
+            dtype: {**rate.limit()._asdict(), "best_flops": max(rate.found["flops"])} for dtype, rate in rates.items()
         },
-        "rows": with_baselines(rows),
+        "rows": rows,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from ..bench.compare import Change
     from ..bench.matrix import Matrix
+    from ..bench.result import Row
 
 COMMAND = "hyperkern bench"
 REGRESSION = 3
@@ -49,6 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--plan", action="store_true", help="print cases, arithmetic, floors and total time, and end")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, to be compared with")
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="add each row there as soon as it is measured")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="set the run beside this result")
     _add_threshold(parser, 0.05)
@@ -119,16 +122,18 @@ def _guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
     except (BenchError, OutputError, OSError) as error:
         return _failed(2, f"error: {error}")
     except KeyboardInterrupt:
-        return _failed(130, "interrupted, nothing written")
+        measured = getattr(args, "jsonl", None) is not None
+        return _failed(130, "interrupted, nothing written" + (" but the rows measured so far" if measured else ""))
 
 
 def _bench(args: argparse.Namespace) -> int:
     import torch
 
+    from ..backends import ENVIRONMENT_VARIABLE
     from ..bench import registry
     from ..bench.machine import check_device, describe
     from ..bench.plan import lines, plan
-    from ..bench.result import as_csv, as_json, read
+    from ..bench.result import append, as_csv, as_json, read
     from ..bench.table import print_result
 
     registry.load_all()
@@ -147,14 +152,20 @@ def _bench(args: argparse.Namespace) -> int:
     from ..bench.run import run as measure
 
     inputs = [*args.load, *([] if args.baseline is None else [args.baseline])]
-    check_outputs({"json": args.json, "csv": args.csv, "html": args.html}, inputs)
+    check_outputs({"json": args.json, "csv": args.csv, "html": args.html, "jsonl": args.jsonl}, inputs)
     baseline = None if args.baseline is None else read(args.baseline)
     if baseline is not None:
         check_comparable(baseline, describe(matrix.device))
     if (warning := busy()) is not None:
         print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
+    backend = os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+    def finished(rows: Sequence[Row]) -> None:
+        if args.jsonl is not None:
+            append(args.jsonl, [{**row, "backend": backend} for row in rows])
+
     with progress_bar(COMMAND) as progress:
-        result = measure(matrix, progress)
+        result = measure(matrix, progress, finished)
     contents = {}
     for path, make in ((args.json, as_json), (args.csv, as_csv)):
         if path is not None:

@@ -13,7 +13,7 @@ from conftest import DEVICE, needs_cuda_kernels
 from torch import Tensor
 
 import hyperkern
-from benchmarks.gpu import MODES
+from benchmarks.first_tile import SIZES
 from hyperkern import backends
 from hyperkern.backends.cuda import library, operands, primitives, schedule
 from hyperkern.backends.cuda import step as whole_losses
@@ -256,18 +256,15 @@ def check_classes(m: int, n: int, dim: int, dtype: torch.dtype) -> None:
         assert (got - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
 
 
-@pytest.mark.parametrize("mode", ["quick", "full"])
-def test_the_gpu_check_fills_rings(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_check_fills_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many multiprocessors as an H200 has: what it repeats is more than a tile for each block of threads."""
     rings = Rings(launching=False)
     monkeypatch.setattr(primitives, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(primitives, "ops", lambda device: rings)
     spec = PairSpec(4.0, bounded=True, exclude="self", precision="bfloat16")
-    sizes = MODES[mode]
+    sizes = SIZES["full"]
     for dim in sizes.dims:
-        if dim > operands.CONTRACT_DIM:
-            continue
-        x = torch.zeros(1, sizes.gate_large[0], dim, dtype=torch.bfloat16, device=DEVICE)
+        x = torch.zeros(1, sizes.many, dim, dtype=torch.bfloat16, device=DEVICE)
         for need_x in (True, False):
             primitives.pairwise.energy(x, None, PairTerms(), spec, "exp", need_x=need_x, need_y=False)
         assert rings.laps.keys() == {("contract", 0), ("sums", 0)}

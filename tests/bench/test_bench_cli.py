@@ -160,6 +160,7 @@ def test_what_is_skipped_is_in_the_result(tmp_path: Path, capsys: pytest.Capture
         (["--load", "missing.py"], "argument --load: cannot read 'missing.py'"),
         (["--json", "no/such/folder/a.json"], "argument --json: no/such/folder is no folder"),
         (["--csv", "."], "argument --csv: is a folder, got '.'"),
+        (["--jsonl", "."], "argument --jsonl: is a folder, got '.'"),
         (["--json", "a", "--csv", "a"], "argument --csv: another result goes there too, got 'a'"),
         (["--baseline", "missing.json"], "cannot read 'missing.json': No such file"),
     ],
@@ -241,6 +242,39 @@ def test_an_interrupted_run_leaves_the_files_as_they_were(
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     assert out.read_text() == "old"
     assert "interrupted, nothing written" in capsys.readouterr().err
+
+
+def test_rows_are_in_the_file_as_soon_as_they_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines_file, whole = tmp_path / "rows.jsonl", tmp_path / "whole.json"
+    lines_file.write_text("{}\n")
+    two = ["--cases", "uniformity,clip", "--implementations", "hyperkern"]
+    monkeypatch.setenv("HYPERKERN_BACKEND", "reference")
+    assert main(["bench", *TINY, *two, "--jsonl", str(lines_file), "--json", str(whole)]) == 0
+    before, *found = map(json.loads, lines_file.read_text(encoding="utf-8").splitlines())
+    assert before == {}  # of the run before
+    assert found == [{**row, "backend": "reference"} for row in read(whole)["rows"]]
+    assert all(row["vs_baseline"] > 0 for row in found)
+    # What is interrupted in its second group has the rows of the first.
+    samples, calls = runs._samples, []
+
+    def interrupt(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return samples(*args)
+
+    monkeypatch.setattr(runs, "_samples", interrupt)
+    monkeypatch.delenv("HYPERKERN_BACKEND")
+    lines_file.unlink()
+    assert main(["bench", *TINY, *two, "--jsonl", str(lines_file)]) == 130
+    assert "interrupted, nothing written but the rows measured so far" in capsys.readouterr().err
+    rows = [json.loads(line) for line in lines_file.read_text(encoding="utf-8").splitlines()]
+    assert [(r["case"], r["implementation"], r["backend"]) for r in rows] == [
+        ("uniformity", "dense", None),
+        ("uniformity", "hyperkern", None),
+    ]
 
 
 def test_the_page_is_drawn_from_the_result(tmp_path: Path) -> None:
