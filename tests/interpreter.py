@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,14 @@ def interpret_faster() -> None:
         return
     _patch_once()
     _share_types()
+
+
+def site(folder: Path) -> str:
+    """A folder for the paths of other processes, in which they start with a faster interpreter."""
+    folder.mkdir(exist_ok=True)
+    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import interpreter; "
+    (folder / "sitecustomize.py").write_text(f"{code}interpreter.interpret_faster()\n", encoding="utf-8")
+    return str(folder)
 
 
 def _patch_once() -> None:

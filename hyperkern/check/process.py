@@ -21,8 +21,8 @@ from .scope import Scope
 MARK = "hyperkern check: "
 # Nothing on the way to the first import may come from the folder that a user happens to be in.
 _COMMAND = (
-    "import sys; sys.path.pop(0); import json; request = json.load(sys.stdin); sys.path[:] = request['path']; "
-    "from hyperkern.correctness.child import main; main(request)"
+    "import sys; sys.path.pop(0); import json; request = json.loads(sys.stdin.readline()); "
+    "sys.path[:] = request['path']; from hyperkern.correctness.child import main; main(request)"
 )
 
 
@@ -161,8 +161,10 @@ def run(
             if child.poll() is None:  # the caller was interrupted
                 _kill(child)
                 child.wait()
-            assert child.stdout is not None
-            child.stdout.close()
+            for pipe in (child.stdin, child.stdout):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         status, reason = _verdict(rows, last, late.is_set(), child.returncode, limit, errors)
     return Outcome(status, reason, rows, time.monotonic() - start)
 
@@ -192,9 +194,8 @@ def _answers(child: subprocess.Popen[bytes], request: Request, limit: float) -> 
     assert child.stdout is not None
     asked = {"path": sys.path, "limit": limit, **request._asdict()}
     with contextlib.suppress(BrokenPipeError):  # it has ended: its errors say why
-        child.stdin.write(json.dumps(asked).encode())
-    with contextlib.suppress(BrokenPipeError):
-        child.stdin.close()
+        child.stdin.write(f"{json.dumps(asked)}\n".encode())
+        child.stdin.flush()  # and it stays open: the child ends where nobody holds the other end
     for line in child.stdout:
         text = line.decode(errors="replace")
         if text.startswith(MARK) and text.endswith("\n"):

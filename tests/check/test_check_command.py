@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fake_backends
+import interpreter
 import pytest
 import torch
 from conftest import usable
@@ -200,16 +201,10 @@ def test_an_interrupt_ends_all_that_run(fake: Callable, small: None, monkeypatch
     assert all(child.returncode == -9 for child in started)
 
 
-# The interpreter in half of its time, as in these tests themselves.
-FASTER = f"import sys; sys.path.append({str(ROOT / 'tests')!r}); import interpreter; interpreter.interpret_faster()\n"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [pytest.param(name, marks=usable(name)) for name in ("cuda", "triton")])
 def test_the_kernels_without_a_gpu(backend: str, tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(FASTER if backend == "triton" else "")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([interpreter.site(tmp_path / "site"), str(ROOT)])}
     written = tmp_path / "report.json"
     options = ["--backend", backend, "--device", "cpu", "--json", str(written)]
     run = functools.partial(subprocess.run, capture_output=True, text=True, env=environment)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,6 +413,26 @@ def test_an_interrupt_ends_the_check_and_records_nothing(fake: Callable, monkeyp
     assert records.read(records.machine("fake", CPU)) == {}
     with first_use.locked(records.machine("fake", CPU)) as free:
         assert free
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look into")
+def test_a_check_ends_with_who_asked_for_it(tmp_path: Path) -> None:
+    asking = start(tmp_path, "hangs")
+    while not fake_backends.checks(tmp_path):
+        assert asking.poll() is None
+        time.sleep(0.1)
+    child = int((tmp_path / "checks").read_text())
+    asking.kill()
+    asking.communicate()
+    while _runs(child):  # its kernel would never end
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_no_process_can_be_started(fake: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
