@@ -127,7 +127,7 @@ def _find(backend: str, device: torch.device, scope: Scope, dim: int) -> Verdict
 
 def known(machine: Machine) -> dict[str, Record]:
     """The records of a machine, by `Scope.key`."""
-    return _found.get(machine, {}) | records.read(machine)
+    return records.read(machine) | _found.get(machine, {})
 
 
 def told(backend: str, device: torch.device) -> list[str]:
@@ -175,7 +175,7 @@ def _check(machine: Machine, device: torch.device, scope: Scope, dim: int) -> Re
         )
         of_call = (dim, scope.other(dim))
         where = (machine.backend, str(device), machine.device)
-        outcome = process.run(process.Request(*where, scope, of_call, "first-use", torch.get_num_threads()), LIMIT)
+        outcome = process.run(process.Request(*where, scope, of_call, "quick", torch.get_num_threads()), LIMIT)
         if outcome.status == "not checked":
             return f"not checked: {outcome.reason}"
         keep(machine, scope, outcome.record)

@@ -18,6 +18,7 @@ from . import records
 from .records import Record
 from .scope import Scope
 
+_SIGKILL = 9  # for which Windows has no name
 MARK = "hyperkern check: "
 # Nothing on the way to the first import may come from the folder that a user happens to be in.
 _COMMAND = (
@@ -57,7 +58,7 @@ class Request(NamedTuple):
         name: of the device, which must be that in the child as well.
         scope: what is to be covered.
         dims: the D that are taken, all of the scope's class.
-        depth: ``first-use``, ``quick`` or ``full``, see `hyperkern.correctness.cases`.
+        depth: ``quick``, as at a first use, or ``full``, see `hyperkern.correctness.cases`.
         threads: of PyTorch on a CPU.
     """
 
@@ -146,9 +147,9 @@ def run(
             _kill(child)
 
         timer = threading.Timer(limit, end)
-        timer.start()
         try:
-            for line in _answers(child, request, limit):
+            timer.start()
+            for line in _answers(child, request):
                 if "what" in line:
                     rows.append(Row(**line))
                     report(rows[-1])
@@ -176,6 +177,7 @@ def _start(request: Request, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         **os.environ,
         "HYPERKERN_CHECK": "off",  # whatever it computes, it checks nothing on the way
         "HYPERKERN_BACKEND": "",
+        "PYTHONWARNINGS": "ignore",  # nobody sees them, and as errors they would be failures
     }
     if request.device == "cpu":
         environment["TRITON_INTERPRET"] = "1"
@@ -189,10 +191,10 @@ def _start(request: Request, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     )
 
 
-def _answers(child: subprocess.Popen[bytes], request: Request, limit: float) -> Iterator[dict[str, Any]]:
+def _answers(child: subprocess.Popen[bytes], request: Request) -> Iterator[dict[str, Any]]:
     assert child.stdin is not None
     assert child.stdout is not None
-    asked = {"path": sys.path, "limit": limit, **request._asdict()}
+    asked = {"path": [os.fspath(entry) for entry in sys.path], **request._asdict()}
     with contextlib.suppress(BrokenPipeError):  # it has ended: its errors say why
         child.stdin.write(f"{json.dumps(asked)}\n".encode())
         child.stdin.flush()  # and it stays open: the child ends where nobody holds the other end
@@ -207,7 +209,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     """With all that it has started; whatever is left of its session."""
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
-            os.killpg(child.pid, signal.SIGKILL)
+            os.killpg(child.pid, _SIGKILL)
         else:
             child.kill()
 
@@ -226,11 +228,12 @@ def _verdict(
         return "timed out", f"it had not ended after {limit:.0f} s{behind}"
     if last.get("done") and status == 0:
         return "passed", ""
-    if status == -signal.SIGKILL:
+    if status == -_SIGKILL:
         return "no memory", f"its process was killed{behind}, as the system does when memory runs out"
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()
-    cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    names = {number.value: number.name for number in signal.Signals}
+    cause = f"signal {names.get(-status, -status)}" if status < 0 else f"status {status}"
     return "crashed", f"its process ended with {cause}{behind}" + (f": {lines[-1][:200]}" if lines else "")
 
 

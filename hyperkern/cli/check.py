@@ -105,6 +105,8 @@ def _check(args: argparse.Namespace) -> int:
     results.sort(key=lambda result: jobs.index(result.job))
     if args.json is not None:
         write_files({args.json: report.as_json(results, missing)})
+    for name in names:
+        print(report.described(name, device))
     print_table(report.HEADS, report.cells(results), report.WORDS)
     print("error, allowed: of the largest element of a result, where that is the largest share of what is allowed")
     wrong = [result for result in results if result.outcome.status != "passed"]

@@ -91,10 +91,8 @@ class Sizes(NamedTuple):
 
 # On a CPU kernels are interpreted or emulated, a thousand times slower: there the check itself is tested.
 SIZES = {
-    ("cpu", "first-use"): Sizes(((37, 21),), (19,), 4, 70, 2),
     ("cpu", "quick"): Sizes(((37, 21),), (19,), 4, 70, 2),
     ("cpu", "full"): Sizes(((37, 21),), (2, 19), 6, 70, 2),
-    ("cuda", "first-use"): Sizes(((257, 130), (256, 128)), (127, 256), 3, 4099, 10),
     ("cuda", "quick"): Sizes(((257, 130), (256, 128)), (127, 256), 3, 4099, 10),
     ("cuda", "full"): Sizes(((1, 1), (257, 130), (256, 128), (1000, 777)), (2, 127, 256, 500, 1111), 6, 20011, 100),
 }
@@ -108,7 +106,7 @@ def cases(backend: str, device: torch.device, scope: Scope, dims: Sequence[int],
         device: where.
         scope: what is covered.
         dims: the D that are taken.
-        depth: ``first-use``, ``quick`` or ``full``.
+        depth: ``quick``, as at a first use, or ``full``.
     """
     registry.load_all()
     sizes = SIZES[device.type, depth]

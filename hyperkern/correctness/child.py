@@ -50,6 +50,8 @@ def main(request: dict[str, Any]) -> None:
     os.environ[backends.ENVIRONMENT_VARIABLE] = request["backend"]
     scope = Scope(*request["scope"])
     torch.set_float32_matmul_precision(setting_of(scope.kind))  # for good: threads share it
+    # Then memory comes filled with nan, so that an element that is never written is seen.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     todo = list(cases(request["backend"], device, scope, request["dims"], request["depth"]))
     try:
         if device.type == "cuda":

@@ -22,6 +22,15 @@ WORDS = 4  # columns that are no figures
 _FOLDERS = re.compile(r"(?<![\w./])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"`:;,()]+[/\\])+")
 
 
+def described(backend: str, device: torch.device) -> str:
+    """What was checked, with all that its record depends on."""
+    machine = records.machine(backend, device)
+    words = [machine.device, f"compute capability {machine.capability}", f"driver {machine.driver}"]
+    of_device = words if machine.capability else ["a CPU, interpreted" if backend == "triton" else "a CPU"]
+    triton = f", triton {machine.triton}" if machine.triton else ""
+    return f"{backend} {machine.digest[:12]} on {', '.join(of_device)}; torch {machine.torch}{triton}"
+
+
 def line(job: Job, row: Row) -> dict[str, Any]:
     """A case, as it ends."""
     fields = row._asdict() | {"reason": without_folders(row.reason)}

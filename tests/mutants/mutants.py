@@ -520,6 +520,13 @@ MUTANTS = [
         "check/test_first_use.py::test_how_a_first_use_ends[wrong in one element]",
     ),
     _mutant(
+        "memory comes as it is in a check",
+        "correctness/child.py",
+        "torch.use_deterministic_algorithms(True, warn_only=True)",
+        "torch.use_deterministic_algorithms(False)",
+        "check/test_first_use.py::test_how_a_first_use_ends[never writes a row]",
+    ),
+    _mutant(
         "repeats are not compared",
         "correctness/cases.py",
         "if not all(torch.equal(a, b) for a, b in pairs):",
