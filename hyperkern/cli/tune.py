@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
         help="measure the Triton kernels' block sizes on this GPU and write them as a data file",
         description="Measures the block sizes of every Triton kernel on the current GPU and writes the fastest to the "
         "data file of its architecture. Nothing is tuned when a loss is computed: without this file the nearest entry "
-        "that the package ships is used. A tuned file counts as unchecked until benchmarks/gpu_check.sh has passed.",
+        "that the package ships is used. What a tuned file makes of the kernels is checked at their next first use.",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: over the package's file)")
     parser.add_argument("--rows", type=int, default=16384, metavar="N", help="rows measured (default %(default)s)")

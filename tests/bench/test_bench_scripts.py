@@ -1,4 +1,4 @@
-"""The scripts of three questions on a CPU: what they make of times, what their files keep, and that they run."""
+"""The scripts of four questions on a CPU: what they make of times, what their files keep, and that they run."""
 
 import json
 import os
@@ -243,3 +243,14 @@ class TestBusy:
             busy.main(options)
         assert error.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_choice_of_a_backend_is_measured(tmp_path: Path) -> None:
+    # In a process of its own: it puts another backend in front.
+    out = tmp_path / "choice.json"
+    command = [sys.executable, "-m", "benchmarks.choice", "--rounds", "2", "--json", str(out)]
+    subprocess.run(command, cwd=Path(benchmarks.__file__).parents[1], check=True, capture_output=True)
+    rows = {row["choice"]: row for row in json.loads(out.read_text())["rows"]}
+    assert {"again, recorded", "again, committed", "anew, recorded", "anew, committed"} <= rows.keys()
+    assert all(row["median_us"] > 0 for name, row in rows.items() if "costs" not in name)
+    assert all(len(row["samples_us"]) == 2 for name, row in rows.items() if "costs" not in name)
