@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one command on a machine with an NVIDIA GPU: a plan of steps (benchmarks/plan/steps.py), each a process with a
 # time limit. Needs no network and no installation.
-#   benchmarks/gpu_check.sh [--smoke | --cpu] [STEP...]
+#   [PYTHON=python3] [OUT_DIR=folder] benchmarks/gpu_check.sh [--smoke | --cpu] [STEP...]
 # All within 9 minutes, --smoke within one; --cpu walks through the plan without a GPU. A STEP is a name or a pattern.
 # Results: result.json, rows.jsonl and log.txt in $OUT_DIR, or in benchmarks/results/<gpu>/<commit>.
 set -uo pipefail

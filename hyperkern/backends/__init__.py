@@ -330,7 +330,9 @@ def backend_info() -> dict[str, Any]:
         "forced": os.environ.get(ENVIRONMENT_VARIABLE) or None,
         "check": first_use.mode(),
         "backends": reasons,
-        "records": {name: _records(name) for name in PRIORITY if gpus and not reasons[name]["cuda"]},
+        "records": {
+            name: _records(name) for name in PRIORITY if gpus and name != "reference" and not reasons[name]["cuda"]
+        },
     }
 
 

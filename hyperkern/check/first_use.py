@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -56,6 +57,12 @@ _SAID = {
 }
 
 
+_ADVICE = (
+    "The next backend computes instead, plain PyTorch at last, which is slower. `hyperkern check --backend {0}` checks "
+    "again and says more; with --json report.json it makes a file to report it with"
+)
+
+
 def mode() -> str:
     """What ``HYPERKERN_CHECK`` says: one of `MODES`.
 
@@ -96,11 +103,21 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
         return found
     text = f"the {backend} kernels are not used on {device} for {scope}: {found.reason}"
     if mode() == "require":
-        raise RuntimeError(f"{ENVIRONMENT_VARIABLE}=require: {text}")
-    if text not in _warned and mode() != "off":
+        raise RuntimeError(f"{ENVIRONMENT_VARIABLE}=require: {text}. {_ADVICE.format(backend)}")
+    if mode() == "off":
+        _log.info(text)
+    elif text not in _warned:
         _warned.add(text)
-        warnings.warn(f"{text}; `hyperkern check --backend {backend}` says more, and checks again", stacklevel=2)
+        warnings.warn(f"{text}. {_ADVICE.format(backend)}", stacklevel=_frames_of_libraries())
     return found
+
+
+def _frames_of_libraries() -> int:
+    """How far up the stack the caller of the library is: that is where a warning belongs."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("hyperkern", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _find(backend: str, device: torch.device, scope: Scope, dim: int) -> Verdict:
@@ -170,7 +187,7 @@ def _check(machine: Machine, device: torch.device, scope: Scope, dim: int) -> Re
         if found is not None:
             return found
         _log.warning(
-            "checking the %s kernels on %s for %s, once: up to %.0f s (%s=off leaves it out)",
+            "checking the %s kernels on %s for %s, once: up to %.0f s (%s=off takes plain PyTorch instead)",
             *(machine.backend, machine.device, scope, LIMIT, ENVIRONMENT_VARIABLE),
         )
         of_call = (dim, scope.other(dim))

@@ -29,13 +29,13 @@ def add_parser(commands: Any) -> None:
         help="check the kernels on this GPU against float64",
         description="Computes every primitive and loss with each usable backend on this GPU, in processes of their "
         "own, and holds values and gradients against float64; large sizes, repeats. What it finds is recorded in the "
-        "user's cache folder, in place of what a first use has found. It ends with status 1 if anything is wrong, 2 "
-        "without a GPU. With --backend and without a GPU, the kernels are interpreted or emulated on the CPU, which "
-        "tests the check, and says little of a GPU.",
+        "user's cache folder, in place of what a first use has found. It ends with status 1 if anything is wrong or "
+        "could not be checked, 2 without a GPU. With --backend and without a GPU, the kernels are interpreted or "
+        "emulated on the CPU, which tests the check, and says nothing of a GPU.",
     )
     parser.add_argument("--backend", action="append", choices=NAMES, help="only this one (repeatable)")
     parser.add_argument("--device", metavar="NAME", help="cuda, cuda:<index> or cpu (default: a GPU if there is one)")
-    parser.add_argument("--quick", action="store_true", help="what a first use checks, of everything")
+    parser.add_argument("--quick", action="store_true", help="in the sizes of a first use, in less time")
     parser.add_argument("--products", type=_words, metavar="A,B", help=f"only of these: {', '.join(PRODUCTS)}")
     parser.add_argument("--dims", type=_numbers, metavar="D,D", help="only these feature dimensions")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at once (default %(default)s)")
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from ..bench.table import print_table
+    from ..check import records
     from ..correctness import everything, report
     from .progress import progress_bar
 
@@ -83,8 +84,8 @@ def _check(args: argparse.Namespace) -> int:
     device = _device(args.device, args.backend)
     if device is None:
         return _failed(
-            "no CUDA GPU was found by PyTorch. Without one, --backend triton and --backend cuda check the check: "
-            "interpreted and emulated on the CPU"
+            "no CUDA GPU was found by PyTorch. To try the command without one: hyperkern check --backend cuda --quick "
+            "(or triton), which emulates (interprets) the kernels, and says nothing of a GPU"
         )
     missing = {name: everything.unusable(name, device) for name in args.backend or NAMES}
     missing = {name: reasons for name, reasons in missing.items() if reasons}
@@ -104,23 +105,20 @@ def _check(args: argparse.Namespace) -> int:
             progress(len(results), len(jobs))
     results.sort(key=lambda result: jobs.index(result.job))
     if args.json is not None:
-        write_files({args.json: report.as_json(results, missing)})
+        write_files({args.json: report.as_json(results, missing, depth)})
     for name in names:
         print(report.described(name, device))
     print_table(report.HEADS, report.cells(results), report.WORDS)
-    print("error, allowed: of the largest element of a result, where that is the largest share of what is allowed")
-    wrong = [result for result in results if result.outcome.status != "passed"]
+    print(
+        "sizes: how many cases, and that of the one that comes closest to its limit; its largest error, and the limit"
+    )
     report.print_failures(results)
-    total = sum(len(result.outcome.rows) for result in results)
-    kinds = "1 kind" if len(results) == 1 else f"{len(results)} kinds"
-    print(f"{total} cases of {kinds} on {_name(device)}: " + (_said(len(wrong)) if wrong else "all right"))
+    print(report.summary(results, _name(device)))
+    if device.type == "cuda":
+        print(f"recorded in {records.folder()}")
     if args.json is not None:
         print(f"written: {args.json}")
-    return 1 if wrong else 0
-
-
-def _said(wrong: int) -> str:
-    return f"{wrong} kind{'s' if wrong > 1 else ''} NOT right"
+    return 0 if all(result.outcome.status == "passed" for result in results) else 1
 
 
 class _Cases:
@@ -171,7 +169,7 @@ def _device(given: str | None, names: list[str] | None) -> torch.device | None:
 def _name(device: torch.device) -> str:
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, which says nothing of a GPU"
 
 
 def _failed(message: str) -> int:

@@ -26,11 +26,13 @@ def run(args: argparse.Namespace) -> int:
         major_minor = "" if gpu is None else " (sm_{}{})".format(*gpu["capability"])
         print(f"{'gpu':<12}{'none found' if gpu is None else gpu['name'] + major_minor}")
     print(f"{'forced':<12}{info['forced'] or 'no (HYPERKERN_BACKEND is not set)'}")
-    print(f"{'checks':<12}{info['check']}")
+    print(f"{'checks':<12}{info['check']} (HYPERKERN_CHECK)")
     print("\nbackends, in order of preference")
     for name, by_device in info["backends"].items():
         for device, reasons in by_device.items():
-            print(f"  {name:<12}{device:<6}{'usable' if not reasons else 'no: ' + '; '.join(reasons)}")
+            checked = device == "cuda" and name in info["records"]
+            usable = "usable where it has been found right" if checked else "usable"
+            print(f"  {name:<12}{device:<6}{usable if not reasons else 'no: ' + '; '.join(reasons)}")
         for line in info["records"].get(name, ()):
-            print(f"  {'':<12}{line}")
+            print(f"  {'':<18}{line}")
     return 0

@@ -38,7 +38,8 @@ def main(request: dict[str, Any]) -> None:
         if _out_of_memory(error):
             answer({"status": "no memory", "reason": "the GPU has no memory left for it"})
         elif _TAKEN in str(error):
-            reason = "the GPU takes one process at a time (exclusive-process mode): no second one can check it there"
+            reason = "the GPU takes one process at a time (exclusive-process mode): no second one can check it there; "
+            reason += "`hyperkern check --jobs 1` can while nothing else uses it"
             answer({"status": "not checked", "reason": reason})
         else:
             answer({"status": "failed", "reason": f"PyTorch cannot use {device}: {_first_line(error)}"})

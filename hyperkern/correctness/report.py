@@ -38,13 +38,15 @@ def line(job: Job, row: Row) -> dict[str, Any]:
     return of_job | fields
 
 
-def as_json(results: Sequence[Result], missing: dict[str, list[str]]) -> bytes:
+def as_json(results: Sequence[Result], missing: dict[str, list[str]], depth: str) -> bytes:
     """The file. It names the GPU and the versions, and nobody: no folder, no name of a machine."""
     from .. import __version__
 
     keys = {(job.backend, job.device) for job, _ in results}
     content = {
         "schema": SCHEMA,
+        "depth": depth,
+        "on": sorted({"GPU" if device.type == "cuda" else "CPU, interpreted or emulated" for _, device in keys}),
         "hyperkern": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -107,12 +109,21 @@ def _share(row: Row) -> float:
     return row.error / row.allowed if row.error is not None and row.allowed else 0.0
 
 
+def summary(results: Sequence[Result], where: str) -> str:
+    """A sentence."""
+    total, kinds = sum(len(outcome.rows) for _, outcome in results), len(results)
+    statuses = [outcome.status for _, outcome in results]
+    unknown = sum(status in ("not checked", "no memory") for status in statuses)
+    wrong = kinds - unknown - statuses.count("passed")
+    found = [*([f"{wrong} NOT right"] if wrong else []), *([f"{unknown} not checked"] if unknown else [])]
+    return f"{total} cases of {kinds} kind{'s' if kinds > 1 else ''} on {where}: {', '.join(found) or 'all right'}"
+
+
 def print_failures(results: Sequence[Result]) -> None:
     """Everything that is wrong, each on a line."""
     for job, outcome in results:
         if outcome.status == "passed":
             continue
         print(f"{job.backend}, {job.scope}: {outcome.status}: {outcome.reason}", file=sys.stderr)
-        for row in outcome.rows:
-            if row.status == "failed":
-                print(f"  {row.what} ({row.shape}): {row.reason}", file=sys.stderr)
+        for row in [row for row in outcome.rows if row.status == "failed"][1:]:  # the reason is of the first
+            print(f"  {row.what} ({row.shape}): {row.reason}", file=sys.stderr)

@@ -210,7 +210,7 @@ def test_the_kernels_without_a_gpu(backend: str, tmp_path: Path) -> None:
     run = functools.partial(subprocess.run, capture_output=True, text=True, env=environment)
     result = run([sys.executable, "-m", "hyperkern", "check", *options])
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 kinds on a CPU: all right" in result.stdout
+    assert "4 kinds on a CPU, which says nothing of a GPU: all right" in result.stdout
     content = json.loads(written.read_text())
     assert [check["scope"] for check in content["checks"]] == ["bfloat16-64", "float16-128", "tf32-256", "float32-long"]
     of_losses = {"uniformity", "align_uniform", "info_nce", "nt_xent", "dcl", "dclw", "sup_con", "clip", "siglip"}
@@ -225,6 +225,6 @@ def test_the_kernels_without_a_gpu(backend: str, tmp_path: Path) -> None:
 
 def test_a_machine_without_the_extension_and_triton_checks_plain_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--backend", "reference", "--device", "cpu", "--quick"]) == 0
-    assert "1 kind on a CPU: all right" in capsys.readouterr().out
+    assert "1 kind on a CPU, which says nothing of a GPU: all right" in capsys.readouterr().out
     assert backends.select("reference", backends.Problem("loss", torch.device("cpu"), torch.float32, 8))
     assert fake_backends.NAME not in backends.PRIORITY

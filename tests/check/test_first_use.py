@@ -28,7 +28,7 @@ from hyperkern.check.scope import Scope
 CPU = torch.device("cpu")
 SCOPE = Scope("bfloat16", 64)
 PROBLEM = Problem("loss", CPU, torch.bfloat16, 16, None, "bfloat16")
-COMMAND = "`hyperkern check --backend fake` says more"
+COMMAND = "`hyperkern check --backend fake` checks again and says more"
 _MACHINE = records.machine  # which tests replace
 
 
@@ -113,7 +113,7 @@ def test_how_a_first_use_ends(
     assert module.calls == (["loss"] * 3 if status == "passed" else [])
     assert [record.message for record in caplog.records] == [
         "checking the fake kernels on cpu for bfloat16 products with D up to 64, once: up to "
-        f"{first_use.LIMIT:.0f} s (HYPERKERN_CHECK=off leaves it out)"
+        f"{first_use.LIMIT:.0f} s (HYPERKERN_CHECK=off takes plain PyTorch instead)"
     ]
     assert fake_backends.checks(tmp_path) == 1
     told = [str(warning.message) for warning in caught]
@@ -477,7 +477,7 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     assert first[0] == second[0]
     assert first[1].splitlines() == [
         "checking the fake kernels on cpu for bfloat16 products with D up to 64, once: up to 120 s "
-        "(HYPERKERN_CHECK=off leaves it out)"
+        "(HYPERKERN_CHECK=off takes plain PyTorch instead)"
     ]
     assert second[1] == ""
     wrong = tmp_path / "wrong"
