@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None, plan: Sequence[Step] = PLAN) -> int:
         prog="benchmarks/gpu_check.sh",
         allow_abbrev=False,
         description="Everything that a GPU machine has to show, in nine minutes. PYTHON names the interpreter "
-        "(python3), OUT_DIR the folder of result.json, rows.jsonl and log.txt (benchmarks/results/<gpu>/<commit>). Status 1 if a "
-        "step failed, 2 without a GPU. benchmarks/plan/steps.py lists the steps.",
+        "(python3), OUT_DIR the folder of result.json, rows.jsonl and log.txt (benchmarks/results/<gpu>/<commit>). "
+        "Status 1 if a step failed, 2 without a GPU. benchmarks/plan/steps.py lists the steps.",
     )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--smoke", action="store_true", help="the first evidence, in one minute")

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .. import ops
-from ..backends import Problem, candidates, forced, select
+from .. import backends, ops
+from ..backends import Problem, candidates, forced
 from ..backends.common.precision import float32_setting
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps, product_precision
 from .functions import applied, dual, eager, vmap_by_batch
+
+_problem = functools.lru_cache(maxsize=256)(Problem)
 
 # Elements of a view that is copied for one call less, and its gradient likewise: some megabytes for a moment.
 _SMALL = 1 << 18
@@ -62,13 +64,10 @@ def settle_backend(requested: str | None, x: Tensor) -> None:
     kind = product_precision(x)
     if x.is_cuda and kind == "float32":
         kind = float32_setting()
-    _settle(requested, x.device, accumulate_dtype(x.dtype), x.shape[-1], kind)
-
-
-@functools.lru_cache(maxsize=256)
-def _settle(requested: str | None, device: torch.device, dtype: torch.dtype, dim: int, kind: str) -> None:
-    """The same, once for a kind of features; an error is not kept."""
-    select(requested, Problem("row_lse", device, dtype, dim, None, kind))
+    # What `select` does, but that it is not made before it is needed while it cannot be settled.
+    backends.chosen(
+        *forced(requested), _problem("row_lse", x.device, accumulate_dtype(x.dtype), x.shape[-1], None, kind)
+    )
 
 
 def check_backend(requested: str | None, x: Tensor) -> tuple[str | None, str | None]:

@@ -43,12 +43,24 @@ class Verdict(NamedTuple):
     reason: str
 
 
+# Of a backend on a device, why no process can check it: the same for all scopes.
+_unchecked: dict[tuple[str, torch.device], str] = {}
 _verdicts: dict[tuple[str, torch.device, Scope], Verdict] = {}
 # What this process has checked, which may not be on disk.
 _found: dict[Machine, dict[str, Record]] = {}
 _warned: set[str] = set()
 # One thread checks, the others wait for what it finds.
 _checking = threading.RLock()
+
+
+def _new_lock() -> None:
+    """In a process that was forked meanwhile, the thread that would release the old one is not there."""
+    global _checking
+    _checking = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 _SAID = {
     "failed": "they failed their check",
     "crashed": "their check crashed",
@@ -101,7 +113,8 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
                     _verdicts[backend, device, scope] = found
     if found.usable:
         return found
-    text = f"the {backend} kernels are not used on {device} for {scope}: {found.reason}"
+    what = "" if (backend, device) in _unchecked else f" for {scope}"
+    text = f"the {backend} kernels are not used on {device}{what}: {found.reason}"
     if mode() == "require":
         raise RuntimeError(f"{ENVIRONMENT_VARIABLE}=require: {text}. {_ADVICE.format(backend)}")
     if mode() == "off":
@@ -133,10 +146,14 @@ def _find(backend: str, device: torch.device, scope: Scope, dim: int) -> Verdict
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             reason = "not checked yet, and no check begins while a CUDA graph is captured: call the loss once before"
             return Verdict(False, False, reason)
-        outcome = _check(machine, device, scope, dim)
-        if isinstance(outcome, str):
-            return Verdict(False, True, outcome)
-        record = outcome
+        if (backend, device) not in _unchecked:
+            outcome = _check(machine, device, scope, dim)
+            if isinstance(outcome, str):
+                _unchecked[backend, device] = outcome
+            else:
+                record = outcome
+        if record is None:
+            return Verdict(False, True, _unchecked[backend, device])
     if record.status == "passed":
         return Verdict(True, True, "")
     return Verdict(False, True, f"{_SAID[record.status]} ({record.age}): {record.reason}")
@@ -170,11 +187,11 @@ def keep(machine: Machine, scope: Scope, record: Record) -> None:
 
 
 def of_scope(found: dict[str, Record], scope: Scope) -> Record | None:
-    """The record of a scope; row-wise kernels are checked along with every product."""
+    """The record of a scope; row-wise kernels are checked along with every product, the best of which counts."""
     record = found.get(scope.key)
     if record is None and scope.kind == ROWS:
-        others = [r for key, r in found.items() if key.endswith(scope.key.removeprefix(ROWS)) and r.status == "passed"]
-        record = others[0] if others else None
+        others = [other for key, other in found.items() if key.endswith(scope.key.removeprefix(ROWS))]
+        record = min(others, key=lambda other: other.status != "passed", default=None)
     return record
 
 
@@ -191,8 +208,11 @@ def _check(machine: Machine, device: torch.device, scope: Scope, dim: int) -> Re
             *(machine.backend, machine.device, scope, LIMIT, ENVIRONMENT_VARIABLE),
         )
         of_call = (dim, scope.other(dim))
-        where = (machine.backend, str(device), machine.device)
-        outcome = process.run(process.Request(*where, scope, of_call, "quick", torch.get_num_threads()), LIMIT)
+        where = (machine.backend, str(device), machine.device, machine.digest)
+        try:
+            outcome = process.run(process.Request(*where, scope, of_call, "quick", torch.get_num_threads()), LIMIT)
+        except Exception as error:  # a loss that cannot be checked can be computed
+            return f"not checked: {type(error).__name__}: {error}"
         if outcome.status == "not checked":
             return f"not checked: {outcome.reason}"
         keep(machine, scope, outcome.record)

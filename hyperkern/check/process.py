@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -22,9 +23,14 @@ _SIGKILL = 9  # for which Windows has no name
 MARK = "hyperkern check: "
 # Nothing on the way to the first import may come from the folder that a user happens to be in.
 _COMMAND = (
-    "import sys; sys.path.pop(0); import json; request = json.loads(sys.stdin.readline()); "
-    "sys.path[:] = request['path']; from hyperkern.correctness.child import main; main(request)"
+    "import sys; sys.path[:] = filter(None, sys.path); import json; request = json.loads(sys.stdin.readline()); "
+    "sys.path[:] = dict.fromkeys(request['path'] + sys.path); "
+    "from hyperkern.correctness.child import main; main(request)"
 )
+# The package that asks is the one to be checked, whatever else has come into the path since.
+_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+# Signals by which somebody ends what this process has started, and that say nothing of a kernel.
+_ENDED = ("SIGHUP", "SIGINT", "SIGTERM", "SIGXCPU")
 
 
 class Row(NamedTuple):
@@ -55,7 +61,8 @@ class Request(NamedTuple):
     Attributes:
         backend: by name.
         device: as text.
-        name: of the device, which must be that in the child as well.
+        name: of the device, and
+        digest: of the kernels, see `hyperkern.check.records.Machine`: both must be those of the child as well.
         scope: what is to be covered.
         dims: the D that are taken, all of the scope's class.
         depth: ``quick``, as at a first use, or ``full``, see `hyperkern.correctness.cases`.
@@ -65,6 +72,7 @@ class Request(NamedTuple):
     backend: str
     device: str
     name: str
+    digest: str
     scope: Scope
     dims: tuple[int, ...]
     depth: str
@@ -187,14 +195,23 @@ def _start(request: Request, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=errors,
         env=environment,
+        cwd=None if _is_there() else _ROOT,
         start_new_session=True,  # so that it is killed with the compilers that it has started
     )
+
+
+def _is_there() -> bool:
+    """The folder that this process is in: it may have been removed."""
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def _answers(child: subprocess.Popen[bytes], request: Request) -> Iterator[dict[str, Any]]:
     assert child.stdin is not None
     assert child.stdout is not None
-    asked = {"path": [os.fspath(entry) for entry in sys.path], **request._asdict()}
+    asked = {"path": _path(), **request._asdict()}
     with contextlib.suppress(BrokenPipeError):  # it has ended: its errors say why
         child.stdin.write(f"{json.dumps(asked)}\n".encode())
         child.stdin.flush()  # and it stays open: the child ends where nobody holds the other end
@@ -203,6 +220,16 @@ def _answers(child: subprocess.Popen[bytes], request: Request) -> Iterator[dict[
         if text.startswith(MARK) and text.endswith("\n"):
             with contextlib.suppress(ValueError):
                 yield json.loads(text[len(MARK) :])
+
+
+def _path() -> list[str]:
+    """The caller's, behind the standard library: a user's module may have the name of one of its own."""
+    library = sysconfig.get_path("platstdlib")
+    entries = [sysconfig.get_path("stdlib"), library, os.path.join(library, "lib-dynload"), _ROOT]
+    for entry in sys.path:
+        with contextlib.suppress(OSError):  # a folder that is gone
+            entries += [os.path.abspath(entry)] if isinstance(entry, str) else []
+    return list(dict.fromkeys(entries))
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -230,11 +257,13 @@ def _verdict(
         return "passed", ""
     if status == -_SIGKILL:
         return "no memory", f"its process was killed{behind}, as the system does when memory runs out"
-    errors.seek(0)
+    errors.seek(max(0, errors.seek(0, os.SEEK_END) - 10_000))
     lines = errors.read().decode(errors="replace").strip().splitlines()
     names = {number.value: number.name for number in signal.Signals}
     cause = f"signal {names.get(-status, -status)}" if status < 0 else f"status {status}"
-    return "crashed", f"its process ended with {cause}{behind}" + (f": {lines[-1][:200]}" if lines else "")
+    reason = f"its process ended with {cause}{behind}" + (f": {lines[-1][:200]}" if lines else "")
+    # Of a kernel that is no more than of whoever ended it, or of what the process needed to start.
+    return "crashed" if last.get("begun") and names.get(-status) not in _ENDED else "not checked", reason
 
 
 def said(failed: Sequence[Row]) -> str:

@@ -72,8 +72,11 @@ class Record(NamedTuple):
 
     @property
     def age(self) -> str:
-        """In words; of a clock that was set back, none."""
-        days, seconds = divmod(max(0, int(self._age().total_seconds())), 86400)
+        """In words."""
+        age = int(self._age().total_seconds())
+        if age < -60:
+            return "dated later than this clock"
+        days, seconds = divmod(max(0, age), 86400)
         for number, unit in ((days, "day"), (seconds // 3600, "hour"), (seconds // 60, "minute")):
             if number:
                 return f"{number} {unit}{'s' if number > 1 else ''} ago"
@@ -171,7 +174,7 @@ def read(key: Machine) -> dict[str, Record]:
             return {}
         found = {Scope.of_key(name).key: Record(**fields) for name, fields in content["scopes"].items()}
         return {name: r for name, r in found.items() if r.status in STATUSES and r.age and r.counts}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

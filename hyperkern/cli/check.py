@@ -87,9 +87,10 @@ def _check(args: argparse.Namespace) -> int:
             "no CUDA GPU was found by PyTorch. To try the command without one: hyperkern check --backend cuda --quick "
             "(or triton), which emulates (interprets) the kernels, and says nothing of a GPU"
         )
-    missing = {name: everything.unusable(name, device) for name in args.backend or NAMES}
+    asked = list(dict.fromkeys(args.backend or NAMES))
+    missing = {name: everything.unusable(name, device) for name in asked}
     missing = {name: reasons for name, reasons in missing.items() if reasons}
-    names = [name for name in args.backend or NAMES if name not in missing]
+    names = [name for name in asked if name not in missing]
     for name, reasons in missing.items():
         print(f"{COMMAND}: {name} is left out: {'; '.join(reasons)}", file=sys.stderr)
     if not names:

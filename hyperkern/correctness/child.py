@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 
 from .. import backends
+from ..check import records
 from ..check.process import MARK
 from ..check.scope import Scope
 from .cases import Case, Checked, cases, setting_of
 
 # Compilers of a child; Triton's leave the interpreter's lock for most of their time.
 _MOST_COMPILERS = 8
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES)
 # What CUDA says where a GPU is for one process alone, which has it.
 _TAKEN = "busy or unavailable"
 
@@ -42,11 +45,14 @@ def main(request: dict[str, Any]) -> None:
             reason += "`hyperkern check --jobs 1` can while nothing else uses it"
             answer({"status": "not checked", "reason": reason})
         else:
-            answer({"status": "failed", "reason": f"PyTorch cannot use {device}: {_first_line(error)}"})
+            answer({"status": "not checked", "reason": f"PyTorch cannot use {device}: {_first_line(error)}"})
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if name != request["name"]:  # the environment has changed since the parent took its GPUs
         answer({"status": "not checked", "reason": f"{device} is another GPU in a new process, {name}"})
+        return
+    if records.digest(request["backend"]) != request["digest"]:
+        answer({"status": "not checked", "reason": f"other kernels would be checked, those of {backends.__file__}"})
         return
     os.environ[backends.ENVIRONMENT_VARIABLE] = request["backend"]
     scope = Scope(*request["scope"])
@@ -54,6 +60,7 @@ def main(request: dict[str, Any]) -> None:
     # Then memory comes filled with nan, so that an element that is never written is seen.
     torch.use_deterministic_algorithms(True, warn_only=True)
     todo = list(cases(request["backend"], device, scope, request["dims"], request["depth"]))
+    answer({"begun": True})
     try:
         if device.type == "cuda":
             _compile(todo)
@@ -61,8 +68,14 @@ def main(request: dict[str, Any]) -> None:
             answer(_row(case))
     except torch.OutOfMemoryError as error:
         answer({"status": "no memory", "reason": _first_line(error)})
+    except _NoRoom as error:
+        answer({"status": "not checked", "reason": _first_line(error)})
     else:
         answer({"done": True})
+
+
+class _NoRoom(Exception):
+    """The machine has no memory, no room on a disk or no descriptor for the check: that says nothing of a kernel."""
 
 
 def _end_with_parent() -> None:
@@ -107,6 +120,8 @@ def _row(case: Case) -> dict[str, Any]:
     except Exception as failure:
         if _out_of_memory(failure):
             raise torch.OutOfMemoryError(_first_line(failure)) from failure
+        if isinstance(failure, MemoryError) or getattr(failure, "errno", None) in _OF_THE_MACHINE:
+            raise _NoRoom(f"{type(failure).__name__}: {_first_line(failure)}") from failure
         found = f"{type(failure).__name__}: {_first_line(failure)}"
     row = {"what": case.what, "shape": case.shape, "seconds": round(time.perf_counter() - start, 3)}
     if isinstance(found, str):

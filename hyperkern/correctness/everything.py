@@ -89,8 +89,9 @@ def check(
     threads, stop = max(1, torch.get_num_threads() // parallel), process.Stop()
 
     def run(job: Job) -> Result:
-        name = records.machine(job.backend, job.device).device
-        request = Request(job.backend, str(job.device), name, job.scope, job.dims, depth, threads)
+        machine = records.machine(job.backend, job.device)
+        where = (job.backend, str(job.device), machine.device, machine.digest)
+        request = Request(*where, job.scope, job.dims, depth, threads)
         return Result(job, process.run(request, LIMIT, lambda row: report(job, row), stop))
 
     with ThreadPoolExecutor(parallel) as pool:

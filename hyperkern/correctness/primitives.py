@@ -40,27 +40,30 @@ class Pattern(NamedTuple):
         exclude: one of `hyperkern.spec.EXCLUSIONS`.
         bounded: whether exponentials are summed as they are.
         weighted: whether rows and columns have log-weights.
+        offsets: of rows and columns, as of shards of a larger batch.
     """
 
     symmetric: bool
     exclude: str
     bounded: bool
     weighted: bool
+    offsets: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
         """In words."""
         words = ["symmetric" if self.symmetric else "two sides", "bounded" if self.bounded else "running maximum"]
         words += [] if self.exclude == "none" else [f"without {self.exclude.replace('_', ' ')}"]
-        return ", ".join([*words, *(["weighted"] if self.weighted else [])])
+        words += ["weighted"] if self.weighted else []
+        return ", ".join([*words, *(["shards"] if any(self.offsets) else [])])
 
 
 # The most telling first: a first use takes some of them.
 PATTERNS = (
     Pattern(True, "self", True, False),
-    Pattern(False, "self", False, True),
-    Pattern(False, "none", True, False),
+    Pattern(False, "self", False, True, (9, 4)),
     Pattern(False, "same_id", True, False),
+    Pattern(False, "none", True, False),
     Pattern(True, "self", False, True),
     Pattern(True, "same_id", True, False),
 )
@@ -96,7 +99,7 @@ def drawn(pattern: Pattern, m: int, n: int, dim: int, precision: str, device: to
         row_ids if pattern.exclude == "same_id" else None,
         col_ids if pattern.exclude == "same_id" and y is not None else None,
     )
-    spec = PairSpec(SCALE, pattern.bounded, pattern.exclude, precision=precision)
+    spec = PairSpec(SCALE, pattern.bounded, pattern.exclude, *pattern.offsets, precision)
     of_all = terms.as_columns() if y is None else terms
     logits = pair_logits(x.double(), (x if y is None else y).double(), of_all, spec, slice(0, m))
     return Given(x, y, terms, spec, logits)
@@ -116,7 +119,7 @@ def exact_rows(n: int, dim: int, generator: torch.Generator) -> Tensor:
 
 
 def rows(backend: Backend, x: Tensor) -> Results:
-    """``prepare`` and ``finish`` of features ``(B, M, D)``."""
+    """``prepare`` and ``finish`` of features ``(B, M, D)``, and of the same with a row of zeros."""
     unit, rstd = backend.prepare(x)
     exact = x.double()
     norm = torch.linalg.vector_norm(exact, dim=-1).clamp_min(norm_eps(x.dtype))
@@ -125,7 +128,12 @@ def rows(backend: Backend, x: Tensor) -> Results:
     found = backend.finish(grad, unit, rstd, x.dtype)
     of_unit, slope = unit.double(), grad.double()
     behind = rstd.double()[..., None] * (slope - (slope * of_unit).sum(-1, keepdim=True) * of_unit)
-    return Results([unit, rstd, found], [*wanted, behind], [True, True, x.dtype == torch.float32])
+    dead = x.index_fill(1, torch.tensor([x.shape[1] // 2], device=x.device), 0)
+    of_dead, bound = backend.prepare(dead)
+    finite = backend.finish(grad, of_dead, bound, x.dtype).isfinite().to(grad.dtype)
+    results = [unit, rstd, found, of_dead, finite]
+    truths = [*wanted, behind, torch.nn.functional.normalize(dead.double(), dim=-1), torch.ones_like(finite).double()]
+    return Results(results, truths, [True, True, x.dtype == torch.float32, True, True])
 
 
 def row_lse(backend: Backend, given: Given) -> Results:
@@ -141,6 +149,9 @@ def row_lse(backend: Backend, given: Given) -> Results:
         empty = truth == -torch.inf
         results += [lse, share.masked_fill(empty, 1)]
         wanted += [truth, torch.ones_like(truth)]
+    if two:  # the rows alone, as a loss of one way asks for them
+        results.append(backend.row_lse(given.x, given.y, given.terms, given.spec, need_cols=False).row)
+        wanted.append(rows)
     return Results(results, wanted, [True] * len(results))
 
 
@@ -152,10 +163,15 @@ def pair_grad(backend: Backend, given: Given) -> Results:
     a, b = (torch.randn(side.shape, generator=generator, device=side.device) for side in lse)
     weights = _weights(given, lse[0], a, 2) + (_weights(given, lse[1], b, 1) if two else _weights(given, lse[0], a, 1))
     of_columns = (lse[1], b) if two else (None, None)
-    found = backend.pair_grad(
-        given.x, given.y, given.terms, given.spec, lse[0], of_columns[0], a, of_columns[1], need_x=True, need_y=two
-    )
-    return _sides(found, weights, given, two)
+
+    def computed(need_x: bool, need_y: bool) -> tuple[Tensor, ...]:
+        factors = (lse[0], of_columns[0], a, of_columns[1])
+        return backend.pair_grad(given.x, given.y, given.terms, given.spec, *factors, need_x=need_x, need_y=need_y)
+
+    found, wanted, exact = _sides(computed(True, two), weights, given, two)
+    if two:  # one side alone, as where the other has no gradient
+        found += [*computed(True, False)[:2], *computed(False, True)[2:]]
+    return Results(found, wanted * (len(found) // len(wanted)), exact * (len(found) // len(exact)))
 
 
 def energy_exp(backend: Backend, given: Given) -> Results:
@@ -190,9 +206,11 @@ def _weights(given: Given, lse: Tensor, factor: Tensor, dim: int) -> Tensor:
 
 def _energy(backend: Backend, given: Given, potential: str, value: Tensor, slope: Tensor) -> Results:
     two = given.y is not None
-    total, *sides = backend.energy(given.x, given.y, given.terms, given.spec, potential, need_x=True, need_y=two)
+    problem = (given.x, given.y, given.terms, given.spec, potential)
+    total, *sides = backend.energy(*problem, need_x=True, need_y=two)
+    alone = backend.energy(*problem, need_x=False, need_y=False)[0]
     found, wanted, exact = _sides(tuple(sides), slope, given, two)
-    return Results([total, *found], [value.sum((1, 2)), *wanted], [True, *exact])
+    return Results([total, alone, *found], [value.sum((1, 2))] * 2 + wanted, [True, True, *exact])
 
 
 def _sides(found: tuple[Tensor, ...], weights: Tensor, given: Given, two: bool) -> Results:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +19,12 @@ from ..check.process import Row
 from .everything import Job, Result
 
 SCHEMA = 1
+_ROOT = Path(__file__).parents[2]
 HEADS = ("backend", "what", "sizes", "products", "error", "allowed", "of allowed", "s", "")
 WORDS = 4  # columns that are no figures
-# A path that begins at the root, up to its last part: it may name a person.
-_FOLDERS = re.compile(r"(?<![\w./])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"`:;,()]+[/\\])+")
+# The folders of a path, and somebody's home, which is named after a person.
+_FOLDERS = re.compile(r"(?:[A-Za-z]:\\|~|/)(?:[^\s/\\'\"`;,]+[/\\]+)+")
+_HOMES = re.compile(r"/(?:home|Users)/[^/\s'\"`:;,]+(?![^\s'\"`:;,]*/)")
 
 
 def described(backend: str, device: torch.device) -> str:
@@ -72,7 +77,11 @@ def as_json(results: Sequence[Result], missing: dict[str, list[str]], depth: str
 
 def without_folders(text: str) -> str:
     """A text whose files are named without the folders that they are in."""
-    return _FOLDERS.sub("", text)
+    known = [str(Path.home()), os.path.abspath(os.curdir), sys.prefix, tempfile.gettempdir(), str(_ROOT)]
+    for folder in sorted(known, key=len, reverse=True):
+        text = text.replace(folder, "...") if len(folder) > 1 else text
+    text = _FOLDERS.sub(".../", _HOMES.sub("...", text))
+    return text.replace(platform.node(), "...") if len(platform.node()) > 3 else text
 
 
 def cells(results: Sequence[Result]) -> list[list[str]]:

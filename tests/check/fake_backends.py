@@ -53,6 +53,8 @@ def install_here() -> None:
             noted.write(f"{os.getpid()}\n")
         if behaviour == "exclusive":
             torch.zeros = _busy
+        if behaviour == "cannot be imported":
+            torch.set_num_threads = _no_such_file
         if behaviour == "noisy":
             print("a library says hello", flush=True)
 
@@ -121,6 +123,44 @@ def _other_bits(*args: Any) -> Any:
     return found._replace(values=tuple(v * (1 + 2e-7 * (next(_TURNS) % 7)) for v in found.values))
 
 
+def _without_ids(x: Any, y: Any, terms: Any, spec: Any, **options: Any) -> Any:
+    exclude = "none" if spec.exclude == "same_id" else spec.exclude
+    return reference.row_lse(x, y, terms, spec._replace(exclude=exclude), **options)
+
+
+def _without_offsets(x: Any, y: Any, terms: Any, spec: Any, **options: Any) -> Any:
+    return reference.row_lse(x, y, terms, spec._replace(row_offset=0, col_offset=0), **options)
+
+
+def _rows_alone(*args: Any, need_cols: bool) -> Any:
+    found = reference.row_lse(*args, need_cols=need_cols)
+    return found if need_cols else found._replace(row=found.row + 1e-3)
+
+
+def _one_side(*args: Any, need_x: bool, need_y: bool) -> Any:
+    found = reference.pair_grad(*args, need_x=need_x, need_y=need_y)
+    return found if need_x or args[1] is None else tuple(3 * part for part in found)
+
+
+def _dead_rows(x: Any) -> Any:
+    unit, rstd = reference.prepare(x)
+    return unit.masked_fill((x == 0).all(-1, keepdim=True), torch.nan), rstd
+
+
+def _off(*args: Any) -> Any:
+    found = reference.loss(*args)
+    return None if found is None else found._replace(values=tuple(1.005 * value for value in found.values))
+
+
+def _terminated(*args: Any, **options: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def _full_disk(*args: Any, **options: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
 def _raises(*args: Any, **options: Any) -> Any:
     raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
 
@@ -153,6 +193,14 @@ def _exits(*args: Any, **options: Any) -> Any:
 _WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
     "wrong in one element": ("row_lse", _one_element),
     "nan in the last row": ("loss_grad", _last_row),
+    "ignores ids": ("row_lse", _without_ids),
+    "ignores offsets": ("row_lse", _without_offsets),
+    "wrong rows alone": ("row_lse", _rows_alone),
+    "wrong on one side": ("pair_grad", _one_side),
+    "dead rows": ("prepare", _dead_rows),
+    "half a percent off": ("loss", _off),
+    "terminated": ("pair_grad", _terminated),
+    "a full disk": ("pair_grad", _full_disk),
     "never writes a row": ("loss_grad", _unwritten),
     "not deterministic": ("loss", _other_bits),
     "raises": ("pair_grad", _raises),
@@ -163,6 +211,10 @@ _WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
     "no memory": ("energy", _no_memory),
     "exits": ("energy", _exits),
 }
+
+
+def _no_such_file(*args: Any) -> Any:
+    raise OSError(2, "no such file")
 
 
 def _busy(*args: Any, **options: Any) -> Any:

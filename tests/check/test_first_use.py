@@ -35,6 +35,7 @@ _MACHINE = records.machine  # which tests replace
 def forget() -> None:
     """What a new process does not know."""
     first_use._verdicts.clear()
+    first_use._unchecked.clear()
     first_use._found.clear()
     first_use._warned.clear()
     rows._check_primitives.cache_clear()
@@ -93,6 +94,15 @@ ENDS = {
     "hangs": ("timed out", r"their check took too long.*had not ended after"),
     "no memory": ("no memory", r"there was no memory for their check.*Tried to allocate 2.00 GiB"),
     "exits": ("crashed", r"its process ended with status 0 after pair_grad"),
+    "terminated": (None, r"not checked: its process ended with signal SIGTERM after row_lse"),
+    "a full disk": (None, r"not checked: OSError: \[Errno 28\] No space left on device"),
+    "cannot be imported": (None, r"not checked: its process ended with status 1, before the first case.*no such file"),
+    "ignores ids": ("failed", r"row_lse, two sides, bounded, without same id"),
+    "ignores offsets": ("failed", r"row_lse, two sides, running maximum, without self, weighted, shards"),
+    "wrong on one side": ("failed", r"pair_grad, two sides"),
+    "wrong rows alone": ("failed", r"row_lse, "),
+    "dead rows": ("failed", r"rows, .*result 3 at .* is nan, expected 0"),
+    "half a percent off": ("failed", r"uniformity, exact rows \(19 × 16\): result 0"),
     "exclusive": (None, r"not checked: the GPU takes one process at a time \(exclusive-process mode\)"),
 }
 
@@ -121,7 +131,8 @@ def test_how_a_first_use_ends(
         assert told == []
     else:
         assert len(told) == 1
-        assert told[0].startswith("the fake kernels are not used on cpu for bfloat16 products with D up to 64: ")
+        scope = "" if status is None else " for bfloat16 products with D up to 64"
+        assert told[0].startswith(f"the fake kernels are not used on cpu{scope}: ")
         assert COMMAND in told[0]
         with pytest.warns(UserWarning, match=reason):
             warnings.warn(told[0], stacklevel=1)
@@ -131,7 +142,7 @@ def test_how_a_first_use_ends(
     # The next process knows, and says so once.
     forget()
     monkeypatch.setattr(backends, "chosen", functools.lru_cache(backends.chosen.__wrapped__))
-    if behaviour != "exclusive":
+    if status is not None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(2):
@@ -403,7 +414,7 @@ def test_an_interrupt_ends_the_check_and_records_nothing(fake: Callable, monkeyp
     def interrupted(child: subprocess.Popen, *args: Any) -> Iterator[dict[str, Any]]:
         started.append(child)
         for answer in answers(child, *args):
-            if answer["what"].startswith("pair_grad"):
+            if answer.get("what", "").startswith("pair_grad"):
                 raise KeyboardInterrupt
             yield answer
 
@@ -455,10 +466,74 @@ def test_a_program_without_an_interpreter_is_not_started_again(
 
 def test_another_gpu_in_the_child_is_not_checked(fake: Callable) -> None:
     fake("right")
-    request = process.Request("fake", "cpu", "NVIDIA H100", SCOPE, (16,), "quick", 1)
-    outcome = process.run(request, 120)
+    outcome = process.run(request()._replace(name="NVIDIA H100"), 120)
     assert (outcome.status, outcome.rows) == ("not checked", [])
     assert outcome.reason == "cpu is another GPU in a new process, cpu"
+
+
+def test_other_kernels_in_the_child_are_not_checked(fake: Callable) -> None:
+    fake("right")
+    outcome = process.run(request()._replace(digest="another"), 120)
+    assert (outcome.status, outcome.rows) == ("not checked", [])
+    assert outcome.reason.startswith("other kernels would be checked, those of ")
+
+
+@pytest.mark.parametrize("place", ["in front", "as a Path", "removed", "relative"])
+def test_the_path_of_the_caller(place: str, fake: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake("right")
+    for name in ("logging", "queue", "hyperkern"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the wrong folder')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if place == "as a Path":
+        sys.path.insert(0, tmp_path)
+    if place == "removed":
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+    if place == "relative":
+        monkeypatch.setattr(sys, "path", [os.path.relpath(entry) if entry else "" for entry in sys.path])
+        monkeypatch.chdir(tmp_path)
+    hyperkern.uniformity(x())
+    assert module.calls == ["loss"]
+
+
+def test_a_process_that_was_forked_meanwhile_is_free() -> None:
+    with first_use._checking:
+        before = first_use._checking
+        pid = os.fork()
+        if pid == 0:
+            os._exit(first_use._checking is before)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_why_a_gpu_cannot_be_checked_is_asked_and_said_once(fake: Callable, tmp_path: Path) -> None:
+    def losses() -> None:
+        for dim in (16, 300):
+            features = torch.randn(9, dim)
+            hyperkern.uniformity(features)
+            hyperkern.clip_loss(features, features, logit_scale=1.0, ids=torch.arange(9))  # of rows, and of products
+
+    fake("exclusive")
+    with pytest.warns(UserWarning, match="exclusive-process") as caught:
+        losses()
+    assert len(caught) == 1
+    assert fake_backends.checks(tmp_path) == 1
+
+
+def test_what_a_check_cannot_do_is_no_error_of_a_loss(fake: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake("right")
+
+    def run(*args: object) -> None:
+        raise OSError(28, "No usable temporary directory found")
+
+    monkeypatch.setattr(process, "run", run)
+    with pytest.warns(UserWarning, match=r"not checked: OSError: .*No usable temporary directory found"):
+        assert hyperkern.uniformity(x()).isfinite()
+
+
+def request() -> process.Request:
+    machine = records.machine("fake", CPU)
+    return process.Request("fake", "cpu", machine.device, machine.digest, SCOPE, (16,), "quick", 1)
 
 
 def test_the_folder_that_a_user_is_in_is_not_imported_from(
