@@ -46,6 +46,8 @@ class Verdict(NamedTuple):
 # Of a backend on a device, why no process can check it: the same for all scopes.
 _unchecked: dict[tuple[str, torch.device], str] = {}
 _verdicts: dict[tuple[str, torch.device, Scope], Verdict] = {}
+# The same of those that may be taken, by what is asked: a scale that changes with every call asks each time.
+_usable: dict[tuple[str, torch.device, str, int], Verdict] = {}
 # What this process has checked, which may not be on disk.
 _found: dict[Machine, dict[str, Record]] = {}
 _warned: set[str] = set()
@@ -100,6 +102,9 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
         RuntimeError: it may not be taken, where ``HYPERKERN_CHECK=require`` asks for it.
         ValueError: ``HYPERKERN_CHECK`` is unknown.
     """
+    usable = _usable.get((backend, device, kind, dim))
+    if usable is not None:
+        return usable
     scope = Scope(kind or ROWS, class_of(dim))
     found = _verdicts.get((backend, device, scope))
     if found is None:
@@ -112,6 +117,7 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
                 if found.settled:
                     _verdicts[backend, device, scope] = found
     if found.usable:
+        _usable[backend, device, kind, dim] = found
         return found
     what = "" if (backend, device) in _unchecked else f" for {scope}"
     text = f"the {backend} kernels are not used on {device}{what}: {found.reason}"

@@ -35,6 +35,7 @@ _MACHINE = records.machine  # which tests replace
 def forget() -> None:
     """What a new process does not know."""
     first_use._verdicts.clear()
+    first_use._usable.clear()
     first_use._unchecked.clear()
     first_use._found.clear()
     first_use._warned.clear()
