@@ -11,7 +11,7 @@ sanitizers take more, of which there always are more than there is time for.
 | build | 0 or 75 | the extension travels with the tree, or is built by nvcc from twelve files |
 | info | 5 | an import |
 | tile-cuda, tile-triton | 12, 25 | 12 processes, a context of the GPU each; 20 compilations in each, 12 at a time |
-| warm-triton | 35 | 320 kernels for bfloat16, in 4 processes of 8 compilers |
+| warm-triton | 35 | 380 kernels for bfloat16, in 4 processes of 8 compilers |
 | large | 15 each | 18 points of N = 65,536, 0.5 s each, of calls of 3 to 30 ms |
 | candidates | 20 | 15 configurations compiled at once, 0.1 s each measured |
 | small | 25 each | 39 points, 0.6 s each: a graph is captured with hundreds of calls |

@@ -123,7 +123,7 @@ def rows(backend: Backend, x: Tensor) -> Results:
     unit, rstd = backend.prepare(x)
     exact = x.double()
     norm = torch.linalg.vector_norm(exact, dim=-1).clamp_min(norm_eps(x.dtype))
-    wanted = [exact / norm[..., None], norm.reciprocal()]
+    wanted = [F.normalize(exact, dim=-1, eps=1e-300), norm.reciprocal()]
     grad = torch.roll(unit, 1, -1) + 0.5
     found = backend.finish(grad, unit, rstd, x.dtype)
     of_unit, slope = unit.double(), grad.double()
@@ -132,7 +132,7 @@ def rows(backend: Backend, x: Tensor) -> Results:
     of_dead, bound = backend.prepare(dead)
     finite = backend.finish(grad, of_dead, bound, x.dtype).isfinite().to(grad.dtype)
     results = [unit, rstd, found, of_dead, finite]
-    truths = [*wanted, behind, torch.nn.functional.normalize(dead.double(), dim=-1), torch.ones_like(finite).double()]
+    truths = [*wanted, behind, F.normalize(dead.double(), dim=-1, eps=1e-300), torch.ones_like(finite).double()]
     return Results(results, truths, [True, True, x.dtype == torch.float32, True, True])
 
 
