@@ -77,7 +77,7 @@ def check_backend(backend: str | None, x: Tensor, agreed: checks) -> str | None:
         The one to ask for from here on.
     """
     forced, backend = autograd.check_backend(backend, x)
-    if agreed.may_be_empty and not torch.compiler.is_compiling():
+    if x.is_cuda and agreed.may_be_empty and not torch.compiler.is_compiling():
         autograd.settle_backend(backend, x)
     agreed.also(backend=forced)
     return backend

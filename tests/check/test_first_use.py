@@ -19,7 +19,7 @@ from torch import Tensor
 
 import hyperkern
 from hyperkern import backends
-from hyperkern.autograd import rows
+from hyperkern.autograd import rows, settle_backend
 from hyperkern.backends import Problem
 from hyperkern.check import first_use, process, records
 from hyperkern.check.process import Outcome, Row
@@ -184,6 +184,13 @@ def test_compositions_ask_too(fake: Callable, checked: list) -> None:
     hyperkern.clip_loss(features, features.detach(), logit_scale=3.0, ids=torch.arange(9)).backward()
     assert [request.scope.key for request in checked] == ["rows-64", "bfloat16-64"]
     assert {"prepare", "row_lse", "pair_grad", "finish"} == set(module.calls)
+
+
+def test_a_shared_batch_asks_before_others_would_wait(fake: Callable, checked: list) -> None:
+    fake("right")
+    settle_backend(None, x())
+    settle_backend("reference", torch.randn(9, 300))
+    assert [request.scope.key for request in checked] == ["bfloat16-64"]
 
 
 def test_threads_wait_for_one_check(fake: Callable, tmp_path: Path) -> None:
