@@ -80,7 +80,6 @@ def main() -> None:
             for kind, evidence in (("recorded", ""), ("committed", "a result file")):
                 install(evidence)
                 first_use._verdicts.clear()
-                first_use._usable.clear()
                 for name, call in (("again", again), ("anew", anew)):
                     call()
                     assert backends.select(None, Problem("loss", CPU, torch.bfloat16, 128, None, "bfloat16")).LOSSES

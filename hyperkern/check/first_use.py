@@ -45,12 +45,11 @@ class Verdict(NamedTuple):
 
 # Of a backend on a device, why no process can check it: the same for all scopes.
 _unchecked: dict[tuple[str, torch.device], str] = {}
-_verdicts: dict[tuple[str, torch.device, Scope], Verdict] = {}
-# The same of those that may be taken, by what is asked: a scale that changes with every call asks each time.
-_usable: dict[tuple[str, torch.device, str, int], Verdict] = {}
+# By what is asked, since a scale that changes with every call asks each time.
+_verdicts: dict[tuple[str, torch.device, str, int], Verdict] = {}
 # What this process has checked, which may not be on disk.
 _found: dict[Machine, dict[str, Record]] = {}
-_warned: set[str] = set()
+_warned: set[tuple[str, torch.device, str, bool]] = set()
 # One thread checks, the others wait for what it finds.
 _checking = threading.RLock()
 
@@ -102,22 +101,20 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
         RuntimeError: it may not be taken, where ``HYPERKERN_CHECK=require`` asks for it.
         ValueError: ``HYPERKERN_CHECK`` is unknown.
     """
-    usable = _usable.get((backend, device, kind, dim))
-    if usable is not None:
-        return usable
+    found = _verdicts.get((backend, device, kind, dim))
+    if found is not None and found.usable:
+        return found
     scope = Scope(kind or ROWS, class_of(dim))
-    found = _verdicts.get((backend, device, scope))
     if found is None:
         if torch.compiler.is_compiling():  # what is traced is chosen again when it runs
             return Verdict(False, False, "not checked while a graph is traced")
         with _checking:
-            found = _verdicts.get((backend, device, scope))
+            found = _verdicts.get((backend, device, kind, dim))
             if found is None:
                 found = _find(backend, device, scope, dim)
                 if found.settled:
-                    _verdicts[backend, device, scope] = found
+                    _verdicts[backend, device, kind, dim] = found
     if found.usable:
-        _usable[backend, device, kind, dim] = found
         return found
     what = "" if (backend, device) in _unchecked else f" for {scope}"
     text = f"the {backend} kernels are not used on {device}{what}: {found.reason}"
@@ -125,8 +122,8 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
         raise RuntimeError(f"{ENVIRONMENT_VARIABLE}=require: {text}. {_ADVICE.format(backend)}")
     if mode() == "off":
         _log.info(text)
-    elif text not in _warned:
-        _warned.add(text)
+    elif (said := (backend, device, what, found.settled)) not in _warned:
+        _warned.add(said)
         warnings.warn(f"{text}. {_ADVICE.format(backend)}", stacklevel=_frames_of_libraries())
     return found
 
@@ -178,7 +175,9 @@ def told(backend: str, device: torch.device) -> list[str]:
         return [f"{machine.device}: not checked yet, which the first call does, or `hyperkern check`"]
     lines = []
     for key, record in sorted(found.items()):
-        what = "passed" if record.status == "passed" else f"{record.status}: {record.reason}"
+        what = f"{record.status}: {record.reason}"
+        if not record.reason:
+            what = f"passed {record.cases} cases, {100 * record.worst:.0f} % of the allowed error at most"
         lines.append(f"{machine.device}: {Scope.of_key(key)}: {what} ({record.age})")
     return lines
 

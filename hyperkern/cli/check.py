@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import backends
+from ..check.scope import PRODUCTS
 from ..files import OutputError, check_outputs, write_files
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ..correctness.everything import Job
 
 COMMAND = "hyperkern check"
-NAMES = ("cuda", "triton", "reference")
-PRODUCTS = ("bfloat16", "float16", "tf32", "float32")
 
 
 def add_parser(commands: Any) -> None:
@@ -33,7 +31,7 @@ def add_parser(commands: Any) -> None:
         "could not be checked, 2 without a GPU. With --backend and without a GPU, the kernels are interpreted or "
         "emulated on the CPU, which tests the check, and says nothing of a GPU.",
     )
-    parser.add_argument("--backend", action="append", choices=NAMES, help="only this one (repeatable)")
+    parser.add_argument("--backend", action="append", choices=backends.PRIORITY, help="only this one (repeatable)")
     parser.add_argument("--device", metavar="NAME", help="cuda, cuda:<index> or cpu (default: a GPU if there is one)")
     parser.add_argument("--quick", action="store_true", help="in the sizes of a first use, in less time")
     parser.add_argument("--products", type=_words, metavar="A,B", help=f"only of these: {', '.join(PRODUCTS)}")
@@ -73,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from ..bench.result import append
     from ..bench.table import print_table
     from ..check import records
     from ..correctness import everything, report
@@ -87,7 +86,7 @@ def _check(args: argparse.Namespace) -> int:
             "no CUDA GPU was found by PyTorch. To try the command without one: hyperkern check --backend cuda --quick "
             "(or triton), which emulates (interprets) the kernels, and says nothing of a GPU"
         )
-    asked = list(dict.fromkeys(args.backend or NAMES))
+    asked = list(dict.fromkeys(args.backend or backends.PRIORITY))
     missing = {name: everything.unusable(name, device) for name in asked}
     missing = {name: reasons for name, reasons in missing.items() if reasons}
     names = [name for name in asked if name not in missing]
@@ -97,11 +96,15 @@ def _check(args: argparse.Namespace) -> int:
         return 2
     jobs = list(everything.jobs_of(names, device, quick=args.quick, products=args.products, dims=args.dims))
     depth = "quick" if args.quick else "full"
+
+    def ended(job: Job, row: Row) -> None:
+        if args.jsonl is not None:
+            append(args.jsonl, [report.line(job, row)])
+
     with progress_bar(COMMAND) as progress:
-        cases = _Cases(args.jsonl)
         progress(0, len(jobs))
         results = []
-        for result in everything.check(jobs, depth, args.jobs, cases.add):
+        for result in everything.check(jobs, depth, args.jobs, ended):
             results.append(result)
             progress(len(results), len(jobs))
     results.sort(key=lambda result: jobs.index(result.job))
@@ -120,22 +123,6 @@ def _check(args: argparse.Namespace) -> int:
     if args.json is not None:
         print(f"written: {args.json}")
     return 0 if all(result.outcome.status == "passed" for result in results) else 1
-
-
-class _Cases:
-    """Takes each case as it ends, from several threads."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._lock = path, threading.Lock()
-
-    def add(self, job: Job, row: Row) -> None:
-        """Appends it to the file, whole."""
-        from ..correctness import report
-
-        if self._path is not None:
-            text = json.dumps(report.line(job, row), ensure_ascii=False, allow_nan=False)
-            with self._lock, open(self._path, "ab") as file:
-                file.write(f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _device(given: str | None, names: list[str] | None) -> torch.device | None:

@@ -14,19 +14,18 @@ import interpreter
 import pytest
 import torch
 from conftest import usable
-from test_first_use import fake  # noqa: F401, a fixture
 
 from hyperkern import backends
 from hyperkern.check import first_use, process, records
 from hyperkern.check.process import Outcome, Row
 from hyperkern.check.scope import DIMS, PRODUCTS, Scope
-from hyperkern.cli import check as command
 from hyperkern.cli import main
 from hyperkern.correctness import everything, report
 from hyperkern.correctness.everything import Job, Result
 
 ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda", 0)
+pytest_plugins = ["check_fixtures"]
 without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -102,7 +101,6 @@ def test_what_is_kept_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """One job, of the fake."""
     monkeypatch.setattr(everything, "_EMULATED", everything._EMULATED[:1])
-    monkeypatch.setattr(command, "NAMES", ("fake",))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,7 @@ def test_its_status_and_report(
     behaviour: str,
     status: int,
     said: str,
-    fake: Callable,  # noqa: F811
+    fake: Callable,
     small: None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -188,7 +186,7 @@ def test_the_table_shows_the_worst_of_each_kind() -> None:
     assert [line[8] for line in table] == ["FAILED 1", "ok", "ok"]
 
 
-def test_an_interrupt_ends_all_that_run(fake: Callable, small: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_an_interrupt_ends_all_that_run(fake: Callable, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     fake("hangs")
     jobs = list(everything.jobs_of(("fake",), torch.device("cpu"))) * 4
     begun, started, start = threading.Event(), [], process._start

@@ -496,14 +496,14 @@ MUTANTS = [
         "check/first_use.py",
         "lock.acquire(timeout=WAIT)",
         "lock = None",
-        "check/test_first_use.py::test_processes_wait_for_one_check",
+        "check/test_check_process.py::test_processes_wait_for_one_check",
     ),
     _mutant(
         "a record counts whatever it is of",
         "check/records.py",
         'or content["machine"] != key._asdict()',
         "",
-        "check/test_first_use.py::test_a_damaged_record_does_not_count",
+        "check/test_check_records.py::test_a_damaged_record_does_not_count",
     ),
     _mutant(
         "what is no number is right",
@@ -541,7 +541,7 @@ MUTANTS = [
                 child.wait()
 """,
         "",
-        "check/test_first_use.py::test_an_interrupt_ends_the_check_and_records_nothing",
+        "check/test_check_process.py::test_an_interrupt_ends_the_check_and_records_nothing",
     ),
     _mutant(
         "a choice that is not settled is kept",
