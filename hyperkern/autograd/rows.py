@@ -34,8 +34,8 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
     Raises:
         ValueError: an unknown or unusable ``backend``.
     """
-    forced(backend)  # also where there is nothing to compute: a wrong name must not go unseen
     if not normalize:
+        forced(backend)  # also where there is nothing to compute: a wrong name must not go unseen
         rows = x.to(accumulate_dtype(x.dtype))
         # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows

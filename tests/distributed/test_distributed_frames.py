@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import warnings
 from collections import Counter
 from types import FrameType
 from typing import Any
@@ -14,13 +15,19 @@ from ranks import Ranks
 import hyperkern as hk
 from hyperkern.distributed.ranks import ALL_GATHER
 
-# What may run for forward and backward of a loss, PyTorch's own frames included: 244 on PyTorch 2.14.
+# What may run for forward and backward of a loss, PyTorch's own frames included: on PyTorch 2.14 it is 242, and 250 in
+# a process that has compiled one, where `torch.compiler.disable` stands around what must not be traced.
 LIMIT = 250
 
 
-def frames_of_a_step(rank: int, given: str) -> Counter[str]:
+def frames_of_a_step(rank: int, given: str, compiled: bool) -> Counter[str]:
     group = {"process group": dist.group.WORLD, "Group": hk.Group()}[given]
     x, y = torch.randn(16, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
+    if compiled:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, of what it traces; as errors they stop it
+            torch.compile(hk.clip_loss, backend="eager")(x, y, logit_scale=10.0, group=group)
+        torch.compiler.reset()
     for _ in range(2):  # the first one makes what the others find
         hk.clip_loss(x, y, logit_scale=10.0, group=group).backward()
     found: Counter[str] = Counter()
@@ -39,9 +46,11 @@ def frames_of_a_step(rank: int, given: str) -> Counter[str]:
 
 
 @pytest.mark.parametrize("given", ["process group", "Group"])
-def test_a_step_runs_few_frames(ranks: Ranks, given: str) -> None:
-    for found in ranks(2).run(frames_of_a_step, given):
-        assert found.total() <= LIMIT, found.most_common(40)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_runs_few_frames(ranks: Ranks, given: str, compiled: bool) -> None:
+    for found in ranks(2).run(frames_of_a_step, given, compiled):
+        assert not compiled or calls(found, "_callback_from_stance") == [4]
+        assert found.total() <= LIMIT, sorted(found.items())
         assert calls(found, "outside__agree", ALL_GATHER, "all_to_all_single") == [1, 6, 1]
         # What the first step has found out, none of the others asks again.
         assert calls(found, "_signature", "get_backend_config", "_check_primitives", "select") == [0, 0, 0, 0]
