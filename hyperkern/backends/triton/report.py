@@ -1,6 +1,6 @@
 """Compiles every shipped configuration, with or without a GPU, and reports what the compiler made of it.
 
-``python -m hyperkern.backends.triton.report [--arch sm_90] [--json]``; `make kernels-report`.
+``python -m hyperkern.backends.triton.report [--arch sm_90] [--quick] [--json]``; `make kernels-report`.
 """
 
 import argparse
@@ -146,6 +146,8 @@ _ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
     "finish_rows": _ROWS,
 }
 _ALONG_D = ("stride_d", "stride_xd", "stride_yd", "stride_qd")
+# Quick or not, this architecture is compiled whole: that of the GPUs which this package is made for first.
+_WHOLE = "sm_90"
 # A chunked kernel serves any D; it is compiled for this one.
 _LONG_DIM = 768
 
@@ -194,6 +196,24 @@ def cases(architecture: Architecture) -> Iterator[Case]:
             for dtype in ("bf16", "fp32"):
                 for dim in (128, 4096):
                     yield _row_wise(architecture, kernel, dtype, dim, use)
+
+
+def heaviest(architecture: Architecture) -> list[Case]:
+    """The pairwise problem with most arguments of every configuration, which needs most registers and memory."""
+    found: dict[tuple, Case] = {}
+    for case in cases(architecture):
+        key = case.kernel, case.operand, case.dim, *case.options.values(), *_blocks(case)
+        if case.kernel in _PROBLEMS and (key not in found or _arguments(case) > _arguments(found[key])):
+            found[key] = case
+    return list(found.values())
+
+
+def _arguments(case: Case) -> int:
+    return sum(kind != "constexpr" for kind in case.signature.values())
+
+
+def _blocks(case: Case) -> list[int]:
+    return [case.constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_D") if name in case.constants]
 
 
 def _pairwise(
@@ -280,7 +300,7 @@ def compile_case(case: Case) -> Row:
     instructions = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
     return Row(
         *case[:5],
-        blocks="x".join(str(case.constants[b]) for b in ("BLOCK_M", "BLOCK_N", "BLOCK_D") if b in case.constants),
+        blocks="x".join(map(str, _blocks(case))),
         num_warps=result.metadata.num_warps,
         num_stages=result.metadata.num_stages,
         registers=registers,
@@ -308,10 +328,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Registers and shared memory of every shipped configuration.")
     names = [architecture.name for architecture in config.shipped()]
     parser.add_argument("--arch", action="append", choices=names, help="only this architecture (repeatable)")
+    parser.add_argument("--quick", action="store_true", help=f"of others than {_WHOLE} one problem a configuration")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     args = parser.parse_args()
-    todo = [case for name in args.arch or names for case in cases(config.of_name(name))]
+    of = [config.of_name(name) for name in args.arch or names]
+    todo = [case for one in of for case in (heaviest if args.quick and one.name != _WHOLE else cases)(one)]
     with ProcessPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(compile_case, todo, chunksize=4))
     if args.json:
