@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -117,7 +118,7 @@ def _of_gate(point: Point) -> tuple[Setup, str, str]:
 
 def _gate(point: Point) -> float | gate.GateFailure | None:
     """The error of a point, or how it fails."""
-    torch._dynamo.reset()  # what was compiled for other shapes counts against how often a function may be compiled
+    _forget_graphs()
     make = partial(point.implementation.loss, point.execution)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own, of every call anew
@@ -129,6 +130,12 @@ def _gate(point: Point) -> float | gate.GateFailure | None:
             return gate.GateFailure(_reason(failure))
 
 
+def _forget_graphs() -> None:
+    """What was compiled for other shapes counts against how often a function may be compiled."""
+    if "torch._dynamo" in sys.modules:  # else nothing was, and importing it takes longer than many a measurement
+        torch.compiler.reset()
+
+
 def _measure(
     matrix: Matrix,
     group: list[Point],
@@ -138,7 +145,7 @@ def _measure(
     gated: Gated,
 ) -> list[Row]:
     """The rows of a group."""
-    torch._dynamo.reset()
+    _forget_graphs()
     limit, since = rates.limit(), len(rates.found["flops"])
     rows: dict[Point, Row] = {}
     ready: dict[Point, clock.Runner] = {}

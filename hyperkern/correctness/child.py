@@ -58,7 +58,7 @@ def main(request: dict[str, Any]) -> None:
     scope = Scope(*request["scope"])
     torch.set_float32_matmul_precision(setting_of(scope.kind))  # for good: threads share it
     # Then memory comes filled with nan, so that an element that is never written is seen.
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # and not by the function that imports the compiler for it
     todo = list(cases(request["backend"], device, scope, request["dims"], request["depth"]))
     answer({"begun": True})
     try:

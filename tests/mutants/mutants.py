@@ -522,8 +522,8 @@ MUTANTS = [
     _mutant(
         "memory comes as it is in a check",
         "correctness/child.py",
-        "torch.use_deterministic_algorithms(True, warn_only=True)",
-        "torch.use_deterministic_algorithms(False)",
+        'torch.set_deterministic_debug_mode("warn")',
+        'torch.set_deterministic_debug_mode("default")',
         "check/test_first_use.py::test_how_a_first_use_ends[never writes a row]",
     ),
     _mutant(
