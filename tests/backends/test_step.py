@@ -38,6 +38,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         CUDA.operands.emulate(90)
 
 
+@pytest.fixture
+def float32_alone(request: pytest.FixtureRequest) -> None:
+    """For tests of float32: its kernels are the same on every architecture, and are not emulated once more."""
+    if request.node.callspec.params["backend"] == ("cuda", 80):
+        pytest.skip("kernels of float32 are the portable ones")
+
+
 def long_row(backend: str) -> int:
     """A dimension that goes by panels; the interpreter's limit is lower."""
     return 100 if backend == "triton" and DEVICE == "cpu" else 300

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import hyperkern as hk
 
-backend = test_step.backend  # the fixture
+backend, float32_alone = test_step.backend, test_step.float32_alone  # the fixtures
+FLOAT32_ALONE = pytest.mark.usefixtures("float32_alone")
 
 
 class Whole(NamedTuple):
@@ -166,6 +167,7 @@ def test_values_alone_need_no_second_product(backend: str, name: str, monkeypatc
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@FLOAT32_ALONE
 @EACH
 @pytest.mark.parametrize(("n", "k", "d", "batch"), [(2, 1, 1, None), (33, 5, 7, None), (19, 40, 50, 3)])
 def test_values_and_gradients(backend: str, name: str, n: int, k: int, d: int, batch: int | None) -> None:
@@ -173,6 +175,7 @@ def test_values_and_gradients(backend: str, name: str, n: int, k: int, d: int, b
     check(name, backend, tensors(name, n, d, batch=batch, k=k), 1e-6 * scale)
 
 
+@FLOAT32_ALONE
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("n", [300] if DEVICE == "cpu" else [300, 5000])
 def test_many_tiles(backend: str, name: str, n: int) -> None:
@@ -202,6 +205,7 @@ def test_a_confident_model_in_half_precision(backend: str, name: str) -> None:
         assert (got - want).abs().max() <= 3e-3 * want.abs().max()
 
 
+@FLOAT32_ALONE
 @EACH
 def test_nothing_is_read_before_it_is_written(backend: str, name: str, poisoned_allocations: None) -> None:
     scale = 300.0 if "small" in name or "large" in name else 10.0
@@ -233,6 +237,7 @@ def test_a_second_backward_pass_gives_the_same(backend: str, name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@FLOAT32_ALONE
 @pytest.mark.parametrize(
     "name",
     [

@@ -10,14 +10,14 @@ import torch
 from conftest import DEVICE
 from oracle import assert_close
 from test_step import Launches, long_row
-from test_whole_losses import FIRST, LOSSES, check, leaves, tensors, value_and_grads
+from test_whole_losses import FIRST, FLOAT32_ALONE, LOSSES, check, leaves, tensors, value_and_grads
 
 import hyperkern as hk
 from hyperkern.backends import load
 from hyperkern.backends.common import panels
 from hyperkern.backends.common.scheme import scheme_of
 
-backend = whole.backend  # the fixture
+backend, float32_alone = whole.backend, whole.float32_alone  # the fixtures
 EACH = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -41,6 +41,7 @@ def test_launches(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert sum("finish" in one for one in found) == sum("prepare" in one for one in found) == 1
 
 
+@FLOAT32_ALONE
 @EACH
 @pytest.mark.parametrize(("n", "k", "batch"), [(2, 1, None), (33, 5, None), (18, 41, 3)])
 def test_values_and_gradients(backend: str, name: str, n: int, k: int, batch: int | None) -> None:
@@ -49,6 +50,7 @@ def test_values_and_gradients(backend: str, name: str, n: int, k: int, batch: in
     )
 
 
+@FLOAT32_ALONE
 @pytest.mark.parametrize("name", FIRST)
 def test_many_tiles(backend: str, name: str) -> None:
     check(name, backend, tensors(name, 270, long_row(backend) + 20, k=90), 2e-5)
@@ -61,12 +63,14 @@ def test_half_precision(backend: str, name: str, dtype: torch.dtype, poisoned_al
     check(name, backend, given, 8 * torch.finfo(dtype).eps * (20 if is_large(name) else 1))
 
 
+@FLOAT32_ALONE
 @EACH
 def test_nothing_is_read_before_it_is_written(backend: str, name: str, poisoned_allocations: None) -> None:
     given = tensors(name, 25, long_row(backend) + 3, batch=2)
     check(name, backend, given, 1e-6 * (300.0 if is_large(name) else 10.0))
 
 
+@FLOAT32_ALONE
 @pytest.mark.parametrize("name", [name for name in LOSSES if name.endswith("learnable") or name in FIRST])
 def test_frozen_sides(backend: str, name: str) -> None:
     given = tensors(name, 15, long_row(backend))
