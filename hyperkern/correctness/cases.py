@@ -2,7 +2,9 @@
 
 Truth is float64. The primitives get rows whose products are exact in every dtype (`exact_rows`): what their results
 lack is the kernel's own. Whole losses get random features, and may be as far off as the textbook formula in PyTorch in
-the same dtype, twice; both are rounded, so a few units in the last place are always allowed.
+the same dtype, twice; both are rounded, so a few units in the last place are always allowed. And as far as the
+truth moves where operands are rounded: the weights of a few far pairs are e to the power of their similarities, and of
+a single number, as a gradient of a temperature is one, PyTorch's own error may be small by chance.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from . import primitives
 # products, some of its last digits; of what is float32 throughout, less.
 _UNITS = {"bfloat16": 2.0**-7, "float16": 2.0**-9, "tf32": 2.0**-9, "float32": 2.0**-16}
 _EXACT = 2.0**-18
+# Half a unit in the last place of an operand; tensor cores cut tf32 off, by a whole one at most, all with one sign.
+_ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-10, "float32": 2.0**-20}
+_NUDGES = 8  # so many that of a single number the largest error is six times the root of their mean square
 # And of what may be 0: the loss of a row that has nothing to choose from is a difference of equal numbers.
 _FLOOR = 2.0**-20
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
@@ -179,7 +184,51 @@ def _loss(case: registry.Case, loss: registry.Loss, device: torch.device, kind: 
     with torch.autocast(device.type, half, enabled=half is not None):
         peer = gate.step(case.truth, [_as(x, torch.float32) for x in inputs])
     found = gate.step(loss, inputs)
-    return _compared(found, wanted, _UNITS[kind], peer=peer, floor=_FLOOR * _steepest(inputs) / rows)
+    moves = _moves(case, wanted, inputs, kind, dim)
+    floor = _FLOOR * _steepest(inputs) / rows
+    return _compared(found, wanted, _UNITS[kind], peer=peer, moves=moves, floor=floor)
+
+
+def _moves(case: registry.Case, wanted: Sequence[Tensor], inputs: Sequence[Tensor], kind: str, dim: int) -> list[float]:
+    """How far the truth moves, result by result, where the operands of similarities are rounded."""
+    assert case.truth is not None
+    generator = torch.Generator(inputs[0].device).manual_seed(dim)
+    squares = [torch.zeros_like(want) for want in wanted]
+    for _ in range(_NUDGES):
+        nudged = gate.step(case.truth, [_nudged(x, _ROUNDING[kind], generator) for x in inputs])
+        for square, there, want in zip(squares, nudged, wanted, strict=True):
+            square += (there - want).square() / _NUDGES
+    moves = [(6 if square.dim() == 0 else 3) * square.max().sqrt().item() for square in squares]
+    if kind == "tf32":
+        apart = gate.step(case.truth, _apart(inputs, 2 * _ROUNDING[kind]))
+        for i, (there, want) in enumerate(zip(apart, wanted, strict=True)):
+            off = there[..., :dim] - want if want.dim() > 1 else there - want
+            moves[i] = max(moves[i], off.abs().max().item())
+    return [move if move < float("inf") else 0.0 for move in moves]
+
+
+def _nudged(x: Tensor, unit: float, generator: torch.Generator) -> Tensor:
+    """The input in float64, each element of features up or down by a share of it."""
+    exact = _as(x, torch.float64)
+    if x.dim() < 2 or not x.is_floating_point():
+        return exact
+    up = torch.randint(2, x.shape, generator=generator, device=x.device)
+    return (exact.detach() * (1 + unit * (2 * up - 1))).requires_grad_(x.requires_grad)
+
+
+def _apart(inputs: Sequence[Tensor], error: float) -> list[Tensor]:
+    """The inputs in float64, all similarities between two of them less by a share of them.
+
+    Each tensor of features gets a direction of its own in further dimensions, the same for all of its rows.
+    """
+    features = [i for i, x in enumerate(inputs) if x.is_floating_point() and x.dim() > 1]
+    moved = [_as(x, torch.float64) for x in inputs]
+    for turn, i in enumerate(features if len(features) > 1 else []):
+        x = moved[i].detach()
+        further = x.new_zeros(*x.shape[:-1], len(features))
+        further[..., turn] = error**0.5 * torch.linalg.vector_norm(x, dim=-1)
+        moved[i] = torch.cat([x, further], -1).requires_grad_(inputs[i].requires_grad)
+    return moved
 
 
 def _exact_loss(
@@ -254,6 +303,7 @@ def _compared(
     unit: float,
     exact: Sequence[bool] | None = None,
     peer: Sequence[Tensor] | None = None,
+    moves: Sequence[float] | None = None,
     floor: float = 0.0,
 ) -> Checked:
     """The largest error of the tensor whose error is the largest share of what is allowed.
@@ -264,6 +314,7 @@ def _compared(
         unit: allowed of the largest entry of a tensor.
         exact: for which tensors no operand is rounded, so that less is allowed.
         peer: what PyTorch returned in the same dtype: twice its error is allowed.
+        moves: how far the truth moves where operands are rounded: that is allowed.
         floor: allowed of results that should be 0, of a single number as much of 1.
     """
     worst, largest = Checked(0.0, 0.0, ""), -1.0
@@ -281,6 +332,8 @@ def _compared(
         if peer is not None:
             by_peer = (peer[i].double() - want).abs().max().nan_to_num(0, 0).item()  # what overflows is no measure
             allowed = max(allowed, 2 * by_peer + torch.finfo(got.dtype).eps * size)
+        if moves is not None:
+            allowed = max(allowed, moves[i])
         error = off.max().item()
         if not error <= allowed:
             place = tuple(int(j) for j in torch.unravel_index(off.nan_to_num(torch.inf).argmax(), want.shape))

@@ -18,7 +18,7 @@ from ..spec import PairSpec
 # Seconds for one process; what compiles on a slow machine may take many times the limit of a first use.
 LIMIT = 900.0
 # On a CPU one of each is enough to see that the check itself works: `(products, class of D, the D that is taken)`.
-_EMULATED = (("bfloat16", 64, 16), ("float16", 128, 96), ("tf32", 256, 160), ("float32", 0, 290))
+_EMULATED = (("bfloat16", 64, 16), ("float16", 0, 290), ("tf32", 128, 96), ("float32", 256, 160))
 
 
 class Job(NamedTuple):

@@ -116,6 +116,11 @@ def _unwritten(needed: Any, *args: Any) -> Any:
     return {**found, "x": written}
 
 
+def _temperature(needed: Any, *args: Any) -> Any:
+    found = reference.loss_grad(needed, *args)
+    return {**found, "scale": 1.03 * found["scale"]} if "scale" in found else found
+
+
 def _other_bits(*args: Any) -> Any:
     found = reference.loss(*args)
     if found is None:
@@ -203,6 +208,7 @@ _WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
     "a full disk": ("pair_grad", _full_disk),
     "never writes a row": ("loss_grad", _unwritten),
     "not deterministic": ("loss", _other_bits),
+    "three percent off": ("loss_grad", _temperature),
     "raises": ("pair_grad", _raises),
     "path": ("pair_grad", _names_a_file),
     "aborts": ("energy", _aborts),

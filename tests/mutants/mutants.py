@@ -520,6 +520,20 @@ MUTANTS = [
         "check/test_first_use.py::test_how_a_first_use_ends[wrong in one element]",
     ),
     _mutant(
+        "a gradient of one number is held to what PyTorch is off by, by chance",
+        "correctness/cases.py",
+        "moves[i] = max(moves[i], off.abs().max().item())",
+        "moves[i] = 0.0",
+        "check/test_check_command.py::test_the_kernels_without_a_gpu[cuda]",
+    ),
+    _mutant(
+        "a gradient of one number may be anything",
+        "correctness/cases.py",
+        "moves = [(6 if",
+        "moves = [(60 if",
+        "check/test_first_use.py::test_how_a_first_use_ends[three percent off]",
+    ),
+    _mutant(
         "memory comes as it is in a check",
         "correctness/child.py",
         'torch.set_deterministic_debug_mode("warn")',
