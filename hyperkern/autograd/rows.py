@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import backends, ops
-from ..backends import Problem, candidates, forced
+from ..backends import PRIORITY, Problem, candidates, forced
 from ..backends.common.precision import float32_setting
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps, product_precision
 from .functions import applied, dual, eager, vmap_by_batch
@@ -34,8 +34,9 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
     Raises:
         ValueError: an unknown or unusable ``backend``.
     """
-    if not normalize:
+    if backend not in PRIORITY:
         forced(backend)  # also where there is nothing to compute: a wrong name must not go unseen
+    if not normalize:
         rows = x.to(accumulate_dtype(x.dtype))
         # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows
