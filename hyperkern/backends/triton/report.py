@@ -328,7 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Registers and shared memory of every shipped configuration.")
     names = [architecture.name for architecture in config.shipped()]
     parser.add_argument("--arch", action="append", choices=names, help="only this architecture (repeatable)")
-    parser.add_argument("--quick", action="store_true", help=f"of others than {_WHOLE} one problem a configuration")
+    parser.add_argument("--quick", action="store_true", help=f"all of {_WHOLE}, of others one a configuration")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     args = parser.parse_args()
