@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,11 +47,14 @@ def _lines(option: str, path: str | Path) -> Iterator[str]:
     tool = cuobjdump()
     if tool is None:
         raise FileNotFoundError("cuobjdump is missing: it comes with Triton and with the CUDA toolkit")
-    with subprocess.Popen([tool, option, str(path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield from process.stdout
-    if process.returncode != 0:
-        raise RuntimeError(f"cuobjdump {option} {path} failed with status {process.returncode}")
+    # What it warns of is only of interest where it fails.
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen([tool, option, str(path)], stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            yield from process.stdout
+        if process.returncode != 0:
+            errors.seek(0)
+            raise RuntimeError(f"cuobjdump {option} {path} failed: {errors.read()[-2000:]}")
 
 
 def usage(path: str | Path) -> dict[Key, Usage]:
@@ -86,7 +90,7 @@ def instructions(path: str | Path) -> Iterator[tuple[Key, list[Instruction]]]:
 
 
 def _instruction(address: str, predicate: str | None, opcode: str, operands: str) -> Instruction:
-    ends = opcode.startswith(("EXIT", "RET")) or (opcode == "BRA" and operands.startswith("0x"))
+    ends = opcode.startswith(("EXIT", "RET")) or (opcode.startswith("BRA") and operands.startswith("0x"))
     target = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode.startswith(("BRA", "CALL")) else None
     falls_through = predicate is not None or not ends
     return Instruction(

@@ -1,6 +1,7 @@
 """Compiles every shipped configuration, with or without a GPU, and reports what the compiler made of it.
 
-``python -m hyperkern.backends.triton.report [--arch sm_90] [--quick] [--json]``; `make kernels-report`.
+``python -m hyperkern.backends.triton.report [--arch sm_90] [--kernel contract] [--quick] [--json]``;
+`make kernels-report`.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..common.report import print_table, usage
+from ..common.report import instructions, print_table, usage
+from ..common.sass import Shape, main_loop
 from . import config
 from .align_uniform import combine_kernel, finish_views_kernel, prepare_views_kernel
 from .classes import classes_head_kernel
@@ -166,7 +168,9 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What the compiler made of a case. ``matrix`` names the matrix instruction of the PTX."""
+    """What the compiler made of a case. ``matrix`` names the matrix instruction of the PTX, ``per_pair`` and
+    ``exponentials`` are instructions and exponentials for each pair in the main loop; of other kernels 0.
+    """
 
     architecture: str
     kernel: str
@@ -180,6 +184,8 @@ class Row(NamedTuple):
     spill_bytes: int
     shared_bytes: int
     matrix: str
+    per_pair: float
+    exponentials: float
 
 
 def cases(architecture: Architecture) -> Iterator[Case]:
@@ -295,9 +301,9 @@ def compiled(case: Case) -> Any:
 def compile_case(case: Case) -> Row:
     """Compiles one case, and looks at what came out."""
     result = compiled(case)
-    registers, spills = _resources(result.asm["cubin"])
+    registers, spills, per_pair, exponentials = _looked_at(result.asm["cubin"], case, result.metadata.num_warps)
     ptx = result.asm["ptx"]
-    instructions = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
+    of_matrix = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
     return Row(
         *case[:5],
         blocks="x".join(map(str, _blocks(case))),
@@ -306,16 +312,32 @@ def compile_case(case: Case) -> Row:
         registers=registers,
         spill_bytes=spills,
         shared_bytes=result.metadata.shared,
-        matrix=next((name.split(".")[0] for name in instructions if name in ptx), ""),
+        matrix=next((name.split(".")[0] for name in of_matrix if name in ptx), ""),
+        per_pair=per_pair,
+        exponentials=exponentials,
     )
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread and bytes of stack, which is where spilled registers go."""
+def _looked_at(cubin: bytes, case: Case, warps: int) -> tuple[int, int, float, float]:
+    """Registers and bytes of stack of a thread; of pairwise kernels instructions and exponentials for each pair."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return next(iter(usage(file.name).values()))
+        of_thread = next(iter(usage(file.name).values()))
+        if case.kernel not in _PROBLEMS:
+            return (*of_thread, 0, 0)
+        _, code = next(instructions(file.name))
+    loop = main_loop(code, _shape(case, warps))
+    return (*of_thread, round(loop.per_pair, 2), round(loop.round.exponentials / loop.pairs, 2))
+
+
+def _shape(case: Case, warps: int) -> Shape:
+    chunk = case.constants["BLOCK_D"]
+    rounds = -(-case.dim // chunk)
+    products = 2 if case.kernel.startswith("contract") else 1
+    times = 3 if case.constants["PRECISION"] == "tf32x3" else 1
+    pairs = case.constants["BLOCK_M"] * case.constants["BLOCK_N"] / (32 * warps)
+    return Shape(products * times * rounds * chunk, pairs, rounds)
 
 
 def source_digests() -> dict[str, str]:
@@ -328,12 +350,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Registers and shared memory of every shipped configuration.")
     names = [architecture.name for architecture in config.shipped()]
     parser.add_argument("--arch", action="append", choices=names, help="only this architecture (repeatable)")
+    parser.add_argument("--kernel", action="append", choices=KERNELS, help="only this kernel (repeatable)")
+    parser.add_argument("--problem", action="append", help="only what is compiled for this problem (repeatable)")
+    parser.add_argument("--operand", action="append", help="only of this type (repeatable)")
+    parser.add_argument("--dim", action="append", type=int, help="only for this D (repeatable)")
     parser.add_argument("--quick", action="store_true", help=f"all of {_WHOLE}, of others one a configuration")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     args = parser.parse_args()
     of = [config.of_name(name) for name in args.arch or names]
     todo = [case for one in of for case in (heaviest if args.quick and one.name != _WHOLE else cases)(one)]
+    for name in ("kernel", "problem", "operand", "dim"):
+        todo = [case for case in todo if getattr(args, name) is None or getattr(case, name) in getattr(args, name)]
     with ProcessPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(compile_case, todo, chunksize=4))
     if args.json:
