@@ -74,10 +74,8 @@ bench-pytest: $(VENV)/.has-test  ## the same cases in pytest-benchmark
 bench-integrations: $(INTEGRATIONS)/.ready  ## time and memory of the drop-ins beside the libraries' losses
 	$(INTEGRATIONS)/bin/python -m benchmarks.contrastive $(ARGS)
 
-kernels-report: $(VENV)/.built  ## registers, spills and shared memory of every kernel, Triton's and those in CUDA C++
-	$(BIN)/python -m hyperkern.backends.triton.report $(ARGS)
-	@if test -e hyperkern/backends/cuda/kernels.so; then $(BIN)/python -m hyperkern.backends.cuda.report $(ARGS); \
-	else echo "the CUDA extension is not built: its kernels are left out"; fi
+kernels-report: $(VENV)/.built  ## what the compilers made of every kernel, Triton's and those in CUDA C++: no GPU needed
+	$(BIN)/python -m benchmarks.kernels $(ARGS)
 
 lint: $(VENV)/.has-lint  ## ruff (lint and format), mypy, clang-format
 	$(BIN)/ruff check .

@@ -1,14 +1,15 @@
 """Writes the figures of the documentation from the results that are committed: none of them is typed by hand.
 
 ``python -m benchmarks.pages`` rewrites what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in README.md,
-docs/scaling.md and docs/benchmarking.md, the pictures in docs/images/benchmark, and docs/contrastive-benchmark.md.
+docs/scaling.md, docs/benchmarking.md and docs/kernels.md, the pictures in docs/images/benchmark, and
+docs/contrastive-benchmark.md.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import contrastive, readme, scaling
+from . import contrastive, kernels, readme, scaling
 from .tables import ROOT, result, table
 
 IMAGES = ROOT / "docs" / "images" / "benchmark"
@@ -72,8 +73,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "estimate": estimate,
     "repeats": repeats,
     **readme.BLOCKS,
+    **kernels.BLOCKS,
 }
-PAGES = [ROOT / "README.md", ROOT / "docs" / "scaling.md", ROOT / "docs" / "benchmarking.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("scaling", "benchmarking", "kernels"))]
 
 
 def filled(text: str) -> str:

@@ -2,8 +2,11 @@
 
 import contextlib
 import gc
+import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -39,6 +42,7 @@ os.environ.setdefault(
 from ranks import Ranks
 
 from hyperkern import backends
+from hyperkern.backends.common.cubin import find_tool
 from hyperkern.spec import PairSpec
 
 # Where the kernels are tested.
@@ -208,6 +212,39 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
                 path.write_text(make(), encoding="utf-8")
             return path.read_text(encoding="utf-8")
 
+    return found
+
+
+@pytest.fixture(scope="session")
+def triton_report(once: Callable[[str, Callable[[], str]], str]) -> dict:
+    """The report of a process of its own, where nothing is interpreted."""
+
+    def report_of_all() -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "hyperkern.backends.triton.report", "--quick", "--json"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-4000:]
+        return result.stdout
+
+    return json.loads(once("triton_report", report_of_all))
+
+
+@pytest.fixture(scope="session")
+def cuda_report(once: Callable[[str, Callable[[], str]], str]) -> list[dict]:
+    """The report of a process of its own, which loads the library."""
+    if find_tool("cuobjdump") is None:
+        pytest.skip("cuobjdump is missing: it comes with Triton and with the CUDA toolkit")
+
+    def report_of_all() -> str:
+        command = [sys.executable, "-m", "hyperkern.backends.cuda.report", "--json"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if "OSError" in result.stderr:
+            pytest.skip(f"this PyTorch cannot load the extension: {result.stderr.splitlines()[-1]}")
+        assert result.returncode == 0, result.stderr[-4000:]
+        return result.stdout
+
+    found = json.loads(once("cuda_report", report_of_all))
+    assert found
     return found
 
 

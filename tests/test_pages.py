@@ -1,8 +1,11 @@
 """The figures in the documentation are those of the committed results."""
 
+import json
+
 import pytest
 
-from benchmarks import pages, readme, scaling
+from benchmarks import kernels, pages, readme, scaling
+from hyperkern.backends.common.report import Row
 
 FILES = pages.files()
 
@@ -38,6 +41,24 @@ def test_a_faster_peer_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None
     rows = [row("hyperkern", 2.0), row("dense", 5.0), row("other", 1.0), row("wrong", 0.1) | {"status": "failed"}]
     monkeypatch.setattr(readme, "result", lambda name: {"rows": rows})
     assert "| 2\u00a0ms | 50 % | 2.5× | 0.5× (other) |" in readme.losses()
+
+
+class TestTheReportOfKernels:
+    def test_it_has_every_field_of_every_backend_and_is_small(self) -> None:
+        found = pages.result(kernels.RESULT)
+        assert found["fields"] == list(Row._fields)
+        rows = kernels.read()
+        assert {(row["backend"], row["architecture"]) for row in rows} >= {("triton", "sm_90"), ("cuda", "sm_90")}
+        assert (pages.ROOT / "benchmarks" / "results" / f"{kernels.RESULT}.json").stat().st_size < 300e3
+
+    def test_a_file_is_read_as_it_was_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        row = Row(*(f"{name}" for name in Row._fields[:4]), *range(len(Row._fields) - 4))
+        monkeypatch.setattr(kernels, "result", lambda name: json.loads(kernels.text([row, row], {"cuda": None})))
+        assert kernels.read() == [row._asdict()] * 2
+
+    def test_the_compiler_is_named(self) -> None:
+        assert kernels.toolkit(b"...Cuda compilation tools, release 13.0, V13.0.88...") == "13.0.88"
+        assert kernels.toolkit(b"") == "unknown"
 
 
 class TestTheModelOfScaling:

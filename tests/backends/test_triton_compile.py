@@ -3,11 +3,9 @@
 All problems on sm_90; on the others the largest one of each configuration, the rest by `make kernels-report`.
 """
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 
 import pytest
@@ -24,20 +22,6 @@ PAIRWISE = {"contract", "contract_sides", "sums", "panel"}
 ARCHITECTURES = [architecture.name for architecture in config.shipped()]
 
 
-@pytest.fixture(scope="module")
-def compiled(once: Callable[[str, Callable[[], str]], str]) -> dict:
-    """The report of a process of its own, where nothing is interpreted."""
-
-    def report_of_all() -> str:
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", "hyperkern.backends.triton.report", "--quick", "--json"]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-4000:]
-        return result.stdout
-
-    return json.loads(once("triton_report", report_of_all))
-
-
 def configurations(cases: list[report.Case]) -> set[tuple]:
     blocks = ("BLOCK_M", "BLOCK_N", "BLOCK_D")
     return {
@@ -49,12 +33,13 @@ def configurations(cases: list[report.Case]) -> set[tuple]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_configuration_compiles_well(compiled: dict, architecture: str) -> None:
-    rows = [row for row in compiled["rows"] if row["architecture"] == architecture]
+def test_every_configuration_compiles_well(triton_report: dict, architecture: str) -> None:
+    rows = [row for row in triton_report["rows"] if row["architecture"] == architecture]
     of_architecture = config.of_name(architecture)
     cases = list(report.cases(of_architecture))
     taken = cases if architecture == "sm_90" else report.heaviest(of_architecture)
-    assert [tuple(row.values())[:5] for row in rows] == [case[:5] for case in taken]
+    fields = ("architecture", "kernel", "operand", "dim", "problem")
+    assert [tuple(row[name] for name in fields) for row in rows] == [case[:5] for case in taken]
     assert configurations(taken) == configurations(cases)  # none is left out
     assert len(configurations(taken)) > len(of_architecture.entries)
     limit = of_architecture.shared_bytes
@@ -65,18 +50,18 @@ def test_every_configuration_compiles_well(compiled: dict, architecture: str) ->
     assert {row["kernel"] for row in pairwise} == PAIRWISE
     instruction = {"sm_90": "wgmma"}.get(architecture)
     if instruction:
-        assert {row["matrix"] for row in pairwise} == {instruction}
+        assert {row["instruction"] for row in pairwise} == {instruction}
     else:
-        assert "" not in {row["matrix"] for row in pairwise}
+        assert "" not in {row["instruction"] for row in pairwise}
 
 
 @pytest.mark.slow
-def test_what_is_compiled_is_what_is_interpreted(compiled: dict) -> None:
+def test_what_is_compiled_is_what_is_interpreted(triton_report: dict) -> None:
     # The tests of the values run in the interpreter: they say something about the kernels only if the source is one.
     from triton.runtime.interpreter import InterpretedFunction
 
-    assert compiled["digests"] == report.source_digests()
-    assert set(compiled["digests"]) == set(report.KERNELS)
+    assert triton_report["digests"] == report.source_digests()
+    assert set(triton_report["digests"]) == set(report.KERNELS)
     if os.environ.get("TRITON_INTERPRET") == "1":
         assert all(isinstance(kernel, InterpretedFunction) for kernel in report.KERNELS.values())
     sources = {path.stem: path.read_text() for path in config.FOLDER.parent.glob("*.py")}
@@ -91,7 +76,7 @@ def test_the_report_is_readable() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     code = (
         "from hyperkern.backends.triton import report, config;"
-        "a = config.of_name('sm_90'); case = next(report.cases(a)); print(report.compile_case(case))"
+        "a = config.of_name('sm_90'); rows = report.compile_cases([next(report.cases(a))]); report.print_rows(rows)"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]

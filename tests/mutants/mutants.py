@@ -49,6 +49,7 @@ WHOLE = "backends/test_whole_losses.py"
 CLASSES = "backends/test_whole_classes.py"
 PANELS = "backends/test_whole_panels.py"
 LAUNCH = "backends/test_triton_launch.py"
+SASS = "backends/test_sass.py"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -904,6 +905,49 @@ MUTANTS = [
         "require(thread.fenced, ",
         "require(true, ",
         "backends/test_cuda_index_math.py::test_the_emulator_finds_missing_synchronisation",
+    ),
+    # What is read from machine code.
+    _mutant(
+        "a wait under a condition counts as one",
+        "backends/common/hazards.py",
+        "if instruction.predicated or wait is None:",
+        "if wait is None:",
+        f"{SASS}::test_planted_hazards_are_found",
+    ),
+    _mutant(
+        "a left operand in registers belongs to nobody",
+        "backends/common/hazards.py",
+        "_bits(int(left[1]), _LEFT_REGISTERS) if left else 0",
+        "0",
+        f"{SASS}::test_planted_hazards_are_found",
+    ),
+    _mutant(
+        "a product is finished at the end of a round",
+        "backends/common/hazards.py",
+        "todo += [(j, state) for j in flow.after[block]]",
+        "todo += [(j, state) for j in flow.after[block] if j > block]",
+        f"{SASS}::test_a_product_that_runs_into_the_next_round_is_met_there",
+    ),
+    _mutant(
+        "a wait between two sums counts as serialised",
+        "backends/common/hazards.py",
+        "count += waited and mine == sums",
+        "count += waited",
+        f"{SASS}::test_a_wait_between_products_of_two_sums_serialises_nothing",
+    ),
+    _mutant(
+        "the shortest path need not weigh every pair",
+        "backends/common/sass.py",
+        "return count.products, count.matrix, count.exponentials, count.stores, -count.instructions",
+        "return count.products, count.matrix, -count.instructions",
+        f"{SASS}::test_the_branch_that_masks_is_not_counted",
+    ),
+    _mutant(
+        "an inner loop goes round once",
+        "backends/common/sass.py",
+        "count.times(times if count.matrix else 1)",
+        "count",
+        f"{SASS}::test_inner_loops_count_as_often_as_they_go_round",
     ),
     # What is built upon the losses.
     _mutant(

@@ -1,150 +1,136 @@
-"""What the reports of compiled kernels share: what cuobjdump says of an object, and how a table is printed."""
+"""What the reports of compiled kernels share: a row, what it says of the machine code, and how a table is printed."""
 
-import importlib.util
 import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-# An architecture and the name of a kernel, as the compiler mangles it.
-Key = tuple[str, str]
+from .cubin import Instruction
+from .hazards import serialised, walk
+from .sass import Flow, Shape, is_matrix, main_loop, main_regions
 
-_INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(@\S+\s+)?([A-Z][\w.]*)\s*([^;]*);")
-_ENCODING = " " * 20
+# Names of PTX, which say more than those of machine code.
+_PTX_NAMES = {"HGMMA": "wgmma", "HMMA": "mma", "UTC": "tcgen05"}
 
 
-class Usage(NamedTuple):
-    """What a thread holds. The stack is where spilled registers go."""
+class Row(NamedTuple):
+    """What the compiler made of one kernel for one architecture and use.
 
+    Attributes:
+        architecture: ``sm_90``, for instance.
+        backend: ``triton`` or ``cuda``.
+        kernel: its name.
+        operand: the dtype, or the precision, of the rows; empty where a kernel has none.
+        dim: D; 0 where a kernel has none.
+        problem: the loss, the weight or the task.
+        tile: rows x columns, and the elements of D of a step where that is not all; empty for row-wise kernels.
+        warps: of a block of threads; 0 where the launch decides.
+        stages: tiles in flight.
+        registers: of a thread.
+        spill_bytes: of local memory for each thread, where spilled registers go.
+        shared_bytes: shared memory of a block of threads.
+        loop_spills: instructions for local memory in loops with matrix instructions.
+        instruction: the matrix instructions: ``wgmma``, ``mma``, ``tcgen05``.
+        per_pair: instructions of a thread for each of its pairs in the main loop, unmasked; 0 for row-wise kernels.
+        pairs: of a thread in one round of the main loop; the next four count the instructions of such a round.
+        matrix: matrix instructions.
+        exponentials: ``MUFU.EX2``.
+        special: other instructions of the special function unit.
+        other: all others.
+        stores: stores to global memory in the whole kernel by their width in bits.
+        multicast: copies that go to several blocks of threads at once.
+        late: exponentials of the main loop, masked or not, while no product of their warpgroup runs.
+        serialised: products that the compiler waits for one by one.
+        hazards: instructions that touch registers of an unfinished product.
+    """
+
+    architecture: str
+    backend: str
+    kernel: str
+    operand: str
+    dim: int
+    problem: str
+    tile: str
+    warps: int
+    stages: int
     registers: int
-    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+    loop_spills: int
+    instruction: str
+    per_pair: float
+    pairs: float
+    matrix: float
+    exponentials: float
+    special: float
+    other: float
+    stores: dict[str, int]
+    multicast: int
+    late: int
+    serialised: int
+    hazards: int
 
 
-class Instruction(NamedTuple):
-    """One instruction, and which come after it: the next one, the target of a branch, or both."""
-
-    address: int
-    opcode: str
-    operands: str
-    falls_through: bool
-    target: int | None
-
-
-def cuobjdump() -> str | None:
-    """Where the tool is: Triton's wheel brings one, else the toolkit's on the path; None if there is neither."""
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin is not None:
-        tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        if tool.exists():
-            return str(tool)
-    return shutil.which("cuobjdump")
-
-
-def _lines(option: str, path: str | Path) -> Iterator[str]:
-    tool = cuobjdump()
-    if tool is None:
-        raise FileNotFoundError("cuobjdump is missing: it comes with Triton and with the CUDA toolkit")
-    # What it warns of is only of interest where it fails.
-    with tempfile.TemporaryFile("w+") as errors:
-        with subprocess.Popen([tool, option, str(path)], stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-            assert process.stdout is not None
-            yield from process.stdout
-        if process.returncode != 0:
-            errors.seek(0)
-            raise RuntimeError(f"cuobjdump {option} {path} failed: {errors.read()[-2000:]}")
+def of_code(code: Sequence[Instruction], shape: Shape | None) -> dict[str, Any]:
+    """The fields of a row that the machine code tells. ``shape`` is that of a pairwise kernel."""
+    flow = Flow(code)
+    matrix = {i for i, instruction in enumerate(code) if is_matrix(instruction)}
+    asynchronous = any(code[i].opcode.startswith("HGMMA") for i in matrix)
+    names = {ptx for start, ptx in _PTX_NAMES.items() if any(code[i].opcode.startswith(start) for i in matrix)}
+    with_matrix = [loop for loop in flow.loops if not matrix.isdisjoint(flow.places(loop))]
+    in_loops = set().union(*map(flow.places, with_matrix))
+    fields: dict[str, Any] = {
+        "loop_spills": sum(code[i].opcode.startswith(("LDL", "STL")) for i in in_loops),
+        "instruction": " ".join(sorted(names)),
+        **dict.fromkeys(("per_pair", "pairs", "matrix", "exponentials", "special", "other", "late"), 0),
+        "stores": _stores(code),
+        "multicast": sum("MULTICAST" in instruction.opcode for instruction in code),
+        "serialised": serialised(code) if asynchronous else 0,
+        "hazards": 0,
+    }
+    if shape is not None:
+        loop = main_loop(flow, shape)
+        fields |= {"per_pair": round(loop.per_pair, 2), "pairs": _number(loop.pairs)}
+        fields |= {name: _number(getattr(loop.round, name)) for name in ("matrix", "exponentials", "special", "other")}
+    if asynchronous:
+        found = walk(flow)
+        tiles = set().union(*map(flow.places, main_regions(flow)))
+        fields["late"] = sum(code[i].opcode.startswith("MUFU.EX2") for i in tiles & found.idle)
+        fields["hazards"] = len(found.hazards)
+    return fields
 
 
-def usage(path: str | Path) -> dict[Key, Usage]:
-    """Registers and stack of every kernel in an object, a library or a cubin."""
-    found, architecture, name = {}, "", ""
-    for line in _lines("-res-usage", path):
-        if match := re.match(r"arch = (\S+)", line):
-            architecture = match[1]
-        elif match := re.match(r"\s*Function (\S+):", line):
-            name = match[1]
-        elif "REG:" in line:
-            numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
-            found[architecture, name] = Usage(numbers["REG"], numbers["STACK"] + numbers["LOCAL"])
-    return found
+def _number(value: float) -> float:
+    return int(value) if value == int(value) else round(value, 2)
 
 
-def instructions(path: str | Path) -> Iterator[tuple[Key, list[Instruction]]]:
-    """The instructions of every kernel, in the order of their addresses."""
-    architecture, name = "", ""
-    code: list[Instruction] = []
-    for line in _lines("-sass", path):
-        if line.startswith(_ENCODING):  # every second line holds nothing else
-            continue
-        if match := _INSTRUCTION.match(line):
-            code.append(_instruction(*match.groups()))
-        elif match := re.match(r"arch = (\S+)|\s*Function : (\S+)", line):
-            if code:
-                yield (architecture, name), code
-                code = []
-            architecture, name = match[1] or architecture, match[2] or name
-    if code:
-        yield (architecture, name), code
+def _stores(code: Iterable[Instruction]) -> dict[str, int]:
+    found: Counter[int] = Counter()
+    for instruction in code:
+        if instruction.opcode.startswith("STG"):
+            width = re.search(r"\.[US]?(8|16|64|128)(?:\.|$)", instruction.opcode)
+            found[int(width[1]) if width else 32] += 1
+    return {str(width): found[width] for width in sorted(found)}
 
 
-def _instruction(address: str, predicate: str | None, opcode: str, operands: str) -> Instruction:
-    ends = opcode.startswith(("EXIT", "RET")) or (opcode.startswith("BRA") and operands.startswith("0x"))
-    target = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode.startswith(("BRA", "CALL")) else None
-    falls_through = predicate is not None or not ends
-    return Instruction(
-        int(address, 16), opcode, operands.strip(), falls_through, int(target[1], 16) if target else None
-    )
+# Shorter heads of columns, where the names are long.
+_HEADS = {"architecture": "arch", "registers": "regs", "spill_bytes": "spills", "shared_bytes": "shared"}
+_HEADS |= {"loop_spills": "in loop", "exponentials": "exp", "instruction": "products"}
 
 
-def in_loops_with(code: list[Instruction], opcodes: tuple[str, ...]) -> set[int]:
-    """The places of the instructions that share a loop with one of ``opcodes`` (how their names start)."""
-    after = _successors(code)
-    before: list[list[int]] = [[] for _ in code]
-    for i, following in enumerate(after):
-        for j in following:
-            before[j].append(i)
-    found: set[int] = set()
-    for i, instruction in enumerate(code):
-        if instruction.opcode.startswith(opcodes) and i not in found:
-            found |= _reached(i, after) & _reached(i, before)
-    return found
+def print_rows(rows: Iterable[Row]) -> None:
+    """Prints a table."""
+    lines = [[_text(value) for value in row] for row in rows]
+    print_table([_HEADS.get(name, name) for name in Row._fields], lines)
 
 
-def between(code: list[Instruction], starts: set[int], ends: set[int]) -> set[int]:
-    """The places that can be reached from one of ``starts`` without passing one of ``ends``."""
-    after = [[] if i in ends else following for i, following in enumerate(_successors(code))]
-    return set().union(*(_reached(start, after) for start in starts))
+def _text(value: Any) -> str:
+    return " ".join(f"{count}x{width}" for width, count in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _successors(code: list[Instruction]) -> list[list[int]]:
-    """For each instruction the places of those that come after it."""
-    place = {instruction.address: i for i, instruction in enumerate(code)}
-    after: list[list[int]] = []
-    for i, instruction in enumerate(code):
-        following = [i + 1] if instruction.falls_through and i + 1 < len(code) else []
-        if instruction.target in place:
-            following.append(place[instruction.target])
-        after.append(following)
-    return after
-
-
-def _reached(start: int, edges: list[list[int]]) -> set[int]:
-    """Where one or more steps lead: to `start` itself only around a loop."""
-    reached: set[int] = set()
-    todo = list(edges[start])
-    while todo:
-        i = todo.pop()
-        if i not in reached:
-            reached.add(i)
-            todo += edges[i]
-    return reached
-
-
-def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints columns of equal width."""
     table = [tuple(header), *rows]
-    widths = [max(len(str(line[column])) for line in table) for column in range(len(header))]
+    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
     for line in table:
-        print("  ".join(str(value).ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
+        print("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())

@@ -9,10 +9,10 @@ shorter one, which does not mask: nearly all tiles take it.
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from .report import Instruction
+from .cubin import Instruction
 
 WARP, WARPGROUP = 32, 128
 # Those of sm_100 read what they multiply from memory of their own: their names tell no shape.
@@ -24,6 +24,7 @@ class Count(NamedTuple):
 
     products: float = 0
     exponentials: float = 0
+    stores: float = 0
     instructions: float = 0
     matrix: float = 0
     special: float = 0
@@ -50,18 +51,18 @@ class Loop(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a kernel's source says of its main loop.
+    """What a kernel's source says of a tile.
 
     Attributes:
         products: multiplications for one pair, those of padding included.
-        pairs: of one tile, for each thread that weighs pairs. Asked for only where a row is multiplied in rounds of an
-            inner loop, or where the matrix instructions do not tell their shape.
-        rounds: of an inner loop, asked for only where the matrix instructions do not tell their shape.
+        pairs: of one tile, for each thread that weighs pairs; 0, if only the matrix instructions tell: then a row has
+            to be multiplied at once.
+        rounds: of an inner loop over the elements of a row; 0, if only the matrix instructions tell.
     """
 
     products: int
-    pairs: float
-    rounds: int
+    pairs: float = 0
+    rounds: int = 0
 
 
 class MainLoop(NamedTuple):
@@ -93,36 +94,40 @@ def _count(instruction: Instruction) -> Count:
         return Count(products, instructions=1, matrix=1)
     if opcode.startswith("MUFU.EX2"):
         return Count(exponentials=1, instructions=1)
-    return Count(instructions=1, special=opcode.startswith("MUFU"))
+    return Count(instructions=1, special=opcode.startswith("MUFU"), stores=opcode.startswith("STG"))
 
 
 class Flow:
     """The control flow of a kernel: basic blocks, which follow which, and the loops."""
 
     def __init__(self, code: Sequence[Instruction]) -> None:
+        self.code = code
         place = {instruction.address: i for i, instruction in enumerate(code)}
         targets = {place[instruction.target] for instruction in code if instruction.target in place}
-        starts = {0} | targets
-        for i, instruction in enumerate(code[:-1]):
-            if instruction.target is not None or not instruction.falls_through:
-                starts.add(i + 1)
-        bounds = [*sorted(starts), len(code)]
+        ended = {i + 1 for i, each in enumerate(code[:-1]) if each.target is not None or not each.falls_through}
+        bounds = [*sorted({0} | targets | ended), len(code)]
         #: Of each block the places of its instructions.
         self.blocks = [range(a, b) for a, b in itertools.pairwise(bounds)]
         block_at = {block.start: i for i, block in enumerate(self.blocks)}
+        # What only a table leads to, which is not part of the code: behind an end, and no branch goes on there.
+        named = {each.target for each in code if each.target is not None and each.target > each.address}
+        unnamed = [block_at[i] for i in sorted(ended) if not code[i - 1].falls_through and code[i].address not in named]
         #: Of each block those that come after it.
         self.after: list[list[int]] = []
         for block in self.blocks:
             last = code[block[-1]]
-            following = [block_at[block.stop]] if last.falls_through and block.stop < len(code) else []
-            if last.target in place and block_at[place[last.target]] not in following:
-                following.append(block_at[place[last.target]])
-            self.after.append(following)
+            following = {block_at[block.stop]} if last.falls_through and block.stop < len(code) else set()
+            if last.target in place:
+                following.add(block_at[place[last.target]])
+            self.after.append(unnamed if last.opcode.startswith("BRX") else sorted(following))
         #: Reachable blocks, each before those that follow it but for the ends of loops.
         self.order = self._order()
-        self._dominators = self._find_dominators()
-        self.loops = self._find_loops()
-        self.code = code
+        self._before: dict[int, list[int]] = {block: [] for block in self.order}
+        for i in self.order:
+            for j in self.after[i]:
+                self._before[j].append(i)
+        #: The smallest ones first.
+        self.loops = self._find_loops(self._dominators())
 
     def _order(self) -> list[int]:
         seen, order = {0}, []
@@ -139,38 +144,29 @@ class Flow:
                 stack.pop()
         return order[::-1]
 
-    def _find_dominators(self) -> dict[int, set[int]]:
-        before: dict[int, list[int]] = {block: [] for block in self.order}
-        for block in self.order:
-            for j in self.after[block]:
-                before[j].append(block)
-        everything = set(self.order)
-        found = {block: everything for block in self.order}
+    def _dominators(self) -> dict[int, set[int]]:
+        """Of each block those that every path to it passes."""
+        found = {block: set(self.order) for block in self.order}
         found[0] = {0}
         changed = True
         while changed:
             changed = False
             for block in self.order[1:]:
-                new = set.intersection(*(found[j] for j in before[block])) | {block}
+                new = set.intersection(*(found[j] for j in self._before[block])) | {block}
                 if new != found[block]:
                     found[block], changed = new, True
         return found
 
-    def _find_loops(self) -> list[Loop]:
-        before: dict[int, list[int]] = {block: [] for block in self.order}
-        for block in self.order:
-            for j in self.after[block]:
-                before[j].append(block)
+    def _find_loops(self, dominators: dict[int, set[int]]) -> list[Loop]:
         bodies: dict[int, set[int]] = {}
         for block in self.order:
-            for header in self.after[block]:
-                if header in self._dominators[block]:
-                    body, todo = bodies.setdefault(header, {header}), [block]
-                    while todo:
-                        i = todo.pop()
-                        if i not in body:
-                            body.add(i)
-                            todo += before[i]
+            for header in dominators[block] & set(self.after[block]):
+                body, todo = bodies.setdefault(header, {header}), [block]
+                while todo:
+                    i = todo.pop()
+                    if i not in body:
+                        body.add(i)
+                        todo += self._before[i]
         return sorted((Loop(h, frozenset(body)) for h, body in bodies.items()), key=lambda loop: len(loop.blocks))
 
     def count(self, block: int) -> Count:
@@ -180,74 +176,87 @@ class Flow:
             total = total.plus(_count(self.code[i]))
         return total
 
+    def places(self, region: Loop | None) -> set[int]:
+        """The places of the instructions of a loop, or of the kernel."""
+        blocks = self.order if region is None else region.blocks
+        return {i for block in blocks for i in self.blocks[block]}
+
     def inside(self, region: Loop | None) -> list[Loop]:
         """The outermost loops inside of a loop, or of the kernel."""
         inner = [loop for loop in self.loops if region is None or (loop is not region and loop.blocks < region.blocks)]
         return [loop for loop in inner if not any(loop.blocks < other.blocks for other in inner)]
 
-    def path(self, region: Loop | None, repeated: Callable[[Loop, Count, Count], float]) -> Count:
+    def path(self, region: Loop | None, repeated: Callable[[Count, Count], float]) -> Count:
         """The path around a loop, or through the kernel, with the most products, of these with the most exponentials,
-        and of these the shortest one.
+        of these with the most stores, and of these the shortest one.
 
-        ``repeated(loop, round, rest)`` tells how often an inner loop goes round.
+        ``repeated(round, rest)`` tells how often inner loops with products go round; all others do once.
         """
         blocks = self.order if region is None else [block for block in self.order if block in region.blocks]
         inner = self.inside(region)
-        of_block = {block: loop for loop in inner for block in loop.blocks}
-        counts = {block: self.count(block) for block in blocks if block not in of_block}
-        outside = Count()
-        for count in counts.values():
-            outside = outside.plus(count)
-        for loop in inner:
-            once = self.path(loop, repeated)
-            counts[loop.header] = once.times(repeated(loop, once, outside))
-        best: dict[int, Count] = {}
-        start = blocks[0]
-        best[start] = counts[start]
+        loop_of = {block: loop for loop in inner for block in loop.blocks}
+        counts = {block: self.count(block) for block in blocks if block not in loop_of}
+        rounds = {loop.header: self.path(loop, repeated) for loop in inner}
+        chunks = [count for count in rounds.values() if count.matrix]
+        if chunks:
+            times = repeated(_sum(chunks), _sum(counts.values()))
+            rounds = {block: count.times(times if count.matrix else 1) for block, count in rounds.items()}
+        counts |= rounds
+        best = {blocks[0]: counts[blocks[0]]}
         ends: list[Count] = []
         for block in blocks:
-            inside = of_block.get(block)
-            if block not in best or (inside is not None and inside.header != block):
+            if block not in best:  # inside of an inner loop, which counts as its first block
                 continue
-            nodes = [block] if inside is None else sorted(inside.blocks)
-            following = [j for i in nodes for j in self.after[i]]
+            inside = loop_of[block].blocks if block in loop_of else frozenset({block})
+            following = {j for i in inside for j in self.after[i]} - (inside if block in loop_of else set())
             if not following or (region is not None and region.header in following):
                 ends.append(best[block])
-            for j in following:
-                if j == start or (inside is not None and j in inside.blocks) or j not in counts:
-                    continue
+            for j in following & counts.keys() - {blocks[0]}:
                 candidate = best[block].plus(counts[j])
                 if j not in best or _rank(candidate) > _rank(best[j]):
                     best[j] = candidate
         return max(ends, key=_rank)
 
 
-def _rank(count: Count) -> tuple[float, float, float, float]:
-    return count.products, count.matrix, count.exponentials, -count.instructions
+def _sum(counts: Iterable[Count]) -> Count:
+    return functools.reduce(Count.plus, counts, Count())
 
 
-def main_loop(code: Sequence[Instruction], shape: Shape) -> MainLoop:
-    """The main loop without its mask, see above."""
-    flow = Flow(code)
-    return min((_round(flow, region, shape) for region in main_regions(flow)), key=lambda loop: loop.per_pair)
+def _rank(count: Count) -> tuple[float, ...]:
+    return count.products, count.matrix, count.exponentials, count.stores, -count.instructions
 
 
 def main_regions(flow: Flow) -> list[Loop | None]:
-    """The loops that make tiles, or None for the whole kernel."""
-    totals = {loop: functools.reduce(Count.plus, map(flow.count, loop.blocks)) for loop in flow.loops}
-    both = [loop for loop, total in totals.items() if total.matrix and total.exponentials]
-    innermost = [loop for loop in both if not any(other.blocks < loop.blocks for other in both)]
+    """The loops that make tiles, or None for the whole kernel.
+
+    Where warps that multiply leave it to others to weigh, those of the others.
+    """
+    totals = {loop: _sum(map(flow.count, loop.blocks)) for loop in flow.loops}
+    weigh = [loop for loop, total in totals.items() if total.exponentials]
+    found = [loop for loop in weigh if totals[loop].matrix] or weigh
+    innermost = [loop for loop in found if not any(other.blocks < loop.blocks for other in found)]
     return [*innermost] or [None]
 
 
+def main_loop(flow: Flow, shape: Shape) -> MainLoop:
+    """The main loop without its mask, see above."""
+    rounds = (_round(flow, region, shape) for region in main_regions(flow))
+    return min(rounds, key=lambda loop: loop.per_pair)
+
+
 def _round(flow: Flow, region: Loop | None, shape: Shape) -> MainLoop:
-    work = shape.products * shape.pairs
+    chunked = False
 
-    def repeated(loop: Loop, once: Count, rest: Count) -> float:
-        if not once.matrix:
-            return 1
-        return (work - rest.products) / once.products if once.products else shape.rounds
+    def repeated(once: Count, rest: Count) -> float:
+        nonlocal chunked
+        chunked = True
+        if shape.rounds:  # of which the compiler may have taken some out of the loop
+            return shape.rounds - rest.matrix / once.matrix
+        return (shape.products * shape.pairs - rest.products) / once.products
 
-    chunked = any(any(flow.count(block).matrix for block in loop.blocks) for loop in flow.inside(region))
     count = flow.path(region, repeated)
-    return MainLoop(count, shape.pairs if chunked or not count.products else count.products / shape.products)
+    # Where warps share the rows of a product, each with a part of the columns of the next one, all of them weigh the
+    # same pairs: more multiplications than the tile has. Fewer are those of a warp that has a part of the tile.
+    made = count.products / shape.products
+    known = chunked or not made or 0 < shape.pairs <= made
+    return MainLoop(count, shape.pairs if known else made)

@@ -6,13 +6,15 @@
 import argparse
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ..common.report import Instruction, between, in_loops_with, instructions, print_table, usage
+from ..common.cubin import instructions, usage
+from ..common.report import Row, of_code, print_rows
+from ..common.sass import WARP, WARPGROUP, Shape
 
 LIBRARY = Path(__file__).parent / "kernels.so"
 # The enums of csrc/, in their order.
@@ -23,35 +25,9 @@ TASKS = (
 )
 _OPERANDS = {"Bf16": "bfloat16", "Fp16": "float16", "Tf32": "float32, tf32", "Fp32": "float32"}
 _PANEL_BYTES = 128
-# Rows of up to four panels are resident; which streamed ones makes no difference.
-_RESIDENT_PANELS, _STREAMED_PANELS = range(1, 5), range(5, 6)
-_MATRIX = ("HGMMA", "HMMA")
-_LOCAL = ("LDL", "STL")
-
-
-class Row(NamedTuple):
-    """One kernel for one architecture. ``loop`` counts what is in a loop with a matrix instruction.
-
-    Local memory is where spilled registers go. ``late`` counts the exponentials in the loop of a contract kernel with
-    wgmma that wait for the second product, and should run while it does. The row-wise kernels do not say their threads
-    and shared memory: 0.
-    """
-
-    architecture: str
-    kernel: str
-    operand: str
-    rows: str
-    problem: str
-    threads: int
-    registers: int
-    stack_bytes: int
-    shared_bytes: int
-    hgmma: int
-    hmma: int
-    local: int
-    loop: int
-    loop_local: int
-    late: int
+# What the kernels of sums are shown for: rows of up to four panels stay in shared memory where they can, others stream.
+_RESIDENT_DIMS, _STREAMED_DIMS = (64, 128, 256), (768,)
+_SUMS_COLS = 128  # of a tile
 
 
 class _Name(NamedTuple):
@@ -96,38 +72,42 @@ def _launched(architecture: str, name: _Name) -> bool:
     return name.kernel.endswith("_wgmma") == wgmma
 
 
-def _block(name: _Name) -> tuple[int, int]:
-    """Threads and the most shared memory of a block of threads, which the library knows."""
+class _Use(NamedTuple):
+    """A kernel as it is launched for a D. Row-wise kernels do not say any of it: 0."""
+
+    dim: int = 0
+    tile: str = ""
+    threads: int = 0
+    stages: int = 0
+    shared_bytes: int = 0
+    shape: Shape | None = None
+
+
+def _uses(name: _Name) -> Iterator[_Use]:
     family, _, matrix = name.kernel.partition("_")
     if matrix not in ("mma", "wgmma"):
-        return 0, 0
+        yield _Use()
+        return
     element = 4 if name.operand.startswith("float32") else 2
-    if family == "contract":
-        dims, kind = [int(name.rows)], WEIGHTS.index(name.problem)
-    else:
-        panels = _RESIDENT_PANELS if name.rows == "resident" else _STREAMED_PANELS
-        dims, kind = [count * _PANEL_BYTES // element for count in panels], TASKS.index(name.problem)
-    block = torch.ops.hyperkern_cuda.block
-    threads, shared, _ = zip(
-        *(block(("sums", "contract").index(family), element, dim, kind, matrix == "wgmma") for dim in dims), strict=True
-    )
-    return threads[0], max(shared)
+    contract = family == "contract"
+    kind = WEIGHTS.index(name.problem) if contract else TASKS.index(name.problem)
+    times = 3 if name.operand == "float32" else 1
+    dims = (int(name.rows),) if contract else _RESIDENT_DIMS if name.rows == "resident" else _STREAMED_DIMS
+    for dim in dims:
+        threads, shared, stages = torch.ops.hyperkern_cuda.block(int(contract), element, dim, kind, matrix == "wgmma")
+        consumers = threads - WARPGROUP if matrix == "wgmma" else threads
+        rows = consumers // WARP * 16
+        if not contract:
+            rows, cols = rows * (2 if matrix == "wgmma" else 1), _SUMS_COLS
+        else:
+            # Rows and a ring of columns lie in shared memory, and with wgmma barriers, which are less than a column.
+            cols = (shared // (dim * element) - rows) // stages
+        shape = Shape(dim * times * (2 if contract else 1), rows * cols / consumers)
+        yield _Use(dim, f"{rows}x{cols}", threads, stages, shared, shape)
 
 
-def _late(code: list[Instruction], loop: set[int]) -> int:
-    """The exponentials in a loop that no path reaches between the wait for one product and that for both."""
-    waits = {
-        pending: {i for i in loop if code[i].opcode.startswith("WARPGROUP.DEPBAR") and pending in code[i].operands}
-        for pending in ("0x1", "0x0")
-    }
-    if not waits["0x1"]:
-        return 0
-    early = between(code, waits["0x1"], waits["0x0"])
-    return sum(code[i].opcode.startswith("MUFU.EX2") for i in loop - early)
-
-
-def rows(path: Path, architectures: list[str] | None = None) -> Iterator[Row]:
-    """A row for every kernel of the library that is ever launched."""
+def rows(path: Path, architectures: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of every kernel of the library that is ever launched: of those for rows of any length several."""
     torch.ops.load_library(path)
     used = usage(path)
     for (architecture, mangled), code in instructions(path):
@@ -135,25 +115,28 @@ def rows(path: Path, architectures: list[str] | None = None) -> Iterator[Row]:
         wanted = not architectures or architecture.startswith(tuple(architectures))
         if not wanted or not _launched(architecture, name):
             continue
-        threads, shared = _block(name)
-        local = {i for i, instruction in enumerate(code) if instruction.opcode.startswith(_LOCAL)}
-        loop = in_loops_with(code, _MATRIX)
-        hgmma, hmma = (sum(instruction.opcode.startswith(start) for instruction in code) for start in _MATRIX)
         of_thread = used[architecture, mangled]
-        yield Row(
-            architecture,
-            *name,
-            threads,
-            of_thread.registers,
-            of_thread.stack_bytes,
-            shared,
-            hgmma,
-            hmma,
-            len(local),
-            len(loop),
-            len(loop & local),
-            _late(code, loop) if name.kernel == "contract_wgmma" else 0,
-        )
+        for use in _uses(name):
+            yield Row(
+                architecture=architecture.removesuffix("a"),
+                backend="cuda",
+                kernel=name.kernel,
+                operand=name.operand,
+                dim=use.dim,
+                problem=name.problem or name.rows,
+                tile=use.tile,
+                warps=use.threads // WARP,
+                stages=use.stages,
+                registers=of_thread.registers,
+                spill_bytes=of_thread.stack_bytes,
+                shared_bytes=use.shared_bytes,
+                **of_code(code, use.shape),
+            )
+
+
+def report(architectures: Sequence[str] | None = None, library: Path = LIBRARY) -> list[Row]:
+    """All rows, in the order of their names."""
+    return sorted(rows(library, architectures), key=lambda row: row[:6])
 
 
 def main() -> None:
@@ -165,14 +148,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.library.exists():
         parser.error(f"{args.library} is not built: `make build`")
-    found = sorted(rows(args.library, args.arch))
+    found = report(args.arch, args.library)
     if args.json:
         print(json.dumps([row._asdict() for row in found]))
         return
-    header = dict(zip(Row._fields, Row._fields, strict=True))
-    header |= {"architecture": "arch", "registers": "regs", "stack_bytes": "stack", "shared_bytes": "shared"}
-    header["loop_local"] = "local in loop"
-    print_table(list(header.values()), found)
+    print_rows(found)
 
 
 if __name__ == "__main__":

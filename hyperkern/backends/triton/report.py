@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..common.report import instructions, print_table, usage
-from ..common.sass import Shape, main_loop
+from ..common.cubin import Instruction, disassembled, usage
+from ..common.report import Row, of_code, print_rows
+from ..common.sass import WARP, Shape
 from . import config
 from .align_uniform import combine_kernel, finish_views_kernel, prepare_views_kernel
 from .classes import classes_head_kernel
@@ -55,6 +56,7 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
     "contract": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
+        "row_factor": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a",)},
         "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
         "softplus": {"EXCLUDE": "none", "MODE": "softplus"},
     },
@@ -150,8 +152,12 @@ _ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
 _ALONG_D = ("stride_d", "stride_xd", "stride_yd", "stride_qd")
 # Quick or not, this architecture is compiled whole: that of the GPUs which this package is made for first.
 _WHOLE = "sm_90"
+# How many cases are disassembled at once: starting the disassembler takes the time of ten of them.
+_TOGETHER = 8
 # A chunked kernel serves any D; it is compiled for this one.
 _LONG_DIM = 768
+# Rows that do not fill their tile: no multiple of what copies and products take at once, and one.
+_OTHER_DIMS = (100, 112)
 
 
 class Case(NamedTuple):
@@ -167,27 +173,6 @@ class Case(NamedTuple):
     options: dict[str, int]
 
 
-class Row(NamedTuple):
-    """What the compiler made of a case. ``matrix`` names the matrix instruction of the PTX, ``per_pair`` and
-    ``exponentials`` are instructions and exponentials for each pair in the main loop; of other kernels 0.
-    """
-
-    architecture: str
-    kernel: str
-    operand: str
-    dim: int
-    problem: str
-    blocks: str
-    num_warps: int
-    num_stages: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    matrix: str
-    per_pair: float
-    exponentials: float
-
-
 def cases(architecture: Architecture) -> Iterator[Case]:
     """Every shipped entry for every use it has, and the row-wise kernels."""
     for entry in architecture.entries:
@@ -196,12 +181,24 @@ def cases(architecture: Architecture) -> Iterator[Case]:
                 dim = entry.dim or _LONG_DIM
                 mode = "classes" if problem == "classes" else options["MODE"]
                 if config.find(architecture, entry.kernel, entry.operand, dim, mode) == entry.config:
-                    yield _pairwise(architecture, entry, kernel, problem, **options)
+                    yield _pairwise(architecture, entry, dim, kernel, problem, **options)
+    if architecture.name == _WHOLE:
+        yield from _of_other_dims(architecture)
     for kernel, uses in _ROW_WISE.items():
         for use in uses:
             for dtype in ("bf16", "fp32"):
                 for dim in (128, 4096):
                     yield _row_wise(architecture, kernel, dtype, dim, use)
+
+
+def _of_other_dims(architecture: Architecture) -> Iterator[Case]:
+    for kernel in ("contract", "sums"):
+        for dim in _OTHER_DIMS:
+            problem, options = next(iter(_PROBLEMS[kernel].items()))
+            choice = config.find(architecture, kernel, "bfloat16", dim, options["MODE"])
+            if choice is not None:
+                entry = Entry(kernel, "bfloat16", dim, None, choice)
+                yield _pairwise(architecture, entry, dim, kernel, problem, **options)
 
 
 def heaviest(architecture: Architecture) -> list[Case]:
@@ -225,12 +222,13 @@ def _blocks(case: Case) -> list[int]:
 def _pairwise(
     architecture: Architecture,
     entry: Entry,
+    dim: int,
     kernel: str,
     problem: str,
     present: tuple[str, ...] = (),
     **constants: Any,
 ) -> Case:
-    choice, dim = entry.config, entry.dim or _LONG_DIM
+    choice = entry.config
     operand = "*bf16" if entry.operand == "bfloat16" else "*fp32"
     constants |= {
         "DIM": dim,
@@ -285,9 +283,11 @@ def _signature(
 def compiled(case: Case) -> Any:
     """What Triton makes of a case for its architecture."""
     kernel = KERNELS[case.kernel]
-    # As in a call: pointers and strides are multiples of 16, but those along D; sizes and what is not specialised are
-    # anything.
+    # As in a call: pointers and strides are multiples of 16, but those along D, and those of rows that are none; sizes
+    # and what is not specialised are anything.
     anything = {*case.constants, *_ALONG_D, *kernel.do_not_specialize, *kernel.do_not_specialize_on_alignment}
+    if case.dim % 16:
+        anything |= {name for name in kernel.arg_names if name.startswith("stride")}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
@@ -298,37 +298,38 @@ def compiled(case: Case) -> Any:
     return triton.compile(source, target=target, options={**fusion(case.constants), **case.options})
 
 
-def compile_case(case: Case) -> Row:
-    """Compiles one case, and looks at what came out."""
-    result = compiled(case)
-    registers, spills, per_pair, exponentials = _looked_at(result.asm["cubin"], case, result.metadata.num_warps)
-    ptx = result.asm["ptx"]
-    of_matrix = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
-    return Row(
-        *case[:5],
-        blocks="x".join(map(str, _blocks(case))),
-        num_warps=result.metadata.num_warps,
-        num_stages=result.metadata.num_stages,
-        registers=registers,
-        spill_bytes=spills,
-        shared_bytes=result.metadata.shared,
-        matrix=next((name.split(".")[0] for name in of_matrix if name in ptx), ""),
-        per_pair=per_pair,
-        exponentials=exponentials,
-    )
+def compile_cases(cases: Sequence[Case]) -> list[Row]:
+    """Compiles some cases, and looks at what came out."""
+    results = [compiled(case) for case in cases]
+    code = dict[int, list[Instruction]]()
+    for architecture in {case.architecture for case in cases}:
+        places = [i for i, case in enumerate(cases) if case.architecture == architecture]
+        found = disassembled([results[i].asm["cubin"] for i in places], architecture)
+        code |= zip(places, found, strict=True)
+    return [_row(case, result, code[i]) for i, (case, result) in enumerate(zip(cases, results, strict=True))]
 
 
-def _looked_at(cubin: bytes, case: Case, warps: int) -> tuple[int, int, float, float]:
-    """Registers and bytes of stack of a thread; of pairwise kernels instructions and exponentials for each pair."""
+def _row(case: Case, result: Any, code: Sequence[Instruction]) -> Row:
+    warps = result.metadata.num_warps
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(result.asm["cubin"])
         file.flush()
         of_thread = next(iter(usage(file.name).values()))
-        if case.kernel not in _PROBLEMS:
-            return (*of_thread, 0, 0)
-        _, code = next(instructions(file.name))
-    loop = main_loop(code, _shape(case, warps))
-    return (*of_thread, round(loop.per_pair, 2), round(loop.round.exponentials / loop.pairs, 2))
+    return Row(
+        architecture=case.architecture,
+        backend="triton",
+        kernel=case.kernel,
+        operand=case.operand,
+        dim=case.dim,
+        problem=case.problem,
+        tile="x".join(map(str, _blocks(case))),
+        warps=warps,
+        stages=result.metadata.num_stages,
+        registers=of_thread.registers,
+        spill_bytes=of_thread.stack_bytes,
+        shared_bytes=result.metadata.shared,
+        **of_code(code, _shape(case, warps) if case.kernel in _PROBLEMS else None),
+    )
 
 
 def _shape(case: Case, warps: int) -> Shape:
@@ -336,8 +337,24 @@ def _shape(case: Case, warps: int) -> Shape:
     rounds = -(-case.dim // chunk)
     products = 2 if case.kernel.startswith("contract") else 1
     times = 3 if case.constants["PRECISION"] == "tf32x3" else 1
-    pairs = case.constants["BLOCK_M"] * case.constants["BLOCK_N"] / (32 * warps)
+    pairs = case.constants["BLOCK_M"] * case.constants["BLOCK_N"] / (WARP * case.options["num_warps"])
+    if case.architecture == "sm_90" and warps != case.options["num_warps"]:
+        pairs = 0  # warps have roles, and the products tell how many of them weigh
     return Shape(products * times * rounds * chunk, pairs, rounds)
+
+
+def report(
+    architectures: Sequence[str] = (),
+    quick: bool = False,
+    jobs: int = 2,
+    only: Callable[[Case], bool] = lambda case: True,
+) -> list[Row]:
+    """The rows of some architectures, or of all."""
+    of = [config.of_name(name) for name in architectures] or config.shipped()
+    todo = [case for one in of for case in (heaviest if quick and one.name != _WHOLE else cases)(one) if only(case)]
+    some = [todo[i : i + _TOGETHER] for i in range(0, len(todo), _TOGETHER)]
+    with ProcessPoolExecutor(jobs) as pool:
+        return [row for rows in pool.map(compile_cases, some) for row in rows]
 
 
 def source_digests() -> dict[str, str]:
@@ -358,19 +375,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     args = parser.parse_args()
-    of = [config.of_name(name) for name in args.arch or names]
-    todo = [case for one in of for case in (heaviest if args.quick and one.name != _WHOLE else cases)(one)]
-    for name in ("kernel", "problem", "operand", "dim"):
-        todo = [case for case in todo if getattr(args, name) is None or getattr(case, name) in getattr(args, name)]
-    with ProcessPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(compile_case, todo, chunksize=4))
+    filters = {name: getattr(args, name) for name in ("kernel", "problem", "operand", "dim")}
+    rows = report(
+        args.arch or (),
+        args.quick,
+        args.jobs,
+        lambda case: all(wanted is None or getattr(case, name) in wanted for name, wanted in filters.items()),
+    )
     if args.json:
         print(json.dumps({"rows": [row._asdict() for row in rows], "digests": source_digests()}))
         return
-    header = dict(zip(Row._fields, Row._fields, strict=True))
-    header |= {"architecture": "arch", "num_warps": "warps", "num_stages": "stages", "registers": "regs"}
-    header |= {"spill_bytes": "spills", "shared_bytes": "shared"}
-    print_table(list(header.values()), rows)
+    print_rows(rows)
 
 
 if __name__ == "__main__":
