@@ -43,6 +43,7 @@ from ranks import Ranks
 
 from hyperkern import backends
 from hyperkern.backends.common.cubin import find_tool
+from hyperkern.backends.cuda.report import LIBRARY
 from hyperkern.spec import PairSpec
 
 # Where the kernels are tested.
@@ -218,6 +219,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
 @pytest.fixture(scope="session")
 def triton_report(once: Callable[[str, Callable[[], str]], str]) -> dict:
     """The report of a process of its own, where nothing is interpreted."""
+    pytest.importorskip("triton")
 
     def report_of_all() -> str:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -232,6 +234,8 @@ def triton_report(once: Callable[[str, Callable[[], str]], str]) -> dict:
 @pytest.fixture(scope="session")
 def cuda_report(once: Callable[[str, Callable[[], str]], str]) -> list[dict]:
     """The report of a process of its own, which loads the library."""
+    if not LIBRARY.exists():
+        pytest.skip("the CUDA extension is not built")
     if find_tool("cuobjdump") is None:
         pytest.skip("cuobjdump is missing: it comes with Triton and with the CUDA toolkit")
 

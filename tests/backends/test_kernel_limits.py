@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import pytest
 
-from hyperkern.backends.cuda.report import LIBRARY
-
 pytestmark = pytest.mark.slow
 
 
@@ -22,12 +20,12 @@ class Limit(NamedTuple):
 
 
 TRITON = [
-    Limit("contract", "uniformity", {64: 6.5, 128: 6.5}, missed=(128,)),
-    Limit("contract_sides", "uniformity", {64: 6.5, 128: 6.5}, missed=(128,)),
-    Limit("contract", "contrastive", {128: 10.5, 256: 12}, missed=(128, 256)),
+    Limit("contract", "uniformity", {64: 6.5, 128: 6.5}),
+    Limit("contract_sides", "uniformity", {64: 6.5, 128: 6.5}),
+    Limit("contract", "contrastive", {128: 10.5, 256: 12}),
     Limit("contract_sides", "contrastive", {128: 10.5, 256: 12}),
-    Limit("contract", "row_factor", {128: 7.5}, missed=(128,)),
-    Limit("sums", "contrastive", {64: 6, 128: 6}, missed=(64, 128)),
+    Limit("contract", "row_factor", {128: 7.5}),
+    Limit("two_way", "contrastive", {64: 6, 128: 6}),
 ]
 CUDA = [
     Limit("contract_wgmma", "exp", {64: 5.5, 128: 5.5}),
@@ -49,7 +47,15 @@ def limits(table: list[Limit]) -> list:
 
 
 not_yet = pytest.mark.xfail(strict=True, reason="the kernels at the limit are under way")
-needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA extension is not built")
+
+
+@pytest.fixture
+def hopper(cuda_report: list[dict]) -> list[dict]:
+    """The rows of the CUDA kernels for sm_90."""
+    rows = [row for row in cuda_report if row["architecture"] == "sm_90"]
+    if not rows:
+        pytest.skip("the CUDA extension is built for other architectures")
+    return rows
 
 
 def rows_of(rows: list[dict], **fields: object) -> list[dict]:
@@ -69,10 +75,9 @@ def test_instructions_of_triton(triton_report: dict, limit: Limit, dim: int) -> 
     check(triton_report["rows"], limit, dim)
 
 
-@needs_library
 @pytest.mark.parametrize(("limit", "dim"), limits(CUDA))
-def test_instructions_of_cuda(cuda_report: list[dict], limit: Limit, dim: int) -> None:
-    check(cuda_report, limit, dim)
+def test_instructions_of_cuda(hopper: list[dict], limit: Limit, dim: int) -> None:
+    check(hopper, limit, dim)
 
 
 def test_every_pair_of_triton_is_counted(triton_report: dict) -> None:
@@ -80,27 +85,26 @@ def test_every_pair_of_triton_is_counted(triton_report: dict) -> None:
     # that makes two tiles has more. Where warps share rows Triton makes the weights twice: in no kernel of bf16 here.
     wanted = {"architecture": "sm_90", "problem": "uniformity", "operand": "bfloat16"}
     rows = rows_of(triton_report["rows"], **wanted)
-    assert {row["kernel"] for row in rows} == {"contract", "contract_sides", "sums", "panel"}
+    assert {row["kernel"] for row in rows} >= {"contract", "contract_sides", "sums", "panel"}
     assert [row for row in rows if row["exponentials"] != row["pairs"]] == []
 
 
-@needs_library
-def test_every_pair_of_cuda_is_counted(cuda_report: list[dict]) -> None:
-    exponentials = {"exp": 1, "factor": 1, "softplus": 1, "two": 2, "classes": 2}
-    exponentials |= {"sum exp": 1, "sum softplus": 1} | {f"store {name}": n for name, n in exponentials.items()}
-    rows = [row for row in cuda_report if row["problem"] in exponentials and row["pairs"]]
+def test_every_pair_of_cuda_is_counted(hopper: list[dict]) -> None:
+    # Of softplus the derivative may take one of its own.
+    exponentials = {"exp": {1}, "factor": {1}, "softplus": {1, 2}, "two": {2}, "classes": {2}}
+    exponentials |= {f"store {name}": numbers for name, numbers in exponentials.items()} | {"sum exp": {1}}
+    rows = [row for row in hopper if row["problem"] in exponentials and row["pairs"]]
     assert {row["kernel"] for row in rows} == {"contract_wgmma", "contract_mma", "sums_wgmma", "sums_mma"}
-    assert [row for row in rows if row["exponentials"] != exponentials[row["problem"]] * row["pairs"]] == []
+    assert [row for row in rows if row["exponentials"] / row["pairs"] not in exponentials[row["problem"]]] == []
 
 
 def test_nothing_of_triton_is_serialised_or_spilled(triton_report: dict) -> None:
     rows = rows_of(triton_report["rows"], architecture="sm_90", operand="bfloat16")
-    assert [row for row in rows if row["serialised"] or row["loop_spills"]] == []
+    assert [row for row in rows if row["serialised"] or row["spill_bytes"]] == []
 
 
-@needs_library
-def test_nothing_of_cuda_is_serialised(cuda_report: list[dict]) -> None:
-    assert [row for row in rows_of(cuda_report, instruction="wgmma") if row["serialised"]] == []
+def test_nothing_of_cuda_is_serialised(hopper: list[dict]) -> None:
+    assert [row for row in rows_of(hopper, instruction="wgmma") if row["serialised"]] == []
 
 
 def test_no_register_of_a_product_is_touched_by_triton(triton_report: dict) -> None:
@@ -108,17 +112,15 @@ def test_no_register_of_a_product_is_touched_by_triton(triton_report: dict) -> N
     assert [row for row in triton_report["rows"] if row["hazards"]] == []
 
 
-@needs_library
-def test_no_register_of_a_product_is_touched_by_cuda(cuda_report: list[dict]) -> None:
-    assert len(rows_of(cuda_report, instruction="wgmma")) > 50
-    assert [row for row in cuda_report if row["hazards"]] == []
+def test_no_register_of_a_product_is_touched_by_cuda(hopper: list[dict]) -> None:
+    assert len(rows_of(hopper, instruction="wgmma")) > 50
+    assert [row for row in hopper if row["hazards"]] == []
 
 
-@needs_library
-def test_exponentials_run_beside_the_second_product(cuda_report: list[dict]) -> None:
-    assert [row for row in rows_of(cuda_report, kernel="contract_wgmma") if row["late"]] == []
+def test_exponentials_run_beside_the_second_product(hopper: list[dict]) -> None:
+    assert [row for row in rows_of(hopper, kernel="contract_wgmma") if row["late"]] == []
     # The other kernels have no product to run them beside: what is counted is there.
-    sums = rows_of(cuda_report, kernel="sums_wgmma", problem="sum exp")
+    sums = rows_of(hopper, kernel="sums_wgmma", problem="sum exp")
     assert [row for row in sums if row["late"] < row["exponentials"]] == []
 
 
@@ -128,21 +130,18 @@ def stored_wide(row: dict, element: int) -> bool:
     return enough and {"8", "16"}.isdisjoint(row["stores"])
 
 
-@not_yet
 def test_panels_of_triton_are_stored_in_vectors(triton_report: dict) -> None:
     rows = rows_of(triton_report["rows"], architecture="sm_90", kernel="panel", operand="bfloat16")
     assert [row for row in rows if not stored_wide(row, 2)] == []
 
 
-@needs_library
-def test_panels_of_cuda_are_stored_in_vectors(cuda_report: list[dict]) -> None:
-    rows = [row for row in rows_of(cuda_report, kernel="sums_wgmma") if row["problem"].startswith("store")]
+def test_panels_of_cuda_are_stored_in_vectors(hopper: list[dict]) -> None:
+    rows = [row for row in rows_of(hopper, kernel="sums_wgmma") if row["problem"].startswith("store")]
     assert len(rows) == 2 * 5
     assert [row for row in rows if not stored_wide(row, 2)] == []
 
 
 @pytest.mark.parametrize("kernel", ["contract", "sums"])
-@not_yet
 def test_rows_of_any_length_cost_what_the_next_multiple_does(triton_report: dict, kernel: str) -> None:
     found = [
         rows_of(triton_report["rows"], architecture="sm_90", kernel=kernel, problem="uniformity", dim=dim)
@@ -152,10 +151,9 @@ def test_rows_of_any_length_cost_what_the_next_multiple_does(triton_report: dict
     assert ragged["per_pair"] <= 1.15 * full["per_pair"]
 
 
-@needs_library
 @not_yet
-def test_sums_of_long_rows_get_their_tiles_from_the_cache(cuda_report: list[dict]) -> None:
-    for row in rows_of(cuda_report, kernel="sums_wgmma", dim=768, operand="bfloat16"):
+def test_sums_of_long_rows_get_their_tiles_from_the_cache(hopper: list[dict]) -> None:
+    for row in rows_of(hopper, kernel="sums_wgmma", dim=768, operand="bfloat16"):
         rows, cols = map(int, row["tile"].split("x"))
         # For each element of D: a tile's rows, which two blocks of threads may share, its columns, and its products.
         loaded = 2 * (rows / (2 if row["multicast"] else 1) + cols)

@@ -45,7 +45,7 @@ def _softmax(b_top, b_sum, b_positive, b_weight, HEAD: tl.constexpr):
     b_others = b_unit + tl.math.log2(b_sum) * LN2
     if HEAD == "softmax":
         # Not of the sum with the positive in it: the loss of a confident model is the small difference.
-        b_loss, _ = softplus(b_others - b_positive)
+        b_loss, _ = softplus(b_others - b_positive, False)
         # An anchor without others has no weights, whatever its positive.
         b_factor = tl.where(b_sum == 0, 0.0, 1.0 / (b_sum + exp(b_positive - b_unit, False)))
         b_own = -b_sum * b_factor
@@ -204,7 +204,7 @@ def sigmoid_head_kernel(
     stride = batch.to(tl.int64) * n
     if p_bias is not None:
         bias = tl.load(p_bias).to(tl.float32)
-    b_partners, b_own = softplus(-(tl.load(p_positive + i_b * n + o, mask=m_rows, other=0.0) + bias))
+    b_partners, b_own = softplus(-(tl.load(p_positive + i_b * n + o, mask=m_rows, other=0.0) + bias), False)
     b_value = over_cuts(p_value, i_b * n + o, m_rows, cuts, stride)
     if p_sum is not None:
         tl.store(p_own + i_b * n + o, -b_own, mask=m_rows)

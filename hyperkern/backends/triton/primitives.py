@@ -17,6 +17,7 @@ from .launch import Launch, launch
 from .operands import Operands, as_operands, strides
 from .panel import panel_kernel
 from .sums import sums_kernel
+from .two_way import two_way_sums_kernel
 
 # Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
 # GPU.
@@ -49,7 +50,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
 
 
 class PlannedSums(NamedTuple):
-    """All of the launch of `sums_kernel` but the tensors, and the shapes of its outputs, see `SumParts`."""
+    """All of the launch of a kernel of sums but the tensors, and the shapes of its outputs, see `SumParts`."""
 
     launch: Launch
     row: tuple[int, int, int]
@@ -60,9 +61,9 @@ class SumParts(NamedTuple):
     """What is left to be added. With ``y = x`` the sums of a row are those of the row and of its column.
 
     Attributes:
-        row: ``(cuts, B, M)``.
+        row: ``(parts, B, M)``.
         row_top: what these are relative to.
-        col: ``(parts, B, N)``.
+        col: ``(parts, B, N)``, perhaps another number of them.
         col_top: likewise.
         positive: ``(2, cuts, B, M)``, the sums of the logits of pairs of one class, and the numbers of these.
     """
@@ -81,19 +82,26 @@ def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
     """
     symmetric = o.symmetric and not classes  # for three sums of columns registers are too few
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    choice = o.find("sums", "classes" if classes else mode)  # labels take registers
+    cols = (symmetric and not total) or (need_cols and not symmetric)
+    two_way = cols and mode == "exp"
+    labels = classes or (two_way and o.spec.exclude == "same_id")  # they take registers
+    choice = o.find("two_way" if two_way else "sums", "classes" if labels else mode)
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
-    cols = (symmetric and not total) or (need_cols and not symmetric)
+    if two_way:  # columns stay, and rows stream
+        blocks, tiles = -(-n // choice.block_n), -(-m // choice.block_m)
     stripes = min(blocks, _STRIPES) if cols else blocks
-    cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
+    cuts = cut(batch * stripes, tiles, 4 * batch * (n if two_way else m), o.architecture.multiprocessors)
     numbers = (
         *(batch, m, n, stripes, cuts, *strides(o.x)[:2], *strides(o.y)[:2]),
         *(o.row_shift, o.spec.scale * o.unit(mode)),
     )
-    constants = o.constants(choice, mode) | {"COLS": cols, "TRIANGLE": symmetric}
-    launched = Launch(sums_kernel, batch * stripes * cuts, numbers, choice, **constants)
+    constants = o.constants(choice, mode) | {"TRIANGLE": symmetric}
     parts = stripes * cuts if symmetric else stripes
+    if two_way:
+        launched = Launch(two_way_sums_kernel, batch * stripes * cuts, numbers, choice, **constants)
+        return PlannedSums(launched, (parts, batch, m), (cuts, batch, n))
+    launched = Launch(sums_kernel, batch * stripes * cuts, numbers, choice, **constants, COLS=cols)
     return PlannedSums(launched, (cuts, batch, m), (parts, batch, n) if cols else None)
 
 
@@ -108,7 +116,10 @@ def sum_parts(planned: PlannedSums, x: Tensor, y: Tensor, terms: PairTerms, clas
     row_top = torch.empty_like(row) if running else None
     col_top = torch.empty_like(col) if running and col is not None else None
     positive = None if classes is None else row.new_empty((2, *planned.row))
-    launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
+    if planned.launch.kernel is two_way_sums_kernel:
+        launch(planned.launch, x.device, x, y, *terms, row, col)
+    else:
+        launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
     return SumParts(row, row_top, col, col_top, positive)
 
 
@@ -128,9 +139,24 @@ def contract(
     return None if of_x is None else of_x.divided(scale), None if of_y is None else of_y.divided(scale)
 
 
+def _folded(factors: Factors) -> Factors:
+    """The factors with their log-sum-exps in them, ``a_i exp(-row_lse_i)`` and ``b_j exp(-col_lse_j)``.
+
+    A row without candidates has the log-sum-exp -inf; its weights must be 0, not nan.
+    """
+    sides = (factors.row_lse, factors.a), (factors.col_lse, factors.b)
+    a, b = (
+        factor if factor is None or lse is None else factor * torch.exp(-lse.masked_fill(lse == -math.inf, math.inf))
+        for lse, factor in sides
+    )
+    return Factors(a=a, b=b)
+
+
 def _contract(
     o: Operands, mode: str, factors: Factors, *, need_x: bool, need_y: bool
 ) -> tuple[Side | None, Side | None]:
+    if mode == "bounded":
+        factors = _folded(factors)
     if o.find("contract", mode) is None:
         return _contract_by_panels(o, mode, factors, need_x=need_x, need_y=need_y)
     of_x = _contract_rows(o, mode, factors) if need_x else None

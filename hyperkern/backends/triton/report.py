@@ -27,15 +27,18 @@ from .config import Architecture, Entry, padded
 from .contract import contract_kernel, contract_sides_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .launch import fusion
+from .operands import width
 from .panel import panel_kernel
 from .rows import COMBINED, finish_kernel, prepare_kernel, row_block
 from .step_grads import finish_rows_kernel
 from .step_rows import prepare_rows_kernel
 from .sums import sums_kernel
+from .two_way import two_way_sums_kernel
 
 KERNELS = {
     "contract": contract_kernel,
     "sums": sums_kernel,
+    "two_way": two_way_sums_kernel,
     "panel": panel_kernel,
     "prepare": prepare_kernel,
     "finish": finish_kernel,
@@ -57,7 +60,7 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
         "row_factor": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a",)},
-        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
+        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b", "lse")},
         "softplus": {"EXCLUDE": "none", "MODE": "softplus"},
     },
     "contract_sides": {
@@ -70,7 +73,6 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sums": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp", "COLS": False, "TRIANGLE": True},
-        "contrastive": {"EXCLUDE": "self", "MODE": "exp", "COLS": True, "TRIANGLE": False, "present": ("cols",)},
         "views": {
             "EXCLUDE": "views",
             "MODE": "running",
@@ -93,14 +95,19 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
             "present": ("u", "v", "ids", "cols", "tops"),
         },
     },
+    "two_way": {
+        "contrastive": {"EXCLUDE": "self", "MODE": "exp", "TRIANGLE": False, "present": ("cols",)},
+        "views": {"EXCLUDE": "views", "MODE": "exp", "TRIANGLE": True, "present": ("cols",)},
+        "general": {"EXCLUDE": "same_id", "MODE": "exp", "TRIANGLE": False, "present": ("u", "v", "ids", "cols")},
+    },
     "panel": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
-        "one_way": {"EXCLUDE": "self", "MODE": "single", "present": ("a", "b")},
-        "views": {"EXCLUDE": "views", "MODE": "running", "present": ("a", "b")},
-        "classes": {"EXCLUDE": "self", "MODE": "running", "present": ("a", "b", "ids", "classes")},
+        "one_way": {"EXCLUDE": "self", "MODE": "single", "present": ("a", "b", "lse")},
+        "views": {"EXCLUDE": "views", "MODE": "running", "present": ("a", "b", "lse")},
+        "classes": {"EXCLUDE": "self", "MODE": "running", "present": ("a", "b", "lse", "ids", "classes")},
         "softplus": {"EXCLUDE": "self", "MODE": "softplus", "present": ("u",)},
-        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
+        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b", "lse")},
     },
 }
 _OPTIONAL = {
@@ -108,9 +115,9 @@ _OPTIONAL = {
     "p_v": "v",
     "p_row_ids": "ids",
     "p_col_ids": "ids",
-    "p_row_lse": "a",
+    "p_row_lse": "lse",
     "p_a": "a",
-    "p_col_lse": "b",
+    "p_col_lse": "lse",
     "p_b": "b",
     "p_row_top": "tops",
     "p_col_top": "tops",
@@ -127,7 +134,12 @@ _OPTIONAL = {
     "p_anchors": "classes",
 }
 # Kernels that are configured as one.
-_CONFIGURED = {"contract": ("contract", "contract_sides"), "sums": ("sums",), "panel": ("panel",)}
+_CONFIGURED = {
+    "contract": ("contract", "contract_sides"),
+    "sums": ("sums",),
+    "two_way": ("two_way",),
+    "panel": ("panel",),
+}
 _ROWS: tuple[dict[str, Any], ...] = (
     {"VIEWS": 1, "SYMMETRIC": False, "TEMPERATURE": False},
     {"VIEWS": 2, "SYMMETRIC": True, "TEMPERATURE": True},
@@ -156,7 +168,7 @@ _WHOLE = "sm_90"
 _TOGETHER = 8
 # A chunked kernel serves any D; it is compiled for this one.
 _LONG_DIM = 768
-# Rows that do not fill their tile: no multiple of what copies and products take at once, and one.
+# Rows that do not fill their tile, of any length and of a multiple of 16.
 _OTHER_DIMS = (100, 112)
 
 
@@ -179,9 +191,10 @@ def cases(architecture: Architecture) -> Iterator[Case]:
         for kernel in _CONFIGURED[entry.kernel]:
             for problem, options in _PROBLEMS[kernel].items():
                 dim = entry.dim or _LONG_DIM
-                mode = "classes" if problem == "classes" else options["MODE"]
+                labels = problem == "classes" or (kernel == "two_way" and options["EXCLUDE"] == "same_id")
+                mode = "classes" if labels else options["MODE"]
                 if config.find(architecture, entry.kernel, entry.operand, dim, mode) == entry.config:
-                    yield _pairwise(architecture, entry, dim, kernel, problem, **options)
+                    yield _pairwise(architecture, entry, kernel, problem, **options)
     if architecture.name == _WHOLE:
         yield from _of_other_dims(architecture)
     for kernel, uses in _ROW_WISE.items():
@@ -198,7 +211,7 @@ def _of_other_dims(architecture: Architecture) -> Iterator[Case]:
             choice = config.find(architecture, kernel, "bfloat16", dim, options["MODE"])
             if choice is not None:
                 entry = Entry(kernel, "bfloat16", dim, None, choice)
-                yield _pairwise(architecture, entry, dim, kernel, problem, **options)
+                yield _pairwise(architecture, entry, kernel, problem, **options)
 
 
 def heaviest(architecture: Architecture) -> list[Case]:
@@ -222,20 +235,19 @@ def _blocks(case: Case) -> list[int]:
 def _pairwise(
     architecture: Architecture,
     entry: Entry,
-    dim: int,
     kernel: str,
     problem: str,
     present: tuple[str, ...] = (),
     **constants: Any,
 ) -> Case:
-    choice = entry.config
+    choice, dim = entry.config, entry.dim or _LONG_DIM
     operand = "*bf16" if entry.operand == "bfloat16" else "*fp32"
     constants |= {
-        "DIM": dim,
+        "DIM": width(dim),
         "BLOCK_M": choice.block_m,
         "BLOCK_N": choice.block_n,
         "BLOCK_D": choice.block_d or padded(dim),
-        "LOG2": constants["MODE"] in ("exp", "bounded") and entry.operand != "float32",
+        "LOG2": constants["MODE"] in ("exp", "bounded", "softplus") and entry.operand != "float32",
         "PRECISION": "tf32x3" if entry.operand == "float32" else "tf32",
     }
     if kernel == "panel":
@@ -283,11 +295,9 @@ def _signature(
 def compiled(case: Case) -> Any:
     """What Triton makes of a case for its architecture."""
     kernel = KERNELS[case.kernel]
-    # As in a call: pointers and strides are multiples of 16, but those along D, and those of rows that are none; sizes
-    # and what is not specialised are anything.
+    # As in a call: pointers and strides are multiples of 16, but those along D; sizes and what is not specialised are
+    # anything.
     anything = {*case.constants, *_ALONG_D, *kernel.do_not_specialize, *kernel.do_not_specialize_on_alignment}
-    if case.dim % 16:
-        anything |= {name for name in kernel.arg_names if name.startswith("stride")}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
@@ -328,7 +338,7 @@ def _row(case: Case, result: Any, code: Sequence[Instruction]) -> Row:
         registers=of_thread.registers,
         spill_bytes=of_thread.stack_bytes,
         shared_bytes=result.metadata.shared,
-        **of_code(code, _shape(case, warps) if case.kernel in _PROBLEMS else None),
+        **of_code(code, _shape(case, warps) if "BLOCK_N" in case.constants else None),
     )
 
 
