@@ -642,7 +642,7 @@ MUTANTS = [
         "backends/triton/two_way.py",
         "i_n * BLOCK_N, -row_shift, m",
         "i_n * BLOCK_N, row_shift, m",
-        f"{HALF}[triton-cpu-offsets-(0, 7)]",
+        f"{HALF}[triton-cpu-offsets-of-tiles]",
     ),
     _mutant(
         "factors of rows alone are forgotten",
