@@ -654,8 +654,8 @@ MUTANTS = [
     _mutant(
         "a row without candidates weighs",
         "backends/triton/primitives.py",
-        "-lse.masked_fill(lse == -math.inf, math.inf)",
-        "-lse",
+        "t.masked_fill(t == -math.inf, math.inf)",
+        "t",
         f"{PRIMITIVES}::test_rows_without_a_candidate[triton-cpu-True-True-bfloat16]",
     ),
     _mutant(
