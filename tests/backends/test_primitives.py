@@ -431,7 +431,10 @@ def test_products_in_half_precision(
         within_digits(sides, weighted(p, w), both, dtype)
 
 
-@pytest.mark.parametrize("options", BOUNDED)
+FAR = pytest.param({"exclude": "self", "offsets": (40, 0), "m": 70, "n": 90, "batch": 1}, id="offsets-of-tiles")
+
+
+@pytest.mark.parametrize("options", [*BOUNDED, FAR])
 def test_bounded_problems_in_half_precision(
     options: dict, backend: str, device: torch.device, small_blocks: None, poisoned_allocations: None
 ) -> None:

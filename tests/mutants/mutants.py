@@ -643,7 +643,7 @@ MUTANTS = [
         "backends/triton/two_way.py",
         "i_n * BLOCK_N, -row_shift, m",
         "i_n * BLOCK_N, row_shift, m",
-        f"{HALF}[triton-cpu-offsets-(0, 7)]",
+        f"{HALF}[triton-cpu-offsets-of-tiles]",
     ),
     _mutant(
         "factors of rows alone are forgotten",
@@ -655,8 +655,8 @@ MUTANTS = [
     _mutant(
         "a row without candidates weighs",
         "backends/triton/primitives.py",
-        "-lse.masked_fill(lse == -math.inf, math.inf)",
-        "-lse",
+        "t.masked_fill(t == -math.inf, math.inf)",
+        "t",
         f"{PRIMITIVES}::test_rows_without_a_candidate[triton-cpu-True-True-bfloat16]",
     ),
     _mutant(

@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 
 from .tile import (
+    INF,
     dot,
     exp,
     load_ids,
     load_log_weights,
-    load_lse,
     load_rows,
     load_vector,
     logits,
@@ -75,7 +75,7 @@ def _add_tile(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
     )
     b_b = load_vector(p_b, o_n, n, 0.0, MASK)
-    b_col_lse = load_lse(p_col_lse, o_n, n, MASK)
+    b_col_lse = load_vector(p_col_lse, o_n, n, INF, MASK)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, HAS_A, p_b is not None, MODE, LOG2)
     if p_col_share is not None:
         # In float32: what is rounded is the small difference, and the weights of an anchor add up to 0 before.
@@ -133,7 +133,7 @@ def _contract_block(
     b_x = load_rows(p_x, tl.arange(0, BLOCK_M), o_d, m - i_m * BLOCK_M, stride_xm, DIM, DIM == BLOCK_D, True)
     b_u = load_log_weights(p_u, o_m, m, LOG2, True)
     b_row_ids = load_ids(p_row_ids, o_m, m, True)
-    b_a, b_row_lse = load_vector(p_a, o_m, m, 0.0, True), load_lse(p_row_lse, o_m, m, True)
+    b_a, b_row_lse = load_vector(p_a, o_m, m, 0.0, True), load_vector(p_row_lse, o_m, m, INF, True)
     b_share = load_vector(p_row_share, o_m, m, 0.0, True)
     # Factors of rows alone can wait, but float16 may not hold the weights without them.
     ROWS_LAST: tl.constexpr = (

@@ -19,6 +19,12 @@ def finite(b_top):
 
 
 @triton.jit
+def lse_of(b_top):
+    """What weights subtract: a maximum, inf where there is none."""
+    return tl.where(b_top == -INF, INF, b_top)
+
+
+@triton.jit
 def collected(p_sums, p_tops, o, m_rows, parts, stride, b_top, b_sum):
     """Partial sums, and those there are, relative to the largest logit of all where they are relative to any."""
     b_all = b_top
@@ -145,7 +151,7 @@ def softmax_head_kernel(
     if p_factor is not None:
         tl.store(p_factor + o_rows, b_factor * range_of_weights, mask=m_rows)
         if p_lse is not None:
-            tl.store(p_lse + o_rows, b_top, mask=m_rows)
+            tl.store(p_lse + o_rows, lse_of(b_top), mask=m_rows)
     if TWO_WAY:
         b_top, b_sum = collected(p_col, p_col_top, o_sums, m_rows, col_parts, stride, b_nothing, b_zero)
         b_more, b_factor, b_more_own = _softmax(b_top, b_sum, b_positive, b_weight, HEAD)
@@ -154,7 +160,7 @@ def softmax_head_kernel(
         if p_factor is not None:
             tl.store(p_factor + n + o_rows, b_factor * range_of_weights, mask=m_rows)
             if p_lse is not None:
-                tl.store(p_lse + n + o_rows, b_top, mask=m_rows)
+                tl.store(p_lse + n + o_rows, lse_of(b_top), mask=m_rows)
     if p_own is not None:
         tl.store(p_own + o_sums, b_own, mask=m_rows)
     part = tl.sum(tl.where(m_rows, b_loss, 0.0), 0)

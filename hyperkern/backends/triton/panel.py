@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from .tile import (
+    INF,
     load_ids,
     load_log_weights,
-    load_lse,
     load_rows,
     load_vector,
     logits,
@@ -127,8 +127,8 @@ def panel_kernel(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
         p_u is not None, p_v is not None, EXCLUDE, True,
     )  # fmt: skip
-    b_a, b_row_lse = load_vector(p_a, o_m, m, 0.0, True), load_lse(p_row_lse, o_m, m, True)
-    b_b, b_col_lse = load_vector(p_b, o_n, n, 0.0, True), load_lse(p_col_lse, o_n, n, True)
+    b_a, b_row_lse = load_vector(p_a, o_m, m, 0.0, True), load_vector(p_row_lse, o_m, m, INF, True)
+    b_b, b_col_lse = load_vector(p_b, o_n, n, 0.0, True), load_vector(p_col_lse, o_n, n, INF, True)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, p_a is not None, p_b is not None, MODE, LOG2)
     m_rows, m_cols = o_m < m, o_n < n
     if p_row_share is not None:

@@ -139,24 +139,20 @@ def contract(
     return None if of_x is None else of_x.divided(scale), None if of_y is None else of_y.divided(scale)
 
 
-def _folded(factors: Factors) -> Factors:
-    """The factors with their log-sum-exps in them, ``a_i exp(-row_lse_i)`` and ``b_j exp(-col_lse_j)``.
-
-    A row without candidates has the log-sum-exp -inf; its weights must be 0, not nan.
-    """
-    sides = (factors.row_lse, factors.a), (factors.col_lse, factors.b)
-    a, b = (
-        factor if factor is None or lse is None else factor * torch.exp(-lse.masked_fill(lse == -math.inf, math.inf))
-        for lse, factor in sides
-    )
+def _as_kernels_take(factors: Factors, mode: str) -> Factors:
+    """See ``tile.py``: log-sum-exps are inf for rows without candidates, and in the bounded regime in the factors."""
+    row_lse, a, col_lse, b = factors
+    row_lse, col_lse = (None if t is None else t.masked_fill(t == -math.inf, math.inf) for t in (row_lse, col_lse))
+    if mode != "bounded":
+        return Factors(row_lse, a, col_lse, b)
+    a, b = (t if t is None or lse is None else t * torch.exp(-lse) for t, lse in ((a, row_lse), (b, col_lse)))
     return Factors(a=a, b=b)
 
 
 def _contract(
     o: Operands, mode: str, factors: Factors, *, need_x: bool, need_y: bool
 ) -> tuple[Side | None, Side | None]:
-    if mode == "bounded":
-        factors = _folded(factors)
+    factors = _as_kernels_take(factors, mode)
     if o.find("contract", mode) is None:
         return _contract_by_panels(o, mode, factors, need_x=need_x, need_y=need_y)
     of_x = _contract_rows(o, mode, factors) if need_x else None

@@ -17,7 +17,8 @@ MODE         weight of a pair
 
 ``single`` is ``running`` where either ``a_i = r_i = 0`` or ``b_j = c_j = 0``: one exponential for each pair. The
 factors of ``bounded`` have their log-sum-exps in them, ``exp(-r_i)`` and ``exp(-c_j)``. Those of rows alone a
-contraction multiplies its sums by, and not each pair.
+contraction multiplies its sums by, and not each pair. Rows without candidates, whose log-sum-exp is -inf, have inf in
+its place: their weights are exp(-inf) = 0 and not exp(nan).
 
 In ``exp``, ``bounded`` and ``softplus`` the logit may be made in units of log 2 at once (``LOG2``), which saves a
 multiplication for each pair. The price is that ``scale / log 2`` is rounded where ``scale`` was before: a relative 6e-8
@@ -218,16 +219,6 @@ def logits(
             b_keep = b_keep & (b_row_ids[:, None] != b_col_ids[None, :])
         b_l = tl.where(b_keep, b_l, -INF)
     return b_l
-
-
-@triton.jit
-def load_lse(p_lse, o, count, MASK: tl.constexpr):
-    """The log-sum-exps that factors belong to.
-
-    A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan).
-    """
-    b_lse = load_vector(p_lse, o, count, INF, MASK)
-    return tl.where(b_lse == -INF, INF, b_lse)
 
 
 @triton.jit
