@@ -16,6 +16,7 @@ from .contract import contract_kernel
 from .launch import Launch, launch
 from .operands import Operands, as_operands, strides
 from .panel import panel_kernel
+from .specialised import specialised
 from .sums import sums_kernel
 
 # Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
@@ -81,10 +82,10 @@ def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
     """
     symmetric = o.symmetric and not classes  # for three sums of columns registers are too few
     (batch, m, _), n = o.x.shape, o.y.shape[1]
-    choice = o.find("sums", "classes" if classes else mode)  # labels take registers
+    cols = (symmetric and not total) or (need_cols and not symmetric)
+    choice = o.find("sums", "classes" if classes else mode, cols)  # labels take registers
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
-    cols = (symmetric and not total) or (need_cols and not symmetric)
     stripes = min(blocks, _STRIPES) if cols else blocks
     cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
     numbers = (
@@ -93,6 +94,7 @@ def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
     )
     constants = o.constants(choice, mode) | {"COLS": cols, "TRIANGLE": symmetric}
     launched = Launch(sums_kernel, batch * stripes * cuts, numbers, choice, **constants)
+    launched = specialised(launched) if choice.specialised else launched
     parts = stripes * cuts if symmetric else stripes
     return PlannedSums(launched, (cuts, batch, m), (parts, batch, n) if cols else None)
 
@@ -161,6 +163,7 @@ def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None
     )
     programs = batch * -(-m // choice.block_m) * cuts
     planned = Launch(contract_kernel, programs, numbers, choice, **o.constants(choice, mode))
+    planned = specialised(planned) if choice.specialised else planned
     launch(planned, o.x.device, o.x, o.y, *o.terms, *factors, *out)
 
 
