@@ -30,7 +30,7 @@ from .beside import beside
 FEW_ROWS = 2048
 ROUNDS = 3
 # Counted dense, although with y = x the sums make half of the similarities.
-FLOPS = {"sums": 2, "contract": 4, "panel": 4}  # times N^2 D
+FLOPS = {"sums": 2, "two_way": 2, "contract": 4, "panel": 4}  # times N^2 D
 
 
 class Candidate(NamedTuple):
@@ -50,11 +50,12 @@ def _bfloat16(kernel: str, dim: int | None, mode: str | None, *choices: tuple):
 
 # Rows, columns and elements of D of a tile, warps, stages.
 CANDIDATES = (
-    *_bfloat16("contract", 64, "exp", (128, 64, None, 8, 3)),
-    *_bfloat16("contract", 128, "exp", (128, 128, None, 8, 2)),
+    *_bfloat16("contract", 64, "exp", (128, 128, None, 8, 3)),
+    *_bfloat16("contract", 128, "exp", (128, 64, None, 8, 3)),
     *_bfloat16("contract", 128, None, (128, 64, None, 8, 2), (128, 128, None, 8, 2), (64, 64, None, 4, 3)),
-    *_bfloat16("sums", 128, "exp", (128, 64, None, 8, 2)),
+    *_bfloat16("sums", 128, "exp", (128, 128, None, 8, 3)),
     *_bfloat16("sums", 128, None, (128, 64, None, 4, 2)),
+    *_bfloat16("two_way", 128, None, (64, 128, None, 4, 2), (64, 64, None, 4, 2)),
     *_bfloat16("panel", None, None, (128, 128, 64, 8, 3), (128, 256, 64, 8, 3)),
 )
 

@@ -274,12 +274,14 @@ def test_across_the_real_block_size(symmetric: bool, backend: str, device: torch
     check_sides(tuple(sides), weighted(p, p.logits.exp()), p, True, not symmetric, exact.tolerance(1e-11, 1e-4))
 
 
-@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize(("bounded", "precision"), [(False, None), (True, None), (True, "bfloat16")])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_rows_without_a_candidate(
-    symmetric: bool, bounded: bool, backend: str, device: torch.device, exact: Exact
+    symmetric: bool, bounded: bool, precision: str | None, backend: str, device: torch.device, exact: Exact
 ) -> None:
-    p = problem(symmetric=symmetric, bounded=bounded, exclude="same_id", dtype=exact.dtype, device=device)
+    dtype = exact.dtype if precision is None else torch.float32
+    p = problem(symmetric=symmetric, bounded=bounded, exclude="same_id", dtype=dtype, device=device)
+    p = p._replace(spec=p.spec._replace(precision=precision or p.spec.precision))
     zeros = [None if t is None else torch.zeros_like(t) for t in p.terms]  # every pair has equal ids
     terms = PairTerms(*zeros)
     module = backends.load(backend)
@@ -427,6 +429,43 @@ def test_products_in_half_precision(
         assert_close(total.double().cpu(), value.sum((1, 2)), 1e-5)
         w = logits.exp() if potential == "exp" else logits.sigmoid()
         within_digits(sides, weighted(p, w), both, dtype)
+
+
+FAR = pytest.param({"exclude": "self", "offsets": (40, 0), "m": 70, "n": 90, "batch": 1}, id="offsets-of-tiles")
+
+
+@pytest.mark.parametrize("options", [*BOUNDED, FAR])
+def test_bounded_problems_in_half_precision(
+    options: dict, backend: str, device: torch.device, small_blocks: None, poisoned_allocations: None
+) -> None:
+    """Sums of both sides at once, and factors of either: exact rows, so that sums are as good as in float32."""
+    p = problem(**{**options, "bounded": True}, dtype=torch.bfloat16, device=device)
+    spec = p.spec._replace(precision="bfloat16")
+    x, y = p.x.float(), None if p.y is None else p.y.float()
+    terms = p.terms._replace(u=rounded(p.terms.u), v=rounded(p.terms.v))
+    module, symmetric = backends.load(backend), y is None
+    row, col, *_ = module.row_lse(x, y, terms, spec, need_cols=True)
+    truth = lse(p.logits, 2), lse(p.logits, 1)
+    check_lse(row.cpu(), truth[0], 2e-6)
+    check_lse(col.cpu(), truth[1][:, : col.shape[1]], 2e-6)
+
+    of_rows, of_cols = kernel(p.logits, truth[0][:, :, None]), kernel(p.logits, truth[1][:, None, :])
+    a, b = (torch.linspace(-1, 2, t.numel(), dtype=torch.float32).view(t.shape) for t in truth)
+    if symmetric:
+        sides = [(row, None, a, None)]
+        weights = [a[:, :, None] * of_rows + a[:, None, :] * of_cols]
+    else:
+        sides = [(row, col, a, b), (row, None, a, None)]
+        weights = [a[:, :, None] * of_rows + b[:, None, :] * of_cols, a[:, :, None] * of_rows]
+    needed = {"need_x": True, "need_y": not symmetric}
+    for given, w in zip(sides, weights, strict=True):
+        on_device = [None if t is None else t.to(device) for t in given]
+        found = module.pair_grad(x, y, terms, spec, *on_device, **needed)
+        within_digits(found, weighted(p, w), needed, torch.bfloat16)
+
+
+def rounded(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()
 
 
 def within_digits(results: Any, expected: tuple, needed: dict[str, bool], dtype: torch.dtype) -> None:

@@ -20,7 +20,7 @@ from hyperkern.backends.triton import config, report
 # on sm_90 none and 16.
 TRITON = ".".join(version("triton").split(".")[:2])
 ALLOWED_SPILLS, ALLOWED_ON_SM_90 = {"3.6": 128, "3.7": 128}.get(TRITON, 24), {"3.8": 0}.get(TRITON, 16)
-PAIRWISE = {"contract", "contract_sides", "sums", "panel"}
+PAIRWISE = {"contract", "contract_sides", "sums", "two_way", "panel"}
 ARCHITECTURES = [architecture.name for architecture in config.shipped()]
 
 
@@ -81,7 +81,7 @@ def test_what_is_compiled_is_what_is_interpreted(compiled: dict) -> None:
         assert all(isinstance(kernel, InterpretedFunction) for kernel in report.KERNELS.values())
     sources = {path.stem: path.read_text() for path in config.FOLDER.parent.glob("*.py")}
     # One tile: the product, the exponential and the exclusion stand in tile.py alone; reductions are no tiles.
-    for name in ("contract", "panel", "sums"):
+    for name in ("contract", "panel", "sums", "two_way"):
         assert "tl.dot" not in sources[name]
         assert 'same_id" ' not in sources[name].replace('EXCLUDE == "same_id"', "").replace('EXCLUDE != "same_id"', "")
     assert sources["tile"].count("tl.dot(") == 2  # one of them in the interpreter

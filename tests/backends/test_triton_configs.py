@@ -41,7 +41,7 @@ def test_every_problem_finds_its_kernels(architecture: Architecture, operand: st
     one_pass = config.find(architecture, "contract", operand, dim, mode)
     # float32 takes twice the registers and shared memory, so that panels begin at a shorter row.
     assert (one_pass is not None) == (dim <= {"float32": 64, "tf32": 128}.get(operand, 256))
-    for kernel in ("sums", "panel"):
+    for kernel in ("sums", "panel", *(("two_way",) if mode == "exp" and operand != "float32" else ())):
         assert config.find(architecture, kernel, operand, dim, mode) is not None
 
 
@@ -68,6 +68,8 @@ def test_entries_keep_what_the_kernels_rely_on(architecture: Architecture) -> No
             assert choice.block_d is None
         if entry.kernel == "sums":  # a triangle of tiles needs squares on its diagonal
             assert choice.block_m % choice.block_n == 0
+        if entry.kernel == "two_way":
+            assert choice.block_n % choice.block_m == 0
 
 
 @each_file

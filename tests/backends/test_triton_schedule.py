@@ -144,12 +144,12 @@ def test_gradient_rows_beyond_two_to_the_31() -> None:
     # The rows of a block of rows are close together, as in every gradient; blocks are not.
     block = 16 if DEVICE == "cpu" else 128
     m, stride = 2 * block + 3, (1 << 30) // block
-    x = torch.nn.functional.normalize(torch.randn(1, m, 8, device=DEVICE), dim=-1)
+    x = torch.nn.functional.normalize(torch.randn(1, m, 16, device=DEVICE), dim=-1)
     o = as_operands(x, None, PairTerms(), PairSpec(2.0, True, "self"))
     expected = primitives.contract(o, "exp", primitives.Factors(), need_x=True, need_y=False)[0]
     cuts = expected.grad.shape[0]
-    storage = torch.empty((cuts * m - 1) * stride + 8, device=DEVICE)
-    grad = storage.as_strided((cuts, 1, m, 8), (m * stride, 0, stride, 1))
+    storage = torch.empty((cuts * m - 1) * stride + 16, device=DEVICE)
+    grad = storage.as_strided((cuts, 1, m, 16), (m * stride, 0, stride, 1))
     assert grad[-1, 0, -1].data_ptr() - grad.data_ptr() > 4 << 31
     out = partials.Side(grad, *(torch.empty(cuts, 1, m, device=DEVICE) for _ in range(2)))
     primitives.launch_contract(o, "exp", primitives.Factors(), out)

@@ -39,9 +39,9 @@ def choosing(architecture: Architecture) -> Architecture:
     if architecture.name == "interpreter":
         entries = tuple(
             Entry(kernel, "bfloat16", dim, mode, Config(16, 16, None, 4, 1, mode == "exp"))
-            for kernel in ("contract", "sums")
+            for kernel, modes in (("contract", ("exp", None)), ("sums", ("exp", None)), ("two_way", (None,)))
             for dim in (64, 128)
-            for mode in ("exp", None)
+            for mode in modes
         )
     else:
         uses = [(k, "bfloat16", dim, "exp") for k in ("contract", "sums") for dim in (64, 128)]
@@ -168,24 +168,23 @@ class TestChoice:
     pytestmark = MARKS
 
     @pytest.mark.parametrize(
-        ("problem", "kernel"),
+        ("problem", "taken"),
         [
-            ({}, "both"),
-            ({"kind": "tf32"}, ""),
-            ({"dim": 32}, ""),
-            ({"dim": 60}, ""),  # rows of 120 bytes
-            ({"dim": 136}, ""),
-            ({"u": True}, ""),
-            ({"ids": True}, ""),
-            ({"unaligned": True}, ""),
-            ({"apart": 4}, ""),  # rows that start at multiples of 8 bytes
-            ({"apart": 8}, "both"),
-            ({"none": True}, ""),
-            ({"mode": "bounded"}, ""),
-            ({"cols": True}, "contract"),
+            ({}, True),
+            ({"kind": "tf32"}, False),
+            ({"dim": 32}, False),
+            ({"dim": 60}, False),  # rows of 120 bytes
+            ({"dim": 136}, False),
+            ({"u": True}, False),
+            ({"ids": True}, False),
+            ({"unaligned": True}, False),
+            ({"apart": 4}, False),  # rows that start at multiples of 8 bytes
+            ({"apart": 8}, True),
+            ({"none": True}, False),
+            ({"mode": "bounded"}, False),
         ],
     )
-    def test_what_descriptors_can_load(self, problem: dict[str, Any], kernel: str) -> None:
+    def test_what_descriptors_can_load(self, problem: dict[str, Any], taken: bool) -> None:
         dim, dtype = problem.get("dim", 64), torch.float32 if problem.get("kind") == "tf32" else torch.bfloat16
         storage = torch.zeros(1, 40, dim + 8, dtype=dtype, device=DEVICE)
         x = storage[..., :dim] if "unaligned" not in problem else storage[..., 4 : 4 + dim]
@@ -198,9 +197,8 @@ class TestChoice:
         architecture = choosing(config.of_name("sm_90") if ON_GPU else operands._INTERPRETER[0])
         o = operands.Operands(x, x, terms, spec, True, problem.get("kind", "bfloat16"), "tf32", architecture)
         mode = problem.get("mode", "exp")
-        found = [o.find("contract", mode), o.find("sums", mode, "cols" in problem)]
-        wanted = [kernel in ("both", "contract"), kernel in ("both", "sums")]
-        assert [choice is not None and choice.specialised for choice in found] == wanted
+        found = [o.find("contract", mode), o.find("sums", mode)]
+        assert [choice is not None and choice.specialised for choice in found] == [taken, taken]
 
     def test_another_triton_goes_the_ordinary_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = torch.zeros(1, 40, 64, dtype=torch.bfloat16, device=DEVICE)

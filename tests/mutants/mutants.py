@@ -45,6 +45,7 @@ BLOCKS = "losses/test_values.py::test_many_blocks"
 TEXTBOOK = "losses/test_values.py::test_matches_textbook"
 OF_REFERENCE = "backends/test_reference_losses.py"
 PRIMITIVES = "backends/test_primitives.py"
+HALF = f"{PRIMITIVES}::test_bounded_problems_in_half_precision"
 WHOLE = "backends/test_whole_losses.py"
 CLASSES = "backends/test_whole_classes.py"
 PANELS = "backends/test_whole_panels.py"
@@ -588,11 +589,75 @@ MUTANTS = [
     ),
     # Triton's kernels.
     _mutant(
-        "the series of softplus is two terms shorter",
+        "the polynomial of softplus is a term shorter",
         "backends/triton/tile.py",
-        "(1.0 / 9 + b_q * (1.0 / 11 + b_q * (1.0 / 13)))",
-        "(1.0 / 9)",
+        "b_p = 0.007549182 * b_e - 0.042567063",
+        "b_p = 0.0 * b_e - 0.042567063",
         f"{PRIMITIVES}::test_softplus_to_the_last_digits[triton-cpu]",
+    ),
+    _mutant(
+        "the short polynomial of softplus is a term shorter",
+        "backends/triton/tile.py",
+        "b_p = 0.020401185 * b_e - 0.095797546",
+        "b_p = 0.0 * b_e - 0.095797546",
+        f"{PRIMITIVES}::test_products_in_half_precision[triton-cpu-bfloat16-False-3.0-one-pass]",
+    ),
+    _mutant(
+        "a potential in units of log 2 is taken for one in natural units",
+        "backends/triton/tile.py",
+        "b_value *= LN2",
+        "b_value *= 1.0",
+        f"{PRIMITIVES}::test_products_in_half_precision[triton-cpu-bfloat16-False-3.0-one-pass]",
+        f"{PRIMITIVES}::test_products_in_half_precision[triton-cpu-bfloat16-False-3.0-panels]",
+    ),
+    _mutant(
+        "partial row sums are not at 0 before they are added to",
+        "backends/triton/two_way.py",
+        "        tl.store(p_row + o_m, tl.zeros((BLOCK_M,), tl.float32), mask=o_m < m)\n",
+        "        o_m += 0\n",
+        f"{HALF}[triton-cpu-two-sided-none-bounded-]",
+    ),
+    _mutant(
+        "columns over the end count for rows",
+        "backends/triton/two_way.py",
+        "if beyond > n:",
+        "if beyond > n + BLOCK_N:",
+        f"{HALF}[triton-cpu-two-sided-none-bounded-]",
+    ),
+    _mutant(
+        "rows over the end count for columns",
+        "backends/triton/two_way.py",
+        "tl.where((o_m < m)[:, None], b_l, -INF)",
+        "b_l",
+        f"{HALF}[triton-cpu-two-sided-none-bounded-]",
+    ),
+    _mutant(
+        "pairs of the square on the diagonal count for rows and columns",
+        "backends/triton/two_way.py",
+        "(o_m < m) & (o_m >= beyond) if TRIANGLE",
+        "(o_m < m) if TRIANGLE",
+        f"{HALF}[triton-cpu-symmetric-none-bounded-]",
+    ),
+    _mutant(
+        "the exclusion of streamed rows shifts the wrong way",
+        "backends/triton/two_way.py",
+        "i_n * BLOCK_N, -row_shift, m",
+        "i_n * BLOCK_N, row_shift, m",
+        f"{HALF}[triton-cpu-offsets-of-tiles]",
+    ),
+    _mutant(
+        "factors of rows alone are forgotten",
+        "backends/triton/contract.py",
+        "        b_grad *= b_a[:, None]\n",
+        "",
+        f"{HALF}[triton-cpu-two-sided-none-bounded-]",
+    ),
+    _mutant(
+        "a row without candidates weighs",
+        "backends/triton/primitives.py",
+        "t.masked_fill(t == -math.inf, math.inf)",
+        "t",
+        f"{PRIMITIVES}::test_rows_without_a_candidate[triton-cpu-True-True-bfloat16]",
     ),
     _mutant(
         "one tf32 product is asked for instead of three",
@@ -781,8 +846,8 @@ MUTANTS = [
     _mutant(
         "positives of a panel take off what their row alone says",
         "backends/triton/panel.py",
-        "b_shares += load_log_weights(p_col_share",
-        "b_shares += 0 * load_log_weights(p_col_share",
+        "b_shares += load_vector(p_col_share",
+        "b_shares += 0 * load_vector(p_col_share",
         f"{PANELS}::test_values_and_gradients[triton-cpu-33-5-None-sup_con]",
     ),
     _mutant(
@@ -831,7 +896,7 @@ MUTANTS = [
     _mutant(
         "a candidate is no positive of its anchor in the gradient of the candidate",
         "backends/triton/contract.py",
-        "b_shares = b_share[:, None] + tl.load(p_col_share + o_n, mask=o_n < n, other=0.0)[None, :]",
+        "b_shares = b_share[:, None] + load_vector(p_col_share, o_n, n, 0.0, MASK)[None, :]",
         "b_shares = b_share[:, None]",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-queue]",
     ),

@@ -13,7 +13,7 @@ from ...spec import PairSpec, PairTerms, norm_eps
 from ..common.precision import product_of
 from ..common.step import AlignUniformOptions, AlignUniformStep
 from .launch import Launch, launch
-from .operands import Operands, architecture_of, strides
+from .operands import Operands, architecture_of, strides, width
 from .primitives import pairwise
 from .rows import COMBINED, load_unit, project, row_block, sum_range
 from .tile import LN2, exp, narrow
@@ -59,12 +59,13 @@ def prepare_views_kernel(
     eps,
     alpha,
     DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SQUARE: tl.constexpr,
 ):
-    """Unit rows of both views ``(2, B, M, D)`` in the dtype of the product, and for each block of rows the sum of
-    the distances ``(B, blocks)`` and the numbers of zero rows ``(2, B, blocks)``.
+    """Unit rows of both views ``(2, B, M, WIDTH)`` in the dtype of the product, with zeros behind D; and for each
+    block of rows the sum of the distances ``(B, blocks)`` and the numbers of zero rows ``(2, B, blocks)``.
     """
     i_b = (tl.program_id(0) // blocks).to(tl.int64)
     i_block = tl.program_id(0) % blocks
@@ -76,9 +77,10 @@ def prepare_views_kernel(
     b_x, _ = load_unit(p_x, o_rows, o_d, mask, m, stride_xb, stride_xm, stride_xd, eps)
     b_y, _ = load_unit(p_y, o_rows, o_d, mask, m, stride_yb, stride_ym, stride_yd, eps)
     rows = batch.to(tl.int64) * m
-    o_out = o_rows[:, None] * DIM + o_d[None, :]
-    tl.store(p_operand + o_out, narrow(b_x, p_operand.dtype.element_ty), mask=mask)
-    tl.store(p_operand + rows * DIM + o_out, narrow(b_y, p_operand.dtype.element_ty), mask=mask)
+    o_out = o_rows[:, None] * WIDTH + o_d[None, :]
+    m_out = m_rows[:, None] & (o_d < WIDTH)[None, :]
+    tl.store(p_operand + o_out, narrow(b_x, p_operand.dtype.element_ty), mask=m_out)
+    tl.store(p_operand + rows * WIDTH + o_out, narrow(b_y, p_operand.dtype.element_ty), mask=m_out)
 
     b_distance, _ = _distance_power(b_x - b_y, alpha, SQUARE)
     o_part = i_b * blocks + i_block
@@ -144,11 +146,11 @@ def _cotangent(p_of_loss, p_of_term, weight, i_b):
 
 
 @triton.jit
-def _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_view, rows, cuts, zero, c_uniform, t, DIM: tl.constexpr):
+def _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_view, rows, cuts, zero, c_uniform, t, WIDTH: tl.constexpr):
     """The gradient of one view's half of the uniformity with respect to its unit rows."""
     b_grad = tl.zeros(mask.shape, tl.float32)
     for i_cut in range(cuts):
-        p_block = p_grad + (i_cut * 2 * rows + o_rows)[:, None] * DIM + o_d[None, :]
+        p_block = p_grad + (i_cut * 2 * rows + o_rows)[:, None] * WIDTH + o_d[None, :]
         b_grad += tl.load(p_block, mask=mask, other=0.0)
     factor = c_uniform * 2.0 * t / tl.load(p_total + i_view)
     return b_grad * tl.where(zero, factor * exp(t, False), factor)[:, None]
@@ -181,6 +183,7 @@ def finish_views_kernel(
     align_weight,
     uniform_weight,
     DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SQUARE: tl.constexpr,
@@ -200,8 +203,10 @@ def finish_views_kernel(
     b_align *= c_align / m
     rows = batch.to(tl.int64) * m
     zero_x, zero_y = tl.max(tl.abs(b_x), 1) == 0, tl.max(tl.abs(b_y), 1) == 0
-    b_gx = _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_b, rows, cuts, zero_x, c_uniform, t, DIM)
-    b_gy = _pair_gradient(p_grad, p_total, rows + o_rows, o_d, mask, batch + i_b, rows, cuts, zero_y, c_uniform, t, DIM)
+    b_gx = _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_b, rows, cuts, zero_x, c_uniform, t, WIDTH)
+    b_gy = _pair_gradient(
+        p_grad, p_total, rows + o_rows, o_d, mask, batch + i_b, rows, cuts, zero_y, c_uniform, t, WIDTH
+    )
     o_out = o_rows[:, None] * DIM + o_d[None, :]
     tl.store(p_dx + o_out, project(b_gx + b_align, b_x, b_rstd_x, eps, p_dx.dtype.element_ty), mask=mask)
     tl.store(p_dy + o_out, project(b_gy - b_align, b_y, b_rstd_y, eps, p_dy.dtype.element_ty), mask=mask)
@@ -214,7 +219,7 @@ def align_uniform(
     batch, m, dim = (1, *x.shape) if x.dim() == 2 else x.shape
     blocks = -(-m // row_block(dim)[0])
     dtype, product, kind = product_of(precision, "exp", 2 * options.t)
-    operand = torch.empty((2 * batch, m, dim), dtype=dtype, device=x.device)
+    operand = torch.empty((2 * batch, m, width(dim)), dtype=dtype, device=x.device)
     parts = torch.empty((3, batch, blocks), dtype=torch.float32, device=x.device)
     align, zeros = parts[0], parts[1:]
     numbers = (batch, m, blocks, *_strides(x), *_strides(y), norm_eps(x.dtype), options.alpha)
@@ -258,7 +263,8 @@ def _strides(x: Tensor) -> tuple[int, ...]:
 
 def _shape(dim: int, options: AlignUniformOptions) -> dict[str, int]:
     block_rows, block_d = row_block(dim)
-    return {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d, "SQUARE": options.alpha == 2}
+    shape = {"DIM": dim, "WIDTH": width(dim), "BLOCK_ROWS": block_rows, "BLOCK_D": block_d}
+    return shape | {"SQUARE": options.alpha == 2}
 
 
 STEP = AlignUniformStep(align_uniform, align_uniform_grad)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .heads import collected, finite, over_cuts
+from .heads import collected, finite, lse_of, over_cuts
 from .rows import is_last, sum_range
 from .tile import INF, LN2
 
@@ -61,7 +61,7 @@ def classes_head_kernel(
         tl.store(p_factor + o_rows, tl.where(b_counts, range_of_weights / b_sum, 0.0), mask=m_rows)
         tl.store(p_share + o_rows, tl.where(b_counts, range_of_weights / b_number, 0.0), mask=m_rows)
         if p_lse is not None:
-            tl.store(p_lse + o_rows, b_top, mask=m_rows)
+            tl.store(p_lse + o_rows, lse_of(b_top), mask=m_rows)
     p_numbers = p_parts + (batch + i_b) * blocks
     p_parts += i_b * blocks
     tl.store(p_parts + i_block, tl.sum(b_loss, 0))

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     """One line of a file: what a configuration is for.
 
     Attributes:
-        kernel: ``contract``, ``sums`` or ``panel``.
+        kernel: ``contract``, ``sums``, ``two_way`` (sums of rows and columns at once) or ``panel``.
         operand: ``bfloat16`` (float16 too), ``tf32`` or ``float32``.
         dim: the largest feature dimension it serves; ``None``: any.
         mode: the ``MODE`` it serves, see ``tile.py``, or ``classes``, any where labels are read; ``None``: every one

@@ -8,15 +8,17 @@ import triton
 import triton.language as tl
 
 from .tile import (
+    INF,
     dot,
     exp,
-    load_factor,
     load_ids,
     load_log_weights,
     load_rows,
+    load_vector,
     logits,
     masked_tiles,
     narrow,
+    natural,
     positives,
     similarity,
     weights,
@@ -62,20 +64,22 @@ def _add_tile(
     MASK: tl.constexpr,
 ):
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    b_y = load_rows(p_y, o_n, o_d, n, stride_yn, DIM, DIM == BLOCK_D, MASK)
+    p_tile = p_y + (i_n * BLOCK_N).to(tl.int64) * stride_yn
+    b_y = load_rows(p_tile, tl.arange(0, BLOCK_N), o_d, n - i_n * BLOCK_N, stride_yn, DIM, DIM == BLOCK_D, MASK)
     b_s = similarity(
         b_x, b_y, p_y, p_y, o_m, o_n, m, n, stride_yn, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
-    b_v = load_log_weights(p_v, o_n, n, LOG2)
-    b_col_ids = load_ids(p_col_ids, o_n, n)
+    b_v = load_log_weights(p_v, o_n, n, LOG2, MASK)
+    b_col_ids = load_ids(p_col_ids, o_n, n, MASK)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
     )
-    b_b, b_col_lse = load_factor(p_col_lse, p_b, o_n, n, MODE)
+    b_b = load_vector(p_b, o_n, n, 0.0, MASK)
+    b_col_lse = load_vector(p_col_lse, o_n, n, INF, MASK)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, HAS_A, p_b is not None, MODE, LOG2)
     if p_col_share is not None:
         # In float32: what is rounded is the small difference, and the weights of an anchor add up to 0 before.
-        b_shares = b_share[:, None] + tl.load(p_col_share + o_n, mask=o_n < n, other=0.0)[None, :]
+        b_shares = b_share[:, None] + load_vector(p_col_share, o_n, n, 0.0, MASK)[None, :]
         b_w -= tl.where(positives(b_l, b_row_ids, b_col_ids, MASK), b_shares, 0.0)
     b_sum += tl.sum(b_w, 1)
     if MODE == "softplus":
@@ -127,10 +131,15 @@ def _contract_block(
     # Offsets inside of the block are small numbers, which take fewer registers.
     p_x += (i_m * BLOCK_M).to(tl.int64) * stride_xm
     b_x = load_rows(p_x, tl.arange(0, BLOCK_M), o_d, m - i_m * BLOCK_M, stride_xm, DIM, DIM == BLOCK_D, True)
-    b_u = load_log_weights(p_u, o_m, m, LOG2)
-    b_row_ids = load_ids(p_row_ids, o_m, m)
-    b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
-    b_share = load_log_weights(p_row_share, o_m, m, False)
+    b_u = load_log_weights(p_u, o_m, m, LOG2, True)
+    b_row_ids = load_ids(p_row_ids, o_m, m, True)
+    b_a, b_row_lse = load_vector(p_a, o_m, m, 0.0, True), load_vector(p_row_lse, o_m, m, INF, True)
+    b_share = load_vector(p_row_share, o_m, m, 0.0, True)
+    # Factors of rows alone can wait, but float16 may not hold the weights without them.
+    ROWS_LAST: tl.constexpr = (
+        MODE == "bounded" and p_a is not None and p_b is None and p_y.dtype.element_ty != tl.float16
+    )
+    HAS_A: tl.constexpr = p_a is not None and not ROWS_LAST
     b_grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
     b_value = tl.zeros((BLOCK_M,), tl.float32)
@@ -146,7 +155,7 @@ def _contract_block(
             b_x, p_y, p_v, p_col_ids, p_col_lse, p_b, p_col_share,
             o_m, o_d, b_u, b_row_ids, b_a, b_row_lse, b_share,
             m, n, stride_yn, row_shift, scale, shift,
-            p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, True,
+            p_u is not None, HAS_A, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, True,
         )  # fmt: skip
     if EXCLUDE != "same_id":
         for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
@@ -156,19 +165,22 @@ def _contract_block(
                 b_x, p_y, p_v, p_col_ids, p_col_lse, p_b, p_col_share,
                 o_m, o_d, b_u, b_row_ids, b_a, b_row_lse, b_share,
                 m, n, stride_yn, row_shift, scale, shift,
-                p_u is not None, p_a is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, False,
+                p_u is not None, HAS_A, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION, False,
             )  # fmt: skip
 
     if MODE == "exp":
         b_grad *= exp(shift, LOG2)
         b_sum *= exp(shift, LOG2)
+    if ROWS_LAST:
+        b_grad *= b_a[:, None]
+        b_sum *= b_a
     m_rows = o_m < m
     m_grad = m_rows[:, None] & (o_d < DIM)[None, :]
     p_grad += (i_m * BLOCK_M).to(tl.int64) * stride_gm
     tl.store(p_grad + tl.arange(0, BLOCK_M)[:, None] * stride_gm + o_d[None, :], b_grad, mask=m_grad)
     tl.store(p_sum + o_m, b_sum, mask=m_rows)
     if MODE == "softplus":
-        tl.store(p_value + o_m, b_value, mask=m_rows)
+        tl.store(p_value + o_m, natural(b_value, LOG2), mask=m_rows)
 
 
 @triton.jit(do_not_specialize=["m", "n", "splits", "row_shift", "batch"])
@@ -226,11 +238,13 @@ def contract_kernel(
         p_row_ids += i_b * m
         p_col_ids += i_b * n
     if p_a is not None:
-        p_row_lse += i_b * m
         p_a += i_b * m
     if p_b is not None:
-        p_col_lse += i_b * n
         p_b += i_b * n
+    if p_row_lse is not None:
+        p_row_lse += i_b * m
+    if p_col_lse is not None:
+        p_col_lse += i_b * n
     out = (i_split * batch + i_b) * m
     _contract_block(
         p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b, None, None,

@@ -19,6 +19,12 @@ def finite(b_top):
 
 
 @triton.jit
+def lse_of(b_top):
+    """What weights subtract: a maximum, inf where there is none."""
+    return tl.where(b_top == -INF, INF, b_top)
+
+
+@triton.jit
 def collected(p_sums, p_tops, o, m_rows, parts, stride, b_top, b_sum):
     """Partial sums, and those there are, relative to the largest logit of all where they are relative to any."""
     b_all = b_top
@@ -45,7 +51,7 @@ def _softmax(b_top, b_sum, b_positive, b_weight, HEAD: tl.constexpr):
     b_others = b_unit + tl.math.log2(b_sum) * LN2
     if HEAD == "softmax":
         # Not of the sum with the positive in it: the loss of a confident model is the small difference.
-        b_loss, _ = softplus(b_others - b_positive)
+        b_loss, _ = softplus(b_others - b_positive, False)
         # An anchor without others has no weights, whatever its positive.
         b_factor = tl.where(b_sum == 0, 0.0, 1.0 / (b_sum + exp(b_positive - b_unit, False)))
         b_own = -b_sum * b_factor
@@ -145,7 +151,7 @@ def softmax_head_kernel(
     if p_factor is not None:
         tl.store(p_factor + o_rows, b_factor * range_of_weights, mask=m_rows)
         if p_lse is not None:
-            tl.store(p_lse + o_rows, b_top, mask=m_rows)
+            tl.store(p_lse + o_rows, lse_of(b_top), mask=m_rows)
     if TWO_WAY:
         b_top, b_sum = collected(p_col, p_col_top, o_sums, m_rows, col_parts, stride, b_nothing, b_zero)
         b_more, b_factor, b_more_own = _softmax(b_top, b_sum, b_positive, b_weight, HEAD)
@@ -154,7 +160,7 @@ def softmax_head_kernel(
         if p_factor is not None:
             tl.store(p_factor + n + o_rows, b_factor * range_of_weights, mask=m_rows)
             if p_lse is not None:
-                tl.store(p_lse + n + o_rows, b_top, mask=m_rows)
+                tl.store(p_lse + n + o_rows, lse_of(b_top), mask=m_rows)
     if p_own is not None:
         tl.store(p_own + o_sums, b_own, mask=m_rows)
     part = tl.sum(tl.where(m_rows, b_loss, 0.0), 0)
@@ -204,7 +210,7 @@ def sigmoid_head_kernel(
     stride = batch.to(tl.int64) * n
     if p_bias is not None:
         bias = tl.load(p_bias).to(tl.float32)
-    b_partners, b_own = softplus(-(tl.load(p_positive + i_b * n + o, mask=m_rows, other=0.0) + bias))
+    b_partners, b_own = softplus(-(tl.load(p_positive + i_b * n + o, mask=m_rows, other=0.0) + bias), False)
     b_value = over_cuts(p_value, i_b * n + o, m_rows, cuts, stride)
     if p_sum is not None:
         tl.store(p_own + i_b * n + o, -b_own, mask=m_rows)

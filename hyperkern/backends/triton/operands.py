@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -23,7 +24,8 @@ _SPECIALISING = bool(INTERPRETED.value) or triton.__version__.startswith(("3.6."
 def _interpreter(size: int) -> Architecture:
     """Tiles of one size; rows longer than 64 go by chunks and by panels."""
     chunk_d = 32 if size == 16 else 128
-    uses = (("contract", 64, None), ("sums", 64, None), ("sums", None, chunk_d), ("panel", None, chunk_d))
+    sums = ((kernel, dim, chunk) for kernel in ("sums", "two_way") for dim, chunk in ((64, None), (None, chunk_d)))
+    uses = (("contract", 64, None), *sums, ("panel", None, chunk_d))
     entries = (
         config.Entry(kernel, operand, dim, None, Config(size, size, chunk, 4, 1))
         for operand in ("bfloat16", "tf32", "float32")
@@ -49,10 +51,10 @@ class Operands(pairwise.Operands):
     precision: str
     architecture: Architecture
 
-    def find(self, kernel: str, mode: str, cols: bool = False) -> Config | None:
-        """The configuration of a kernel; ``cols`` says that it makes column sums too."""
+    def find(self, kernel: str, mode: str) -> Config | None:
+        """The configuration of a kernel."""
         found = config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode, _SPECIALISING)
-        if found is None or not found.specialised or (self._specialises and not cols):
+        if found is None or not found.specialised or self._specialises:
             return found
         return config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode)
 
@@ -68,7 +70,7 @@ class Operands(pairwise.Operands):
 
     def in_log2(self, mode: str) -> bool:
         """Whether logits are made in units of log 2, see ``tile.py``."""
-        return mode in ("exp", "bounded") and self.kind != "float32"
+        return mode in ("exp", "bounded", "softplus") and self.kind != "float32"
 
     def unit(self, mode: str) -> float:
         """What turns a logit into its units."""
@@ -93,6 +95,11 @@ def _constants(choice: Config, dim: int, exclude: str, mode: str, log2: bool, pr
     }
 
 
+def width(dim: int) -> int:
+    """Elements of a row of an operand, the last of which are zeros: loads are asynchronous from multiples of 16 on."""
+    return dim + -dim % 16
+
+
 def as_operands(
     x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, weights: str | None = None
 ) -> Operands:
@@ -102,11 +109,16 @@ def as_operands(
     )
     if y is None:
         terms = terms.as_columns()
-    x_rows = rows(x, dtype)
-    y_rows = x_rows if y is None else rows(y, dtype)
+    x_rows = _rows(x, dtype)
+    y_rows = x_rows if y is None else _rows(y, dtype)
     contiguous = PairTerms(*(None if term is None else term.contiguous() for term in terms))
     architecture = architecture_of(x, x_rows.shape[1] * y_rows.shape[1])
     return Operands(x_rows, y_rows, contiguous, spec, y is None, kind, precision, architecture)
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    x, zeros = rows(x, dtype), width(x.shape[2]) - x.shape[2]
+    return F.pad(x, (0, zeros)) if zeros else x
 
 
 def _has_descriptor(x: Tensor) -> bool:

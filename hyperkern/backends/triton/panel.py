@@ -7,7 +7,19 @@ A panel is a limited workspace: of a large problem a part, of a small one all pa
 import triton
 import triton.language as tl
 
-from .tile import load_factor, load_ids, load_log_weights, load_rows, logits, narrow, positives, similarity, weights
+from .tile import (
+    INF,
+    load_ids,
+    load_log_weights,
+    load_rows,
+    load_vector,
+    logits,
+    narrow,
+    natural,
+    positives,
+    similarity,
+    weights,
+)
 
 
 @triton.jit(
@@ -58,8 +70,8 @@ def panel_kernel(
     LOG2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Weights ``(B, M, N)``, and for each tile its row sums ``(tiles of N, B, M)`` and column sums ``(of M, B, N)``,
-    where they are wanted.
+    """Weights ``(B, M, N)``, whose rows have room for N rounded up to a multiple of 16; and for each tile its row sums
+    ``(tiles of N, B, M)`` and column sums ``(of M, B, N)``, where they are wanted.
 
     For softplus also the row sums of the potential, like the row sums. The vectors of rows have the batch stride
     ``stride_row_b``, those of columns ``stride_col_b``; shares are those of positives, the pairs of equal ids. A
@@ -107,22 +119,22 @@ def panel_kernel(
     b_s = similarity(
         b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
-    b_u = load_log_weights(p_u, o_m, m, LOG2)
-    b_v = load_log_weights(p_v, o_n, n, LOG2)
-    b_row_ids = load_ids(p_row_ids, o_m, m)
-    b_col_ids = load_ids(p_col_ids, o_n, n)
+    b_u = load_log_weights(p_u, o_m, m, LOG2, True)
+    b_v = load_log_weights(p_v, o_n, n, LOG2, True)
+    b_row_ids = load_ids(p_row_ids, o_m, m, True)
+    b_col_ids = load_ids(p_col_ids, o_n, n, True)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
         p_u is not None, p_v is not None, EXCLUDE, True,
     )  # fmt: skip
-    b_a, b_row_lse = load_factor(p_row_lse, p_a, o_m, m, MODE)
-    b_b, b_col_lse = load_factor(p_col_lse, p_b, o_n, n, MODE)
+    b_a, b_row_lse = load_vector(p_a, o_m, m, 0.0, True), load_vector(p_row_lse, o_m, m, INF, True)
+    b_b, b_col_lse = load_vector(p_b, o_n, n, 0.0, True), load_vector(p_col_lse, o_n, n, INF, True)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, p_a is not None, p_b is not None, MODE, LOG2)
     m_rows, m_cols = o_m < m, o_n < n
     if p_row_share is not None:
         # In float32: what is rounded is the small difference, and the weights of an anchor add up to 0 before.
-        b_shares = load_log_weights(p_row_share, o_m, m, False)[:, None]
-        b_shares += load_log_weights(p_col_share, o_n, n, False)[None, :]
+        b_shares = load_vector(p_row_share, o_m, m, 0.0, True)[:, None]
+        b_shares += load_vector(p_col_share, o_n, n, 0.0, True)[None, :]
         b_w -= tl.where(positives(b_l, b_row_ids, b_col_ids, True), b_shares, 0.0)
     b_w = tl.where(m_rows[:, None], b_w, 0.0)
 
@@ -133,6 +145,9 @@ def panel_kernel(
     if p_col_sum is not None:
         tl.store(p_col_sum + o_col_sum, tl.sum(b_w, 0), mask=m_cols)
     if MODE == "softplus":
-        tl.store(p_value + o_row_sum, tl.sum(b_phi, 1), mask=m_rows)
-    o_weights = i_b * stride_wb + o_m[:, None].to(tl.int64) * stride_wm + o_n[None, :]
-    tl.store(p_weights + o_weights, narrow(b_w, p_weights.dtype.element_ty), mask=m_rows[:, None] & m_cols[None, :])
+        tl.store(p_value + o_row_sum, natural(tl.sum(b_phi, 1), LOG2), mask=m_rows)
+    # Rows have room for a multiple of 16 weights, of which those over the end are 0: stores are as wide as they get.
+    m_room = m_rows[:, None] & (o_n < tl.cdiv(n, 16) * 16)[None, :]
+    p_weights += i_b * stride_wb + (i_m * BLOCK_M).to(tl.int64) * stride_wm + i_n * BLOCK_N
+    o_weights = tl.arange(0, BLOCK_M)[:, None] * stride_wm + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(p_weights + o_weights, narrow(b_w, p_weights.dtype.element_ty), mask=m_room)

@@ -18,6 +18,7 @@ from .operands import Operands, as_operands, strides
 from .panel import panel_kernel
 from .specialised import specialised
 from .sums import sums_kernel
+from .two_way import two_way_sums_kernel
 
 # Partial column sums are kept for at most so many stripes of row blocks, little beside D: cutting the columns fills the
 # GPU.
@@ -50,7 +51,7 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
 
 
 class PlannedSums(NamedTuple):
-    """All of the launch of `sums_kernel` but the tensors, and the shapes of its outputs, see `SumParts`."""
+    """All of the launch of a kernel of sums but the tensors, and the shapes of its outputs, see `SumParts`."""
 
     launch: Launch
     row: tuple[int, int, int]
@@ -61,9 +62,9 @@ class SumParts(NamedTuple):
     """What is left to be added. With ``y = x`` the sums of a row are those of the row and of its column.
 
     Attributes:
-        row: ``(cuts, B, M)``.
+        row: ``(parts, B, M)``.
         row_top: what these are relative to.
-        col: ``(parts, B, N)``.
+        col: ``(parts, B, N)``, perhaps another number of them.
         col_top: likewise.
         positive: ``(2, cuts, B, M)``, the sums of the logits of pairs of one class, and the numbers of these.
     """
@@ -83,19 +84,26 @@ def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
     symmetric = o.symmetric and not classes  # for three sums of columns registers are too few
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     cols = (symmetric and not total) or (need_cols and not symmetric)
-    choice = o.find("sums", "classes" if classes else mode, cols)  # labels take registers
+    two_way = cols and mode == "exp"
+    labels = classes or (two_way and o.spec.exclude == "same_id")  # they take registers
+    choice = o.find("two_way" if two_way else "sums", "classes" if labels else mode)
     assert choice is not None
     blocks, tiles = -(-m // choice.block_m), -(-n // choice.block_n)
+    if two_way:  # columns stay, and rows stream
+        blocks, tiles = -(-n // choice.block_n), -(-m // choice.block_m)
     stripes = min(blocks, _STRIPES) if cols else blocks
-    cuts = cut(batch * stripes, tiles, 4 * batch * m, o.architecture.multiprocessors)
+    cuts = cut(batch * stripes, tiles, 4 * batch * (n if two_way else m), o.architecture.multiprocessors)
     numbers = (
         *(batch, m, n, stripes, cuts, *strides(o.x)[:2], *strides(o.y)[:2]),
         *(o.row_shift, o.spec.scale * o.unit(mode)),
     )
-    constants = o.constants(choice, mode) | {"COLS": cols, "TRIANGLE": symmetric}
-    launched = Launch(sums_kernel, batch * stripes * cuts, numbers, choice, **constants)
-    launched = specialised(launched) if choice.specialised else launched
+    constants = o.constants(choice, mode) | {"TRIANGLE": symmetric}
     parts = stripes * cuts if symmetric else stripes
+    if two_way:
+        launched = Launch(two_way_sums_kernel, batch * stripes * cuts, numbers, choice, **constants)
+        return PlannedSums(launched, (parts, batch, m), (cuts, batch, n))
+    launched = Launch(sums_kernel, batch * stripes * cuts, numbers, choice, **constants, COLS=cols)
+    launched = specialised(launched) if choice.specialised else launched
     return PlannedSums(launched, (cuts, batch, m), (parts, batch, n) if cols else None)
 
 
@@ -110,7 +118,10 @@ def sum_parts(planned: PlannedSums, x: Tensor, y: Tensor, terms: PairTerms, clas
     row_top = torch.empty_like(row) if running else None
     col_top = torch.empty_like(col) if running and col is not None else None
     positive = None if classes is None else row.new_empty((2, *planned.row))
-    launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
+    if planned.launch.kernel is two_way_sums_kernel:
+        launch(planned.launch, x.device, x, y, *terms, row, col)
+    else:
+        launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
     return SumParts(row, row_top, col, col_top, positive)
 
 
@@ -130,9 +141,20 @@ def contract(
     return None if of_x is None else of_x.divided(scale), None if of_y is None else of_y.divided(scale)
 
 
+def _as_kernels_take(factors: Factors, mode: str) -> Factors:
+    """See ``tile.py``: log-sum-exps are inf for rows without candidates, and in the bounded regime in the factors."""
+    row_lse, a, col_lse, b = factors
+    row_lse, col_lse = (None if t is None else t.masked_fill(t == -math.inf, math.inf) for t in (row_lse, col_lse))
+    if mode != "bounded":
+        return Factors(row_lse, a, col_lse, b)
+    a, b = (t if t is None or lse is None else t * torch.exp(-lse) for t, lse in ((a, row_lse), (b, col_lse)))
+    return Factors(a=a, b=b)
+
+
 def _contract(
     o: Operands, mode: str, factors: Factors, *, need_x: bool, need_y: bool
 ) -> tuple[Side | None, Side | None]:
+    factors = _as_kernels_take(factors, mode)
     if o.find("contract", mode) is None:
         return _contract_by_panels(o, mode, factors, need_x=need_x, need_y=need_y)
     of_x = _contract_rows(o, mode, factors) if need_x else None

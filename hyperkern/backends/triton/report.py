@@ -35,10 +35,12 @@ from .specialised import (
 from .step_grads import finish_rows_kernel
 from .step_rows import prepare_rows_kernel
 from .sums import sums_kernel
+from .two_way import two_way_sums_kernel
 
 KERNELS = {
     "contract": contract_kernel,
     "sums": sums_kernel,
+    "two_way": two_way_sums_kernel,
     "panel": panel_kernel,
     "contract_specialised": contract_specialised_kernel,
     "contract_sides_specialised": contract_sides_specialised_kernel,
@@ -62,7 +64,8 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
     "contract": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
-        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
+        "row_factor": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a",)},
+        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b", "lse")},
         "softplus": {"EXCLUDE": "none", "MODE": "softplus"},
     },
     "contract_sides": {
@@ -75,7 +78,6 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sums": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp", "COLS": False, "TRIANGLE": True},
-        "contrastive": {"EXCLUDE": "self", "MODE": "exp", "COLS": True, "TRIANGLE": False, "present": ("cols",)},
         "views": {
             "EXCLUDE": "views",
             "MODE": "running",
@@ -98,14 +100,19 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
             "present": ("u", "v", "ids", "cols", "tops"),
         },
     },
+    "two_way": {
+        "contrastive": {"EXCLUDE": "self", "MODE": "exp", "TRIANGLE": False, "present": ("cols",)},
+        "views": {"EXCLUDE": "views", "MODE": "exp", "TRIANGLE": True, "present": ("cols",)},
+        "general": {"EXCLUDE": "same_id", "MODE": "exp", "TRIANGLE": False, "present": ("u", "v", "ids", "cols")},
+    },
     "panel": {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
-        "one_way": {"EXCLUDE": "self", "MODE": "single", "present": ("a", "b")},
-        "views": {"EXCLUDE": "views", "MODE": "running", "present": ("a", "b")},
-        "classes": {"EXCLUDE": "self", "MODE": "running", "present": ("a", "b", "ids", "classes")},
+        "one_way": {"EXCLUDE": "self", "MODE": "single", "present": ("a", "b", "lse")},
+        "views": {"EXCLUDE": "views", "MODE": "running", "present": ("a", "b", "lse")},
+        "classes": {"EXCLUDE": "self", "MODE": "running", "present": ("a", "b", "lse", "ids", "classes")},
         "softplus": {"EXCLUDE": "self", "MODE": "softplus", "present": ("u",)},
-        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b")},
+        "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b", "lse")},
     },
 }
 _OPTIONAL = {
@@ -113,9 +120,9 @@ _OPTIONAL = {
     "p_v": "v",
     "p_row_ids": "ids",
     "p_col_ids": "ids",
-    "p_row_lse": "a",
+    "p_row_lse": "lse",
     "p_a": "a",
-    "p_col_lse": "b",
+    "p_col_lse": "lse",
     "p_b": "b",
     "p_row_top": "tops",
     "p_col_top": "tops",
@@ -132,7 +139,12 @@ _OPTIONAL = {
     "p_anchors": "classes",
 }
 # Kernels that are configured as one.
-_CONFIGURED = {"contract": ("contract", "contract_sides"), "sums": ("sums",), "panel": ("panel",)}
+_CONFIGURED = {
+    "contract": ("contract", "contract_sides"),
+    "sums": ("sums",),
+    "two_way": ("two_way",),
+    "panel": ("panel",),
+}
 # What may take their place, chosen by an entry or not: the kernel, and how it is compiled.
 _SPECIALISED: dict[str, tuple[str, dict[str, Any]]] = {
     "contract_specialised": ("contract", _PROBLEMS["contract"]["uniformity"]),
@@ -203,7 +215,8 @@ def cases(architecture: Architecture) -> Iterator[Case]:
         for kernel in _CONFIGURED[entry.kernel]:
             for problem, options in _PROBLEMS[kernel].items():
                 dim = entry.dim or _LONG_DIM
-                mode = "classes" if problem == "classes" else options["MODE"]
+                labels = problem == "classes" or (kernel == "two_way" and options["EXCLUDE"] == "same_id")
+                mode = "classes" if labels else options["MODE"]
                 if config.find(architecture, entry.kernel, entry.operand, dim, mode) == entry.config:
                     yield _pairwise(architecture, entry, kernel, problem, **options)
     yield from specialised_cases(architecture)
@@ -259,7 +272,7 @@ def _pairwise(
         "BLOCK_M": choice.block_m,
         "BLOCK_N": choice.block_n,
         "BLOCK_D": choice.block_d or padded(dim),
-        "LOG2": constants["MODE"] in ("exp", "bounded") and entry.operand != "float32",
+        "LOG2": constants["MODE"] in ("exp", "bounded", "softplus") and entry.operand != "float32",
         "PRECISION": "tf32x3" if entry.operand == "float32" else "tf32",
     }
     if kernel == "panel":

@@ -18,7 +18,7 @@ from .config import Architecture, Config
 from .contract import contract_sides_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .launch import Launch
-from .operands import Operands, architecture_of, strides
+from .operands import Operands, architecture_of, strides, width
 from .panel import panel_kernel
 from .primitives import PlannedSums, plan_sums
 from .rows import COMBINED, row_block
@@ -70,7 +70,7 @@ class Schedule:
 
     Attributes:
         scheme: the loss.
-        width: elements of a row of the operand: loads are asynchronous where rows start at multiples of 16 of them.
+        width: elements of a row of the operand.
         choice: the configuration of the contraction; None where rows are too long for one pass, and go by panels.
         blocks: programs of the row-wise kernels for the anchors of a batch element.
         blocks_further: those for the queue.
@@ -85,7 +85,7 @@ class Schedule:
             for one in given
             for number in ((0, 0, 0) if one is None else one if scheme.batch > 1 else (0, *one[-2:]))
         ]
-        self.width = scheme.dim + -scheme.dim % 16
+        self.width = width(scheme.dim)
         # Labels take registers.
         self._weighing = "classes" if scheme.head == "classes" else scheme.weights
         self.choice = self._operands(scheme.of_sums[0]).find("contract", self._weighing)

@@ -1,8 +1,9 @@
 """`sums_kernel`: sums over pairs without a second product, the log-sum-exps and the value of an energy.
 
-With ``TRIANGLE`` (``y = x``) it visits the tiles on and right of the diagonal only. Column sums come from the same
-exponentials as row sums: each program keeps its own partial sums of the columns, for the stripe of row blocks it
-serves, and the few partials are added afterwards in a fixed order.
+With ``TRIANGLE`` (``y = x``) it visits the tiles on and right of the diagonal only. Column sums are made of the same
+logits as row sums, relative to maxima: plain exponentials are for `two_way_sums_kernel`. Each program keeps its own
+partial sums of the columns, for the stripe of row blocks it serves, and the few partials are added afterwards in a
+fixed order.
 """
 
 import triton
@@ -76,12 +77,14 @@ def _add_tile(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     b_y = b_x
     if BLOCK_D >= DIM:
-        b_y = load_rows(p_y, o_n, tl.arange(0, BLOCK_D), n, stride_yn, DIM, DIM == BLOCK_D, MASK)
+        p_tile = p_y + (i_n * BLOCK_N).to(tl.int64) * stride_yn
+        o_d = tl.arange(0, BLOCK_D)
+        b_y = load_rows(p_tile, tl.arange(0, BLOCK_N), o_d, n - i_n * BLOCK_N, stride_yn, DIM, DIM == BLOCK_D, MASK)
     b_s = similarity(
         b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
-    b_v = load_log_weights(p_v, o_n, n, LOG2)
-    b_col_ids = load_ids(p_col_ids, o_n, n)
+    b_v = load_log_weights(p_v, o_n, n, LOG2, MASK)
+    b_col_ids = load_ids(p_col_ids, o_n, n, MASK)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
     )
@@ -90,7 +93,6 @@ def _add_tile(
         m_cols = o_n < n
         if TRIANGLE:  # a tile beyond the diagonal stands for its mirror image too: its column sums are row sums
             m_cols = m_cols & (o_n >= beyond)
-        b_col = tl.load(p_col + o_n, mask=m_cols, other=0.0)
     if CLASSES:
         b_same = positives(b_l, b_row_ids, b_col_ids, MASK)
         b_positive += tl.sum(tl.where(b_same, b_l, 0.0), 1)
@@ -98,21 +100,20 @@ def _add_tile(
     if MODE == "running":
         b_top, b_sum = _add_to_lse(b_top, b_sum, b_l, 1)
         if COLS:
+            b_col = tl.load(p_col + o_n, mask=m_cols, other=0.0)
             b_col_top = tl.load(p_col_top + o_n, mask=m_cols, other=-INF)
             b_col_top, b_col = _add_to_lse(b_col_top, b_col, b_l, 0)
             tl.store(p_col_top + o_n, b_col_top, mask=m_cols)
             tl.store(p_col + o_n, b_col, mask=m_cols)
     else:
         if MODE == "softplus":
-            b_e, _ = softplus(b_l)
+            b_e, _ = softplus(b_l, LOG2)
         else:
             b_e = exp(b_l, LOG2)
-        if TRIANGLE and not COLS:  # only the total is wanted
+        if TRIANGLE:  # only the total is wanted
             b_sum += tl.sum(b_e, 1) * tl.where(i_n * BLOCK_N >= beyond, 2.0, 1.0)
         else:
             b_sum += tl.sum(b_e, 1)
-        if COLS:
-            tl.store(p_col + o_n, b_col + tl.sum(b_e, 0), mask=m_cols)
     return b_top, b_sum, b_positive, b_number
 
 
@@ -208,8 +209,8 @@ def sums_kernel(
                 b_x = load_rows(p_x, o_m, tl.arange(0, BLOCK_D), m, stride_xm, DIM, DIM == BLOCK_D, True)
             else:
                 b_x = tl.zeros((1, 1), tl.float32)
-            b_u = load_log_weights(p_u, o_m, m, LOG2)
-            b_row_ids = load_ids(p_row_ids, o_m, m)
+            b_u = load_log_weights(p_u, o_m, m, LOG2, True)
+            b_row_ids = load_ids(p_row_ids, o_m, m, True)
             b_top = tl.full((BLOCK_M,), -INF, tl.float32)
             b_sum = tl.zeros((BLOCK_M,), tl.float32)
             b_positive = tl.zeros((BLOCK_M,), tl.float32)

@@ -9,18 +9,22 @@ The regimes of `hyperkern.spec.PairSpec` and the potentials are one compile-time
 MODE         weight of a pair
 ============ ==========================================
 ``exp``      ``exp(l - shift)``
-``bounded``  ``exp(l) (a_i exp(-r_i) + b_j exp(-c_j))``
+``bounded``  ``exp(l) (a_i + b_j)``
 ``running``  ``a_i exp(l - r_i) + b_j exp(l - c_j)``
 ``single``   ``(a_i + b_j) exp(l - r_i - c_j)``
 ``softplus`` ``sigmoid(l)``
 ============ ==========================================
 
-``single`` is ``running`` where either ``a_i = r_i = 0`` or ``b_j = c_j = 0``: one exponential for each pair. Without
-``r`` and ``c`` the factors of ``bounded`` are ``a_i + b_j``.
+``single`` is ``running`` where either ``a_i = r_i = 0`` or ``b_j = c_j = 0``: one exponential for each pair. The
+factors of ``bounded`` have their log-sum-exps in them, ``exp(-r_i)`` and ``exp(-c_j)``. Those of rows alone a
+contraction multiplies its sums by, and not each pair. Rows without candidates, whose log-sum-exp is -inf, have inf in
+its place: their weights are exp(-inf) = 0 and not exp(nan).
 
-In the first two the logit may be made in units of log 2 at once (``LOG2``), which saves a multiplication for each pair.
-The price is that ``scale / log 2`` is rounded where ``scale`` was before: a relative 6e-8 of every logit, nothing
-beside operands of half precision, but not what float32 promises.
+In ``exp``, ``bounded`` and ``softplus`` the logit may be made in units of log 2 at once (``LOG2``), which saves a
+multiplication for each pair. The price is that ``scale / log 2`` is rounded where ``scale`` was before: a relative 6e-8
+of every logit, nothing beside operands of half precision, but not what float32 promises.
+
+Loads of ``MASK`` may reach beyond the end; of a tile without one nobody asks, for each column, whether it is there.
 
 ``EXCLUDE`` is an exclusion of `hyperkern.spec.PairSpec`, or ``views``: the rows 2i and 2i + 1 of a symmetric problem
 show one sample, and no pair of them counts.
@@ -141,24 +145,35 @@ def exp(b_l, LOG2: tl.constexpr):
 
 
 @triton.jit
-def load_log_weights(p_log_weights, o, count, LOG2: tl.constexpr):
-    """Log-weights of rows or columns, in the units of the logit; 0 outside and where there are none."""
-    if p_log_weights is None:
-        b_w = tl.zeros(o.shape, tl.float32)
+def load_vector(p_vector, o, count, none, MASK: tl.constexpr):
+    """Numbers of rows or columns; ``none`` outside and where there are none."""
+    if p_vector is None:
+        b_vector = tl.full(o.shape, none, tl.float32)
+    elif MASK:
+        b_vector = tl.load(p_vector + o, mask=o < count, other=none)
     else:
-        b_w = tl.load(p_log_weights + o, mask=o < count, other=0.0)
-        if LOG2:
-            b_w *= LOG2E
+        b_vector = tl.load(p_vector + o)
+    return b_vector
+
+
+@triton.jit
+def load_log_weights(p_log_weights, o, count, LOG2: tl.constexpr, MASK: tl.constexpr):
+    """Log-weights of rows or columns, in the units of the logit; 0 outside and where there are none."""
+    b_w = load_vector(p_log_weights, o, count, 0.0, MASK)
+    if LOG2:
+        b_w *= LOG2E
     return b_w
 
 
 @triton.jit
-def load_ids(p_ids, o, count):
+def load_ids(p_ids, o, count, MASK: tl.constexpr):
     """The ids of rows or columns, where an exclusion or positives ask for them."""
     if p_ids is None:
         b_ids = tl.zeros(o.shape, tl.int32)
-    else:
+    elif MASK:
         b_ids = tl.load(p_ids + o, mask=o < count, other=0)
+    else:
+        b_ids = tl.load(p_ids + o)
     return b_ids
 
 
@@ -207,40 +222,47 @@ def logits(
 
 
 @triton.jit
-def load_factor(p_lse, p_factor, o, count, MODE: tl.constexpr):
-    """``a_i`` with the log-sum-exp it belongs to, or in the bounded regime both in one factor, ``a_i exp(-r_i)``.
-
-    A row without candidates has the log-sum-exp -inf; its weights must be exp(-inf) = 0, not exp(nan).
-    """
-    if p_factor is None:
-        b_factor = tl.zeros(o.shape, tl.float32)
-        b_lse = tl.zeros(o.shape, tl.float32)
-    elif p_lse is None:
-        b_factor = tl.load(p_factor + o, mask=o < count, other=0.0)
-        b_lse = tl.zeros(o.shape, tl.float32)
+def log2_of_one_plus(b_e, SHORT: tl.constexpr):
+    """``log2(1 + e)`` for ``0 <= e <= 1``: polynomials of least relative error, 1.3e-6 and 3e-8, times ``e``."""
+    if SHORT:
+        b_p = 0.020401185 * b_e - 0.095797546
+        b_p = b_p * b_e + 0.21528454
+        b_p = b_p * b_e - 0.33908904
+        b_p = b_p * b_e + 0.47766837
+        b_p = b_p * b_e - 0.72115946
+        b_p = b_p * b_e + 1.4426932
     else:
-        b_factor = tl.load(p_factor + o, mask=o < count, other=0.0)
-        b_lse = tl.load(p_lse + o, mask=o < count, other=INF)
-        b_lse = tl.where(b_lse == -INF, INF, b_lse)
-        if MODE == "bounded":
-            b_factor *= tl.math.exp2(-b_lse * LOG2E)
-    return b_factor, b_lse
+        b_p = 0.007549182 * b_e - 0.042567063
+        b_p = b_p * b_e + 0.112856194
+        b_p = b_p * b_e - 0.19711897
+        b_p = b_p * b_e + 0.27564141
+        b_p = b_p * b_e - 0.35840848
+        b_p = b_p * b_e + 0.48069295
+        b_p = b_p * b_e - 0.72134018
+        b_p = b_p * b_e + 1.442695
+    return b_p * b_e
 
 
 @triton.jit
-def softplus(b_l):
-    """``log(1 + e^l)`` and its derivative, to full relative accuracy on both sides."""
-    b_e = tl.math.exp2(-tl.abs(b_l) * LOG2E)
-    # log(1 + e) = 2 artanh(e / (2 + e)), a series in a square that is at most 1/9.
-    b_z = b_e / (2.0 + b_e)
-    b_q = b_z * b_z
-    b_series = 1.0 + b_q * (
-        1.0 / 3 + b_q * (1.0 / 5 + b_q * (1.0 / 7 + b_q * (1.0 / 9 + b_q * (1.0 / 11 + b_q * (1.0 / 13)))))
-    )
-    b_value = tl.maximum(b_l, 0.0) + 2.0 * b_z * b_series
-    # tl.maximum drops nan; the pairs left out (-inf) must stay 0.
-    b_value = tl.where(b_l != b_l, b_l, b_value)
-    return b_value, tl.where(b_l >= 0, 1.0, b_e) / (1.0 + b_e)
+def softplus(b_l, LOG2: tl.constexpr):
+    """``log(1 + e^l)``, in the units of the logit, and its derivative.
+
+    No division, and nan needs no case of its own: the polynomial hands it on, which a maximum would drop. The
+    derivative is ``e^(min(l, 0) - log(1 + e^-|l|))``. With ``LOG2`` a shorter polynomial does, beside such operands.
+    """
+    b_l2 = b_l if LOG2 else b_l * LOG2E
+    b_q = log2_of_one_plus(tl.math.exp2(-tl.abs(b_l2)), LOG2)
+    b_derivative = tl.math.exp2(tl.minimum(b_l2, 0.0) - b_q)
+    b_value = tl.maximum(b_l, 0.0) + (b_q if LOG2 else b_q * LN2)
+    return b_value, b_derivative
+
+
+@triton.jit
+def natural(b_value, LOG2: tl.constexpr):
+    """Sums of `softplus` in natural units."""
+    if LOG2:
+        b_value *= LN2
+    return b_value
 
 
 @triton.jit
@@ -261,7 +283,13 @@ def weights(
     if MODE == "exp":
         b_w = exp(b_l - shift, LOG2)
     elif MODE == "bounded":
-        b_w = exp(b_l, LOG2) * (b_a[:, None] + b_b[None, :])
+        b_w = exp(b_l, LOG2)
+        if HAS_A and HAS_B:
+            b_w *= b_a[:, None] + b_b[None, :]
+        elif HAS_A:
+            b_w *= b_a[:, None]
+        elif HAS_B:
+            b_w *= b_b[None, :]
     elif MODE == "running":
         b_w = tl.zeros(b_l.shape, tl.float32)
         if HAS_A:
@@ -271,7 +299,7 @@ def weights(
     elif MODE == "single":
         b_w = (b_a[:, None] + b_b[None, :]) * tl.math.exp2((b_l - (b_row_lse[:, None] + b_col_lse[None, :])) * LOG2E)
     else:
-        b_value, b_w = softplus(b_l)
+        b_value, b_w = softplus(b_l, LOG2)
     return b_w, b_value
 
 

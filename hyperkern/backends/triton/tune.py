@@ -29,6 +29,8 @@ _WHOLE_ROW = {
     ("sums", "bfloat16"): (64, 128, 256),
     ("sums", "tf32"): (128,),
     ("sums", "float32"): (64,),
+    ("two_way", "bfloat16"): (64, 128, 256),
+    ("two_way", "tf32"): (128,),
     ("panel", "bfloat16"): (),
     ("panel", "tf32"): (),
     ("panel", "float32"): (),
@@ -46,10 +48,12 @@ class Use(NamedTuple):
 
 
 def uses() -> Iterator[Use]:
-    """Every entry that a file needs; ``exp``, the mode of uniformity, has one of its own."""
+    """Every entry that a file needs; ``exp``, the mode of uniformity, has one of its own, but sums of rows and columns
+    know no other.
+    """
     for (kernel, operand), dims in _WHOLE_ROW.items():
         for dim in (*dims, *(() if kernel == "contract" else (None,))):
-            for mode in (None, "exp"):
+            for mode in (None,) if kernel == "two_way" else (None, "exp"):
                 yield Use(kernel, operand, dim, mode)
 
 
@@ -59,12 +63,14 @@ def candidates(use: Use, shared_bytes: int) -> Iterator[Config]:
     for block_m, block_n, num_warps, num_stages in itertools.product((64, 128), (16, 32, 64, 128), (4, 8), (2, 3, 4)):
         for block_d in (None,) if use.dim else (32, 64, 128):
             width = block_d or config.padded(use.dim or 0)
-            loaded = block_n if block_d is None else block_m + block_n
-            held = block_m * width if block_d is None else 0
+            stays, streams = (block_n, block_m) if use.kernel == "two_way" else (block_m, block_n)
+            loaded = streams if block_d is None else block_m + block_n
+            held = stays * width if block_d is None else 0
             # Registers of the sums of a row block and of a tile, of which a thread has 255.
-            sums = block_m * (block_n + (width if use.kernel == "contract" else 0)) / (32 * num_warps)
+            more = {"contract": width, "two_way": block_n}.get(use.kernel, 0)
+            sums = block_m * (block_n + more) / (32 * num_warps)
             # With y = x the sums need squares on the diagonal.
-            squares = use.kernel != "sums" or block_m % block_n == 0
+            squares = use.kernel not in ("sums", "two_way") or stays % streams == 0
             if squares and (held + loaded * width * num_stages) * size <= shared_bytes and 16 <= sums <= 200:
                 yield Config(block_m, block_n, block_d, num_warps, num_stages)
 
@@ -75,7 +81,7 @@ def problem(use: Use, rows: int, device: torch.device) -> tuple[Operands, str]:
     x = torch.randn(1, rows, use.dim or _ANY, generator=draw, device=device)
     x = torch.nn.functional.normalize(x, dim=-1)
     spec = PairSpec(4.0, bounded=True, exclude="self", precision=_PRECISION[use.operand])
-    mode = use.mode or ("running" if use.kernel == "sums" else "bounded")
+    mode = use.mode or {"sums": "running", "two_way": "exp"}.get(use.kernel, "bounded")
     y = None if use.mode == "exp" else x.roll(1, 1)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(_SETTING[use.operand])
@@ -98,6 +104,8 @@ def runner(use: Use, rows: int, device: torch.device) -> Callable[[Config], torc
             others = tuple(e for e in others if e.kernel != "contract")
         entry = Entry(use.kernel, use.operand, use.dim, None, choice)
         chosen = replace(o, architecture=o.architecture._replace(entries=(*others, entry)))
+        if use.kernel == "two_way":
+            return torch.stack([sums.total for sums in pair_sums(chosen, mode, need_cols=True, total=False)])
         if use.kernel == "sums":
             total = use.mode == "exp"
             sums = pair_sums(chosen, mode, need_cols=True, total=total)[0]
@@ -114,6 +122,8 @@ def expected(use: Use, rows: int, device: torch.device) -> torch.Tensor:
     o, mode = problem(use, rows, device)
     x, y = o.x.float(), o.y.float()
     logits = (o.spec.scale * x @ y.mT).masked_fill_(torch.eye(rows, dtype=torch.bool, device=device), -torch.inf)
+    if use.kernel == "two_way":
+        return torch.stack([logits.exp().sum(2), logits.exp().sum(1)])
     if use.kernel == "sums":
         return logits.exp().sum((1, 2)) if mode == "exp" else logits.logsumexp(2)
     return (logits.exp() if mode == "exp" else logits.sub_(1).exp() * 2) @ y
