@@ -74,7 +74,7 @@ def test_steps_are_in_the_order_of_evidence() -> None:
         dict.fromkeys(name.rsplit("-", 1)[0] if name.endswith(("-cuda", "-triton")) else name for name in names)
     )
     assert groups == [
-        *("build", "info", "tile", "warm", "large", "candidates", "small"),
+        *("build", "info", "tile", "warm", "large", "candidates", "specialised", "small"),
         *(
             "warm-compiled",
             "compiled-first",
@@ -435,7 +435,8 @@ def test_a_kernel_that_fails_is_reported(fatal: bool, tmp_path: Path, monkeypatc
 def test_every_step_runs(backend: str, tmp_path: Path) -> None:
     """The plan as it is, walked through; with one thread, since the processes of a step share two cores."""
     # Steps of both backends differ in a name: of Triton's, which is interpreted, those that are its own.
-    own = ["info", "tile-triton", "warm-triton", "candidates", "warm-compiled", "compiled-first", "large-triton"]
+    own = ["info", "tile-triton", "warm-triton", "candidates", "specialised", "warm-compiled", "compiled-first"]
+    own.append("large-triton")
     asked = own if backend == "triton" else [s.name for s in PLAN if s.cpu and s.name.endswith("-cuda")]
     faster = {"OMP_NUM_THREADS": "1", "PYTHONPATH": interpreter.site(tmp_path / "site")}
     result = started("--cpu", *asked, out=tmp_path / "out", **faster)

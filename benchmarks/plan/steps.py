@@ -1,7 +1,7 @@
 """The plan: what runs on a GPU machine, in the order of evidence per second.
 
-Seconds on one H200 with 16 cores, as predicted; none has been measured yet. The limits of a whole run add up to 523,
-and with the look at the machine before them, about 5, and the grace of the last step, 5, they stay below 540. The first
+Seconds on one H200 with 16 cores, as predicted; none has been measured yet. The limits of a whole run add up to 530,
+and with the look at the machine before them, about 5, and the grace of the last step, 5, they are 540. The first
 tile comes before everything, since figures of a wrong kernel are worth nothing; then large batches, for which the
 kernels were made. What steps leave of their limits others may take, up to twice their own; at the end tests and
 sanitizers take more, of which there always are more than there is time for.
@@ -14,6 +14,7 @@ sanitizers take more, of which there always are more than there is time for.
 | warm-triton | 42 | 460 kernels for bfloat16, in 4 processes of 8 compilers |
 | large | 15 each | 18 points of N = 65,536, 0.5 s each, of calls of 3 to 30 ms |
 | candidates | 20 | 15 configurations compiled at once, 0.1 s each measured |
+| specialised | 12 | 12 configurations likewise |
 | small | 25 each | 39 points, 0.6 s each: a graph is captured with hundreds of calls |
 | warm-compiled, compiled | 20, 12 each | 26 formulas, 12 at a time; then from the compiler's cache |
 | panels | 10, 12 | 6 points |
@@ -22,7 +23,7 @@ sanitizers take more, of which there always are more than there is time for.
 | million | 20 each | 11 calls of a second or more |
 | memcheck … | 60 each | tests that start and end in odd places, fifty times as slow |
 
-That is 400 without a build, and tests and sanitizers take what is left.
+That is 412 without a build, and tests and sanitizers take what is left.
 """
 
 from .run import PYTHON, ROWS, Run, Step
@@ -275,9 +276,20 @@ PLAN: tuple[Step, ...] = (
     Step(
         "candidates",
         "configurations that may be faster than the shipped ones of Triton's kernels",
-        python("benchmarks.candidates", "--jobs", "16", "--jsonl", ROWS, limit=25),
+        python("benchmarks.candidates", "--jobs", "16", "--jsonl", ROWS, limit=22),
         None,
         on_cpu("benchmarks.candidates", "--device", "cpu", "--rows", "128", "--first", "1", "--jsonl", ROWS),
+        needs=("triton",),
+    ),
+    Step(
+        "specialised",
+        "the same of kernels in which some warps only load, beside the shipped ones",
+        python("benchmarks.candidates", "--list", "specialised", "--jobs", "16", "--jsonl", ROWS, limit=6, most=40),
+        None,
+        on_cpu(
+            *("benchmarks.candidates", "--list", "specialised"),
+            *("--device", "cpu", "--rows", "128", "--first", "1", "--jsonl", ROWS),
+        ),
         needs=("triton",),
     ),
     *map(small, BACKENDS),

@@ -51,6 +51,7 @@ CLASSES = "backends/test_whole_classes.py"
 PANELS = "backends/test_whole_panels.py"
 LAUNCH = "backends/test_triton_launch.py"
 SASS = "backends/test_sass.py"
+SPECIALISED = "backends/test_triton_specialised.py"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -1013,6 +1014,77 @@ MUTANTS = [
         "count.times(times if count.matrix else 1)",
         "count",
         f"{SASS}::test_inner_loops_count_as_often_as_they_go_round",
+    ),
+    # Specialised warps.
+    _mutant(
+        "rows stored are counted from the number that the compiler moves",
+        "backends/triton/specialised.py",
+        "    m_rows = o_m < m - i_m * BLOCK_M\n",
+        "    m_rows = o_m + i_m * BLOCK_M < m\n",
+        f"{SPECIALISED}::test_each_group_of_warps_has_its_own_rows",
+    ),
+    _mutant(
+        "a load by pointers among specialised warps",
+        "backends/triton/specialised.py",
+        "        tl.store(p_sum + o_m, b_sum * exp(shift, LOG2), mask=m_rows)\n",
+        "        tl.store(p_sum + o_m, (b_sum + tl.load(p_x)) * exp(shift, LOG2), mask=m_rows)\n",
+        f"{SPECIALISED}::test_warps_are_specialised[sm_90]",
+    ),
+    _mutant(
+        "the tiles with a mask replace what the others have stored",
+        "backends/triton/specialised.py",
+        "tl.load(p_block, mask=m_block, other=0.0) + b_grad",
+        "b_grad",
+        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None, 0)-self]",
+    ),
+    _mutant(
+        "sums of tiles with a mask start anew",
+        "backends/triton/specialised.py",
+        "b_sum = tl.load(p_row + o_m, mask=m_rows, other=0.0)",
+        "b_sum = tl.zeros((BLOCK_M,), tl.float32)",
+        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None, 0)-self]",
+    ),
+    _mutant(
+        "the tiles with a mask are not launched",
+        "backends/triton/launch.py",
+        "    for part in parts:\n",
+        "    for part in parts[:1]:\n",
+        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None, 0)-self]",
+    ),
+    _mutant(
+        "the allocator of descriptors stays for the kernels of others",
+        "backends/triton/launch.py",
+        "        copy_context().run(_launch_parts, planned.parts, device, pointers)\n",
+        "        _launch_parts(planned.parts, device, pointers)\n",
+        f"{SPECIALISED}::TestMemory::test_the_allocator_is_there_for_the_parts_alone",
+    ),
+    _mutant(
+        "log-weights go with specialised warps",
+        "backends/triton/operands.py",
+        "return not vectors and 32",
+        "return 32",
+        f"{SPECIALISED}::TestChoice",
+    ),
+    _mutant(
+        "a descriptor of an operand that is not aligned",
+        "backends/triton/operands.py",
+        "x.data_ptr() % 16 == 0 and ",
+        "",
+        f"{SPECIALISED}::TestChoice",
+    ),
+    _mutant(
+        "a Triton that nobody has tried specialises",
+        "backends/triton/operands.py",
+        "self.x.shape[2], mode, _SPECIALISING)",
+        "self.x.shape[2], mode, True)",
+        f"{SPECIALISED}::TestChoice::test_another_triton_goes_the_ordinary_way",
+    ),
+    _mutant(
+        "a file may ask for specialised warps where there are none",
+        "backends/triton/config.py",
+        "    _check_specialised(architecture, path)\n",
+        "",
+        f"{SPECIALISED}::TestFiles",
     ),
     # What is built upon the losses.
     _mutant(

@@ -28,6 +28,7 @@ class Config(NamedTuple):
         block_d: elements of D per step of the product; ``None``: a whole row at once.
         num_warps: warps of a program.
         num_stages: tiles in flight.
+        specialised: whether some warps only load and the others only compute, see ``specialised.py``.
     """
 
     block_m: int
@@ -35,6 +36,7 @@ class Config(NamedTuple):
     block_d: int | None
     num_warps: int
     num_stages: int
+    specialised: bool = False
 
 
 class Entry(NamedTuple):
@@ -79,11 +81,44 @@ class Architecture(NamedTuple):
         return hash(self.name)
 
 
+# Warps of a program without those that the compiler adds: where it divides the rows of a tile between two groups, and
+# where one group has all of them.
+_SPECIALISED_WARPS = {"sm_90": 4, "sm_100": 8}
+_SPECIALISED_DIMS = (64, 128)
+
+
+def specialised(architecture: str, kernel: str, operand: str, dim: int | None, mode: str | None) -> tuple[Config, ...]:
+    """The specialised configurations that an entry may have: those that were compiled on every known Triton."""
+    takes = kernel in ("contract", "sums") and operand == "bfloat16" and dim in _SPECIALISED_DIMS and mode == "exp"
+    if not takes or architecture not in _SPECIALISED_WARPS:
+        return ()
+    return tuple(Config(128, 128, None, _SPECIALISED_WARPS[architecture], stages, True) for stages in (2, 3))
+
+
+def _check_specialised(architecture: Architecture, path: Path) -> None:
+    ordinary = {entry[:3] for entry in architecture.entries if not entry.config.specialised}
+    for entry in architecture.entries:
+        if not entry.config.specialised:
+            continue
+        given = ", ".join(f"{name} {value!r}" for name, value in zip(Entry._fields[:4], entry, strict=False))
+        choices = specialised(architecture.name, *entry[:4])
+        if not choices:
+            raise ValueError(
+                f"{path}: 'specialised' is for the kernels contract and sums, bfloat16, D of {_SPECIALISED_DIMS} and "
+                f"the mode exp on {' and '.join(_SPECIALISED_WARPS)}, not for {given} on {architecture.name}"
+            )
+        if entry.config not in choices:
+            raise ValueError(f"{path}: 'specialised' of {given} needs one of {choices}, got {entry.config}")
+        if entry[:3] not in ordinary:
+            raise ValueError(f"{path}: 'specialised' of {given} needs an ordinary entry beside it, for other problems")
+
+
 def read(path: Path) -> Architecture:
     """The architecture described by a file.
 
     Raises:
-        ValueError: the file lacks something or holds something unknown.
+        ValueError: the file lacks something, holds something unknown, or asks for specialised warps where there are
+            none.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text())
@@ -91,18 +126,20 @@ def read(path: Path) -> Architecture:
             Entry(e.pop("kernel"), e.pop("operand"), e.pop("dim"), e.pop("mode"), Config(**e))
             for e in content.pop("entries")
         )
-        return Architecture(path.stem, entries=entries, **content)
+        architecture = Architecture(path.stem, entries=entries, **content)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no configuration file: {error!r}") from error
+    _check_specialised(architecture, path)
+    return architecture
 
 
 def write(architecture: Architecture, path: Path) -> None:
     """Writes a file that `read` reads, one entry per line."""
     head = {name: getattr(architecture, name) for name in Architecture._fields if name not in ("name", "entries")}
-    lines = [
-        json.dumps({"kernel": e.kernel, "operand": e.operand, "dim": e.dim, "mode": e.mode, **e.config._asdict()})
-        for e in architecture.entries
-    ]
+    lines = []
+    for e in architecture.entries:
+        choice = {name: value for name, value in e.config._asdict().items() if name != "specialised" or value}
+        lines.append(json.dumps({"kernel": e.kernel, "operand": e.operand, "dim": e.dim, "mode": e.mode, **choice}))
     fields = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     body = ",\n".join([*fields, ' "entries": [\n  ' + ",\n  ".join(lines) + "\n ]"])
     write_files({path: ("{\n" + body + "\n}\n").encode()})
@@ -132,17 +169,23 @@ def of_device(index: int | None) -> Architecture:
 
 
 @functools.cache
-def find(architecture: Architecture, kernel: str, operand: str, dim: int, mode: str) -> Config | None:
-    """The entry for the smallest D that is at least ``dim``; ``None`` if the kernel serves no row that long."""
+def find(
+    architecture: Architecture, kernel: str, operand: str, dim: int, mode: str, specialised: bool = False
+) -> Config | None:
+    """The entry for the smallest D that is at least ``dim``; ``None`` if the kernel serves no row that long.
+
+    A specialised one is found only where one may be, and there before an ordinary one.
+    """
     operand = "bfloat16" if operand == "float16" else operand
     fitting = [
-        (entry.dim or 1 << 30, entry.mode is None, entry.config)
+        (entry.dim or 1 << 30, entry.mode is None, not entry.config.specialised, entry.config)
         for entry in architecture.entries
         if (entry.kernel, entry.operand) == (kernel, operand)
         and (entry.dim is None or entry.dim >= dim)
         and entry.mode in (None, mode)
+        and (specialised or not entry.config.specialised)
     ]
-    return min(fitting)[2] if fitting else None
+    return min(fitting)[3] if fitting else None
 
 
 def padded(dim: int) -> int:

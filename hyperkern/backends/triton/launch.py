@@ -6,6 +6,7 @@ ordinary is left to Triton.
 """
 
 from contextlib import nullcontext
+from contextvars import copy_context
 from typing import Any, NamedTuple
 
 import torch
@@ -57,15 +58,17 @@ class Launch:
         numbers: the arguments behind the pointers, in the order of their declaration.
         choice: a configuration, which decides together with the constants on the options of the compiler.
         constants: the compile-time arguments by name.
+        parts: what is launched in its place, one after the other: kernels that need memory of their own.
     """
 
-    __slots__ = ("_aligned", "_behind", "_kept", "choice", "constants", "kernel", "numbers", "programs")
+    __slots__ = ("_aligned", "_behind", "_kept", "choice", "constants", "kernel", "numbers", "parts", "programs")
 
     def __init__(
         self, kernel: Any, programs: int, numbers: tuple[Any, ...], choice: Config | None, **constants: Any
     ) -> None:
         self.kernel, self.programs, self.numbers = kernel, programs, numbers
         self.choice, self.constants = choice, constants
+        self.parts: tuple[Launch, ...] = ()
         self._behind: tuple[Any, ...] = ()
         self._kept: dict[tuple[Any, ...], _Compiled] | None = None
         known = _described(kernel)
@@ -109,6 +112,10 @@ class Launch:
 
 def launch(planned: Launch, device: torch.device, *pointers: Tensor | None) -> None:
     """Launches on the current stream of the device."""
+    if planned.parts:
+        # What a context sets is gone with it: the kernels of others keep the allocator that they were given.
+        copy_context().run(_launch_parts, planned.parts, device, pointers)
+        return
     on_gpu, index = device.type == "cuda", device.index
     elsewhere = on_gpu and index != torch.cuda.current_device()
     usual = on_gpu and not elsewhere
@@ -122,6 +129,17 @@ def launch(planned: Launch, device: torch.device, *pointers: Tensor | None) -> N
         compiled = planned.kernel[(planned.programs,)](*pointers, *planned.numbers, **constants, **options)
     if usual:
         planned.keep(index, pointers, compiled)
+
+
+def _launch_parts(parts: tuple[Launch, ...], device: torch.device, pointers: tuple[Tensor | None, ...]) -> None:
+    triton.set_allocator(_scratch)
+    for part in parts:
+        launch(part, device, *pointers)
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for the tensor descriptors of a launch: PyTorch's, of the current stream, in a graph of the graph."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def fusion(constants: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms
@@ -14,6 +15,10 @@ from ..common import pairwise
 from ..common.precision import FLOAT16_RANGE, product_of, rows
 from . import config
 from .config import Architecture, Config
+from .tile import INTERPRETED
+
+# Of these it is known that they specialise the kernels of ``specialised.py`` and give each group of warps its own rows.
+_SPECIALISING = bool(INTERPRETED.value) or triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
 
 
 def _interpreter(size: int) -> Architecture:
@@ -48,7 +53,16 @@ class Operands(pairwise.Operands):
 
     def find(self, kernel: str, mode: str) -> Config | None:
         """The configuration of a kernel."""
+        found = config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode, _SPECIALISING)
+        if found is None or not found.specialised or self._specialises:
+            return found
         return config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode)
+
+    @property
+    def _specialises(self) -> bool:
+        """Whether tensor descriptors can load the rows, and nothing else is to be loaded."""
+        vectors = self.spec.exclude == "same_id" or any(term is not None for term in self.terms)
+        return not vectors and 32 < self.x.shape[2] <= 128 and all(map(_has_descriptor, (self.x, self.y)))
 
     def constants(self, choice: Config, mode: str) -> dict[str, Any]:
         """The compile-time arguments that every pairwise kernel has. Others read the same dictionary."""
@@ -105,6 +119,12 @@ def as_operands(
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     x, zeros = rows(x, dtype), width(x.shape[2]) - x.shape[2]
     return F.pad(x, (0, zeros)) if zeros else x
+
+
+def _has_descriptor(x: Tensor) -> bool:
+    """Whether rows start at multiples of 16 bytes, and there are any."""
+    size = x.element_size()
+    return x.numel() > 0 and x.data_ptr() % 16 == 0 and all(size * s % 16 == 0 for s in (x.shape[2], *strides(x)[:2]))
 
 
 def strides(x: Tensor) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from .contract import contract_kernel
 from .launch import Launch, launch
 from .operands import Operands, as_operands, strides
 from .panel import panel_kernel
+from .specialised import specialised
 from .sums import sums_kernel
 from .two_way import two_way_sums_kernel
 
@@ -102,6 +103,7 @@ def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
         launched = Launch(two_way_sums_kernel, batch * stripes * cuts, numbers, choice, **constants)
         return PlannedSums(launched, (parts, batch, m), (cuts, batch, n))
     launched = Launch(sums_kernel, batch * stripes * cuts, numbers, choice, **constants, COLS=cols)
+    launched = specialised(launched) if choice.specialised else launched
     return PlannedSums(launched, (cuts, batch, m), (parts, batch, n) if cols else None)
 
 
@@ -183,6 +185,7 @@ def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None
     )
     programs = batch * -(-m // choice.block_m) * cuts
     planned = Launch(contract_kernel, programs, numbers, choice, **o.constants(choice, mode))
+    planned = specialised(planned) if choice.specialised else planned
     launch(planned, o.x.device, o.x, o.y, *o.terms, *factors, *out)
 
 

@@ -30,6 +30,12 @@ from .launch import fusion
 from .operands import width
 from .panel import panel_kernel
 from .rows import COMBINED, finish_kernel, prepare_kernel, row_block
+from .specialised import (
+    contract_sides_specialised_kernel,
+    contract_specialised_kernel,
+    rest_of,
+    sums_specialised_kernel,
+)
 from .step_grads import finish_rows_kernel
 from .step_rows import prepare_rows_kernel
 from .sums import sums_kernel
@@ -40,6 +46,9 @@ KERNELS = {
     "sums": sums_kernel,
     "two_way": two_way_sums_kernel,
     "panel": panel_kernel,
+    "contract_specialised": contract_specialised_kernel,
+    "contract_sides_specialised": contract_sides_specialised_kernel,
+    "sums_specialised": sums_specialised_kernel,
     "prepare": prepare_kernel,
     "finish": finish_kernel,
     "prepare_views": prepare_views_kernel,
@@ -140,6 +149,12 @@ _CONFIGURED = {
     "two_way": ("two_way",),
     "panel": ("panel",),
 }
+# What may take their place, chosen by an entry or not: the kernel, and how it is compiled.
+_SPECIALISED: dict[str, tuple[str, dict[str, Any]]] = {
+    "contract_specialised": ("contract", _PROBLEMS["contract"]["uniformity"]),
+    "contract_sides_specialised": ("contract", _PROBLEMS["contract_sides"]["uniformity"]),
+    "sums_specialised": ("sums", _PROBLEMS["sums"]["uniformity"]),
+}
 _ROWS: tuple[dict[str, Any], ...] = (
     {"VIEWS": 1, "SYMMETRIC": False, "TEMPERATURE": False},
     {"VIEWS": 2, "SYMMETRIC": True, "TEMPERATURE": True},
@@ -186,7 +201,7 @@ class Case(NamedTuple):
 
 
 def cases(architecture: Architecture) -> Iterator[Case]:
-    """Every shipped entry for every use it has, and the row-wise kernels."""
+    """Every shipped entry for every use it has, what may take its place, and the row-wise kernels."""
     for entry in architecture.entries:
         for kernel in _CONFIGURED[entry.kernel]:
             for problem, options in _PROBLEMS[kernel].items():
@@ -197,6 +212,7 @@ def cases(architecture: Architecture) -> Iterator[Case]:
                     yield _pairwise(architecture, entry, kernel, problem, **options)
     if architecture.name == _WHOLE:
         yield from _of_other_dims(architecture)
+    yield from specialised_cases(architecture)
     for kernel, uses in _ROW_WISE.items():
         for use in uses:
             for dtype in ("bf16", "fp32"):
@@ -214,12 +230,24 @@ def _of_other_dims(architecture: Architecture) -> Iterator[Case]:
                 yield _pairwise(architecture, entry, kernel, problem, **options)
 
 
+def specialised_cases(architecture: Architecture) -> Iterator[Case]:
+    """The kernels with specialised warps in every configuration that a file may choose, and what is launched behind."""
+    for kernel, (ordinary, options) in _SPECIALISED.items():
+        for dim in (64, 128):
+            choices = config.specialised(architecture.name, ordinary, "bfloat16", dim, "exp")
+            for choice in dict.fromkeys((*choices, *map(rest_of, choices))):
+                problem = "uniformity" if choice.specialised else "rest"
+                entry = Entry(ordinary, "bfloat16", dim, "exp", choice)
+                yield _pairwise(architecture, entry, kernel, problem, **options, REST=problem == "rest")
+
+
 def heaviest(architecture: Architecture) -> list[Case]:
     """The pairwise problem with most arguments of every configuration, which needs most registers and memory."""
     found: dict[tuple, Case] = {}
     for case in cases(architecture):
         key = case.kernel, case.operand, case.dim, *case.options.values(), *_blocks(case)
-        if case.kernel in _PROBLEMS and (key not in found or _arguments(case) > _arguments(found[key])):
+        pairwise = case.kernel in _PROBLEMS or case.kernel in _SPECIALISED
+        if pairwise and (key not in found or _arguments(case) > _arguments(found[key])):
             found[key] = case
     return list(found.values())
 

@@ -13,7 +13,6 @@ from ..common.panels import room
 from ..common.partials import cut
 from ..common.scheme import UNPAIRED, Scheme
 from ..common.step import Plan
-from . import config
 from .classes import classes_head_kernel
 from .config import Architecture, Config
 from .contract import contract_sides_kernel
@@ -23,6 +22,7 @@ from .operands import Operands, architecture_of, strides, width
 from .panel import panel_kernel
 from .primitives import PlannedSums, plan_sums
 from .rows import COMBINED, row_block
+from .specialised import specialised
 from .step_grads import finish_rows_kernel
 from .step_rows import prepare_rows_kernel
 
@@ -88,7 +88,7 @@ class Schedule:
         self.width = width(scheme.dim)
         # Labels take registers.
         self._weighing = "classes" if scheme.head == "classes" else scheme.weights
-        self.choice = config.find(architecture, "contract", scheme.kind, self.width, self._weighing)
+        self.choice = self._operands(scheme.of_sums[0]).find("contract", self._weighing)
         block_rows, block_d = row_block(scheme.dim)
         self.blocks, self.blocks_further = -(-scheme.pairs // block_rows), -(-scheme.further // block_rows)
         self.head_blocks = -(-self.anchors // _ANCHORS)
@@ -198,7 +198,8 @@ class Schedule:
                 programs.append(scheme.batch * -(-job.rows // choice.block_m) * ranges)
                 told.append((job.rows, job.cols, job.row, job.col, 0 if job.own else _NO_COLUMN, ranges))
             numbers = (scheme.batch, scheme.rows, programs[0], *told[0], *told[-1], *units)
-            found.append((starts[i], Launch(contract_sides_kernel, sum(programs), numbers, choice, **constants)))
+            planned = Launch(contract_sides_kernel, sum(programs), numbers, choice, **constants)
+            found.append((starts[i], specialised(planned) if choice.specialised else planned))
         return tuple(found)
 
     @functools.cached_property

@@ -180,11 +180,12 @@ def tune(
     entries = {Use(e.kernel, e.operand, e.dim, e.mode): e.config for e in architecture.entries}
     for use in uses():
         if use.operand in only:
-            choices = candidates(use, architecture.shared_bytes)
+            specialised = config.specialised(architecture.name, *use)
+            choices = itertools.chain(specialised, candidates(use, architecture.shared_bytes))
             if use == Use("panel", "float32", None, None):
                 # A weight subtracts a log-sum-exp: both add up their logit in the same steps (`launch.fusion`).
                 steps = entries[use._replace(kernel="sums")].block_d
-                choices = (choice for choice in choices if choice.block_d == steps)
+                choices = itertools.chain(choice for choice in choices if choice.block_d == steps)
             choice = best(
                 use,
                 choices,
