@@ -36,7 +36,6 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     const ContractArgs args, const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map) {
 #if HYPERKERN_SM90A
   using T = ContractWgmma<kDim, kWeight>;
-  constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   constexpr int kPanelColumns = kPanelBytes / Operand::kBytes;
   unsigned char* memory = ptx::shared_memory();
   const uint32_t x_tile = ptx::shared_address(memory);
@@ -119,9 +118,9 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     // Two calls, so that the exponentials lie between the branch and the wait for the second product that follows: the
     // compiler would move that wait up to where the branches of one call meet.
     if (needs_mask(pairs, first_row, 64, first_col, T::kCols)) {
-      weigh<kWeight, kLog2Units>(s, sum, value, rows, factors, pairs, first_col, true, lane);
+      weigh<kWeight, Operand::kLog2Units, false>(s, sum, value, rows, factors, pairs, first_col, true, lane);
     } else {
-      weigh<kWeight, kLog2Units>(s, sum, value, rows, factors, pairs, first_col, false, lane);
+      weigh<kWeight, Operand::kLog2Units, false>(s, sum, value, rows, factors, pairs, first_col, false, lane);
     }
   };
 
@@ -164,7 +163,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     ptx::pin(g[0]);
   }
   turns.end();
-  store_results<kWeight>(args, rows, g, sum, value, lane);
+  store_results<kWeight, Operand::kLog2Units>(args, rows, g, sum, value, lane);
 #endif
 }
 

@@ -68,7 +68,7 @@ constexpr int kSumsColFloats = 2 * kSumsWarps * kSumsCols;
 template <class Operand, Task kTask, int kBlocks>
 struct SumsEpilogue {
   static constexpr Weight kWeight = weight_of(kTask);
-  static constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
+  static constexpr bool kLog2Units = Operand::kLog2Units;
 
   const SumsArgs& args;
   const Pairs pairs;  // of the batch element
@@ -98,7 +98,7 @@ struct SumsEpilogue {
   // Leaves in `s` what column sums are made of.
   HYPERKERN_DEVICE void add_tile(float (&s)[kBlocks][kSumsGroups][4], int first_col, bool mask, bool twice) {
     if constexpr (stores(kTask)) {
-      weigh<kWeight, kLog2Units>(s, sum, second, rows, factors, pairs, first_col, mask, lane);
+      weigh<kWeight, kLog2Units, true>(s, sum, second, rows, factors, pairs, first_col, mask, lane);
       store(s, first_col);
       return;
     }
@@ -125,7 +125,7 @@ struct SumsEpilogue {
           for (int e = 0; e < 4; ++e) {
             float& x = s[block][group][e];
             float derivative;
-            x = kTask == Task::kSumSoftplus ? softplus(x, derivative) : exp_of<kLog2Units>(x);
+            x = kTask == Task::kSumSoftplus ? softplus<kLog2Units>(x, derivative) : exp_of<kLog2Units>(x);
             tile[e / 2] += x;
           }
         }
@@ -158,7 +158,7 @@ struct SumsEpilogue {
       float total = 0.0f;
 #pragma unroll
       for (int i = 0; i < kSumsWarps; ++i) total += buffer[i * kSumsCols + own];
-      ptx::red_add(col + first_col + own, total);
+      ptx::red_add(col + first_col + own, kTask == Task::kSumSoftplus ? total * kUnit<kLog2Units> : total);
     }
   }
 
@@ -174,6 +174,8 @@ struct SumsEpilogue {
         } else {
           total = sum_of_row(total);
           if constexpr (has_second(kTask)) other = sum_of_row(other);
+          if constexpr (kTask == Task::kSumSoftplus) total *= kUnit<kLog2Units>;
+          if constexpr (kTask == Task::kStoreSoftplus) other *= kUnit<kLog2Units>;
         }
         const int row = rows.index[block][half];
         float logits = 0.0f, number = 0.0f;
