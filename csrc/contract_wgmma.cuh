@@ -16,7 +16,8 @@ struct ContractWgmma {
   static constexpr bool kTwo = is_two(kWeight);
   static constexpr int kCols = kDim <= 64    ? (kTwo ? 64 : (kWeight == Weight::kFactor ? 80 : 96))
                                : kDim <= 128 ? (kTwo ? 96 : 128)
-                                             : (kWeight == Weight::kExp ? 80 : 64);
+                               : kDim <= 192 ? (kWeight == Weight::kClasses ? 80 : (kTwo ? 96 : 112))
+                                             : (kTwo ? 64 : 80);
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
   static constexpr int kPanels = kDim * 2 / kPanelBytes;

@@ -883,6 +883,13 @@ MUTANTS = [
         "b_part *= 1.0",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-learnable]",
     ),
+    _mutant(
+        "rows of 192 elements are checked with those of 256",
+        "check/scope.py",
+        "DIMS = (64, 128, 192, 256)",
+        "DIMS = (64, 128, 256)",
+        "backends/test_cuda_kernels.py::test_every_size_of_tiles_is_checked",
+    ),
     # The kernels in CUDA C++, as far as no library has to be compiled anew.
     _mutant(
         "two rows of a tile meet in one bank",
