@@ -109,6 +109,26 @@ HYPERKERN_DEVICE float exp_of(float l) {
   return ptx::ex2(kLog2Units ? l : l * kLog2E);
 }
 
+template <int kCount>
+HYPERKERN_DEVICE float polynomial(const float (&c)[kCount], float x) {
+  float sum = c[kCount - 1];
+#pragma unroll
+  for (int i = kCount - 2; i >= 0; --i) sum = fmaf(sum, x, c[i]);
+  return sum;
+}
+
+// 2^x on the multiply-add pipe, of numbers below 127: eleven instructions in place of one that takes eight clocks. Of
+// the nearest integer n to x, which is added to the exponent, is left |f| <= 1/2. The polynomial of 2^f has the least
+// largest relative error (as that of softplus) and is off by 2.1e-7, on average by 5e-8. Exactly 0 below 2^-126; nan
+// stays.
+HYPERKERN_DEVICE float exp2_by_polynomial(float x) {
+  constexpr float kIntegers = 0x1.8p23f;  // a sum with it ends in the bits of n
+  constexpr float kPower[] = {1.00000012f, 0.693146944f, 0.240221202f, 0.0555071346f, 0.00967554096f, 0.0013276469f};
+  x = ptx::max_nan(x, -127.0f);
+  const float n = x + kIntegers;
+  return polynomial(kPower, x - (n - kIntegers)) * ptx::as_float((ptx::as_bits(n) << 23) + ptx::as_bits(1.0f));
+}
+
 // ---- rows ---------------------------------------------------------------------------------------------------------
 
 // The rows that a lane holds: two of each block of 16.
@@ -314,14 +334,6 @@ struct Positives {
 };
 
 // ---- weights ------------------------------------------------------------------------------------------------------
-
-template <int kCount>
-HYPERKERN_DEVICE float polynomial(const float (&c)[kCount], float x) {
-  float sum = c[kCount - 1];
-#pragma unroll
-  for (int i = kCount - 2; i >= 0; --i) sum = fmaf(sum, x, c[i]);
-  return sum;
-}
 
 // log(1 + e^l) in the units of l, and its derivative, to full relative accuracy on both sides; neither divides nor
 // branches. With e = e^-|l| the value is max(l, 0) + log(1 + e), and its derivative 1 or e over 1 + e. A maximum drops

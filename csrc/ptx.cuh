@@ -60,6 +60,13 @@ HYPERKERN_DEVICE float lg2(float x) {
   return y;
 }
 
+// The larger number, or nan where one is.
+HYPERKERN_DEVICE float max_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 HYPERKERN_DEVICE float rcp(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

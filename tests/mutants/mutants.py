@@ -49,6 +49,7 @@ WHOLE = "backends/test_whole_losses.py"
 CLASSES = "backends/test_whole_classes.py"
 PANELS = "backends/test_whole_panels.py"
 LAUNCH = "backends/test_triton_launch.py"
+WEIGHTS = "backends/test_cuda_index_math.py::test_weights"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -906,18 +907,39 @@ MUTANTS = [
         "backends/test_cuda_index_math.py::test_index_math",
     ),
     _mutant(
+        "a power by a polynomial is a number where its exponent is nan",
+        "csrc/pair_tile.cuh",
+        "x = ptx::max_nan(x, -127.0f);",
+        "x = fmaxf(x, -127.0f);",
+        WEIGHTS,
+    ),
+    _mutant(
+        "a power by a polynomial is not 0 of pairs that are left out",
+        "csrc/pair_tile.cuh",
+        "x = ptx::max_nan(x, -127.0f);",
+        "x = ptx::max_nan(x, -120.0f);",
+        WEIGHTS,
+    ),
+    _mutant(
+        "a power by a polynomial is one term shorter",
+        "csrc/pair_tile.cuh",
+        "0.00967554096f, 0.0013276469f};",
+        "0.00967554096f};",
+        WEIGHTS,
+    ),
+    _mutant(
         "the derivative of softplus is an exponential",
         "csrc/pair_tile.cuh",
         "fmaf(-e, per_e, fminf(l, 0.0f))",
         "fminf(l, 0.0f)",
-        "backends/test_cuda_index_math.py::test_weights",
+        WEIGHTS,
     ),
     _mutant(
         "a coefficient of softplus is rounded to bfloat16",
         "csrc/pair_tile.cuh",
         "-0.155351862f",
         "-0.155273438f",
-        "backends/test_cuda_index_math.py::test_weights",
+        WEIGHTS,
     ),
     _mutant(
         "the bias beside softplus is not in the units of the kernels",
