@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    "full": Sizes(((128, 128), (100, 77)), (64, 128, 256, 100), 4096, 50, 20011),
+    "full": Sizes(((128, 128), (100, 77)), (64, 128, 192, 256, 100), 4096, 50, 20011),
     "small": Sizes(((7, 5),), (20,), 20, 2, 40),  # for the interpreter and the emulator
 }
 

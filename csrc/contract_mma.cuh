@@ -28,7 +28,6 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
   constexpr int kPanels = kDim * Operand::kBytes / kPanelBytes;
   // The longest rows leave few registers for addresses.
   [[maybe_unused]] constexpr int kUnrolledPanels = kPanels > 4 ? 1 : kPanels;
-  constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
   const ContractPart part(args);
   const Problem& problem = part.problem;
@@ -76,12 +75,12 @@ HYPERKERN_KERNEL void __launch_bounds__(ContractMma<kDim, Operand::kBytes>::kThr
           s, x_tile + panel * T::kRows * kPanelBytes, warp * 16, y_tile + panel * T::kCols * kPanelBytes, lane);
     }
     const int first_col = tile * T::kCols;
-    weigh<kWeight, kLog2Units>(
+    weigh<kWeight, Operand::kLog2Units, true>(
         s, sum, value, rows, factors, pairs, first_col, needs_mask(pairs, first_row, T::kRows, first_col, T::kCols),
         lane);
     multiply_weights<Operand>(g[0], s[0], y_tile, lane);
   }
-  store_results<kWeight>(args, rows, g, sum, value, lane);
+  store_results<kWeight, Operand::kLog2Units>(args, rows, g, sum, value, lane);
 }
 
 }  // namespace hyperkern

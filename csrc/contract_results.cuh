@@ -57,7 +57,7 @@ struct ContractPart {
 };
 
 // Each block of threads owns its results, and a lane owns pairs of columns of its rows.
-template <Weight kWeight, int kBlocks, int kOutGroups>
+template <Weight kWeight, bool kLog2Units, int kBlocks, int kOutGroups>
 HYPERKERN_DEVICE void store_results(
     const ContractArgs& args, const Rows<kBlocks>& rows, const float (&g)[kBlocks][kOutGroups][4],
     const float (&sum)[kBlocks][2], const float (&value)[kBlocks][2], int lane) {
@@ -79,7 +79,7 @@ HYPERKERN_DEVICE void store_results(
       const int64_t at = first + row;
       if (lane % 4 == 0) {
         args.sum[at] = row_sum * scale;
-        if constexpr (kWeight == Weight::kSoftplus) args.value[at] = row_value;
+        if constexpr (kWeight == Weight::kSoftplus) args.value[at] = row_value * kUnit<kLog2Units>;
       }
       float* out = args.grad + at * pairs.dim;
 #pragma unroll

@@ -16,7 +16,8 @@ struct ContractWgmma {
   static constexpr bool kTwo = is_two(kWeight);
   static constexpr int kCols = kDim <= 64    ? (kTwo ? 64 : (kWeight == Weight::kFactor ? 80 : 96))
                                : kDim <= 128 ? (kTwo ? 96 : 128)
-                                             : (kWeight == Weight::kExp ? 80 : 64);
+                               : kDim <= 192 ? (kWeight == Weight::kClasses ? 80 : (kTwo ? 96 : 112))
+                                             : (kTwo ? 64 : 80);
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
   static constexpr int kPanels = kDim * 2 / kPanelBytes;
@@ -36,7 +37,6 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     const ContractArgs args, const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map) {
 #if HYPERKERN_SM90A
   using T = ContractWgmma<kDim, kWeight>;
-  constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
   constexpr int kPanelColumns = kPanelBytes / Operand::kBytes;
   unsigned char* memory = ptx::shared_memory();
   const uint32_t x_tile = ptx::shared_address(memory);
@@ -119,9 +119,9 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     // Two calls, so that the exponentials lie between the branch and the wait for the second product that follows: the
     // compiler would move that wait up to where the branches of one call meet.
     if (needs_mask(pairs, first_row, 64, first_col, T::kCols)) {
-      weigh<kWeight, kLog2Units>(s, sum, value, rows, factors, pairs, first_col, true, lane);
+      weigh<kWeight, Operand::kLog2Units, false>(s, sum, value, rows, factors, pairs, first_col, true, lane);
     } else {
-      weigh<kWeight, kLog2Units>(s, sum, value, rows, factors, pairs, first_col, false, lane);
+      weigh<kWeight, Operand::kLog2Units, false>(s, sum, value, rows, factors, pairs, first_col, false, lane);
     }
   };
 
@@ -164,7 +164,7 @@ HYPERKERN_KERNEL void __launch_bounds__((ContractWgmma<kDim, kWeight>::kThreads)
     ptx::pin(g[0]);
   }
   turns.end();
-  store_results<kWeight>(args, rows, g, sum, value, lane);
+  store_results<kWeight, Operand::kLog2Units>(args, rows, g, sum, value, lane);
 #endif
 }
 

@@ -153,11 +153,11 @@ void set_potential(HeadArgs& args, double t) {
 
 void prepare_loss(
     const Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, double eps, bool together,
-    const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value, const Tensor& operand,
-    const OptionalTensor& positives, const OptionalTensor& zeros, const Tensor& counted, const OptionalTensor& cleared,
-    const OptionalTensor& terms, const OptionalTensor& kept_x, const OptionalTensor& kept_y,
-    const OptionalTensor& kept_scale, const OptionalTensor& labels, const OptionalTensor& queue_labels,
-    const OptionalTensor& classes) {
+    const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value, double unit,
+    const Tensor& operand, const OptionalTensor& positives, const OptionalTensor& zeros, const Tensor& counted,
+    const OptionalTensor& cleared, const OptionalTensor& terms, const OptionalTensor& kept_x,
+    const OptionalTensor& kept_y, const OptionalTensor& kept_scale, const OptionalTensor& labels,
+    const OptionalTensor& queue_labels, const OptionalTensor& classes) {
   PrepareLossArgs args{loss_rows(x, y, queue, together, number(scale, 1.0, reciprocal, "scale", x))};
   LossRows& of = args.of;
   args.blocks = ceil_div(static_cast<int64_t>(of.n) + of.k, kRowWarps);
@@ -180,6 +180,7 @@ void prepare_loss(
     args.term_count = terms->numel();
   }
   args.bias = number(bias, bias_value, false, "bias", x);
+  args.unit = unit;
   for (auto [kept, name, rows] :
        {std::tuple(&kept_x, "kept_x", &args.kept_x), std::tuple(&kept_y, "kept_y", &args.kept_y)}) {
     if (!kept->has_value()) continue;

@@ -127,9 +127,10 @@ struct PrepareLossArgs {
   // What later kernels want to be 0.
   float *counts, *cleared;
   int64_t clear;  // of `cleared`; as many of `counts` as there are problems, and one
-  float* terms;   // half of the bias, for each row and column; null for none
+  float* terms;   // half of the bias in the units of the pairs, for each row and column; null for none
   int64_t term_count;
   Number bias;
+  double unit;
   // float32 copies of what has no gradient and may change until that of others is made; without data, or null, for
   // none.
   OutputRows kept_x, kept_y;
@@ -164,7 +165,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_loss_kernel(const P
   if (first == 0 && args.kept_scale != nullptr) *args.kept_scale = static_cast<float>(of.scale.read());
   for (int64_t i = first; i < args.clear; i += step) args.cleared[i] = 0.0f;
   if (args.terms != nullptr) {
-    const float half = 0.5f * args.bias.get();
+    const auto half = static_cast<float>(0.5 * args.unit * args.bias.get());
     for (int64_t i = first; i < args.term_count; i += step) args.terms[i] = half;
   }
   float zeros[2] = {};

@@ -32,7 +32,7 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
       "Tensor(a!) dx, Tensor(b!) dy) -> ()");
   library.def(
       "prepare_loss(Tensor x, Tensor? y, Tensor? queue, float eps, bool together, Tensor? scale, bool reciprocal, "
-      "Tensor? bias, float bias_value, Tensor(a!) operand, Tensor(b!)? positives, Tensor(c!)? zeros, "
+      "Tensor? bias, float bias_value, float unit, Tensor(a!) operand, Tensor(b!)? positives, Tensor(c!)? zeros, "
       "Tensor(d!) counted, Tensor(e!)? cleared, Tensor(f!)? terms, Tensor(g!)? kept_x, Tensor(h!)? kept_y, "
       "Tensor(i!)? kept_scale, Tensor? labels, Tensor? queue_labels, Tensor(j!)? classes) -> ()");
   library.def(

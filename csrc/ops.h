@@ -66,7 +66,7 @@ void finish_views(
 // loss_head.cuh.
 void prepare_loss(
     const torch::stable::Tensor& x, const OptionalTensor& y, const OptionalTensor& queue, double eps, bool together,
-    const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value,
+    const OptionalTensor& scale, bool reciprocal, const OptionalTensor& bias, double bias_value, double unit,
     const torch::stable::Tensor& operand, const OptionalTensor& positives, const OptionalTensor& zeros,
     const torch::stable::Tensor& counted, const OptionalTensor& cleared, const OptionalTensor& terms,
     const OptionalTensor& kept_x, const OptionalTensor& kept_y, const OptionalTensor& kept_scale,

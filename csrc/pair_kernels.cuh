@@ -67,14 +67,16 @@ void launch_contract_case(const ContractArgs& args, const Matrix& x, const Matri
       return;
     }
   }
-  using T = ContractMma<kDim, Operand::kBytes>;
-  launch(contract_mma_kernel<Operand, kDim, kWeight>, blocks, T::kThreads, T::kSharedBytes, stream, args, x, y);
+  constexpr int kPortable = portable_dim(kDim);
+  using T = ContractMma<kPortable, Operand::kBytes>;
+  launch(contract_mma_kernel<Operand, kPortable, kWeight>, blocks, T::kThreads, T::kSharedBytes, stream, args, x, y);
 }
 
 template <class Operand, Weight kWeight>
 void launch_contract_weight(const ContractArgs& args, const Matrix& x, const Matrix& y, bool wgmma, Stream stream) {
   if (args.pairs.dim <= 64) return launch_contract_case<Operand, 64, kWeight>(args, x, y, wgmma, stream);
   if (args.pairs.dim <= 128) return launch_contract_case<Operand, 128, kWeight>(args, x, y, wgmma, stream);
+  if (args.pairs.dim <= 192) return launch_contract_case<Operand, 192, kWeight>(args, x, y, wgmma, stream);
   return launch_contract_case<Operand, 256, kWeight>(args, x, y, wgmma, stream);
 }
 

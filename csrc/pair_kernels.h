@@ -28,6 +28,10 @@ void launch_contract(
 
 constexpr int kMostContractDim = 256;
 
+// Only wgmma has a size between 128 and 256. It has whole panels: 160 would end with half of one, and a right operand
+// of that width with rows that are contracted is none of the layouts that the manual of wgmma describes.
+constexpr int portable_dim(int dim) { return dim == 192 ? 256 : dim; }
+
 // What pair_kernels.cuh launches with. Of the sums kernels the shared memory and the ring depend on the rows and the
 // task.
 inline TileSize sums_tile(int row_bytes, Task task, bool wgmma) {
@@ -57,7 +61,8 @@ TileSize contract_tile(int operand_bytes, Weight weight, bool wgmma) {
       case Weight::kClasses: return contract_tile<ContractWgmma<kDim, Weight::kClasses>>();
     }
   }
-  return operand_bytes == 2 ? contract_tile<ContractMma<kDim, 2>>() : contract_tile<ContractMma<kDim, 4>>();
+  constexpr int kPortable = portable_dim(kDim);
+  return operand_bytes == 2 ? contract_tile<ContractMma<kPortable, 2>>() : contract_tile<ContractMma<kPortable, 4>>();
 }
 
 }  // namespace detail
@@ -65,6 +70,7 @@ TileSize contract_tile(int operand_bytes, Weight weight, bool wgmma) {
 inline TileSize contract_tile(int operand_bytes, int dim, Weight weight, bool wgmma) {
   if (dim <= 64) return detail::contract_tile<64>(operand_bytes, weight, wgmma);
   if (dim <= 128) return detail::contract_tile<128>(operand_bytes, weight, wgmma);
+  if (dim <= 192) return detail::contract_tile<192>(operand_bytes, weight, wgmma);
   return detail::contract_tile<256>(operand_bytes, weight, wgmma);
 }
 

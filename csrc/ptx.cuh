@@ -60,6 +60,19 @@ HYPERKERN_DEVICE float lg2(float x) {
   return y;
 }
 
+// The larger number, or nan where one is.
+HYPERKERN_DEVICE float max_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+HYPERKERN_DEVICE float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 HYPERKERN_DEVICE uint32_t cvt_bf16x2(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
@@ -280,11 +293,23 @@ HYPERKERN_DEVICE void pin(uint32_t (&a)[kGroups][4]) {
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define HYPERKERN_REGISTERS_112                                                      \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55"
 #define HYPERKERN_REGISTERS_128                                                      \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define HYPERKERN_REGISTERS_192                                                      \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define HYPERKERN_REGISTERS_256                                                                  \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
@@ -300,9 +325,10 @@ HYPERKERN_DEVICE void pin(uint32_t (&a)[kGroups][4]) {
 #define HYPERKERN_GROUPS_64 HYPERKERN_GROUPS(0), HYPERKERN_GROUPS(4)
 #define HYPERKERN_GROUPS_80 HYPERKERN_GROUPS_64, HYPERKERN_GROUP(8), HYPERKERN_GROUP(9)
 #define HYPERKERN_GROUPS_96 HYPERKERN_GROUPS_64, HYPERKERN_GROUPS(8)
+#define HYPERKERN_GROUPS_112 HYPERKERN_GROUPS_96, HYPERKERN_GROUP(12), HYPERKERN_GROUP(13)
 #define HYPERKERN_GROUPS_128 HYPERKERN_GROUPS_96, HYPERKERN_GROUPS(12)
-#define HYPERKERN_GROUPS_256 \
-  HYPERKERN_GROUPS_128, HYPERKERN_GROUPS(16), HYPERKERN_GROUPS(20), HYPERKERN_GROUPS(24), HYPERKERN_GROUPS(28)
+#define HYPERKERN_GROUPS_192 HYPERKERN_GROUPS_128, HYPERKERN_GROUPS(16), HYPERKERN_GROUPS(20)
+#define HYPERKERN_GROUPS_256 HYPERKERN_GROUPS_192, HYPERKERN_GROUPS(24), HYPERKERN_GROUPS(28)
 
 // d (64 x N) (+)= a b: both operands in shared memory with the contracted index running along a row.
 // %P is the predicate that keeps d.
@@ -335,6 +361,8 @@ HYPERKERN_WGMMA_SS(80, bf16, "%40", "%41", "%42")
 HYPERKERN_WGMMA_SS(96, bf16, "%48", "%49", "%50")
 HYPERKERN_WGMMA_SS(80, f16, "%40", "%41", "%42")
 HYPERKERN_WGMMA_SS(96, f16, "%48", "%49", "%50")
+HYPERKERN_WGMMA_SS(112, bf16, "%56", "%57", "%58")
+HYPERKERN_WGMMA_SS(112, f16, "%56", "%57", "%58")
 HYPERKERN_WGMMA_SS(128, bf16, "%64", "%65", "%66")
 HYPERKERN_WGMMA_SS(128, f16, "%64", "%65", "%66")
 HYPERKERN_WGMMA_SS(256, bf16, "%128", "%129", "%130")
@@ -343,6 +371,8 @@ HYPERKERN_WGMMA_RS(64, bf16, "%32, %33, %34, %35", "%36", "%37")
 HYPERKERN_WGMMA_RS(64, f16, "%32, %33, %34, %35", "%36", "%37")
 HYPERKERN_WGMMA_RS(128, bf16, "%64, %65, %66, %67", "%68", "%69")
 HYPERKERN_WGMMA_RS(128, f16, "%64, %65, %66, %67", "%68", "%69")
+HYPERKERN_WGMMA_RS(192, bf16, "%96, %97, %98, %99", "%100", "%101")
+HYPERKERN_WGMMA_RS(192, f16, "%96, %97, %98, %99", "%100", "%101")
 HYPERKERN_WGMMA_RS(256, bf16, "%128, %129, %130, %131", "%132", "%133")
 HYPERKERN_WGMMA_RS(256, f16, "%128, %129, %130, %131", "%132", "%133")
 

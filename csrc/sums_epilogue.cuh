@@ -64,11 +64,13 @@ constexpr int kSumsGroups = kSumsCols / 8;
 constexpr int kSumsWarps = 4;  // that add up their column sums
 constexpr int kSumsColFloats = 2 * kSumsWarps * kSumsCols;
 
-// The results of one row block for a group of four warps, each with kBlocks 16-row blocks.
-template <class Operand, Task kTask, int kBlocks>
+// The results of one row block for a group of four warps, each with kBlocks 16-row blocks. `kUnitBinds`: whether rows
+// are so short that the exponential unit has more to do than the tensor cores; the multiply-add pipe then takes a
+// share.
+template <class Operand, Task kTask, int kBlocks, bool kUnitBinds = false>
 struct SumsEpilogue {
   static constexpr Weight kWeight = weight_of(kTask);
-  static constexpr bool kLog2Units = Operand::kLog2Units && kWeight != Weight::kSoftplus;
+  static constexpr bool kLog2Units = Operand::kLog2Units;
 
   const SumsArgs& args;
   const Pairs pairs;  // of the batch element
@@ -98,7 +100,7 @@ struct SumsEpilogue {
   // Leaves in `s` what column sums are made of.
   HYPERKERN_DEVICE void add_tile(float (&s)[kBlocks][kSumsGroups][4], int first_col, bool mask, bool twice) {
     if constexpr (stores(kTask)) {
-      weigh<kWeight, kLog2Units>(s, sum, second, rows, factors, pairs, first_col, mask, lane);
+      weigh<kWeight, kLog2Units, true>(s, sum, second, rows, factors, pairs, first_col, mask, lane);
       store(s, first_col);
       return;
     }
@@ -116,21 +118,11 @@ struct SumsEpilogue {
       add_relative_to_maximum(s);
     } else {
       const float times = twice ? 2.0f : 1.0f;
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        float tile[2] = {};
-#pragma unroll
-        for (int group = 0; group < kSumsGroups; ++group) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            float& x = s[block][group][e];
-            float derivative;
-            x = kTask == Task::kSumSoftplus ? softplus(x, derivative) : exp_of<kLog2Units>(x);
-            tile[e / 2] += x;
-          }
-        }
-        sum[block][0] += times * tile[0];
-        sum[block][1] += times * tile[1];
+      // Column sums take as many instructions as leave room for half of that share.
+      if (kUnitBinds && args.col == nullptr) {
+        add_potential<4>(s, times);
+      } else {
+        add_potential<8>(s, times);
       }
     }
   }
@@ -158,7 +150,7 @@ struct SumsEpilogue {
       float total = 0.0f;
 #pragma unroll
       for (int i = 0; i < kSumsWarps; ++i) total += buffer[i * kSumsCols + own];
-      ptx::red_add(col + first_col + own, total);
+      ptx::red_add(col + first_col + own, kTask == Task::kSumSoftplus ? total * kUnit<kLog2Units> : total);
     }
   }
 
@@ -174,6 +166,8 @@ struct SumsEpilogue {
         } else {
           total = sum_of_row(total);
           if constexpr (has_second(kTask)) other = sum_of_row(other);
+          if constexpr (kTask == Task::kSumSoftplus) total *= kUnit<kLog2Units>;
+          if constexpr (kTask == Task::kStoreSoftplus) other *= kUnit<kLog2Units>;
         }
         const int row = rows.index[block][half];
         float logits = 0.0f, number = 0.0f;
@@ -196,6 +190,34 @@ struct SumsEpilogue {
   }
 
  private:
+  // Of exponentials on the multiply-add pipe is, where that is asked for, one in kEvery, of every row and most columns
+  // alike.
+  template <int kEvery>
+  HYPERKERN_DEVICE void add_potential(float (&s)[kBlocks][kSumsGroups][4], float times) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      float tile[2] = {};
+#pragma unroll
+      for (int group = 0; group < kSumsGroups; ++group) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float& x = s[block][group][e];
+          if constexpr (kTask == Task::kSumSoftplus) {
+            float derivative;
+            x = softplus<kLog2Units>(x, derivative);
+          } else if (kUnitBinds && (group + e) % kEvery == 0) {
+            x = exp2_by_polynomial(x);
+          } else {
+            x = exp_of<kLog2Units>(x);
+          }
+          tile[e / 2] += x;
+        }
+      }
+      sum[block][0] += times * tile[0];
+      sum[block][1] += times * tile[1];
+    }
+  }
+
   // Of a tile first, for the same reason as in weigh.
   HYPERKERN_DEVICE void add_positives(const float (&s)[kBlocks][kSumsGroups][4], int first_col) {
     const Positives<kBlocks, kSumsGroups> found(rows, pairs, first_col, lane);

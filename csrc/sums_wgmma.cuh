@@ -133,7 +133,8 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
     const int i_block = schedule.block(i_stripe, round);
     if (i_block >= schedule.blocks) continue;
     const int first_row = i_block * T::kRows + warpgroup * T::kBlocks * 64;
-    SumsEpilogue<Operand, kTask, T::kBlocks> epilogue(args, pairs, i_b, i_cut, first_row + warp * 16, 64, lane);
+    SumsEpilogue<Operand, kTask, T::kBlocks, kResident && kTask == Task::kSumExp> epilogue(
+        args, pairs, i_b, i_cut, first_row + warp * 16, 64, lane);
     const Range range = schedule.range(i_block, i_cut);
     if (kResident && range.begin < range.end) {
       ptx::mbarrier_wait(x_full, x_parity);

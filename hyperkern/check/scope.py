@@ -8,13 +8,14 @@ from typing import NamedTuple
 # multiply nothing and are the same for all.
 PRODUCTS = ("bfloat16", "float16", "tf32", "float32")
 ROWS = "rows"
-# Up to these D a row is contracted in one pass, by the one kernel or the other; longer ones go by panels.
-DIMS = (64, 128, 256)
+# Up to these D a row is contracted in one pass, each by a kernel of its own in one backend or the other; longer ones go
+# by panels.
+DIMS = (64, 128, 192, 256)
 
 
 # Of each class, one that fills its tiles and one that does not.
-_ALIGNED = {64: 64, 128: 128, 256: 256, 0: 512}
-_RAGGED = {64: 50, 128: 100, 256: 200, 0: 390}
+_ALIGNED = {64: 64, 128: 128, 192: 192, 256: 256, 0: 512}
+_RAGGED = {64: 50, 128: 100, 192: 140, 256: 200, 0: 390}
 
 
 class Scope(NamedTuple):

@@ -1,4 +1,4 @@
-"""The C++ tests of csrc/: index math by brute force, descriptors as Triton's, the emulator, failed launches."""
+"""The C++ tests of csrc/: index math and weights by brute force, descriptors as Triton's, the emulator, launches."""
 
 import importlib.util
 import os
@@ -36,9 +36,18 @@ def test_index_math(tmp_path: Path) -> None:
     assert run(tmp_path, "layout_test.cpp", *(sanitizer if probe.returncode == 0 else [])) == "ok\n"
 
 
+EMULATED = ["-DHYPERKERN_EMULATED"] + [
+    str(path) for path in sorted(ROOT.glob("csrc/emulator/*.cpp")) if path.name != "kernels.cpp"
+]
+
+
 def test_the_emulator_finds_missing_synchronisation(tmp_path: Path) -> None:
-    machine = [str(path) for path in sorted(ROOT.glob("csrc/emulator/*.cpp")) if path.name != "kernels.cpp"]
-    assert run(tmp_path, "emulator_test.cpp", "-DHYPERKERN_EMULATED", *machine) == "ok\n"
+    assert run(tmp_path, "emulator_test.cpp", *EMULATED) == "ok\n"
+
+
+def test_weights(tmp_path: Path) -> None:
+    """Each number that a weight is made of, over the whole range of logits."""
+    assert run(tmp_path, "weights_test.cpp", *EMULATED) == "ok\n"
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")

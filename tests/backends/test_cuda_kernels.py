@@ -4,6 +4,7 @@ The `backend` fixture runs all other tests on the emulated sm_90a, copies first.
 timings is tested here.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from benchmarks.first_tile import SIZES
 from hyperkern import backends
 from hyperkern.backends.cuda import library, operands, primitives, schedule
 from hyperkern.backends.cuda import step as whole_losses
+from hyperkern.check.scope import DIMS
 from hyperkern.spec import PairSpec, PairTerms
 
 pytestmark = [needs_cuda_kernels, *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
@@ -189,11 +191,11 @@ def test_every_primitive(dtype: torch.dtype, bounded: bool, exclude: str, machin
 
 
 @copies_first
-@pytest.mark.parametrize("dim", [1, 8, 63, 64, 65, 128, 136, 255, 256, 257, 400])
+@pytest.mark.parametrize("dim", [1, 8, 63, 64, 65, 128, 136, 160, 192, 193, 255, 256, 257, 400])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_every_dimension(dtype: torch.dtype, dim: int, machine: Machine) -> None:
     skip_if_portable_again(dtype, machine)
-    if DEVICE == "cpu" and dtype == torch.float32 and dim in (8, 63, 128):
+    if DEVICE == "cpu" and dtype == torch.float32 and dim in (8, 63, 128, 160, 192, 193):
         pytest.skip("edges in columns, not in bytes, are those of bfloat16")
     check(*problem(67, 130, dim, dtype, exclude="self"), TOLERANCE[dtype])
 
@@ -211,15 +213,16 @@ def test_ragged_rows_and_columns(first: int, machine: Machine) -> None:
         check(*problem(m, n, 64, torch.bfloat16, exclude="self"), TOLERANCE[torch.bfloat16])
 
 
-@pytest.mark.parametrize("dim", [64, 128, 256, 400])
+@pytest.mark.parametrize("dim", [64, 128, 192, 256, 400])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_ring_that_wraps(dtype: torch.dtype, dim: int, machine: Machine, rings: Rings) -> None:
     """Every kernel, with more to fetch than its ring has buffers: what the memory checkers are shown."""
     skip_if_portable_again(dtype, machine)
-    if DEVICE == "cpu" and dtype == torch.float32 and (dim in (128, 256) or (dim == 400 and machine.products_first)):
+    contracted_elsewhere = dim in (128, 192, 256) or (dim == 400 and machine.products_first)
+    if DEVICE == "cpu" and dtype == torch.float32 and contracted_elsewhere:
         pytest.skip("what is contracted is like 64, what is not like 400, and the ring is that of bfloat16")
     wgmma = machine.capability == 90 and dtype == torch.bfloat16
-    n = {64: 1100, 128: 650, 256: 420, 400: 300}[dim] if wgmma else {64: 260}.get(dim, 200)
+    n = {64: 1100, 128: 650, 192: 530, 256: 420, 400: 300}[dim] if wgmma else {64: 260}.get(dim, 200)
     # Rows for every warpgroup: the last one to free a buffer is the one that finds it overwritten.
     m = 150 if wgmma else 70
     # Log-weights have kernels of their own, and so have logits without a bound.
@@ -270,6 +273,15 @@ def test_the_gpu_check_fills_rings(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rings.laps.keys() == {("contract", 0), ("sums", 0)}
         assert min(rings.laps.values()) > 1, rings.laps
         rings.laps.clear()
+
+
+def test_every_size_of_tiles_is_checked() -> None:
+    """Where D takes another kernel a class of the first-use check ends: one D says nothing of the kernel of another."""
+    block, ends = library.ops(torch.device(DEVICE)).block, set()
+    for (bytes_, wgmma), weight in itertools.product([(2, True), (2, False), (4, False)], operands.Weight):
+        sizes = [block(1, bytes_, dim, weight, wgmma) for dim in range(1, operands.CONTRACT_DIM + 1)]
+        ends |= {dim for dim, (here, next_) in enumerate(itertools.pairwise(sizes), 1) if here != next_}
+    assert {*ends, operands.CONTRACT_DIM} == {*DIMS}
 
 
 def test_results_do_not_depend_on_timing(rings: Rings) -> None:

@@ -252,7 +252,7 @@ def test_labels_of_rows(dtype: torch.dtype, others: int) -> None:
     around = torch.full((2 * (n + others) + 2,), 77, dtype=torch.int64, device=DEVICE)
     classes = around[1:-1].view(2, n + others)
     library.ops(x.device).prepare_loss(
-        *(x, None, queue if others else None, 1e-12, not others, None, False, None, 0.0),
+        *(x, None, queue if others else None, 1e-12, not others, None, False, None, 0.0, 1.0),
         *(x.new_empty(2, n + others, 8), None, None, x.new_empty(3), None, None, None, None, None),
         *(labels, queue_labels if others else None, classes),
     )
@@ -282,7 +282,7 @@ def test_whole_losses_read_and_write_nothing_outside(dim: int, dtype: torch.dtyp
     counts, cleared, zeros, bias = inside(3), inside(7), inside(2, 2, 2), inside(17)
     scale, kept_x, kept_y, kept_scale = inside(1).abs_(), inside(2, n, dim), inside(2, n, dim), inside(1)
     ops.prepare_loss(
-        x, y, queue, 1e-12, together, scale, True, None, 3.0, operand, positives, zeros, counts, cleared, bias,
+        x, y, queue, 1e-12, together, scale, True, None, 3.0, 2.0, operand, positives, zeros, counts, cleared, bias,
         kept_x, kept_y, kept_scale, None, None, None,
     )  # fmt: skip
     assert torch.equal(kept_scale, scale)
@@ -291,7 +291,7 @@ def test_whole_losses_read_and_write_nothing_outside(dim: int, dtype: torch.dtyp
     assert (operand[..., dim:] == 0).all()
     assert (counts == 0).all()
     assert (cleared == 0).all()
-    assert (bias == 1.5).all()
+    assert (bias == 3.0).all()
     sums, weights, loss = inside(1, 2, rows).abs_(), inside(2, n), inside(2)
     places = (1, 0, 2, 0, 0, 2, 1, 1, 2, 0, 0, 2) if together else (1, 0, 1, 0, 0, 1)
     head(
@@ -325,7 +325,7 @@ def test_bad_arguments_of_whole_losses_are_named() -> None:
     def prepare(**changed: object) -> None:
         ops.prepare_loss(**{
             **{"x": x, "y": y, "queue": None, "eps": 1e-12, "together": False, "scale": None, "reciprocal": False},
-            **{"bias": None, "bias_value": 0.0, "operand": operand, "positives": positives, "zeros": None},
+            **{"bias": None, "bias_value": 0.0, "unit": 1.0, "operand": operand, "positives": positives, "zeros": None},
             **{"counted": counts, "cleared": None, "terms": None, "kept_x": None, "kept_y": None, "kept_scale": None},
             **{"labels": None, "queue_labels": None, "classes": None},
             **changed,
@@ -415,8 +415,8 @@ def test_schemas_of_whole_losses() -> None:
     x, y = torch.randn(2, 2, 12, 6, device=DEVICE)
     ops, counts = library.ops(x.device), x.new_zeros(3)
     operand, positives = x.new_empty(2, 24, 8), x.new_empty(2, 12)
-    prepared = (x, y, None, 1e-12, False, None, False, None, 0.0, operand, positives, None, counts, None, None)
-    prepared += (None, None, None, None, None, None)
+    prepared = (x, y, None, 1e-12, False, None, False, None, 0.0, 1.0, operand, positives, None, counts, None)
+    prepared += (None, None, None, None, None, None, None)
     torch.library.opcheck(ops.prepare_loss.default, prepared, test_utils=checks)
     arguments = head(
         SOFTMAX, 12, x.new_ones(1, 2, 12), (1, 0, 1, 0, 0, 1), positives=positives, terms=x.new_empty(2, 2, 40)

@@ -52,6 +52,7 @@ PANELS = "backends/test_whole_panels.py"
 LAUNCH = "backends/test_triton_launch.py"
 SASS = "backends/test_sass.py"
 SPECIALISED = "backends/test_triton_specialised.py"
+WEIGHTS = "backends/test_cuda_index_math.py::test_weights"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -950,6 +951,13 @@ MUTANTS = [
         "b_part *= 1.0",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-learnable]",
     ),
+    _mutant(
+        "rows of 192 elements are checked with those of 256",
+        "check/scope.py",
+        "DIMS = (64, 128, 192, 256)",
+        "DIMS = (64, 128, 256)",
+        "backends/test_cuda_kernels.py::test_every_size_of_tiles_is_checked",
+    ),
     # The kernels in CUDA C++, as far as no library has to be compiled anew.
     _mutant(
         "two rows of a tile meet in one bank",
@@ -964,6 +972,55 @@ MUTANTS = [
         "i_tile >= (i_block + 1) * square",
         "i_tile >= i_block * square",
         "backends/test_cuda_index_math.py::test_index_math",
+    ),
+    _mutant(
+        "a power by a polynomial is a number where its exponent is nan",
+        "csrc/pair_tile.cuh",
+        "x = ptx::max_nan(x, -127.0f);",
+        "x = fmaxf(x, -127.0f);",
+        WEIGHTS,
+    ),
+    _mutant(
+        "a power by a polynomial is not 0 of pairs that are left out",
+        "csrc/pair_tile.cuh",
+        "x = ptx::max_nan(x, -127.0f);",
+        "x = ptx::max_nan(x, -120.0f);",
+        WEIGHTS,
+    ),
+    _mutant(
+        "a power by a polynomial is one term shorter",
+        "csrc/pair_tile.cuh",
+        "0.00967554096f, 0.0013276469f};",
+        "0.00967554096f};",
+        WEIGHTS,
+    ),
+    _mutant(
+        "the derivative of softplus is an exponential",
+        "csrc/pair_tile.cuh",
+        "fmaf(-e, per_e, fminf(l, 0.0f))",
+        "fminf(l, 0.0f)",
+        WEIGHTS,
+    ),
+    _mutant(
+        "a coefficient of softplus is rounded to bfloat16",
+        "csrc/pair_tile.cuh",
+        "-0.155351862f",
+        "-0.155273438f",
+        WEIGHTS,
+    ),
+    _mutant(
+        "the bias beside softplus is not in the units of the kernels",
+        "backends/cuda/step.py",
+        "scheme.spec.bias, self.schedule.unit)",
+        "scheme.spec.bias, 1.0)",
+        f"{WHOLE}::test_half_precision[cuda-cpu-torch.bfloat16-siglip]",
+    ),
+    _mutant(
+        "the log-weights of softplus are not in the units of the kernels",
+        "backends/cuda/primitives.py",
+        "row_terms(of_rows * unit), col_terms(of_cols * unit))",
+        "row_terms(of_rows), col_terms(of_cols))",
+        "backends/test_cuda_kernels.py::test_every_primitive[torch.bfloat16-True-none-sm_90-copies-first]",
     ),
     _mutant(
         "the emulator lets a product start without a fence",

@@ -52,9 +52,10 @@ class Task(IntEnum):
 class Operands(pairwise.Operands):
     """A pairwise problem as kernels take it: rows padded with zeros to a multiple of 16 bytes, ids contiguous int64."""
 
-    def unit(self, weight: Weight) -> float:
-        """What turns a logit into the kernel's units: of log 2, but for full float32 accuracy and softplus."""
-        return 1.0 if self.kind == "float32" or weight == Weight.SOFTPLUS else math.log2(math.e)
+    @property
+    def unit(self) -> float:
+        """What turns a logit into the kernels' units."""
+        return unit_of(self.kind)
 
     @property
     def split(self) -> bool:
@@ -89,6 +90,11 @@ def as_operands(
     ids = (None if t is None else t.to(torch.int64).contiguous() for t in (terms.row_ids, terms.col_ids))
     logs = (None if t is None else t.float() for t in (terms.u, terms.v))
     return Operands(x_rows, y_rows, PairTerms(*logs, *ids), spec, y is None, kind)
+
+
+def unit_of(kind: str) -> float:
+    """What turns a logit into the kernels' units for products of a kind: of log 2, but for full float32 accuracy."""
+    return 1.0 if kind == "float32" else math.log2(math.e)
 
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:

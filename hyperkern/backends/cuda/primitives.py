@@ -97,7 +97,7 @@ def _running_sums(o: Operands) -> Sums:
     row, top = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
     # A row's log-weight is in all of its logits: it comes to the maximum last, as it does to the weights.
     _launch_sums(replace(o, terms=o.terms._replace(u=None)), Task.SUM_RUNNING, stripes=blocks, row=row, row_second=top)
-    return added(row, top, o.unit(Weight.EXP))._replace(u=o.terms.u)
+    return added(row, top, o.unit)._replace(u=o.terms.u)
 
 
 def _launch_sums(
@@ -116,8 +116,7 @@ def _launch_sums(
             row_second.fill_(-torch.inf)
     if row.numel() == 0 or o.y.shape[1] == 0:
         return
-    unit = o.unit(Weight.SOFTPLUS if task == Task.SUM_SOFTPLUS else Weight.EXP)
-    u, v, row_ids, col_ids = o.terms
+    unit, (u, v, row_ids, col_ids) = o.unit, o.terms
     ops(o.x.device).sums(
         *(o.x, o.y, None if u is None else row_terms(u * unit), None if v is None else col_terms(v * unit)),
         *(row_ids, col_ids, o.exclude, o.row_shift, 1, whole(o.x, o.y), o.spec.scale * unit, 0.0, False),
@@ -159,7 +158,7 @@ def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
     grad = o.x.new_empty((cuts * batch * m, dim), dtype=torch.float32)
     sums = grad.new_empty(cuts * batch * m)
     value = torch.empty_like(sums) if mode == "softplus" else sums
-    unit = o.unit(weighing.weight)
+    unit = o.unit
     ops(o.x.device).contract(
         *(o.x, o.y, weighing.rows, weighing.cols, o.terms.row_ids, o.terms.col_ids),
         *(o.exclude, o.row_shift, 1, whole(o.x, o.y, cuts), o.spec.scale * unit, weighing.offset, mode == "running"),
@@ -200,7 +199,7 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
     u, v = o.terms.u, o.terms.v
     row_lse, a, col_lse, b = factors
     weight = Weight.SOFTPLUS if mode == "softplus" else Weight.EXP
-    unit = o.unit(weight)
+    unit = o.unit
     # Exponentials of at most 1, or of at most the scale, moved to where float16 has most room.
     narrow = o.kind == "float16" and b is None and (a is None or late)
     offset, out_scale = exp_range(0.0 if a is not None else o.spec.scale) if narrow else (0.0, 1.0)
@@ -212,7 +211,7 @@ def _weighing(o: Operands, mode: str, factors: Factors, *, late: bool) -> Weighi
     no_cols = o.x.new_zeros(o.y.shape[:2], dtype=torch.float32)
     of_rows, of_cols = no_rows if u is None else u, no_cols if v is None else v
     if weight == Weight.SOFTPLUS:
-        return Weighing(weight, row_terms(of_rows), col_terms(of_cols))
+        return Weighing(weight, row_terms(of_rows * unit), col_terms(of_cols * unit))
     if a is not None and b is not None:
         row_top, col_top = _inf_for_empty(row_lse), _inf_for_empty(col_lse)
         if mode == "running":
@@ -257,7 +256,7 @@ def _contract_by_panels(
 ) -> tuple[Side | None, Side | None]:
     factors, scale = _in_range(o, factors, late=False)
     weighing = _weighing(o, mode, factors, late=False)
-    unit = o.unit(weighing.weight)
+    unit = o.unit
     task = Task.STORE_EXP + weighing.weight
     size = tile(o.x, "sums", weighing.weight)
     _, _, row_ids, col_ids = o.terms

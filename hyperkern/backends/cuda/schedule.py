@@ -22,6 +22,7 @@ from .operands import (
     emulated_capability,
     multiprocessors,
     tile_of,
+    unit_of,
 )
 from .primitives import SUM_TASKS, exp_range, stripes_of
 
@@ -102,7 +103,8 @@ class Schedule:
         width: elements of a row of the operand, which ends at a multiple of 16 bytes.
         term_count: of each vector of terms: pairs of them are read at once, and all that the last tile may reach.
         weight: the form of the weights. Those of classes are of one, whatever the mode: relative to maxima.
-        factor: of a logit, in the kernels' units.
+        unit: what turns a logit into the kernels' units.
+        factor: of a logit, in these units.
         in_one_pass: whether rows are short enough for the contraction in one pass; longer ones go by panels.
     """
 
@@ -111,8 +113,8 @@ class Schedule:
         self.width = scheme.dim + -scheme.dim % (ALIGNMENT // scheme.dtype.itemsize)
         self.term_count = scheme.rows + scheme.rows % 2 + 2 + MOST_TILE_COLS
         self.weight = Weight.CLASSES if scheme.head == "classes" else _WEIGHTS[scheme.weights]
-        self._unit = 1.0 if scheme.kind == "float32" or scheme.sums == "softplus" else math.log2(math.e)
-        self.factor = scheme.factor * self._unit
+        self.unit = unit_of(scheme.kind)
+        self.factor = scheme.factor * self.unit
         self.in_one_pass = self.width <= CONTRACT_DIM
 
     @functools.cached_property
@@ -203,7 +205,7 @@ class Schedule:
         cuts = cut(scheme.batch * blocks, tiles, 4 * scheme.batch * job.rows, multiprocessors(self._device))
         task = Task.STORE_CLASSES if self.weight == Weight.CLASSES else Task.STORE_EXP + self.weight
         told = (
-            *(_exclusion([job]), 0, scheme.views, (0, 0, job.rows, job.cols, 1, 1), self.factor, offset * self._unit),
+            *(_exclusion([job]), 0, scheme.views, (0, 0, job.rows, job.cols, 1, 1), self.factor, offset * self.unit),
             *(scheme.weights in ("running", "single"), task, scheme.kind == "float32", False),
             *(blocks, cuts),
         )
@@ -231,7 +233,7 @@ class Schedule:
         scheme, jobs, (offset, out_scale) = self.scheme, [side.job for side in self.sides], self._range
         numbers = _numbers(jobs, [side.shape[0] for side in self.sides])
         options = (scheme.weights in ("running", "single"), self.weight, scheme.kind == "float32", out_scale)
-        return _exclusion(jobs), 0, scheme.views, numbers, self.factor, offset * self._unit, *options
+        return _exclusion(jobs), 0, scheme.views, numbers, self.factor, offset * self.unit, *options
 
     @functools.cached_property
     def head_blocks(self) -> int:
@@ -244,7 +246,7 @@ class Schedule:
         """The first that the head is told, where the sums of a pair's rows stand, and the last."""
         scheme, spec = self.scheme, self.scheme.spec
         sigma = spec.sigma if scheme.head == "weighted" else 0.0
-        last = (spec.bias, self._unit, scheme.share, sigma, scheme.range, spec.scale / 2)
+        last = (spec.bias, self.unit, scheme.share, sigma, scheme.range, spec.scale / 2)
         return (_HEADS[scheme.head], scheme.pairs, scheme.further), self._places_of_ways(), last
 
     def _places_of_ways(self) -> list[int]:

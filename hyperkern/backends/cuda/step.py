@@ -70,7 +70,7 @@ class _Step:
         plan, scheme = self.plan, self.scheme
         self.kernels.prepare_loss(
             *(plan.x, plan.y, plan.queue, norm_eps(scheme.input_dtype), scheme.symmetric),
-            *(plan.scale, scheme.spec.temperature, plan.bias, scheme.spec.bias),
+            *(plan.scale, scheme.spec.temperature, plan.bias, scheme.spec.bias, self.schedule.unit),
             *(self.operand, self.positives, zeros, self.counts, cleared, terms),
             *(*self.kept, plan.labels, plan.queue_labels, classes),
         )
