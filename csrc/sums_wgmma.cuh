@@ -1,5 +1,7 @@
 // The sums kernel for sm_90a: one warp feeds a ring by TMA, two warpgroups multiply 128 x 128 tiles each with wgmma.
-// Where rows are short (kResident) the rows of a block stay in shared memory and only columns stream.
+// Where rows are short (kResident) the rows of a block stay in shared memory and only columns stream. Where they stream
+// too, two blocks of a cluster work on the same rows and on neighbouring columns: each fetches half of the rows, for
+// both.
 #pragma once
 
 #include "launch.h"
@@ -15,6 +17,7 @@ struct SumsWgmma {
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static constexpr int kRowPanelBytes = kRows * kPanelBytes;
   static constexpr int kColPanelBytes = kSumsCols * kPanelBytes;
+  static constexpr int kCluster = 2;       // blocks of threads, where rows stream
   static constexpr int kMostResident = 4;  // panels
   static constexpr int kMostStages = 8;
   static constexpr int kBarrierBytes = (2 * kMostStages + 2) * 8;
@@ -22,6 +25,7 @@ struct SumsWgmma {
 
   // Shared memory of a block of threads: resident rows of so many panels, 0 where rows stream; a ring of as many
   // buffers as fit; column sums; barriers.
+  static HYPERKERN_HOST_DEVICE constexpr int cluster(int resident_panels) { return resident_panels > 0 ? 1 : kCluster; }
   static HYPERKERN_HOST_DEVICE constexpr int resident_bytes(int panels) { return panels * kRowPanelBytes; }
   static HYPERKERN_HOST_DEVICE constexpr int stage_bytes(bool resident) {
     return kColPanelBytes + (resident ? 0 : kRowPanelBytes);
@@ -43,17 +47,23 @@ HYPERKERN_HOST_DEVICE constexpr int resident_panels(int row_bytes, Task task) {
   return !stores(task) && panels <= SumsWgmma::kMostResident ? panels : 0;
 }
 
+// What a block fetches of L2 for a panel of a tile, against the clocks that its products take: 8 for an element of rows
+// in a tile of 128 x 128. L2 gives every multiprocessor 32 bytes a clock and not more.
+static_assert(
+    SumsWgmma::kColPanelBytes + SumsWgmma::kRowPanelBytes / SumsWgmma::kCluster <=
+    32 * (SumsWgmma::kRows / 128 * 8 * (kPanelBytes / 2)));
+
 template <class Operand, Task kTask, bool kResident>
 HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kernel(
     const SumsArgs args, const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
     const int stages) {
 #if HYPERKERN_SM90A
   using T = SumsWgmma;
-  const Schedule& schedule = args.schedule;
+  constexpr int kCluster = kResident ? 1 : T::kCluster;
+  Schedule schedule = args.schedule;
+  if constexpr (stores(kTask)) schedule.triangle = false;  // it never is one: that spares registers
   const int lane = ptx::thread() % kWarp;
-  const int i_stripe = ptx::block() % schedule.stripes;
-  const int i_cut = ptx::block() / schedule.stripes % schedule.cuts;
-  const int i_b = ptx::block() / schedule.stripes / schedule.cuts;
+  const auto [i_stripe, i_cut, i_b] = schedule.place(ptx::block());
   const int panels = ceil_div(args.pairs.dim * Operand::kBytes, kPanelBytes);
 
   const int resident_bytes = T::resident_bytes(kResident ? panels : 0);
@@ -63,14 +73,18 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   const uint32_t buffers = x_resident + resident_bytes;
   unsigned char* behind = memory + resident_bytes + stages * stage_bytes;
   const uint32_t x_full = ptx::shared_address(behind + T::kColBytes), x_empty = x_full + 8;
-  const Ring ring{x_empty + 8, stages};
+  const Ring ring{x_empty + 8, stages, kCluster};
   if (ptx::thread() == 0) {
     ring.init(T::kConsumers * 4);
     ptx::mbarrier_init(x_full, 1);
     ptx::mbarrier_init(x_empty, T::kConsumers * 4);
     ptx::fence_mbarrier_init();
   }
-  ptx::syncthreads();
+  if constexpr (kCluster > 1) {
+    ptx::cluster_sync();  // the other block fills buffers and barriers here
+  } else {
+    ptx::syncthreads();
+  }
 
   if (ptx::thread() < kWarpgroup) {
     ptx::setmaxnreg_dec<24>();
@@ -95,16 +109,17 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
               first_row + i_block * T::kRows, problem.i_b);
         }
       }
-      for (int tile = range.begin; tile < range.end; ++tile) {
+      for (int tile = range.begin; tile < range.end; tile += schedule.cuts) {
         for (int panel = 0; panel < panels; ++panel) {
           const int column = panel * (kPanelBytes / Operand::kBytes);
           const uint32_t to = buffers + at.stage * stage_bytes;
           ring.acquire(at, stage_bytes);
           ptx::cp_async_bulk_tensor(to, &y_map, ring.full(at.stage), column, first_col + tile * kSumsCols, problem.i_b);
-          if (!kResident) {
-            ptx::cp_async_bulk_tensor(
-                to + T::kColPanelBytes, &x_map, ring.full(at.stage), column, first_row + i_block * T::kRows,
-                problem.i_b);
+          if constexpr (!kResident) {
+            const int rank = ptx::cluster_ctarank();
+            ptx::cp_async_bulk_tensor_multicast(
+                to + T::kColPanelBytes + rank * (T::kRowPanelBytes / kCluster), &x_map, ring.full(at.stage), column,
+                first_row + i_block * T::kRows + rank * (T::kRows / kCluster), problem.i_b, (1 << kCluster) - 1);
           }
           at.advance(stages);
         }
@@ -121,7 +136,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
   auto* col_shared = reinterpret_cast<float*>(behind) + warpgroup * kSumsColFloats;
   float* col = args.col;
   if (col != nullptr) {
-    const int part = (i_stripe + i_cut * args.col_parts_per_cut) * T::kConsumers + warpgroup;
+    const int part = i_stripe * T::kConsumers + warpgroup;
     col += (static_cast<int64_t>(part) * pairs.batch + i_b) * pairs.n;
   }
   int col_turn = 0;
@@ -139,7 +154,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
       ptx::mbarrier_wait(x_full, x_parity);
       x_parity ^= 1;
     }
-    for (int tile = range.begin; tile < range.end; ++tile) {
+    for (int tile = range.begin; tile < range.end; tile += schedule.cuts) {
       float s[T::kBlocks][kSumsGroups][4];
       turns.take();
       RingPosition before = at;
@@ -169,7 +184,8 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
 #pragma unroll
       for (int block = 0; block < T::kBlocks; ++block) ptx::pin(s[block]);
       ring.release(before, lane);
-      if (kResident && tile + 1 == range.end && lane == 0) ptx::mbarrier_arrive(x_empty);
+      if (kResident && tile + schedule.cuts >= range.end && lane == 0) ptx::mbarrier_arrive(x_empty);
+      if (kCluster > 1 && !schedule.has(tile)) continue;
       const int first_col = tile * kSumsCols;
       const bool mirrored = schedule.mirrored(i_block, tile);
       epilogue.add_tile(
@@ -182,6 +198,8 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsWgmma::kThreads, 1) sums_wgmma_kerne
     epilogue.finish();
   }
   turns.end();
+  // The other block may still free buffers of both.
+  if constexpr (kCluster > 1) ptx::cluster_sync();
 #endif
 }
 

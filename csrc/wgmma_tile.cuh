@@ -72,10 +72,11 @@ struct RingPosition {
 };
 
 // A ring of buffers between the TMA unit and the warpgroups: for each a barrier that it is full and one that it is
-// empty.
+// empty. The blocks of a cluster fill one another's buffers: one is empty when it is so in all of them.
 struct Ring {
   uint32_t barriers;  // full and empty, in turn
   int stages;
+  int cluster = 1;
 
   HYPERKERN_DEVICE uint32_t full(int stage) const { return barriers + 16 * stage; }
   HYPERKERN_DEVICE uint32_t empty(int stage) const { return barriers + 16 * stage + 8; }
@@ -84,7 +85,7 @@ struct Ring {
   HYPERKERN_DEVICE void init(int warps) const {
     for (int stage = 0; stage < stages; ++stage) {
       ptx::mbarrier_init(full(stage), 1);
-      ptx::mbarrier_init(empty(stage), warps);
+      ptx::mbarrier_init(empty(stage), warps * cluster);
     }
   }
 
@@ -98,7 +99,11 @@ struct Ring {
 
   // By every consumer warp, once its products have read the buffer.
   HYPERKERN_DEVICE void release(const RingPosition& at, int lane) const {
-    if (lane == 0) ptx::mbarrier_arrive(empty(at.stage));
+    if (cluster > 1) {
+      if (lane < cluster) ptx::mbarrier_arrive_cluster(ptx::mapa(empty(at.stage), lane));
+    } else if (lane == 0) {
+      ptx::mbarrier_arrive(empty(at.stage));
+    }
   }
 };
 

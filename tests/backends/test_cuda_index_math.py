@@ -1,4 +1,4 @@
-"""The C++ tests of csrc/: index math by brute force, descriptors as Triton's, the emulator, failed launches."""
+"""The C++ tests of csrc/: index math by brute force, descriptors as Triton's, emulator, clusters, failed launches."""
 
 import importlib.util
 import os
@@ -36,9 +36,11 @@ def test_index_math(tmp_path: Path) -> None:
     assert run(tmp_path, "layout_test.cpp", *(sanitizer if probe.returncode == 0 else [])) == "ok\n"
 
 
-def test_the_emulator_finds_missing_synchronisation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["emulator_test.cpp", "clusters_test.cpp"])
+def test_in_the_emulator(tmp_path: Path, source: str) -> None:
+    """Missing synchronisation is found; rows that stream through clusters are added right, however ragged."""
     machine = [str(path) for path in sorted(ROOT.glob("csrc/emulator/*.cpp")) if path.name != "kernels.cpp"]
-    assert run(tmp_path, "emulator_test.cpp", "-DHYPERKERN_EMULATED", *machine) == "ok\n"
+    assert run(tmp_path, source, "-DHYPERKERN_EMULATED", *machine) == "ok\n"
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")

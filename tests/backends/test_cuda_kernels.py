@@ -82,7 +82,7 @@ class Rings:
         at_hopper = (
             torch.cuda.get_device_capability()[0] == 9 if DEVICE == "cuda" else operands.emulated_capability() == 90
         )
-        _, columns, _ = self.operators.tile(of["x"], kernel, dim, kind if name == "contract" else 0)
+        _, columns, *_ = self.operators.tile(of["x"], kernel, dim, kind if name == "contract" else 0)
         _, _, stages = self.operators.block(kernel, bytes_, dim, kind, at_hopper and bytes_ == 2)
         # A buffer holds a whole tile, or 128 bytes of its rows.
         buffers = 1 if name == "contract" else -(-dim * bytes_ // 128)

@@ -49,6 +49,7 @@ WHOLE = "backends/test_whole_losses.py"
 CLASSES = "backends/test_whole_classes.py"
 PANELS = "backends/test_whole_panels.py"
 LAUNCH = "backends/test_triton_launch.py"
+EMULATED = "backends/test_cuda_index_math.py::test_in_the_emulator"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -903,7 +904,42 @@ MUTANTS = [
         "csrc/emulator/tensor_cores.cpp",
         "require(thread.fenced, ",
         "require(true, ",
-        "backends/test_cuda_index_math.py::test_the_emulator_finds_missing_synchronisation",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the emulator lets a block end while others reach it",
+        "csrc/emulator/machine.cpp",
+        "machine.blocks[address >> kRankShift].running > 0",
+        "machine.blocks[address >> kRankShift].running >= 0",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the emulator forgets that a multicast fills the others",
+        "csrc/emulator/copies.cpp",
+        "cp_async_bulk_tensor(mapa(to, rank), map,",
+        "cp_async_bulk_tensor(to, map,",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the emulator takes a rank for a part of an offset",
+        "csrc/emulator/tensor_cores.cpp",
+        "(descriptor & 0xc000) == 0",
+        "(descriptor & 0xc000) <= 0xc000",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the blocks of a cluster have the same columns",
+        "csrc/layout.h",
+        "* cluster + i % cluster,",
+        "* cluster,",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "a cluster ends before the last tile of its second block",
+        "csrc/layout.h",
+        "ceil_div(tiles, cluster) * cluster}",
+        "tiles}",
+        f"{EMULATED}[clusters_test.cpp]",
     ),
     # What is built upon the losses.
     _mutant(
