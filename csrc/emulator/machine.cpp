@@ -276,9 +276,9 @@ void mbarrier_init(uint32_t address, int arrivals) {
 
 void mbarrier_arrive(uint32_t address, uint32_t bytes) { arrive(own_mbarrier(address), bytes); }
 
-void mbarrier_arrive_cluster(uint32_t address) {
+void mbarrier_arrive_cluster(uint32_t address, uint32_t bytes) {
   require_running(address);
-  arrive(mbarrier(address), 0);
+  arrive(mbarrier(address), bytes);
 }
 
 void mbarrier_wait(uint32_t address, uint32_t parity) {

@@ -54,7 +54,7 @@ void bar_arrive(int id, int threads);
 
 void mbarrier_init(uint32_t barrier, int arrivals);
 void mbarrier_arrive(uint32_t barrier, uint32_t bytes);
-void mbarrier_arrive_cluster(uint32_t barrier);  // in any block of the cluster
+void mbarrier_arrive_cluster(uint32_t barrier, uint32_t bytes);  // in any block of the cluster
 void mbarrier_wait(uint32_t barrier, uint32_t parity);
 
 // The other warps run as far as they can before this one goes on. Behind an arrival, which may be what they wait for: a

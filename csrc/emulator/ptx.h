@@ -138,8 +138,11 @@ inline void mbarrier_arrive(uint32_t barrier) {
   emulator::let_others_run();
 }
 inline void mbarrier_arrive_cluster(uint32_t barrier) {
-  emulator::mbarrier_arrive_cluster(barrier);
+  emulator::mbarrier_arrive_cluster(barrier, 0);
   emulator::let_others_run();
+}
+inline void mbarrier_arrive_expect_tx_cluster(uint32_t barrier, uint32_t bytes) {
+  emulator::mbarrier_arrive_cluster(barrier, bytes);
 }
 inline void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) { emulator::mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint32_t barrier, uint32_t parity) { emulator::mbarrier_wait(barrier, parity); }

@@ -103,8 +103,9 @@ enum class Fault {
   kNone,
   kNoBarrierAtStart,
   kNoBarrierAtEnd,
-  kOwnHalfExpected,
-  kOwnBufferFreed,
+  kExpectedHereAlone,
+  kTooLittleExpected,
+  kFreedHereAlone,
   kOwnConsumersAsked,
   kOwnMask,
   kMaskTooWide,
@@ -113,20 +114,23 @@ enum class Fault {
   kRankInDescriptor
 };
 
-// x y_r^T for each of the two blocks r of a cluster, 64 x 64 each and in kTiles panels, with a ring of two buffers:
-// each block fetches half of the rows of x, for both.
+// x y_r^T for each of the two blocks r of a cluster, 64 x 64 each and in kTiles panels, with rings of two buffers: the
+// first block fetches x for both.
 struct Cluster {
   Fault fault;
   TensorMap x_map, y_map;
   std::vector<float>* out;
 
   void operator()() const {
-    const uint32_t buffers = ptx::shared_address(ptx::shared_memory());
+    const uint32_t y_buffers = ptx::shared_address(ptx::shared_memory()), x_buffers = y_buffers + kStages * kBytes;
     const int rank = ptx::cluster_ctarank();
-    const Ring ring{buffers + kStages * 2 * kBytes, kStages, 2};
-    const Ring own{ring.barriers, kStages};  // as if the other block had nothing to do with it
-    const bool own_freed = fault == Fault::kOwnBufferFreed || fault == Fault::kOwnConsumersAsked;
-    if (ptx::thread() == 0) (fault == Fault::kOwnConsumersAsked ? own : ring).init(4);
+    const Ring columns{x_buffers + kStages * kBytes, kStages}, rows{columns.empty(kStages - 1) + 8, kStages, 2, 0};
+    const Ring own_rows{rows.barriers, kStages};  // as if the other block had nothing to do with them
+    const bool freed_here = fault == Fault::kFreedHereAlone || fault == Fault::kOwnConsumersAsked;
+    if (ptx::thread() == 0) {
+      columns.init(4);
+      (fault == Fault::kOwnConsumersAsked ? own_rows : rows).init(4);
+    }
     if (fault == Fault::kNoBarrierAtStart) {
       ptx::syncthreads();
     } else {
@@ -136,14 +140,19 @@ struct Cluster {
       if (ptx::thread() != 0) return;
       RingPosition at;
       for (int panel = 0; panel < kTiles; ++panel) {
-        const uint32_t to = buffers + at.stage * 2 * kBytes, full = ring.full(at.stage);
-        const RingPosition asked{at.stage, fault == Fault::kParity ? at.parity ^ 1 : at.parity};
-        ring.acquire(asked, fault == Fault::kOwnHalfExpected ? 3 * kBytes / 2 : 2 * kBytes);
-        const uint32_t column_barrier = fault == Fault::kOtherBarrierTaken ? ptx::mapa(full, 1 - rank) : full;
-        ptx::cp_async_bulk_tensor(to, &y_map, column_barrier, panel * 64, rank * kRows, 0);
-        const uint16_t ranks = fault == Fault::kOwnMask ? 1 << rank : fault == Fault::kMaskTooWide ? 7 : 3;
-        ptx::cp_async_bulk_tensor_multicast(
-            to + kBytes + rank * kBytes / 2, &x_map, full, panel * 64, rank * kRows / 2, 0, ranks);
+        const uint32_t full = columns.full(at.stage);
+        columns.acquire(at, kBytes);
+        ptx::cp_async_bulk_tensor(
+            y_buffers + at.stage * kBytes, &y_map,
+            fault == Fault::kOtherBarrierTaken ? ptx::mapa(full, 1 - rank) : full, panel * 64, rank * kRows, 0);
+        if (rank == 0) {
+          const RingPosition asked{at.stage, fault == Fault::kParity ? at.parity ^ 1 : at.parity};
+          const uint32_t bytes = fault == Fault::kTooLittleExpected ? kBytes / 2 : kBytes;
+          (fault == Fault::kExpectedHereAlone ? own_rows : rows).acquire(asked, bytes);
+          const uint16_t ranks = fault == Fault::kOwnMask ? 1 : fault == Fault::kMaskTooWide ? 7 : 3;
+          ptx::cp_async_bulk_tensor_multicast(
+              x_buffers + at.stage * kBytes, &x_map, rows.full(at.stage), panel * 64, 0, 0, ranks);
+        }
         at.advance(kStages);
       }
       return;
@@ -152,14 +161,16 @@ struct Cluster {
     float s[8][4];
     RingPosition at;
     for (int panel = 0; panel < kTiles; ++panel) {
-      const uint32_t y_panel = buffers + at.stage * 2 * kBytes, x_panel = y_panel + kBytes;
-      ring.wait(at);
+      const uint32_t x_panel = x_buffers + at.stage * kBytes, y_panel = y_buffers + at.stage * kBytes;
+      columns.wait(at);
+      rows.wait(at);
       ptx::wgmma_fence();
       const uint32_t x_piece = fault == Fault::kRankInDescriptor ? x_panel / kPieceBytes : piece_at(x_panel);
       multiply_rows_async<Bf16>(s, x_piece, piece_at(y_panel), panel > 0);
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<0>();
-      (own_freed ? own : ring).release(at, lane);
+      columns.release(at, lane);
+      (freed_here ? own_rows : rows).release(at, lane);
       at.advance(kStages);
     }
     for (int group = 0; group < 8; ++group) {
@@ -229,8 +240,8 @@ float run(Fault fault, Timing timing, std::string& refusal) {
   constexpr int kColumns = kTiles * 64;
   const auto x = numbers(kRows * kColumns, 3), y = numbers(2 * kRows * kColumns, 11);
   std::vector<float> out(64 * 128, NAN);
-  const Cluster kernel{fault, map(x, kColumns, kRows / 2), map(y, kColumns, kRows), &out};
-  if (!runs(2, 2 * kBytes * kStages + 64, kernel, timing, refusal)) return NAN;
+  const Cluster kernel{fault, map(x, kColumns, kRows), map(y, kColumns, kRows), &out};
+  if (!runs(2, 2 * kBytes * kStages + 128, kernel, timing, refusal)) return NAN;
   float worst = 0;
   for (int i = 0; i < 64; ++i) {
     for (int j = 0; j < 128; ++j) {
@@ -258,8 +269,9 @@ void check_clusters() {
   for (const Timing timing : {Timing::kCopiesFirst, Timing::kProductsFirst}) {
     const float error = run(Fault::kNone, timing, refusal);
     CHECK(error < 1e-3f, "the whole cluster: error %g %s", error, refusal.c_str());
-    finds(Fault::kOwnHalfExpected, timing, nullptr);
-    finds(Fault::kOwnBufferFreed, timing, "deadlock");
+    finds(Fault::kExpectedHereAlone, timing, "deadlock");
+    finds(Fault::kTooLittleExpected, timing, "more bytes arrive at an mbarrier than it expects");
+    finds(Fault::kFreedHereAlone, timing, "deadlock");
     finds(Fault::kOwnMask, timing, "deadlock");
     finds(Fault::kMaskTooWide, timing, "a cluster has no block of that rank");
     finds(Fault::kParity, timing, nullptr);
