@@ -194,14 +194,15 @@ HYPERKERN_DEVICE void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// At a barrier of any block of the cluster, whose address is one of mapa.
+// At a barrier of any block of the cluster, whose address is one of mapa. It hands over what asynchronous operations
+// have read, of which their own wait is the proof: nothing that this thread wrote, for which all of its memory accesses
+// would have to reach the other block first (release.cluster, four barriers of memory in SASS).
 HYPERKERN_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 HYPERKERN_DEVICE void mbarrier_arrive_expect_tx_cluster(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.release.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 // Waits for the end of the phase of that parity.

@@ -43,6 +43,10 @@ struct SumsWgmma {
   }
 };
 static_assert(SumsWgmma::kCluster == SumsWgmma::kConsumers);
+static_assert(
+    (1 + SumsWgmma::kStreamedStages + SumsWgmma::kConsumers * (SumsWgmma::kStreamedStages - 1)) * 16 <=
+        SumsWgmma::kBarrierBytes &&
+    (1 + SumsWgmma::kMostStages) * 16 <= SumsWgmma::kBarrierBytes);
 
 // How many panels of rows stay in shared memory. Panels of weights are for long rows, and their rows always stream.
 HYPERKERN_HOST_DEVICE constexpr int resident_panels(int row_bytes, Task task) {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hyperkern.backends.common.report import cuobjdump
+from hyperkern.backends.common.report import cuobjdump, in_loops_with, instructions
 from hyperkern.backends.cuda.report import LIBRARY
 
 pytestmark = [
@@ -73,6 +73,18 @@ def test_no_loop_of_products_spills(rows: list[dict]) -> None:
     assert [row for row in others if row["loop_local"] > 0] == []
     # The loss of the main job has none anywhere.
     assert [row for row in others if row["problem"] in ("exp", "sum exp") and row["stack_bytes"] > 0] == []
+
+
+def test_no_loop_of_products_waits_for_memory() -> None:
+    """An arrival at another block's barrier that hands over what was written waits for every access of the thread."""
+    if cuobjdump() is None:
+        pytest.skip("cuobjdump is missing: it comes with Triton and with the CUDA toolkit")
+    waits = {
+        name: [code[i].opcode for i in in_loops_with(code, ("HGMMA",)) if code[i].opcode.startswith("MEMBAR")]
+        for (_, name), code in instructions(LIBRARY)
+        if "_wgmma_kernel" in name
+    }
+    assert {name: found for name, found in waits.items() if found} == {}
 
 
 def test_exponentials_run_beside_the_second_product(rows: list[dict]) -> None:
