@@ -12,6 +12,13 @@
 
 namespace hyperkern {
 
+// Blocks of threads, so many in each cluster.
+struct Grid {
+  int blocks, cluster;
+
+  Grid(int blocks, int cluster = 1) : blocks(blocks), cluster(cluster) {}
+};
+
 #ifdef HYPERKERN_EMULATED
 
 using Stream = void*;
@@ -20,9 +27,9 @@ using Stream = void*;
 inline bool emulated_launches = true;
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), int blocks, int threads, size_t shared_bytes, Stream, const Args&... args) {
+void launch(void (*kernel)(Params...), Grid grid, int threads, size_t shared_bytes, Stream, const Args&... args) {
   if (!emulated_launches) return;
-  emulator::run(blocks, threads, shared_bytes, [&] { kernel(args...); });
+  emulator::run(grid.blocks, threads, shared_bytes, [&] { kernel(args...); }, grid.cluster);
 }
 
 // (batch, rows, columns) with strides in bytes; boxes of `box_rows` rows and 128 bytes.
@@ -49,7 +56,7 @@ inline void check_cuda(cudaError_t status, const char* what) {
 }
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), int blocks, int threads, size_t shared_bytes, Stream stream, Args... args) {
+void launch(void (*kernel)(Params...), Grid grid, int threads, size_t shared_bytes, Stream stream, Args... args) {
   if (shared_bytes > (48 << 10)) {
     check_cuda(
         cudaFuncSetAttribute(
@@ -58,10 +65,15 @@ void launch(void (*kernel)(Params...), int blocks, int threads, size_t shared_by
         "setting a kernel's shared memory failed");
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;  // no other architecture than sm_90 knows them
   // It returns its error: cudaGetLastError would also return one that somebody else has left.
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "launching a kernel failed");
 }

@@ -72,13 +72,25 @@ HYPERKERN_HOST_DEVICE constexpr Range cut_range(int tiles, int cuts, int i_cut) 
 
 // Which tiles a block of threads visits: the row blocks of one stripe, and of each the column tiles of one cut. With a
 // triangle (y = x) row block i starts at its own square; what lies right of the square stands for its mirror image too.
+// What runs at the same time are neighbours, in rows and in columns: they find one another's operands in L2.
 struct Schedule {
   int blocks;   // of rows
   int tiles;    // of columns
   int stripes;  // a stripe has every stripes-th row block
-  int cuts;     // ranges of column tiles
+  int cuts;     // a cut has every cuts-th column tile, of all row blocks the same ones
   int square;   // column tiles per row block: block_m / block_n
+  int cluster;  // blocks of threads that visit the same row block, of neighbouring cuts; divides cuts and square, or 1
   bool triangle;
+
+  // Where a block of threads works. Those of a cluster are next to each other.
+  struct Place {
+    int i_stripe, i_cut, i_b;
+  };
+
+  HYPERKERN_HOST_DEVICE Place place(int i) const {
+    const int among = i / cluster;
+    return {among % stripes, among / stripes % (cuts / cluster) * cluster + i % cluster, i / stripes / cuts};
+  }
 
   HYPERKERN_HOST_DEVICE int rounds() const { return ceil_div(blocks, stripes); }
 
@@ -88,12 +100,13 @@ struct Schedule {
     return round * stripes + (round % 2 == 0 ? i_stripe : stripes - 1 - i_stripe);
   }
 
+  // In steps of `cuts`. A cluster takes as many steps with each of its blocks: the last one may find no tile there.
   HYPERKERN_HOST_DEVICE Range range(int i_block, int i_cut) const {
-    // A last, ragged row block may be shorter than its square.
-    const int first = triangle ? (i_block * square < tiles ? i_block * square : tiles) : 0;
-    const Range range = cut_range(tiles - first, cuts, i_cut);
-    return {first + range.begin, first + range.end};
+    const int first = triangle ? i_block * square : 0;
+    return {first + (i_cut + cuts - first % cuts) % cuts, ceil_div(tiles, cluster) * cluster};
   }
+
+  HYPERKERN_HOST_DEVICE bool has(int i_tile) const { return i_tile < tiles; }
 
   HYPERKERN_HOST_DEVICE bool mirrored(int i_block, int i_tile) const {
     return triangle && i_tile >= (i_block + 1) * square;
@@ -119,7 +132,7 @@ struct TileCursor {
   HYPERKERN_HOST_DEVICE int tile() const { return range.begin; }
 
   HYPERKERN_HOST_DEVICE void advance() {
-    ++range.begin;
+    range.begin += schedule.cuts;
     settle();
   }
 

@@ -5,7 +5,7 @@
 
 STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
 {
-  library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int)");
+  library.def("tile(Tensor x, int kernel, int dim, int weight) -> (int, int, int, int)");
   library.def("runs_on(int capability) -> bool");
   library.def("block(int kernel, int bytes, int dim, int kind, bool wgmma) -> (int, int, int)");
   library.def(

@@ -11,8 +11,10 @@ namespace hyperkern {
 
 using OptionalTensor = std::optional<torch::stable::Tensor>;
 
-// Rows and columns of a tile, and the groups of warps with column sums of their own. `kernel`: 0 sums, 1 contract.
-std::tuple<int64_t, int64_t, int64_t> tile(const torch::stable::Tensor& x, int64_t kernel, int64_t dim, int64_t weight);
+// Rows and columns of a tile, the groups of warps with column sums of their own, and the blocks of a cluster, which
+// divide cuts. `kernel`: 0 sums, 1 contract, 2 stored weights.
+std::tuple<int64_t, int64_t, int64_t, int64_t> tile(
+    const torch::stable::Tensor& x, int64_t kernel, int64_t dim, int64_t weight);
 
 // Whether the library was built for a compute capability, 90 for 9.0.
 bool runs_on(int64_t capability);

@@ -12,11 +12,12 @@ void launch_sums_task(const SumsArgs& args, const Matrix& x, const Matrix& y, bo
   if constexpr (Operand::kBytes == 2) {
     if (wgmma) {
       using T = SumsWgmma;
+      const int resident = resident_panels(pairs.dim * Operand::kBytes, kTask);
+      const int cluster = T::cluster(resident);
       const TensorMap x_map =
-          make_tensor_map<Operand>(x.data, x.batch, x.rows, pairs.dim, x.stride_b, x.stride_m, T::kRows);
+          make_tensor_map<Operand>(x.data, x.batch, x.rows, pairs.dim, x.stride_b, x.stride_m, T::kRows / cluster);
       const TensorMap y_map =
           make_tensor_map<Operand>(y.data, y.batch, y.rows, pairs.dim, y.stride_b, y.stride_m, kSumsCols);
-      const int resident = resident_panels(pairs.dim * Operand::kBytes, kTask);
       const int stages = T::stages(resident), shared_bytes = T::shared_bytes(resident);
       if constexpr (!stores(kTask)) {
         if (resident > 0) {
@@ -27,8 +28,8 @@ void launch_sums_task(const SumsArgs& args, const Matrix& x, const Matrix& y, bo
         }
       }
       launch(
-          sums_wgmma_kernel<Operand, kTask, false>, blocks, T::kThreads, shared_bytes, stream, args, x_map, y_map,
-          stages);
+          sums_wgmma_kernel<Operand, kTask, false>, Grid(blocks, cluster), T::kThreads, shared_bytes, stream, args,
+          x_map, y_map, stages);
       return;
     }
   }

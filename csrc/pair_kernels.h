@@ -10,11 +10,13 @@
 namespace hyperkern {
 
 // Rows and columns of a kernel's tile, and the groups of warps that keep column sums of their own; threads and dynamic
-// shared memory of a block; buffers of its ring, for a tile each (contract) or for a panel of one (sums).
+// shared memory of a block; buffers of its ring, for a tile each (contract) or for a panel of one (sums); blocks of a
+// cluster.
 struct TileSize {
   int rows, cols, groups;
   int threads, shared_bytes;
   int stages;
+  int cluster = 1;
 };
 
 // `wgmma` chooses the kernels for sm_90a, for operands of two bytes. Rows have dim elements, a multiple of 16 bytes.
@@ -32,13 +34,19 @@ constexpr int kMostContractDim = 256;
 // of that width with rows that are contracted is none of the layouts that the manual of wgmma describes.
 constexpr int portable_dim(int dim) { return dim == 192 ? 256 : dim; }
 
-// What pair_kernels.cuh launches with. Of the sums kernels the shared memory and the ring depend on the rows and the
-// task.
+// What pair_kernels.cuh launches with. Of the sums kernels the shared memory, the ring and the cluster depend on the
+// rows and the task.
 inline TileSize sums_tile(int row_bytes, Task task, bool wgmma) {
   if (wgmma) {
     using T = SumsWgmma;
     const int resident = resident_panels(row_bytes, task);
-    return {T::kRows, kSumsCols, T::kConsumers, T::kThreads, T::shared_bytes(resident), T::stages(resident)};
+    return {T::kRows,
+            kSumsCols,
+            T::kConsumers,
+            T::kThreads,
+            T::shared_bytes(resident),
+            T::stages(resident),
+            T::cluster(resident)};
   }
   return {SumsMma::kRows, kSumsCols, SumsMma::kGroups, SumsMma::kThreads, SumsMma::kSharedBytes, SumsMma::kStages};
 }

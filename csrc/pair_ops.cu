@@ -201,15 +201,16 @@ void emulate(int64_t capability, bool products_first, bool launches) {
 }
 #endif
 
-std::tuple<int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int64_t dim, int64_t weight) {
+std::tuple<int64_t, int64_t, int64_t, int64_t> tile(const Tensor& x, int64_t kernel, int64_t dim, int64_t weight) {
   check_device(x, "x");
-  HYPERKERN_REQUIRE(kernel == 0 || kernel == 1, "kernel must be 0 (sums) or 1 (contract), got ", kernel);
+  HYPERKERN_REQUIRE(
+      kernel >= 0 && kernel <= 2, "kernel must be 0 (sums), 1 (contract) or 2 (stored weights), got ", kernel);
   HYPERKERN_REQUIRE(weight >= 0 && weight <= 4, "weight must be between 0 and 4, got ", weight);
   const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
-  const TileSize size = kernel == 0
-                            ? sums_tile(0, Task::kSumExp, takes_wgmma(x))
-                            : contract_tile(bytes, to_int(dim, "D"), static_cast<Weight>(weight), takes_wgmma(x));
-  return {size.rows, size.cols, size.groups};
+  const TileSize size =
+      kernel == 1 ? contract_tile(bytes, to_int(dim, "D"), static_cast<Weight>(weight), takes_wgmma(x))
+                  : sums_tile(to_int(dim * bytes, "D"), kernel == 0 ? Task::kSumExp : Task::kStoreExp, takes_wgmma(x));
+  return {size.rows, size.cols, size.groups, size.cluster};
 }
 
 bool runs_on(int64_t capability) { return has_code_for(to_int(capability, "capability")); }
@@ -234,10 +235,12 @@ void sums(
   HYPERKERN_REQUIRE(task_code >= 0 && task_code <= 8, "task must be between 0 and 8, got ", task_code);
   const Task task = static_cast<Task>(task_code);
   const bool wgmma = takes_wgmma(x);
-  const TileSize size = sums_tile(0, task, wgmma);
+  const int bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
+  const TileSize size = sums_tile(to_int(x.size(2) * bytes, "D"), task, wgmma);
   SumsArgs args{};
   Schedule& schedule = args.schedule;
   schedule.square = size.rows / size.cols;
+  schedule.cluster = size.cluster;
   schedule.triangle = triangle;
   schedule.stripes = to_int(stripes, "stripes");
   schedule.cuts = to_int(cuts, "cuts");
@@ -278,9 +281,7 @@ void sums(
   if (has_second(task)) args.row_second = result(*row_second, "row_second", x, cuts, results, args.pairs.m);
   if (col.has_value()) {
     HYPERKERN_REQUIRE(!is_running(task), "a running maximum has no column sums");
-    args.col_parts_per_cut = triangle ? schedule.stripes : 0;
-    const int64_t parts = (triangle ? stripes * cuts : stripes) * size.groups;
-    args.col = result(*col, "col", x, parts, args.pairs.batch, args.pairs.n);
+    args.col = result(*col, "col", x, stripes * size.groups, args.pairs.batch, args.pairs.n);
   }
   HYPERKERN_REQUIRE(
       weights.has_value() == stores(task), "weights are given to the tasks that store them, and only to them");
@@ -291,7 +292,6 @@ void sums(
     check_same_device(*weights, "weights", x);
     check_type(*weights, "weights", x.scalar_type());
     check_shape(*weights, "weights", x.size(0), x.size(1), y.size(1));
-    const int64_t bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
     args.weights = weights->mutable_data_ptr();
     HYPERKERN_REQUIRE(
         (y.size(1) < 2 || weights->stride(2) == 1) && weights->stride(1) * bytes % 16 == 0 &&
@@ -301,6 +301,9 @@ void sums(
     args.weights_stride_b = weights->stride(0);
     args.weights_stride_m = weights->stride(1);
   }
+  HYPERKERN_REQUIRE(
+      schedule.cuts % size.cluster == 0, "cuts must be a multiple of the ", size.cluster,
+      " blocks of threads of a cluster, got ", cuts);
   if (x.size(0) == 0 || schedule.blocks == 0) return;
   const DeviceGuard guard(x);
   const Stream stream = current_stream(x);

@@ -41,6 +41,27 @@ HYPERKERN_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// ---- clusters of blocks of threads ---------------------------------------------------------------------------------
+
+// Which block of its cluster this is.
+HYPERKERN_DEVICE int cluster_ctarank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+// The same place in the shared memory of a block of the cluster.
+HYPERKERN_DEVICE uint32_t mapa(uint32_t address, int rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+// Waits for all threads of the cluster that have not exited. What they did before is done.
+HYPERKERN_DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
 
 // A product that is rounded before anything is added to it.
@@ -186,6 +207,17 @@ HYPERKERN_DEVICE void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// At a barrier of any block of the cluster, whose address is one of mapa. It hands over what asynchronous operations
+// have read, of which their own wait is the proof: nothing that this thread wrote, for which all of its memory accesses
+// would have to reach the other block first (release.cluster, four barriers of memory in SASS).
+HYPERKERN_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+HYPERKERN_DEVICE void mbarrier_arrive_expect_tx_cluster(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
 // Waits for the end of the phase of that parity.
 HYPERKERN_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
@@ -236,6 +268,17 @@ HYPERKERN_DEVICE void cp_async_bulk_tensor(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
           "r"(to),
       "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(batch)
+      : "memory");
+}
+
+// The same for every block of the cluster whose bit is set in `ranks`: to the same place there, and completing on the
+// barrier at the same place there.
+HYPERKERN_DEVICE void cp_async_bulk_tensor_multicast(
+    uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch, uint16_t ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(batch), "h"(ranks)
       : "memory");
 }
 

@@ -46,10 +46,9 @@ struct SumsArgs {
   Schedule schedule;
   float* row;         // (cuts, row_results * batch, m)
   float* row_second;  // likewise; the first ones only
-  float* col;         // (parts, batch, n), zero before; null where nobody asks
+  float* col;         // (stripes and groups of warps, batch, n), zero before; null where nobody asks
   void* weights;      // (batch, m, n) in the dtype of the operands, rows at multiples of 16 bytes
   int64_t weights_stride_b, weights_stride_m;  // elements
-  int col_parts_per_cut;
 };
 
 // Weights are stored of all rows and columns, whose numbers need no registers.

@@ -23,9 +23,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsMma::kThreads, 1)
   using T = SumsMma;
   const Schedule& schedule = args.schedule;
   const int lane = ptx::thread() % kWarp, warp = ptx::uniform(ptx::thread() / kWarp);
-  const int i_stripe = ptx::block() % schedule.stripes;
-  const int i_cut = ptx::block() / schedule.stripes % schedule.cuts;
-  const int i_b = ptx::block() / schedule.stripes / schedule.cuts;
+  const auto [i_stripe, i_cut, i_b] = schedule.place(ptx::block());
   const Problem problem = problem_of<kTask>(args, i_b);
   const Pairs pairs = problem.of<weight_of(kTask), kTask == Task::kSumClasses>(args.pairs);
   const unsigned char* x_data = x.rows_of(problem.i_b, problem.side.first_row);
@@ -39,7 +37,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsMma::kThreads, 1)
       reinterpret_cast<float*>(ptx::shared_memory() + T::kStages * T::kStageBytes) + group * kSumsColFloats;
   float* col = args.col;
   if (col != nullptr) {
-    const int part = (i_stripe + i_cut * args.col_parts_per_cut) * T::kGroups + group;
+    const int part = i_stripe * T::kGroups + group;
     col += (static_cast<int64_t>(part) * pairs.batch + i_b) * pairs.n;
   }
   int col_turn = 0;
@@ -72,7 +70,7 @@ HYPERKERN_KERNEL void __launch_bounds__(SumsMma::kThreads, 1)
     SumsEpilogue<Operand, kTask, T::kBlocks> epilogue(
         args, pairs, i_b, i_cut, first_row + warp * 16 * T::kBlocks, 16, lane);
     const Range range = schedule.range(i_block, i_cut);
-    for (int tile = range.begin; tile < range.end; ++tile) {
+    for (int tile = range.begin; tile < range.end; tile += schedule.cuts) {
       float s[T::kBlocks][kSumsGroups][4] = {};
       for (int panel = 0; panel < panels; ++panel) {
         ptx::cp_async_wait_group<T::kStages - 2>();

@@ -69,13 +69,19 @@ struct RingPosition {
       parity ^= 1;
     }
   }
+
+  // The buffer before this one.
+  HYPERKERN_DEVICE int before(int stages) const { return stage == 0 ? stages - 1 : stage - 1; }
 };
 
 // A ring of buffers between the TMA unit and the warpgroups: for each a barrier that it is full and one that it is
-// empty.
+// empty. One block of a cluster may fill the ring of every block at the same time: a buffer is then empty when it is so
+// in all of them.
 struct Ring {
   uint32_t barriers;  // full and empty, in turn
   int stages;
+  int cluster = 1;  // blocks whose ring is filled
+  int filler = 0;   // the rank of the one that fills them
 
   HYPERKERN_DEVICE uint32_t full(int stage) const { return barriers + 16 * stage; }
   HYPERKERN_DEVICE uint32_t empty(int stage) const { return barriers + 16 * stage + 8; }
@@ -84,22 +90,35 @@ struct Ring {
   HYPERKERN_DEVICE void init(int warps) const {
     for (int stage = 0; stage < stages; ++stage) {
       ptx::mbarrier_init(full(stage), 1);
-      ptx::mbarrier_init(empty(stage), warps);
+      ptx::mbarrier_init(empty(stage), warps * cluster);
     }
   }
 
   // The producer waits until a buffer is empty and announces what it will receive.
   HYPERKERN_DEVICE void acquire(const RingPosition& at, uint32_t bytes) const {
     ptx::mbarrier_wait(empty(at.stage), at.parity ^ 1);
-    ptx::mbarrier_arrive_expect_tx(full(at.stage), bytes);
+    if (cluster > 1) {
+      for (int rank = 0; rank < cluster; ++rank) {
+        ptx::mbarrier_arrive_expect_tx_cluster(ptx::mapa(full(at.stage), rank), bytes);
+      }
+    } else {
+      ptx::mbarrier_arrive_expect_tx(full(at.stage), bytes);
+    }
   }
 
   HYPERKERN_DEVICE void wait(const RingPosition& at) const { ptx::mbarrier_wait(full(at.stage), at.parity); }
 
   // By every consumer warp, once its products have read the buffer.
-  HYPERKERN_DEVICE void release(const RingPosition& at, int lane) const {
-    if (lane == 0) ptx::mbarrier_arrive(empty(at.stage));
+  HYPERKERN_DEVICE void release(int stage, int lane) const {
+    if (lane != 0) return;
+    if (cluster > 1) {
+      ptx::mbarrier_arrive_cluster(ptx::mapa(empty(stage), filler));
+    } else {
+      ptx::mbarrier_arrive(empty(stage));
+    }
   }
+
+  HYPERKERN_DEVICE void release(const RingPosition& at, int lane) const { release(at.stage, lane); }
 };
 
 // Warpgroups issue their products in turn, so that one multiplies while another one weighs.

@@ -17,6 +17,7 @@ void perform(const SmallCopy& copy) {
 }  // namespace
 
 void perform(const Copy& copy) {
+  require_running(copy.to);
   const TensorMap& map = copy.map;
   const int row_bytes = map.box[0] * map.element_bytes;
   require(row_bytes == 128 && copy.to % 1024 == 0, "a box of the TMA unit is 128 bytes wide and aligned to 1024");
@@ -39,7 +40,6 @@ void perform(const Copy& copy) {
   ++machine.copied;
   MBarrier& barrier = mbarrier(copy.barrier);
   barrier.bytes -= static_cast<int64_t>(row_bytes) * map.box[1];
-  require(barrier.bytes >= 0, "more bytes arrive at an mbarrier than it expects");
   settle(barrier);
 }
 
@@ -73,6 +73,14 @@ void cp_async_bulk_tensor(uint32_t to, const TensorMap* map, uint32_t barrier, i
     perform(copy);
   } else {
     machine.copies.push_back(copy);
+  }
+}
+
+void cp_async_bulk_tensor_multicast(
+    uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch, uint16_t ranks) {
+  for (int rank = 0; rank < 16; ++rank) {
+    if ((ranks >> rank & 1) == 0) continue;
+    cp_async_bulk_tensor(mapa(to, rank), map, mapa(barrier, rank), column, row, batch);
   }
 }
 

@@ -1,5 +1,5 @@
-// A block of threads on the CPU: every thread is a fiber, run until it waits. What the hardware leaves open, the
-// machine decides in the worst way: see `Timing`.
+// A block of threads on the CPU, or a cluster of them: every thread is a fiber, run until it waits. What the hardware
+// leaves open, the machine decides in the worst way: see `Timing`.
 #pragma once
 
 #include <cstddef>
@@ -29,14 +29,21 @@ enum class Timing {
 
 void set_timing(Timing timing);
 
-// Runs `blocks` blocks of `threads` threads, one block after the other. Throws std::runtime_error for a deadlock and
-// for what the hardware forbids. Shared memory starts as NaN.
-void run(int blocks, int threads, size_t shared_bytes, const std::function<void()>& body);
+// Runs `blocks` blocks of `threads` threads, one cluster of `cluster` blocks after the other. Throws std::runtime_error
+// for a deadlock and for what the hardware forbids. Shared memory starts as NaN.
+void run(int blocks, int threads, size_t shared_bytes, const std::function<void()>& body, int cluster = 1);
 
 int thread();
 int block();
 unsigned char* shared_memory();
 uint32_t shared_address(const void* pointer);
+const unsigned char* shared_at(uint32_t address);
+
+// Of a cluster: which of its blocks this one is; the same place in the shared memory of another one; a barrier for all
+// threads that have not exited.
+int cluster_rank();
+uint32_t mapa(uint32_t address, int rank);
+void cluster_sync();
 
 // Lanes of a warp hand in `size` bytes each and get those of all 32, in the order of lanes; `combine` may change them
 // first.
@@ -47,6 +54,7 @@ void bar_arrive(int id, int threads);
 
 void mbarrier_init(uint32_t barrier, int arrivals);
 void mbarrier_arrive(uint32_t barrier, uint32_t bytes);
+void mbarrier_arrive_cluster(uint32_t barrier, uint32_t bytes);  // in any block of the cluster
 void mbarrier_wait(uint32_t barrier, uint32_t parity);
 
 // The other warps run as far as they can before this one goes on. Behind an arrival, which may be what they wait for: a
@@ -57,6 +65,9 @@ void cp_async(uint32_t to, const void* from, bool valid);
 void cp_async_commit_group();
 void cp_async_wait_group(int pending);
 void cp_async_bulk_tensor(uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch);
+// To the same place of every block whose bit is set, and on the barrier at the same place there.
+void cp_async_bulk_tensor_multicast(
+    uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch, uint16_t ranks);
 
 enum class Half { kBf16, kF16 };
 

@@ -33,6 +33,10 @@ inline int block() { return emulator::block(); }
 inline unsigned char* shared_memory() { return emulator::shared_memory(); }
 inline uint32_t shared_address(const void* pointer) { return emulator::shared_address(pointer); }
 
+inline int cluster_ctarank() { return emulator::cluster_rank(); }
+inline uint32_t mapa(uint32_t address, int rank) { return emulator::mapa(address, rank); }
+inline void cluster_sync() { emulator::cluster_sync(); }
+
 inline float as_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -87,7 +91,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   uint32_t rows[32];
   std::memcpy(rows, emulator::exchange(&address, sizeof address), sizeof rows);
   const int lane = emulator::thread() % 32;
-  for (int m = 0; m < 4; ++m) std::memcpy(&r[m], emulator::shared_memory() + rows[8 * m + lane / 4] + lane % 4 * 4, 4);
+  for (int m = 0; m < 4; ++m) std::memcpy(&r[m], emulator::shared_at(rows[8 * m + lane / 4]) + lane % 4 * 4, 4);
 }
 
 // The same of the transposed matrices.
@@ -98,7 +102,7 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t address) {
   for (int m = 0; m < 4; ++m) {
     uint16_t pair[2];
     for (int i = 0; i < 2; ++i) {
-      std::memcpy(&pair[i], emulator::shared_memory() + rows[8 * m + lane % 4 * 2 + i] + lane / 4 * 2, 2);
+      std::memcpy(&pair[i], emulator::shared_at(rows[8 * m + lane % 4 * 2 + i]) + lane / 4 * 2, 2);
     }
     std::memcpy(&r[m], pair, 4);
   }
@@ -106,7 +110,7 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t address) {
 
 inline float ld_shared(uint32_t address) {
   float x;
-  std::memcpy(&x, emulator::shared_memory() + address, sizeof x);
+  std::memcpy(&x, emulator::shared_at(address), sizeof x);
   return x;
 }
 
@@ -135,6 +139,13 @@ inline void mbarrier_arrive(uint32_t barrier) {
   emulator::mbarrier_arrive(barrier, 0);
   emulator::let_others_run();
 }
+inline void mbarrier_arrive_cluster(uint32_t barrier) {
+  emulator::mbarrier_arrive_cluster(barrier, 0);
+  emulator::let_others_run();
+}
+inline void mbarrier_arrive_expect_tx_cluster(uint32_t barrier, uint32_t bytes) {
+  emulator::mbarrier_arrive_cluster(barrier, bytes);
+}
 inline void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) { emulator::mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint32_t barrier, uint32_t parity) { emulator::mbarrier_wait(barrier, parity); }
 
@@ -155,6 +166,11 @@ inline void cp_async_wait_group() {
 
 inline void cp_async_bulk_tensor(uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch) {
   emulator::cp_async_bulk_tensor(to, map, barrier, column, row, batch);
+}
+
+inline void cp_async_bulk_tensor_multicast(
+    uint32_t to, const TensorMap* map, uint32_t barrier, int column, int row, int batch, uint16_t ranks) {
+  emulator::cp_async_bulk_tensor_multicast(to, map, barrier, column, row, batch, ranks);
 }
 
 inline void prefetch_tensormap(const TensorMap*) {}

@@ -1,4 +1,4 @@
-// What the parts of the emulator share: the state of the one block of threads that runs, and how a thread waits.
+// What the parts of the emulator share: the state of the one cluster of blocks that runs, and how a thread waits.
 #pragma once
 
 #include <csetjmp>
@@ -17,6 +17,11 @@ constexpr int kLanes = 32;
 constexpr int kGroupThreads = 128;
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kExchangeBytes = 48;
+
+// An address in shared memory names a block of the cluster by the first bit that the memory of one block has no use
+// for: whoever takes all of it for an offset goes wrong.
+constexpr int kRankShift = 18;
+constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
 
 // A fiber waits while a counter has a value.
 struct Fiber {
@@ -97,21 +102,28 @@ struct Thread {
   std::deque<std::vector<SmallCopy>> groups;
 };
 
+struct Block {
+  NamedBarrier barriers[16];
+  int running = 0;  // threads that have not exited
+};
+
 struct Machine {
+  std::vector<Block> blocks;  // of the cluster; their threads, warps and warpgroups stand one block after the other
+  NamedBarrier cluster_barrier;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   std::vector<Thread> threads;
-  NamedBarrier barriers[16];
   std::map<uint32_t, MBarrier> mbarriers;
   std::deque<Copy> copies;
   uint64_t copied = 0;  // so many boxes: nothing else changes what wgmma reads
   std::vector<unsigned char> memory;
-  unsigned char* shared = nullptr;
-  size_t shared_bytes = 0;
-  int count = 0;
-  int current = 0;
-  int block = 0;
+  unsigned char* shared = nullptr;  // an address is an offset from here
+  size_t shared_bytes = 0;          // of a block
+  int count = 0;                    // of threads in a block
+  int current = 0;                  // thread of the cluster
+  int thread = 0, rank = 0;         // of the block, and which block it is
+  int first_block = 0;
   jmp_buf scheduler;
   std::string error;
   const std::function<void()>* body = nullptr;
@@ -138,9 +150,18 @@ inline void require(bool condition, const char* message) {
 void wait_while(const uint64_t* counter, uint64_t value, const char* reason);
 
 inline unsigned char* at(uint32_t address, size_t bytes) {
-  require(address + bytes <= machine.shared_bytes, "shared memory is accessed beyond its end");
+  require((address & kOffsetMask) + bytes <= machine.shared_bytes, "shared memory is accessed beyond its end");
   return machine.shared + address;
 }
+
+// An offset in the shared memory of the block whose thread runs.
+inline unsigned char* own_at(uint32_t offset, size_t bytes) {
+  require(offset + bytes <= machine.shared_bytes, "shared memory is accessed beyond its end");
+  return machine.shared + (machine.rank << kRankShift) + offset;
+}
+
+// For what comes from outside of the block that an address names.
+void require_running(uint32_t address);
 
 // The TMA unit and wgmma permute 16-byte pieces by address: bits 4 to 6 are exchanged with bits 7 to 9.
 inline uint32_t swizzle_128b(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }

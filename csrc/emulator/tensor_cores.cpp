@@ -37,8 +37,14 @@ float element(uint64_t descriptor, int line, int k, bool transposed, Half type) 
     offset = line / 8 * stride + line % 8 * 128 + k * 2;
   }
   uint16_t bits;
-  std::memcpy(&bits, at(swizzle_128b(start + offset), 2), 2);
+  std::memcpy(&bits, own_at(swizzle_128b(start + offset), 2), 2);
   return widen(bits, type);
+}
+
+// A start has 14 bits, and the two behind them stay empty: an address of a cluster has its rank there.
+void check_descriptor(uint64_t descriptor) {
+  require(descriptor >> 62 == 1, "only the 128-byte swizzle is known");
+  require((descriptor & 0xc000) == 0, "a matrix descriptor has no room for the rank of a block");
 }
 
 // The 16 rows of a warp.
@@ -47,7 +53,8 @@ void perform(Product& product, int warp) {
   const int n = product.n;
   static double a[kM][kK];
   Product::Part* parts = product.parts + warp * kLanes;
-  require(product.b >> 62 == 1 && (product.transposed || product.a >> 62 == 1), "only the 128-byte swizzle is known");
+  check_descriptor(product.b);
+  if (!product.transposed) check_descriptor(product.a);
   for (int m = 0; m < kM; ++m) {
     for (int k = 0; k < kK; ++k) {
       if (product.transposed) {

@@ -52,6 +52,11 @@ def test_no_loop_of_products_spills(cuda_report: list[dict]) -> None:
     assert [row for row in others if row["problem"] in ("exp", "sum exp") and row["spill_bytes"] > 0] == []
 
 
+def test_no_loop_of_products_waits_for_memory(cuda_report: list[dict]) -> None:
+    # An arrival at another block's barrier that hands over what was written waits for every access of the thread.
+    assert [row for row in named(cuda_report, "_wgmma") if row["loop_fences"]] == []
+
+
 def test_blocks_fit(cuda_report: list[dict]) -> None:
     of_block = [(row["registers"], row["registers"] * row["warps"] * 32) for row in cuda_report]
     assert [each for each in of_block if each[0] > 255 or each[1] > REGISTERS] == []

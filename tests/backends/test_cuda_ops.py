@@ -163,6 +163,15 @@ def test_sums_refuses(change: dict[str, Any], message: str) -> None:
 
 
 @needs_cuda_kernels
+def test_sums_refuses_half_a_cluster() -> None:
+    arguments = sums_arguments(dim=272) | {"row": torch.empty(3, 2, 5, device=DEVICE), "cuts": 3}
+    if operands.tile(arguments["x"], "sums", operands.Weight.EXP).cluster == 1:
+        pytest.skip("there are no clusters before sm_90")
+    with pytest.raises(RuntimeError, match="cuts must be a multiple of the 2 blocks of threads of a cluster, got 3"):
+        operators().sums(**arguments)
+
+
+@needs_cuda_kernels
 def test_schemas_and_fakes() -> None:
     """What an operator writes is what its schema says, and its fake agrees."""
     checks = ("test_schema", "test_faketensor")

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -97,26 +98,127 @@ struct Kernel {
   }
 };
 
-// The largest error of the kernel, or nan; the message of what the emulator refused.
-float run(Without without, Timing timing, std::string& refusal) {
-  std::vector<uint16_t> x(kRows * 64), y(kTiles * kRows * 64);
-  const auto value = [](size_t i, int seed) { return static_cast<float>((i * 7 + seed) % 31) / 16 - 1; };
-  for (size_t i = 0; i < x.size(); ++i) x[i] = emulator::narrow(value(i, 3), emulator::Half::kBf16);
-  for (size_t i = 0; i < y.size(); ++i) y[i] = emulator::narrow(value(i, 11), emulator::Half::kBf16);
-  const auto map = [](const std::vector<uint16_t>& data, int rows) {
-    return TensorMap{
-        reinterpret_cast<const unsigned char*>(data.data()), {64, rows, 1}, {128, 128LL * rows}, {64, kRows}, 2};
-  };
-  std::vector<float> out(64 * 64, NAN);
+// What is wrong in the kernel below.
+enum class Fault {
+  kNone,
+  kNoBarrierAtStart,
+  kNoBarrierAtEnd,
+  kExpectedHereAlone,
+  kTooLittleExpected,
+  kFreedHereAlone,
+  kOwnConsumersAsked,
+  kOwnMask,
+  kMaskTooWide,
+  kOtherBarrierTaken,
+  kParity,
+  kRankInDescriptor
+};
+
+// x y_r^T for each of the two blocks r of a cluster, 64 x 64 each and in kTiles panels, with rings of two buffers: the
+// first block fetches x for both.
+struct Cluster {
+  Fault fault;
+  TensorMap x_map, y_map;
+  std::vector<float>* out;
+
+  void operator()() const {
+    const uint32_t y_buffers = ptx::shared_address(ptx::shared_memory()), x_buffers = y_buffers + kStages * kBytes;
+    const int rank = ptx::cluster_ctarank();
+    const Ring columns{x_buffers + kStages * kBytes, kStages}, rows{columns.empty(kStages - 1) + 8, kStages, 2, 0};
+    const Ring own_rows{rows.barriers, kStages};  // as if the other block had nothing to do with them
+    const bool freed_here = fault == Fault::kFreedHereAlone || fault == Fault::kOwnConsumersAsked;
+    if (ptx::thread() == 0) {
+      columns.init(4);
+      (fault == Fault::kOwnConsumersAsked ? own_rows : rows).init(4);
+    }
+    if (fault == Fault::kNoBarrierAtStart) {
+      ptx::syncthreads();
+    } else {
+      ptx::cluster_sync();
+    }
+    if (ptx::thread() < kWarpgroup) {
+      if (ptx::thread() != 0) return;
+      RingPosition at;
+      for (int panel = 0; panel < kTiles; ++panel) {
+        const uint32_t full = columns.full(at.stage);
+        columns.acquire(at, kBytes);
+        ptx::cp_async_bulk_tensor(
+            y_buffers + at.stage * kBytes, &y_map,
+            fault == Fault::kOtherBarrierTaken ? ptx::mapa(full, 1 - rank) : full, panel * 64, rank * kRows, 0);
+        if (rank == 0) {
+          const RingPosition asked{at.stage, fault == Fault::kParity ? at.parity ^ 1 : at.parity};
+          const uint32_t bytes = fault == Fault::kTooLittleExpected ? kBytes / 2 : kBytes;
+          (fault == Fault::kExpectedHereAlone ? own_rows : rows).acquire(asked, bytes);
+          const uint16_t ranks = fault == Fault::kOwnMask ? 1 : fault == Fault::kMaskTooWide ? 7 : 3;
+          ptx::cp_async_bulk_tensor_multicast(
+              x_buffers + at.stage * kBytes, &x_map, rows.full(at.stage), panel * 64, 0, 0, ranks);
+        }
+        at.advance(kStages);
+      }
+      return;
+    }
+    const int lane = ptx::thread() % kWarp, warp = ptx::thread() % kWarpgroup / kWarp;
+    float s[8][4];
+    RingPosition at;
+    for (int panel = 0; panel < kTiles; ++panel) {
+      const uint32_t x_panel = x_buffers + at.stage * kBytes, y_panel = y_buffers + at.stage * kBytes;
+      columns.wait(at);
+      rows.wait(at);
+      ptx::wgmma_fence();
+      const uint32_t x_piece = fault == Fault::kRankInDescriptor ? x_panel / kPieceBytes : piece_at(x_panel);
+      multiply_rows_async<Bf16>(s, x_piece, piece_at(y_panel), panel > 0);
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<0>();
+      columns.release(at, lane);
+      (freed_here ? own_rows : rows).release(at, lane);
+      at.advance(kStages);
+    }
+    for (int group = 0; group < 8; ++group) {
+      for (int e = 0; e < 4; ++e) {
+        (*out)[(warp * 16 + fragment_row(lane, e)) * 128 + rank * 64 + group * 8 + fragment_col(lane, e)] = s[group][e];
+      }
+    }
+    if (fault != Fault::kNoBarrierAtEnd) ptx::cluster_sync();
+  }
+};
+
+float value(size_t i, int seed) { return static_cast<float>((i * 7 + seed) % 31) / 16 - 1; }
+
+std::vector<uint16_t> numbers(int count, int seed) {
+  std::vector<uint16_t> found(count);
+  for (int i = 0; i < count; ++i) found[i] = emulator::narrow(value(i, seed), emulator::Half::kBf16);
+  return found;
+}
+
+TensorMap map(const std::vector<uint16_t>& data, int columns, int box_rows) {
+  const int rows = static_cast<int>(data.size()) / columns;
+  return {
+      reinterpret_cast<const unsigned char*>(data.data()),
+      {columns, rows, 1},
+      {2LL * columns, 2LL * columns * rows},
+      {64, box_rows},
+      2};
+}
+
+// Whether the emulator ran a kernel, and if not, what it refused.
+bool runs(int cluster, size_t bytes, const std::function<void()>& kernel, Timing timing, std::string& refusal) {
   emulator::set_timing(timing);
   refusal.clear();
   try {
-    emulator::run(
-        1, 2 * kWarpgroup, kBytes * (1 + kStages) + 64, Kernel{without, map(x, kRows), map(y, kTiles * kRows), &out});
+    emulator::run(cluster, 2 * kWarpgroup, bytes, kernel, cluster);
   } catch (const std::runtime_error& error) {
     refusal = error.what();
-    return NAN;
+    return false;
   }
+  return true;
+}
+
+// The largest error of the kernel, or nan; the message of what the emulator refused.
+float run(Without without, Timing timing, std::string& refusal) {
+  const auto x = numbers(kRows * 64, 3), y = numbers(kTiles * kRows * 64, 11);
+  std::vector<float> out(64 * 64, NAN);
+  const Kernel kernel{without, map(x, 64, kRows), map(y, 64, kRows), &out};
+  if (!runs(1, kBytes * (1 + kStages) + 64, kernel, timing, refusal)) return NAN;
   float worst = 0;
   for (int i = 0; i < 64; ++i) {
     for (int j = 0; j < 64; ++j) {
@@ -133,7 +235,56 @@ float run(Without without, Timing timing, std::string& refusal) {
   return worst;
 }
 
+// The same of the cluster.
+float run(Fault fault, Timing timing, std::string& refusal) {
+  constexpr int kColumns = kTiles * 64;
+  const auto x = numbers(kRows * kColumns, 3), y = numbers(2 * kRows * kColumns, 11);
+  std::vector<float> out(64 * 128, NAN);
+  const Cluster kernel{fault, map(x, kColumns, kRows), map(y, kColumns, kRows), &out};
+  if (!runs(2, 2 * kBytes * kStages + 128, kernel, timing, refusal)) return NAN;
+  float worst = 0;
+  for (int i = 0; i < 64; ++i) {
+    for (int j = 0; j < 128; ++j) {
+      double sum = 0;
+      for (int k = 0; k < kColumns; ++k) {
+        sum += static_cast<double>(value(i * kColumns + k, 3)) * value(j * kColumns + k, 11);
+      }
+      const float error = std::fabs(out[i * 128 + j] - static_cast<float>(sum));
+      if (!(error <= worst)) worst = error;
+    }
+  }
+  return worst;
+}
+
+void check_clusters() {
+  std::string refusal;
+  const auto finds = [&](Fault fault, Timing timing, const char* message) {
+    const float error = run(fault, timing, refusal);
+    if (message == nullptr) {
+      CHECK(!(error < 1e-3f), "fault %d of a cluster: error %g", static_cast<int>(fault), error);
+    } else {
+      CHECK(refusal.find(message) == 0, "fault %d of a cluster: '%s'", static_cast<int>(fault), refusal.c_str());
+    }
+  };
+  for (const Timing timing : {Timing::kCopiesFirst, Timing::kProductsFirst}) {
+    const float error = run(Fault::kNone, timing, refusal);
+    CHECK(error < 1e-3f, "the whole cluster: error %g %s", error, refusal.c_str());
+    finds(Fault::kExpectedHereAlone, timing, "deadlock");
+    finds(Fault::kTooLittleExpected, timing, "more bytes arrive at an mbarrier than it expects");
+    finds(Fault::kFreedHereAlone, timing, "deadlock");
+    finds(Fault::kOwnMask, timing, "deadlock");
+    finds(Fault::kMaskTooWide, timing, "a cluster has no block of that rank");
+    finds(Fault::kParity, timing, nullptr);
+    finds(Fault::kRankInDescriptor, timing, "a matrix descriptor has no room for the rank of a block");
+  }
+  finds(Fault::kNoBarrierAtStart, Timing::kCopiesFirst, "an mbarrier is used that was not initialised");
+  finds(Fault::kNoBarrierAtEnd, Timing::kCopiesFirst, "a block is reached that has ended");
+  finds(Fault::kOwnConsumersAsked, Timing::kCopiesFirst, nullptr);
+  finds(Fault::kOtherBarrierTaken, Timing::kProductsFirst, nullptr);
+}
+
 int main() {
+  check_clusters();
   std::string refusal;
   for (const Timing timing : {Timing::kCopiesFirst, Timing::kProductsFirst}) {
     const float error = run(Without::kNothing, timing, refusal);

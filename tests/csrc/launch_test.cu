@@ -11,6 +11,7 @@ namespace fake {
 
 cudaError_t of_attribute = cudaSuccess, of_launch = cudaSuccess, of_lookup = cudaSuccess, kept = cudaSuccess;
 int launches = 0;
+unsigned cluster = 0;  // of the last one; 0 where none was asked for
 
 cudaError_t answer(cudaError_t status) {
   if (status != cudaSuccess) kept = status;
@@ -20,8 +21,11 @@ cudaError_t answer(cudaError_t status) {
 cudaError_t set_attribute(const void*, cudaFuncAttribute, int) { return answer(of_attribute); }
 
 template <class... Args>
-cudaError_t launch_kernel(const cudaLaunchConfig_t*, Args...) {
+cudaError_t launch_kernel(const cudaLaunchConfig_t* config, Args...) {
   ++launches;
+  cluster = config->numAttrs == 1 && config->attrs[0].id == cudaLaunchAttributeClusterDimension
+                ? config->attrs[0].val.clusterDim.x
+                : 0;
   return answer(of_launch);
 }
 
@@ -84,10 +88,13 @@ int main() {
   check_throws(
       [] { make_tensor_map<Bf16>(nullptr, 1, 64, 64, 8192, 128, 64); }, "looking for cuTensorMapEncodeTiled failed: ");
   CHECK(fake::launches == 1, "%d launches", fake::launches);
+  launch(kernel, Grid(4, 2), 32, 0, nullptr, 1);
+  CHECK(fake::launches == 2 && fake::cluster == 2, "a cluster of %u", fake::cluster);
   start(100 << 10);
+  CHECK(fake::cluster == 0, "a cluster of %u", fake::cluster);
   // An error that somebody else left is not this launch's to raise, nor to take.
   fake::kept = cudaErrorInvalidDevice;
   start(0);
-  CHECK(fake::launches == 3 && fake::kept == cudaErrorInvalidDevice, "%d launches", fake::launches);
+  CHECK(fake::launches == 4 && fake::kept == cudaErrorInvalidDevice, "%d launches", fake::launches);
   std::puts("ok");
 }

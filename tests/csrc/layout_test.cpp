@@ -31,9 +31,37 @@ std::vector<Visit> visits(const Schedule& s, int i_stripe, int i_cut) {
     if (i_block >= s.blocks) continue;
     CHECK(i_block >= 0, "row block %d", i_block);
     const Range range = s.range(i_block, i_cut);
-    for (int tile = range.begin; tile < range.end; ++tile) found.push_back({i_block, tile});
+    for (int tile = range.begin; tile < range.end; tile += s.cuts) found.push_back({i_block, tile});
   }
   return found;
+}
+
+// Each block of threads has a place of its own. Those of a cluster visit neighbouring tiles of the same row block, in
+// the same number of steps; column sums of a tile are those of one of them.
+void check_places(const Schedule& s, int batch) {
+  std::set<std::vector<int>> places;
+  const int count = batch * s.stripes * s.cuts;
+  for (int i = 0; i < count; ++i) {
+    const Schedule::Place place = s.place(i);
+    CHECK(
+        place.i_stripe >= 0 && place.i_stripe < s.stripes && place.i_cut >= 0 && place.i_cut < s.cuts &&
+            place.i_b >= 0 && place.i_b < batch,
+        "block of threads %d", i);
+    places.insert({place.i_stripe, place.i_cut, place.i_b});
+    const auto own = visits(s, place.i_stripe, place.i_cut);
+    for (const Visit& visit : own) CHECK(visit.i_tile % s.cuts == place.i_cut, "tile %d", visit.i_tile);
+    if (i % s.cluster == 0) continue;
+    const Schedule::Place before = s.place(i - 1);
+    CHECK(before.i_stripe == place.i_stripe && before.i_b == place.i_b, "block of threads %d", i);
+    const auto others = visits(s, before.i_stripe, before.i_cut);
+    CHECK(own.size() == others.size(), "%zu and %zu steps of a cluster", others.size(), own.size());
+    for (size_t step = 0; step < own.size(); ++step) {
+      CHECK(
+          own[step].i_block == others[step].i_block && own[step].i_tile == others[step].i_tile + 1, "step %zu of %d",
+          step, i);
+    }
+  }
+  CHECK(static_cast<int>(places.size()) == count, "%zu places of %d blocks of threads", places.size(), count);
 }
 
 void check_cursor(const Schedule& s, int i_stripe, int i_cut, const std::vector<Visit>& expected) {
@@ -46,10 +74,11 @@ void check_cursor(const Schedule& s, int i_stripe, int i_cut, const std::vector<
 }
 
 // Each pair (row, column) counts once; with a triangle a mirrored tile counts for its transpose too.
-void check_coverage(int m, int n, int block_m, int block_n, int stripes, int cuts, bool triangle) {
+void check_coverage(int m, int n, int block_m, int block_n, int stripes, int cuts, int cluster, bool triangle) {
   const int blocks = ceil_div(m, block_m), tiles = ceil_div(n, block_n);
   if (stripes > blocks) return;
-  const Schedule s{blocks, tiles, stripes, cuts, block_m / block_n, triangle};
+  const Schedule s{blocks, tiles, stripes, cuts, block_m / block_n, cluster, triangle};
+  check_places(s, 3);
   // Count in squares of gcd size: a tile is block_m x block_n, and a transposed one block_n x block_m.
   const int grid = ceil_div(m > n ? m : n, block_n);
   std::vector<int> count(static_cast<size_t>(grid) * grid, 0);
@@ -59,6 +88,10 @@ void check_coverage(int m, int n, int block_m, int block_n, int stripes, int cut
       const auto found = visits(s, i_stripe, i_cut);
       check_cursor(s, i_stripe, i_cut, found);
       for (const Visit& visit : found) {
+        if (!s.has(visit.i_tile)) {
+          CHECK(visit.i_tile % cluster != 0 && visit.i_tile == tiles, "a step without need to tile %d", visit.i_tile);
+          continue;
+        }
         CHECK(visit.i_tile < tiles && visit.i_block < blocks, "tile (%d, %d)", visit.i_block, visit.i_tile);
         for (int r = 0; r < rows_per_block; ++r) {
           const int row = visit.i_block * rows_per_block + r;
@@ -73,8 +106,8 @@ void check_coverage(int m, int n, int block_m, int block_n, int stripes, int cut
     for (int col = 0; col * block_n < n; ++col) {
       CHECK(
           count[static_cast<size_t>(row) * grid + col] == 1,
-          "m %d n %d tile %d x %d stripes %d cuts %d triangle %d: square (%d, %d) counts %d times", m, n, block_m,
-          block_n, stripes, cuts, triangle, row, col, count[static_cast<size_t>(row) * grid + col]);
+          "m %d n %d tile %d x %d stripes %d cuts %d cluster %d triangle %d: square (%d, %d) counts %d times", m, n,
+          block_m, block_n, stripes, cuts, cluster, triangle, row, col, count[static_cast<size_t>(row) * grid + col]);
     }
   }
 }
@@ -84,8 +117,11 @@ void check_schedules() {
     for (int n = 1; n <= 1600; n += n < 520 ? 1 : 37) {
       for (int stripes : {1, 2, 3, 5}) {
         for (int cuts : {1, 2, 3, 7}) {
-          check_coverage(n, n, block_m, 128, stripes, cuts, true);
-          check_coverage(n, (n * 7) % 1500 + 1, block_m, 128, stripes, cuts, false);
+          check_coverage(n, n, block_m, 128, stripes, cuts, 1, true);
+          check_coverage(n, (n * 7) % 1500 + 1, block_m, 128, stripes, cuts, 1, false);
+          if (block_m != 256) continue;
+          check_coverage(n, n, block_m, 128, stripes, 2 * cuts, 2, true);
+          check_coverage(n, (n * 7) % 1500 + 1, block_m, 128, stripes, 2 * cuts, 2, false);
         }
       }
     }

@@ -53,6 +53,7 @@ LAUNCH = "backends/test_triton_launch.py"
 SASS = "backends/test_sass.py"
 SPECIALISED = "backends/test_triton_specialised.py"
 WEIGHTS = "backends/test_cuda_index_math.py::test_weights"
+EMULATED = "backends/test_cuda_index_math.py::test_in_the_emulator"
 
 MUTANTS = [
     # Rows and sums that are left out.
@@ -1027,7 +1028,133 @@ MUTANTS = [
         "csrc/emulator/tensor_cores.cpp",
         "require(thread.fenced, ",
         "require(true, ",
-        "backends/test_cuda_index_math.py::test_the_emulator_finds_missing_synchronisation",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the emulator lets a block end while others reach it",
+        "csrc/emulator/machine.cpp",
+        "machine.blocks[address >> kRankShift].running > 0",
+        "machine.blocks[address >> kRankShift].running >= 0",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the emulator forgets that a multicast fills the others",
+        "csrc/emulator/copies.cpp",
+        "cp_async_bulk_tensor(mapa(to, rank), map,",
+        "cp_async_bulk_tensor(to, map,",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the emulator takes a rank for a part of an offset",
+        "csrc/emulator/tensor_cores.cpp",
+        "(descriptor & 0xc000) == 0",
+        "(descriptor & 0xc000) <= 0xc000",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the blocks of a cluster have the same columns",
+        "csrc/layout.h",
+        "* cluster + i % cluster,",
+        "* cluster,",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "a cluster ends before the last tile of its second block",
+        "csrc/layout.h",
+        "ceil_div(tiles, cluster) * cluster}",
+        "tiles}",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "the emulator lets bytes come that nobody expects",
+        "csrc/emulator/machine.cpp",
+        "require(barrier.bytes >= 0 || barrier.pending > 0, ",
+        "require(true, ",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "a barrier of an emulated cluster waits for no other block",
+        "csrc/emulator/machine.cpp",
+        "barrier.count < running) return",
+        "barrier.count < machine.count) return",
+        f"{EMULATED}[emulator_test.cpp]",
+    ),
+    _mutant(
+        "the blocks of a cluster start without one another",
+        "csrc/sums_wgmma.cuh",
+        "ptx::cluster_sync();  // the other",
+        "ptx::syncthreads();  // the other",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "a block of a cluster ends while others still reach it",
+        "csrc/sums_wgmma.cuh",
+        "if constexpr (kCluster > 1) ptx::cluster_sync();",
+        "",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "rows are fetched for the own block alone",
+        "csrc/sums_wgmma.cuh",
+        "(1 << kCluster) - 1",
+        "1 << rank",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "both blocks of a cluster fetch the same rows",
+        "csrc/sums_wgmma.cuh",
+        "rank * (T::kRows / kCluster)",
+        "0 * (T::kRows / kCluster)",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "rows of a warpgroup come into the buffers of the other",
+        "csrc/sums_wgmma.cuh",
+        "(rank * kRowStages + x_at.stage)",
+        "((1 - rank) * kRowStages + x_at.stage)",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "a warpgroup multiplies rows that are not there yet",
+        "csrc/sums_wgmma.cuh",
+        "if constexpr (!kResident) rows.wait(x_at);",
+        "",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "a warpgroup frees a buffer before its products have read it",
+        "csrc/sums_wgmma.cuh",
+        "          ptx::wgmma_wait_group<1>();\n          release();",
+        "          release();\n          ptx::wgmma_wait_group<1>();",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "rows are expected where they are fetched alone",
+        "csrc/wgmma_tile.cuh",
+        "rank < cluster; ++rank",
+        "rank < 1; ++rank",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "the other block is not asked whether it has left a buffer",
+        "csrc/wgmma_tile.cuh",
+        "warps * cluster",
+        "warps",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "a block is told of a free buffer that it does not fill",
+        "csrc/wgmma_tile.cuh",
+        "ptx::mapa(empty(stage), filler)",
+        "ptx::mapa(empty(stage), ptx::cluster_ctarank())",
+        f"{EMULATED}[clusters_test.cpp]",
+    ),
+    _mutant(
+        "an address of a cluster is taken whole for a descriptor",
+        "csrc/wgmma_tile.cuh",
+        "(address & 0x3ffff) / kPieceBytes",
+        "address / kPieceBytes",
+        f"{EMULATED}[clusters_test.cpp]",
     ),
     # What is read from machine code.
     _mutant(

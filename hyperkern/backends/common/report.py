@@ -30,6 +30,7 @@ class Row(NamedTuple):
         spill_bytes: of local memory for each thread, where spilled registers go.
         shared_bytes: shared memory of a block of threads.
         loop_spills: instructions for local memory in loops with matrix instructions.
+        loop_fences: waits in such loops until all accesses to memory are seen by others.
         instruction: the matrix instructions: ``wgmma``, ``mma``, ``tcgen05``.
         per_pair: instructions of a thread for each of its pairs in the main loop, unmasked; 0 for row-wise kernels.
         pairs: of a thread in one round of the main loop; the next four count the instructions of such a round.
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     spill_bytes: int
     shared_bytes: int
     loop_spills: int
+    loop_fences: int
     instruction: str
     per_pair: float
     pairs: float
@@ -81,6 +83,7 @@ def of_code(code: Sequence[Instruction], shape: Shape | None) -> dict[str, Any]:
     in_loops = set().union(*map(flow.places, with_matrix))
     fields: dict[str, Any] = {
         "loop_spills": sum(code[i].opcode.startswith(("LDL", "STL")) for i in in_loops),
+        "loop_fences": sum(code[i].opcode.startswith("MEMBAR") for i in in_loops),
         "instruction": " ".join(sorted(names)),
         **dict.fromkeys(("per_pair", "pairs", "matrix", "exponentials", "special", "other", "late"), 0),
         "stores": _stores(code),

@@ -69,11 +69,14 @@ class Operands(pairwise.Operands):
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a kernel's tile, and how many groups of warps keep column sums of their own."""
+    """Rows and columns of a kernel's tile, how many groups of warps keep column sums of their own, and how many blocks
+    of threads are a cluster, which shares rows.
+    """
 
     rows: int
     cols: int
     groups: int
+    cluster: int
 
 
 def as_operands(
@@ -119,7 +122,7 @@ def col_terms(*terms: Tensor) -> Tensor:
 
 
 def tile(rows: Tensor, kernel: str, weight: Weight) -> Tile:
-    """The tile of a kernel for operands like these rows."""
+    """The tile of a kernel (``sums``, ``contract``, ``stores``) for operands like these rows."""
     return tile_of(rows.device, rows.dtype, rows.shape[2], kernel, weight)
 
 
@@ -131,7 +134,7 @@ def tile_of(device: torch.device, dtype: torch.dtype, dim: int, kernel: str, wei
 @functools.cache
 def _tile(device: torch.device, dtype: torch.dtype, kernel: str, dim: int, weight: Weight, _emulated: int) -> Tile:
     probe = torch.empty(0, dtype=dtype, device=device)
-    return Tile(*ops(device).tile(probe, ("sums", "contract").index(kernel), dim, weight))
+    return Tile(*ops(device).tile(probe, ("sums", "contract", "stores").index(kernel), dim, weight))
 
 
 _emulated = 90

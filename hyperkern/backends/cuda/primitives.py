@@ -1,5 +1,6 @@
 """The pairwise primitives on the host: what is launched, in how many blocks, and what becomes of partial results."""
 
+import functools
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,11 +13,24 @@ from ..common.panels import contract_by_panels
 from ..common.partials import Side, Sums, add_cuts, added, cut
 from ..common.precision import FLOAT16_RANGE, scaled_to_float16
 from .library import ops
-from .operands import CONTRACT_DIM, Operands, Task, Weight, as_operands, col_terms, multiprocessors, row_terms, tile
+from .operands import (
+    CONTRACT_DIM,
+    Operands,
+    Task,
+    Tile,
+    Weight,
+    as_operands,
+    col_terms,
+    multiprocessors,
+    row_terms,
+    tile,
+)
 
-# Partial column sums are kept for at most so many stripes of row blocks; cutting the columns fills the GPU. With a
-# triangle they take up to 2 cuts x 2 groups of warps x 64 numbers a column, as much as a row of 256 elements.
+# Partial column sums are kept for at most so many stripes of row blocks; cutting the columns fills the GPU. They take
+# up to 2 groups of warps x 64 numbers a column, half as much as a row of 256 elements.
 _STRIPES = 64
+# What partial row sums may take.
+_ROW_SUMS_BYTES = 64 << 20
 
 SUM_TASKS = {
     "exp": Task.SUM_EXP,
@@ -63,15 +77,10 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
         return _running_sums(o), _running_sums(o.swapped()) if need_cols and not o.symmetric else nothing
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     size = tile(o.x, "sums", Weight.EXP)
-    blocks = -(-m // size.rows)
     has_cols = (o.symmetric and not total) or (need_cols and not o.symmetric)
-    tiles, at_once = -(-n // size.cols), multiprocessors(o.x.device)
-    stripes = stripes_of(batch, blocks, tiles, at_once, triangle=o.symmetric, has_cols=has_cols)
-    cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
+    stripes, cuts = shares(batch, m, n, size, multiprocessors(o.x.device), triangle=o.symmetric, has_cols=has_cols)
     row = nothing.total.new_empty((cuts, batch, m))
-    # With a triangle the ranges differ from row block to row block: there each has partial sums of its own.
-    parts = (stripes * cuts if o.symmetric else stripes) * size.groups
-    col = row.new_zeros((parts, batch, n)) if has_cols else None
+    col = row.new_zeros((stripes * size.groups, batch, n)) if has_cols else None
     _launch_sums(o, SUM_TASKS[mode], triangle=o.symmetric, stripes=stripes, row=row, col=col)
     of_rows = add_cuts(row)
     if col is None:
@@ -79,24 +88,60 @@ def pair_sums(o: Operands, mode: str, *, need_cols: bool, total: bool) -> tuple[
     return (Sums(of_rows + col.sum(0)), nothing) if o.symmetric else (Sums(of_rows), Sums(col.sum(0)))
 
 
-def stripes_of(batch: int, blocks: int, tiles: int, multiprocessors: int, *, triangle: bool, has_cols: bool) -> int:
-    """Among how many blocks of threads, beside ranges of columns, row blocks are shared out.
+@functools.lru_cache(maxsize=1024)
+def shares(
+    batch: int, m: int, n: int, size: Tile, multiprocessors: int, *, triangle: bool = False, has_cols: bool = False
+) -> tuple[int, int]:
+    """Among how many blocks of threads a problem is shared out: stripes and cuts of ``Schedule`` in ``csrc/layout.h``.
 
-    With a triangle the first row block has all tiles and the last one a few: a long one and a short one together make
-    all blocks of threads end at the same time. A problem of few tiles has one for each.
+    Where rows stay in shared memory, a stripe is a row block. With a triangle the first row block has all tiles and the
+    last one a few: a long one and a short one together make all blocks of threads end at the same time. A problem of
+    few tiles has one for each.
     """
+    blocks, tiles = -(-m // size.rows), -(-n // size.cols)
+    if size.cluster > 1:
+        return _clustered(batch, blocks, tiles, size.cluster, multiprocessors, 4 * batch * m, triangle=triangle)
     stripes = -(-blocks // 2) if triangle and batch * blocks * tiles > multiprocessors else blocks
-    return min(stripes, _STRIPES) if has_cols else stripes
+    stripes = min(stripes, _STRIPES) if has_cols else stripes
+    return stripes, cut(batch * stripes, tiles, 4 * batch * m, multiprocessors)
+
+
+def _clustered(
+    batch: int, blocks: int, tiles: int, cluster: int, multiprocessors: int, bytes_per_cut: int, *, triangle: bool
+) -> tuple[int, int]:
+    """The same where rows stream: all clusters that run at once work on a window of rows and columns that is about
+    square, and move it over all of them.
+
+    Rows and columns are each fetched once for all clusters of a window, so that its sides, and not its area, are what
+    memory gives in a step.
+    """
+    steps, at_once = -(-tiles // cluster), max(1, multiprocessors // cluster)
+
+    def cost(cuts: int) -> tuple[float, int]:
+        stripes = stripes_beside(cuts)
+        rounds, waves = -(-blocks // stripes), -(-batch * stripes * cuts // at_once)
+        length = float(rounds * -(-steps // cuts))
+        if triangle:  # a share, half a step for every row block that is not divided evenly, and a round without return
+            share = (blocks * steps - blocks * (blocks - 1) / 2) / (stripes * cuts)
+            length = share + rounds * (1 - 1 / cuts) / 2 + rounds % 2 * (stripes - 1) / (2 * cuts)
+        return waves * length * (1 + (stripes + cuts) / 200), cuts
+
+    def stripes_beside(cuts: int) -> int:
+        stripes = min(blocks, _STRIPES, max(1, at_once // (batch * cuts)))
+        return -(-blocks // -(-blocks // stripes))  # as few as take as many rounds
+
+    most = max(1, min(steps, at_once, _ROW_SUMS_BYTES // max(1, cluster * bytes_per_cut)))
+    cuts = min(range(1, most + 1), key=cost)
+    return stripes_beside(cuts), cuts * cluster
 
 
 def _running_sums(o: Operands) -> Sums:
     (batch, m, _), n = o.x.shape, o.y.shape[1]
     size = tile(o.x, "sums", Weight.EXP)
-    blocks = -(-m // size.rows)
-    cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
+    stripes, cuts = shares(batch, m, n, size, multiprocessors(o.x.device))
     row, top = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
     # A row's log-weight is in all of its logits: it comes to the maximum last, as it does to the weights.
-    _launch_sums(replace(o, terms=o.terms._replace(u=None)), Task.SUM_RUNNING, stripes=blocks, row=row, row_second=top)
+    _launch_sums(replace(o, terms=o.terms._replace(u=None)), Task.SUM_RUNNING, stripes=stripes, row=row, row_second=top)
     return added(row, top, o.unit)._replace(u=o.terms.u)
 
 
@@ -258,15 +303,14 @@ def _contract_by_panels(
     weighing = _weighing(o, mode, factors, late=False)
     unit = o.unit
     task = Task.STORE_EXP + weighing.weight
-    size = tile(o.x, "sums", weighing.weight)
+    size = tile(o.x, "stores", weighing.weight)
     _, _, row_ids, col_ids = o.terms
 
     def weights(batches: slice, rows: slice, cols: slice, w: Tensor, need_cols: bool) -> tuple[Tensor, Tensor, Tensor]:
         batch, m, n = w.shape
-        blocks = -(-m // size.rows)
-        cuts = cut(batch * blocks, -(-n // size.cols), 4 * batch * m, multiprocessors(o.x.device))
+        stripes, cuts = shares(batch, m, n, size, multiprocessors(o.x.device), has_cols=need_cols)
         row, second = o.x.new_empty((2, cuts, batch, m), dtype=torch.float32)
-        col = row.new_zeros((blocks * size.groups, batch, n)) if need_cols else None
+        col = row.new_zeros((stripes * size.groups, batch, n)) if need_cols else None
         ops(o.x.device).sums(
             *(o.x[batches, rows], o.y[batches, cols]),
             None if weighing.rows is None else weighing.rows[batches, :, rows],
@@ -275,7 +319,7 @@ def _contract_by_panels(
             None if col_ids is None else col_ids[batches, cols],
             *(o.exclude, o.row_shift + rows.start - cols.start, 1, (0, 0, m, n, 1, 1), o.spec.scale * unit),
             weighing.offset,
-            *(mode == "running", task, o.split, False, blocks, cuts, row),
+            *(mode == "running", task, o.split, False, stripes, cuts, row),
             *(second if mode == "softplus" else None, col, w),
         )
         total = row.sum(0)

@@ -24,7 +24,7 @@ from .operands import (
     tile_of,
     unit_of,
 )
-from .primitives import SUM_TASKS, exp_range, stripes_of
+from .primitives import SUM_TASKS, exp_range, shares
 
 _HEADS = {"softmax": 0, "decoupled": 1, "weighted": 1, "sigmoid": 2, "energy": 3, "classes": 4}
 _WEIGHTS = {
@@ -146,11 +146,10 @@ class Schedule:
     def _sums(self, jobs: Sequence[Job], *, triangle: bool = False, has_cols: bool = False) -> PlannedSums:
         batch, m, n = len(jobs) * self.scheme.batch, jobs[0].rows, jobs[0].cols
         size = tile_of(self._device, self.scheme.dtype, self.width, "sums", Weight.EXP)
-        blocks, tiles, at_once = -(-m // size.rows), -(-n // size.cols), multiprocessors(self._device)
-        stripes = stripes_of(batch, blocks, tiles, at_once, triangle=triangle, has_cols=has_cols)
-        cuts = cut(batch * stripes, tiles, 4 * batch * m, at_once)
-        parts = (stripes * cuts if triangle else stripes) * size.groups
-        return PlannedSums(jobs, triangle, stripes, (cuts, batch, m), (parts, batch, n) if has_cols else None)
+        at_once = multiprocessors(self._device)
+        stripes, cuts = shares(batch, m, n, size, at_once, triangle=triangle, has_cols=has_cols)
+        col = (stripes * size.groups, batch, n) if has_cols else None
+        return PlannedSums(jobs, triangle, stripes, (cuts, batch, m), col)
 
     @functools.cached_property
     def sums_told(self) -> tuple[tuple[Any, ...], ...]:
@@ -200,14 +199,13 @@ class Schedule:
 
     def _panel(self, side: Side, mirrored: Side | None) -> Panel:
         scheme, job, (offset, _) = self.scheme, side.job, self._range
-        size = tile_of(self._device, scheme.dtype, self.width, "sums", self.weight)
-        blocks, tiles = -(-job.rows // size.rows), -(-job.cols // size.cols)
-        cuts = cut(scheme.batch * blocks, tiles, 4 * scheme.batch * job.rows, multiprocessors(self._device))
+        size = tile_of(self._device, scheme.dtype, self.width, "stores", self.weight)
+        stripes, cuts = shares(scheme.batch, job.rows, job.cols, size, multiprocessors(self._device))
         task = Task.STORE_CLASSES if self.weight == Weight.CLASSES else Task.STORE_EXP + self.weight
         told = (
             *(_exclusion([job]), 0, scheme.views, (0, 0, job.rows, job.cols, 1, 1), self.factor, offset * self.unit),
             *(scheme.weights in ("running", "single"), task, scheme.kind == "float32", False),
-            *(blocks, cuts),
+            *(stripes, cuts),
         )
         return Panel(side, mirrored, told, (cuts, scheme.batch, job.rows))
 
