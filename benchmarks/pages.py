@@ -1,15 +1,14 @@
 """Writes the figures of the documentation from the results that are committed: none of them is typed by hand.
 
-``python -m benchmarks.pages`` rewrites what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in README.md,
-docs/scaling.md, docs/benchmarking.md and docs/kernels.md, the pictures in docs/images/benchmark, and
-docs/contrastive-benchmark.md.
+``python -m benchmarks.pages`` rewrites what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in `PAGES`, the
+pictures in docs/images/benchmark, and docs/contrastive-benchmark.md.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import contrastive, kernels, readme, scaling
+from . import contrastive, kernels, predict, readme, scaling
 from .tables import ROOT, result, table
 
 IMAGES = ROOT / "docs" / "images" / "benchmark"
@@ -74,8 +73,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "repeats": repeats,
     **readme.BLOCKS,
     **kernels.BLOCKS,
+    **predict.BLOCKS,
 }
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("scaling", "benchmarking", "kernels"))]
+_DOCS = ("scaling", "benchmarking", "kernels", "performance")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS)]
 
 
 def filled(text: str) -> str:

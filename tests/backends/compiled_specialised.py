@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ttgir import groups, loaded
 
-from hyperkern.backends.common.report import Instruction, instructions, usage
+from hyperkern.backends.common.cubin import Instruction, instructions, usage
 from hyperkern.backends.triton import config, report
 from hyperkern.backends.triton.report import Case
 

@@ -1,8 +1,9 @@
 """The primitives as Triton kernels, for NVIDIA GPUs of compute capability 8.0 and newer.
 
 ``tile.py`` holds the one tile of similarities that every pairwise kernel is built of: `sums_kernel` (log-sum-exps,
-values), `contract_kernel` (weighted sums of rows in one pass, D <= 256) and `panel_kernel` (weights for the
-library's product, any D). ``rows.py`` holds the row-wise kernels, ``configs/`` the block sizes.
+values), `two_way_sums_kernel` (sums of rows and columns at once), `contract_kernel` (weighted sums of rows in one pass,
+D <= 256) and `panel_kernel` (weights for the library's product, any D). ``rows.py`` holds the row-wise kernels,
+``configs/`` the block sizes.
 """
 
 import torch
