@@ -1270,6 +1270,20 @@ MUTANTS = [
         "",
         f"{SPECIALISED}::TestFiles",
     ),
+    _mutant(
+        "a cluster has one cut for all of its blocks",
+        "backends/cuda/primitives.py",
+        "return stripes_beside(cuts), cuts * cluster",
+        "return stripes_beside(cuts), cuts",
+        "backends/test_cuda_schedule.py::test_odd_problems_fill_the_gpu",
+    ),
+    _mutant(
+        "what runs at one time is a row block for each cluster",
+        "backends/cuda/primitives.py",
+        "min(range(1, most + 1), key=cost)",
+        "1",
+        "backends/test_cuda_schedule.py::test_rows_that_stream_are_found_in_l2",
+    ),
     # What is built upon the losses.
     _mutant(
         "the second encoding draws other numbers",
