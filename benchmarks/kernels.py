@@ -18,6 +18,7 @@ from hyperkern.files import OutputError, check_outputs, write_files
 from .tables import result, table
 
 RESULT = "kernels_report"
+OF_A_ROUND = ("matrix", "exponentials", "polynomials", "special", "other")
 # What the tables of the documentation show of a file with all architectures and operands.
 SHOWN = {"architecture": "sm_90", "operand": "bfloat16"}
 
@@ -78,11 +79,11 @@ def overall() -> str:
 def pairwise(backend: str) -> str:
     """The pairwise kernels of a backend."""
     heads = ["kernel", "D", "problem", "tile", "warps", "stages", "registers", "shared KB", "per pair"]
-    heads += ["products", "exp", "other special", "other", "stores", "late"]
+    heads += ["products", "exp", "by polynomial", "other special", "other", "stores", "late"]
     lines = []
     for row in read():
         if row["backend"] == backend and row["pairs"] and all(row[name] == value for name, value in SHOWN.items()):
-            counts = [f"{row[name] / row['pairs']:.2f}" for name in ("matrix", "exponentials", "special", "other")]
+            counts = [f"{row[name] / row['pairs']:.2f}" for name in OF_A_ROUND]
             stores = ", ".join(f"{count} × {width}" for width, count in row["stores"].items())
             sizes = [str(row[name]) for name in ("warps", "stages", "registers")]
             shared = f"{row['shared_bytes'] / 1024:.0f}"

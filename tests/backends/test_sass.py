@@ -93,6 +93,32 @@ def test_the_branch_that_masks_is_not_counted() -> None:
     assert loop.round.exponentials == 16
 
 
+def test_exponentials_by_polynomials_weigh_pairs_too() -> None:
+    # With column sums, which take the time of half the polynomials, and without.
+    few, many = ("\n".join(["MUFU.EX2 R24, R24"] * (8 - n) + ["FFMA R24, R25, R26, R27\nLEA R24, R25, R26, 0x17"] * n)
+                 for n in (1, 2))  # fmt: skip
+    code = listing(f"""
+        loop:
+        {FIRST}
+        {WAIT}
+        @P1 BRA alone
+        {few}
+        BRA weighed
+        alone:
+        {many}
+        weighed:
+        @P1 BRA next
+        SHFL.BFLY PT, R2, R24, 0x2, 0x1f
+        FADD R2, R2, R24
+        next:
+        @P0 BRA loop
+        EXIT
+    """)
+    row = of_code(code, Shape(16, 16))
+    assert (row["exponentials"], row["polynomials"], row["other"]) == (6, 2, 1 + 4 + 3)
+    assert row["per_pair"] == round((2 + 6 + 4 + 3) / 16, 2)  # with three branches, and nothing of the column sums
+
+
 @pytest.mark.parametrize("shape", [Shape(4 * 16, 16), Shape(4 * 16, 16, rounds=4)], ids=["products", "rounds"])
 @pytest.mark.parametrize("peeled", [0, 1])
 def test_inner_loops_count_as_often_as_they_go_round(shape: Shape, peeled: int) -> None:

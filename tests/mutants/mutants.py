@@ -1188,7 +1188,7 @@ MUTANTS = [
     _mutant(
         "the shortest path need not weigh every pair",
         "backends/common/sass.py",
-        "return count.products, count.matrix, count.exponentials, count.stores, -count.instructions",
+        "return count.products, count.matrix, weighed, count.polynomials, count.stores, -count.instructions",
         "return count.products, count.matrix, -count.instructions",
         f"{SASS}::test_the_branch_that_masks_is_not_counted",
     ),

@@ -9,6 +9,7 @@ from .cubin import Instruction
 from .hazards import serialised, walk
 from .sass import Flow, Shape, is_matrix, main_loop, main_regions
 
+_OF_A_ROUND = ("matrix", "exponentials", "polynomials", "special", "other")
 # Names of PTX, which say more than those of machine code.
 _PTX_NAMES = {"HGMMA": "wgmma", "HMMA": "mma", "UTC": "tcgen05"}
 
@@ -33,9 +34,10 @@ class Row(NamedTuple):
         loop_fences: waits in such loops until all accesses to memory are seen by others.
         instruction: the matrix instructions: ``wgmma``, ``mma``, ``tcgen05``.
         per_pair: instructions of a thread for each of its pairs in the main loop, unmasked; 0 for row-wise kernels.
-        pairs: of a thread in one round of the main loop; the next four count the instructions of such a round.
+        pairs: of a thread in one round of the main loop; the next five count the instructions of such a round.
         matrix: matrix instructions.
         exponentials: ``MUFU.EX2``.
+        polynomials: exponentials by multiplications and additions; these instructions are among the others.
         special: other instructions of the special function unit.
         other: all others.
         stores: stores to global memory in the whole kernel by their width in bits.
@@ -64,6 +66,7 @@ class Row(NamedTuple):
     pairs: float
     matrix: float
     exponentials: float
+    polynomials: float
     special: float
     other: float
     stores: dict[str, int]
@@ -85,7 +88,7 @@ def of_code(code: Sequence[Instruction], shape: Shape | None) -> dict[str, Any]:
         "loop_spills": sum(code[i].opcode.startswith(("LDL", "STL")) for i in in_loops),
         "loop_fences": sum(code[i].opcode.startswith("MEMBAR") for i in in_loops),
         "instruction": " ".join(sorted(names)),
-        **dict.fromkeys(("per_pair", "pairs", "matrix", "exponentials", "special", "other", "late"), 0),
+        **dict.fromkeys(("per_pair", "pairs", *_OF_A_ROUND, "late"), 0),
         "stores": _stores(code),
         "multicast": sum("MULTICAST" in instruction.opcode for instruction in code),
         "serialised": serialised(code) if asynchronous else 0,
@@ -94,7 +97,7 @@ def of_code(code: Sequence[Instruction], shape: Shape | None) -> dict[str, Any]:
     if shape is not None:
         loop = main_loop(flow, shape)
         fields |= {"per_pair": round(loop.per_pair, 2), "pairs": _number(loop.pairs)}
-        fields |= {name: _number(getattr(loop.round, name)) for name in ("matrix", "exponentials", "special", "other")}
+        fields |= {name: _number(getattr(loop.round, name)) for name in _OF_A_ROUND}
     if asynchronous:
         found = walk(flow)
         tiles = set().union(*map(flow.places, main_regions(flow)))

@@ -20,10 +20,13 @@ _MATRIX = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA", "UTCOMMA")
 
 
 class Count(NamedTuple):
-    """What a thread executes. ``products`` are the multiplications of its share of the matrix instructions."""
+    """What a thread executes. ``products`` are the multiplications of its share of the matrix instructions,
+    ``polynomials`` the exponentials without the special function unit, which end with a shift into the exponent.
+    """
 
     products: float = 0
     exponentials: float = 0
+    polynomials: float = 0
     stores: float = 0
     instructions: float = 0
     matrix: float = 0
@@ -94,7 +97,9 @@ def _count(instruction: Instruction) -> Count:
         return Count(products, instructions=1, matrix=1)
     if opcode.startswith("MUFU.EX2"):
         return Count(exponentials=1, instructions=1)
-    return Count(instructions=1, special=opcode.startswith("MUFU"), stores=opcode.startswith("STG"))
+    polynomial = opcode == "LEA" and instruction.operands.endswith(", 0x17")
+    special, stores = opcode.startswith("MUFU"), opcode.startswith("STG")
+    return Count(instructions=1, polynomials=polynomial, special=special, stores=stores)
 
 
 class Flow:
@@ -188,7 +193,7 @@ class Flow:
 
     def path(self, region: Loop | None, repeated: Callable[[Count, Count], float]) -> Count:
         """The path around a loop, or through the kernel, with the most products, of these with the most exponentials,
-        of these with the most stores, and of these the shortest one.
+        by the special function unit or not, of these with the most stores, and of these the shortest one.
 
         ``repeated(round, rest)`` tells how often inner loops with products go round; all others do once.
         """
@@ -223,7 +228,9 @@ def _sum(counts: Iterable[Count]) -> Count:
 
 
 def _rank(count: Count) -> tuple[float, ...]:
-    return count.products, count.matrix, count.exponentials, count.stores, -count.instructions
+    # Of two ways to weigh a tile the one with more polynomials belongs to the shorter rest, which has time for them.
+    weighed = count.exponentials + count.polynomials
+    return count.products, count.matrix, weighed, count.polynomials, count.stores, -count.instructions
 
 
 def main_regions(flow: Flow) -> list[Loop | None]:
