@@ -51,8 +51,8 @@ def _bfloat16(kernel: str, dim: int | None, mode: str | None, *choices: tuple):
 # Rows, columns and elements of D of a tile, warps, stages.
 CANDIDATES = (
     *_bfloat16("contract", 64, "exp", (128, 128, None, 8, 3)),
-    *_bfloat16("contract", 128, "exp", (128, 64, None, 8, 3)),
-    *_bfloat16("contract", 128, None, (128, 64, None, 8, 2), (128, 128, None, 8, 2), (64, 64, None, 4, 3)),
+    *_bfloat16("contract", 128, "exp", (64, 128, None, 4, 2), (128, 64, None, 8, 3)),
+    *_bfloat16("contract", 128, "bounded", (64, 128, None, 4, 2), (128, 64, None, 8, 3), (64, 64, None, 4, 2)),
     *_bfloat16("sums", 128, "exp", (128, 128, None, 8, 3)),
     *_bfloat16("sums", 128, None, (128, 64, None, 4, 2)),
     *_bfloat16("two_way", 128, None, (64, 128, None, 4, 2), (64, 64, None, 4, 2)),

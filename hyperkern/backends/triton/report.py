@@ -69,6 +69,7 @@ _PROBLEMS: dict[str, dict[str, dict[str, Any]]] = {
         "uniformity": {"EXCLUDE": "self", "MODE": "exp"},
         "contrastive": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a", "b")},
         "row_factor": {"EXCLUDE": "self", "MODE": "bounded", "present": ("a",)},
+        "labelled": {"EXCLUDE": "same_id", "MODE": "bounded", "present": ("u", "v", "ids", "a", "b")},
         "general": {"EXCLUDE": "same_id", "MODE": "running", "present": ("u", "v", "ids", "a", "b", "lse")},
         "softplus": {"EXCLUDE": "none", "MODE": "softplus"},
     },

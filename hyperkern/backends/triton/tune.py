@@ -48,12 +48,15 @@ class Use(NamedTuple):
 
 
 def uses() -> Iterator[Use]:
-    """Every entry that a file needs; ``exp``, the mode of uniformity, has one of its own, but sums of rows and columns
-    know no other.
-    """
+    """Every entry that a file needs; the modes of most losses have one of their own."""
     for (kernel, operand), dims in _WHOLE_ROW.items():
+        modes: tuple[str | None, ...] = (None, "exp")
+        if kernel == "two_way":  # which knows no other
+            modes = (None,)
+        elif kernel == "contract" and operand != "float32":
+            modes = (None, "exp", "bounded")
         for dim in (*dims, *(() if kernel == "contract" else (None,))):
-            for mode in (None,) if kernel == "two_way" else (None, "exp"):
+            for mode in modes:
                 yield Use(kernel, operand, dim, mode)
 
 
@@ -81,7 +84,7 @@ def problem(use: Use, rows: int, device: torch.device) -> tuple[Operands, str]:
     x = torch.randn(1, rows, use.dim or _ANY, generator=draw, device=device)
     x = torch.nn.functional.normalize(x, dim=-1)
     spec = PairSpec(4.0, bounded=True, exclude="self", precision=_PRECISION[use.operand])
-    mode = use.mode or {"sums": "running", "two_way": "exp"}.get(use.kernel, "bounded")
+    mode = use.mode or {"two_way": "exp", "panel": "bounded"}.get(use.kernel, "running")
     y = None if use.mode == "exp" else x.roll(1, 1)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(_SETTING[use.operand])
@@ -95,7 +98,7 @@ def runner(use: Use, rows: int, device: torch.device) -> Callable[[Config], torc
     """Runs a use with a configuration and returns what it computes."""
     o, mode = problem(use, rows, device)
     ones = torch.ones(1, rows, device=device)
-    factors = Factors(ones, ones, ones, ones) if mode == "bounded" else Factors()
+    factors = Factors() if mode == "exp" else Factors(ones, ones, ones, ones)
 
     def run(choice: Config) -> torch.Tensor:
         # The other kernels of the file stay as they are; this one has a single entry.
