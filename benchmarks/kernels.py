@@ -18,6 +18,15 @@ from hyperkern.files import OutputError, check_outputs, write_files
 from .tables import result, table
 
 RESULT = "kernels_report"
+# The same of some kernels by releases of Triton: PYTHONPATH=FOLDER python -m benchmarks.kernels --release FILE, with a
+# release that was installed there by pip install --no-deps --target FOLDER triton==3.6.0
+RELEASES = "kernels_by_triton"
+COMPARED = (
+    *(("contract", problem) for problem in ("uniformity", "contrastive", "row_factor", "softplus")),
+    *(("contract_sides", problem) for problem in ("uniformity", "contrastive")),
+    *(("sums", "uniformity"), ("two_way", "contrastive"), ("panel", "uniformity")),
+    *(("contract_specialised", "uniformity"), ("sums_specialised", "uniformity")),
+)
 OF_A_ROUND = ("matrix", "exponentials", "polynomials", "special", "other")
 # What the tables of the documentation show of a file with all architectures and operands.
 SHOWN = {"architecture": "sm_90", "operand": "bfloat16"}
@@ -92,8 +101,42 @@ def pairwise(backend: str) -> str:
     return table(heads, lines)
 
 
+def by_triton() -> str:
+    """Instructions for each pair as several releases of Triton compile them."""
+    found = result(RELEASES)
+    heads = ["kernel", "problem", "D", *(f"Triton {release}" for release in found)]
+    lines = []
+    for kernel, problem in COMPARED:
+        some = [
+            [row for row in rows if (row["kernel"], row["problem"]) == (kernel, problem)] for rows in found.values()
+        ]
+        for dim in sorted({row["dim"] for row in some[-1]}):
+            counts = [next(row["per_pair"] for row in rows if row["dim"] == dim) for rows in some]
+            lines.append([f"`{kernel}`", problem.replace("_", " "), str(dim), *(f"{count:.1f}" for count in counts)])
+    for title, name in (("with spills", "spill_bytes"), ("serialised", "serialised"), ("hazards", "hazards")):
+        counts = [sum(row[name] > 0 for row in rows) for rows in found.values()]
+        lines.append([f"all, {title}", "", "", *map(str, counts)])
+    return table(heads, lines)
+
+
+def add_release(path: Path) -> None:
+    """Writes what the installed Triton makes of the kernels shown beside what others made of them."""
+    from hyperkern.backends.triton import report as triton
+
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows = triton.report([SHOWN["architecture"]], only=lambda case: case.operand == SHOWN["operand"])
+    names = ("kernel", "problem", "dim", "registers", "spill_bytes", "per_pair", "serialised", "hazards")
+    content[version("triton")] = [{name: getattr(row, name) for name in names} for row in rows]
+    blocks = []
+    for release in sorted(content, key=lambda release: [*map(int, release.split("."))]):
+        lines = ",\n  ".join(map(json.dumps, content[release]))
+        blocks.append(f' "{release}": [\n  {lines}\n ]')
+    write_files({path: ("{\n" + ",\n".join(blocks) + "\n}\n").encode()})
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "kernels": overall,
+    "kernels by Triton": by_triton,
     "kernels triton": lambda: pairwise("triton"),
     "kernels cuda": lambda: pairwise("cuda"),
 }
@@ -106,11 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="of Triton all of sm_90, of others one a configuration")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="for the rows, instead of a table")
+    parser.add_argument("--release", type=Path, metavar="FILE", help="adds what the installed Triton makes of some")
     args = parser.parse_args(arguments)
     try:
-        check_outputs({"json": args.json})
+        check_outputs({"json": args.json, "release": args.release})
     except OutputError as error:
         parser.error(str(error))
+    if args.release:
+        add_release(args.release)
+        return
     rows, about = made(args.arch or (), args.quick, args.jobs)
     if args.json:
         write_files({args.json: text(rows, about).encode()})

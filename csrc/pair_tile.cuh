@@ -335,10 +335,10 @@ struct Positives {
 
 // ---- weights ------------------------------------------------------------------------------------------------------
 
-// log(1 + e^l) in the units of l, and its derivative, to full relative accuracy on both sides; neither divides nor
-// branches. With e = e^-|l| the value is max(l, 0) + log(1 + e), and its derivative 1 or e over 1 + e. A maximum drops
-// nan, which e still has. The polynomials are log(1 + e) / e on [0, 1], of which the largest relative error is least
-// (Remez exchange in 50 digits, then rounded): in float32 they are off by 3.0e-7 and 1.4e-7.
+// log(1 + e^l) in the units of l, and its derivative, to full relative accuracy on both sides. With e = e^-|l| the
+// value is max(l, 0) + log(1 + e), and its derivative 1 or e over 1 + e. A maximum drops nan, which e still has. The
+// polynomials are log(1 + e) / e on [0, 1], of which the largest relative error is least (Remez exchange in 50 digits,
+// then rounded): in float32 they are off by 3.0e-7 and 1.4e-7.
 template <bool kLog2Units>
 HYPERKERN_DEVICE float softplus(float l, float& derivative) {
   const float e = exp_of<kLog2Units>(-fabsf(l));
@@ -349,10 +349,10 @@ HYPERKERN_DEVICE float softplus(float l, float& derivative) {
     derivative = ptx::ex2(fmaf(-e, per_e, fminf(l, 0.0f)));
     return fmaf(e, per_e, fmaxf(l, 0.0f));
   } else {
-    // The power would lose the last digit of large logits once more.
+    // The power would lose the last digit of large logits once more, and an approximate quotient that of all.
     constexpr float kPerE[] = {0.99999994f,   -0.499994934f, 0.333190978f,   -0.24842982f,  0.191060066f,
                                -0.136632457f, 0.0782259554f, -0.0295052417f, 0.00523269456f};
-    derivative = (l >= 0.0f ? 1.0f : e) * ptx::rcp(1.0f + e);
+    derivative = (l >= 0.0f ? 1.0f : e) / (1.0f + e);
     return fmaf(e, polynomial(kPerE, e), fmaxf(l, 0.0f));
   }
 }

@@ -88,12 +88,6 @@ HYPERKERN_DEVICE float max_nan(float a, float b) {
   return y;
 }
 
-HYPERKERN_DEVICE float rcp(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 HYPERKERN_DEVICE uint32_t cvt_bf16x2(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));

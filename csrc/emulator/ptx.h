@@ -56,7 +56,6 @@ inline int popc(uint32_t x) { return __builtin_popcount(x); }
 inline float ex2(float x) { return flush(std::exp2(x)); }
 inline float lg2(float x) { return std::log2(flush(x)); }
 inline float max_nan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b); }
-inline float rcp(float x) { return flush(1.0f / flush(x)); }
 
 inline uint32_t cvt_bf16x2(float low, float high) {
   return emulator::narrow(low, emulator::Half::kBf16) |

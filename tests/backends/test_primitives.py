@@ -426,7 +426,9 @@ def test_products_in_half_precision(
     for potential in ("exp", "softplus"):
         value = logits.exp() if potential == "exp" else torch.nn.functional.softplus(logits, threshold=50)
         total, *sides = module.energy(x, y, p.terms, spec, potential, **both)
-        assert_close(total.double().cpu(), value.sum((1, 2)), 1e-5)
+        alone, *_ = module.energy(x, y, p.terms, spec, potential, need_x=False, need_y=False)
+        for found in (total, alone):
+            assert_close(found.double().cpu(), value.sum((1, 2)), 1e-5)
         w = logits.exp() if potential == "exp" else logits.sigmoid()
         within_digits(sides, weighted(p, w), both, dtype)
 

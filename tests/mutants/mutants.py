@@ -614,6 +614,13 @@ MUTANTS = [
         f"{PRIMITIVES}::test_products_in_half_precision[triton-cpu-bfloat16-False-3.0-panels]",
     ),
     _mutant(
+        "the value alone of a potential in units of log 2 is taken for one in natural units",
+        "backends/triton/sums.py",
+        "b_sum = natural(b_sum, LOG2)",
+        "b_sum = natural(b_sum, False)",
+        f"{PRIMITIVES}::test_products_in_half_precision[triton-cpu-bfloat16-False-3.0-one-pass]",
+    ),
+    _mutant(
         "partial row sums are not at 0 before they are added to",
         "backends/triton/two_way.py",
         "        tl.store(p_row + o_m, tl.zeros((BLOCK_M,), tl.float32), mask=o_m < m)\n",

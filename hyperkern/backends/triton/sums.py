@@ -18,6 +18,7 @@ from .tile import (
     load_rows,
     logits,
     masked_tiles,
+    natural,
     positives,
     similarity,
     softplus,
@@ -240,6 +241,8 @@ def sums_kernel(
                         p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
                         p_classes is not None, False,
                     )  # fmt: skip
+            if MODE == "softplus":
+                b_sum = natural(b_sum, LOG2)
             tl.store(p_row + o_m, b_sum, mask=o_m < m)
             if MODE == "running":
                 tl.store(p_row_top + o_m, b_top, mask=o_m < m)
