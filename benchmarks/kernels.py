@@ -144,13 +144,18 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table, or writes the file."""
+    from hyperkern.backends.triton import config
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", action="append", help="only this architecture (repeatable)")
+    names = [architecture.name for architecture in config.shipped()]
+    parser.add_argument("--arch", action="append", choices=names, help="only this architecture (repeatable)")
     parser.add_argument("--quick", action="store_true", help="of Triton all of sm_90, of others one a configuration")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="for the rows, instead of a table")
     parser.add_argument("--release", type=Path, metavar="FILE", help="adds what the installed Triton makes of some")
     args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
     try:
         check_outputs({"json": args.json, "release": args.release})
     except OutputError as error:

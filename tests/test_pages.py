@@ -51,6 +51,24 @@ class TestTheReportOfKernels:
         assert {(row["backend"], row["architecture"]) for row in rows} >= {("triton", "sm_90"), ("cuda", "sm_90")}
         assert (pages.ROOT / "benchmarks" / "results" / f"{kernels.RESULT}.json").stat().st_size < 300e3
 
+    def test_it_has_what_is_shipped(self) -> None:
+        pytest.importorskip("triton")
+        from hyperkern.backends.triton import config, report
+
+        blocks = ("BLOCK_M", "BLOCK_N", "BLOCK_D")
+        shipped = {
+            (*case[1:5], "x".join(str(case.constants[name]) for name in blocks), case.options["num_stages"])
+            for case in report.cases(config.of_name("sm_90"))
+            if "BLOCK_N" in case.constants
+        }
+        names = ("kernel", "operand", "dim", "problem", "tile", "stages")
+        found = {
+            tuple(row[name] for name in names)
+            for row in kernels.read()
+            if (row["backend"], row["architecture"]) == ("triton", "sm_90") and row["pairs"]
+        }
+        assert found == shipped, "make the file anew, see docs/kernels.md"
+
     def test_a_file_is_read_as_it_was_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
         row = Row(*(f"{name}" for name in Row._fields[:4]), *range(len(Row._fields) - 4))
         monkeypatch.setattr(kernels, "result", lambda name: json.loads(kernels.text([row, row], {"cuda": None})))

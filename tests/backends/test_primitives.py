@@ -295,6 +295,29 @@ def test_rows_without_a_candidate(
     assert all((result == 0).all() for result in results)
 
 
+@pytest.mark.parametrize("dim", [5, 300])
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize(("batch", "m", "n"), [(2, 0, 5), (2, 5, 0), (2, 0, 0), (0, 5, 4)])
+def test_nothing_on_a_side(
+    batch: int, m: int, n: int, bounded: bool, dim: int, backend: str, device: torch.device
+) -> None:
+    # A rank may have no rows.
+    x, y = (torch.zeros(batch, count, dim, dtype=torch.bfloat16, device=device) for count in (m, n))
+    spec, module = PairSpec(SCALE, bounded, precision="bfloat16"), backends.load(backend)
+    row, col, *_ = module.row_lse(x, y, PairTerms(), spec, need_cols=True)
+    assert (row.shape, col.shape) == ((batch, m), (batch, n))
+    assert (row == -math.inf).all()
+    assert (col == -math.inf).all()
+    results = module.pair_grad(x, y, PairTerms(), spec, row, col, row * 0, col * 0, need_x=True, need_y=True)
+    if bounded:
+        total, *sides = module.energy(x, y, PairTerms(), spec, "exp", need_x=True, need_y=True)
+        assert (total == 0).all()
+        results = (*results, *sides)
+    for result in results:
+        assert result.shape[0] == batch
+        assert (result.nan_to_num() == 0).all()
+
+
 def test_running_maximum_survives_any_logit(
     backend: str, device: torch.device, exact: Exact, small_blocks: None
 ) -> None:

@@ -101,7 +101,9 @@ def test_files_are_written_as_they_are_read(architecture: Architecture, tmp_path
     assert path.read_text() == (config.FOLDER / path.name).read_text()
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"entries": [{"kernel": "sums"}]}', '{"entries": [], "unknown": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"entries": [5]}', '{"entries": [{"kernel": "sums"}]}', '{"entries": [], "unknown": 1}']
+)
 def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "sm_90.json"
     path.write_text(text)

@@ -207,7 +207,7 @@ class TestChoice:
         choice = o.find("contract", "exp")
         assert choice is not None
         assert choice.specialised
-        monkeypatch.setattr(operands, "_SPECIALISING", False)
+        monkeypatch.setattr(operands, "SPECIALISING", False)
         assert o.find("contract", "exp") == config.find(config.of_name("sm_90"), "contract", "bfloat16", 64, "bounded")
 
 
@@ -242,6 +242,14 @@ class TestFiles:
                         assert config.find(found, kernel, operand, dim, "exp", True) == choice
                     ordinary = config.find(found, kernel, "bfloat16", dim, "exp")
                     assert ordinary == config.find(config.of_name(name), kernel, "bfloat16", dim, "exp")
+
+    @pytest.mark.parametrize("value", [None, 0, 1, 1.0, "", [], {}])
+    def test_what_is_neither_true_nor_false_is_refused(self, tmp_path: Path, value: Any) -> None:
+        content = json.loads((config.FOLDER / "sm_90.json").read_text())
+        content["entries"][0]["specialised"] = value
+        (tmp_path / "sm_90.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="'specialised' must be true or false, got "):
+            config.read(tmp_path / "sm_90.json")
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -1266,7 +1266,7 @@ MUTANTS = [
     _mutant(
         "a Triton that nobody has tried specialises",
         "backends/triton/operands.py",
-        "self.x.shape[2], mode, _SPECIALISING)",
+        "self.x.shape[2], mode, SPECIALISING)",
         "self.x.shape[2], mode, True)",
         f"{SPECIALISED}::TestChoice::test_another_triton_goes_the_ordinary_way",
     ),

@@ -39,8 +39,8 @@ def contract_by_panels(
     """
     (batch, m, dim), n = x.shape, y.shape[1]
     size = y.element_size()
-    panel_m = min(m, _round_down(max(_PANEL_ROWS, _WORKSPACE // (size * n))))
-    panel_n = min(n, _round_down(_WORKSPACE // (size * panel_m)))
+    panel_m = max(1, min(m, _round_down(max(_PANEL_ROWS, _WORKSPACE // (size * max(1, n))))))
+    panel_n = max(1, min(n, _round_down(_WORKSPACE // (size * panel_m))))
     panel_b = max(1, min(batch, _WORKSPACE // (size * panel_m * panel_n)))
     workspace = y.new_empty(panel_b * panel_m * _padded(panel_n))
 

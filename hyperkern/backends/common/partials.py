@@ -71,7 +71,7 @@ def added(parts: Tensor, tops: Tensor | None, unit: float = 1.0) -> Sums:
     """The sum of partial sums; of those relative to maxima, in this unit, relative to their maximum."""
     if tops is None:
         return Sums(add_cuts(parts))
-    top = tops.amax(0)
+    top = tops.amax(0) if len(tops) else tops.new_full(tops.shape[1:], -torch.inf)  # of rows that meet none
     relative = ((tops - top.masked_fill(top == -torch.inf, 0)) / unit).exp_()
     return Sums((parts * relative).sum(0), top, unit)
 

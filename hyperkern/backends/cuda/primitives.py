@@ -116,6 +116,8 @@ def _clustered(
     memory gives in a step.
     """
     steps, at_once = -(-tiles // cluster), max(1, multiprocessors // cluster)
+    if not batch * blocks * steps:
+        return blocks, cluster
 
     def cost(cuts: int) -> tuple[float, int]:
         stripes = stripes_beside(cuts)

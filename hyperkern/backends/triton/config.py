@@ -96,8 +96,10 @@ def specialised(architecture: str, kernel: str, operand: str, dim: int | None, m
 
 
 def _check_specialised(architecture: Architecture, path: Path) -> None:
-    ordinary = {entry[:3] for entry in architecture.entries if not entry.config.specialised}
+    ordinary = {entry[:3] for entry in architecture.entries if entry.config.specialised is False}
     for entry in architecture.entries:
+        if not isinstance(entry.config.specialised, bool):
+            raise ValueError(f"{path}: 'specialised' must be true or false, got {entry.config.specialised!r}")
         if not entry.config.specialised:
             continue
         given = ", ".join(f"{name} {value!r}" for name, value in zip(Entry._fields[:4], entry, strict=False))
@@ -127,7 +129,7 @@ def read(path: Path) -> Architecture:
             for e in content.pop("entries")
         )
         architecture = Architecture(path.stem, entries=entries, **content)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no configuration file: {error!r}") from error
     _check_specialised(architecture, path)
     return architecture

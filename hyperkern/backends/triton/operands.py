@@ -18,7 +18,7 @@ from .config import Architecture, Config
 from .tile import INTERPRETED
 
 # Of these it is known that they specialise the kernels of ``specialised.py`` and give each group of warps its own rows.
-_SPECIALISING = bool(INTERPRETED.value) or triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
+SPECIALISING = bool(INTERPRETED.value) or triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
 
 
 def _interpreter(size: int) -> Architecture:
@@ -53,7 +53,7 @@ class Operands(pairwise.Operands):
 
     def find(self, kernel: str, mode: str) -> Config | None:
         """The configuration of a kernel."""
-        found = config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode, _SPECIALISING)
+        found = config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode, SPECIALISING)
         if found is None or not found.specialised or self._specialises:
             return found
         return config.find(self.architecture, kernel, self.kind, self.x.shape[2], mode)
@@ -124,7 +124,8 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _has_descriptor(x: Tensor) -> bool:
     """Whether rows start at multiples of 16 bytes, and there are any."""
     size = x.element_size()
-    return x.numel() > 0 and x.data_ptr() % 16 == 0 and all(size * s % 16 == 0 for s in (x.shape[2], *strides(x)[:2]))
+    aligned = x.data_ptr() % 16 == 0 and all(size * s % 16 == 0 for s in (x.shape[2], *strides(x)[:2]))
+    return x.numel() > 0 and x.stride(1) > 0 and aligned
 
 
 def strides(x: Tensor) -> tuple[int, ...]:

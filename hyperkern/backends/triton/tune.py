@@ -14,7 +14,7 @@ from ...spec import PairSpec, PairTerms
 from ..common.pairwise import Factors
 from . import config
 from .config import Architecture, Config, Entry
-from .operands import Operands, as_operands
+from .operands import SPECIALISING, Operands, as_operands
 from .primitives import contract, pair_sums
 
 # What PairSpec.precision or the float32 setting must be for an operand.
@@ -183,7 +183,7 @@ def tune(
     entries = {Use(e.kernel, e.operand, e.dim, e.mode): e.config for e in architecture.entries}
     for use in uses():
         if use.operand in only:
-            specialised = config.specialised(architecture.name, *use)
+            specialised = config.specialised(architecture.name, *use) if SPECIALISING else ()
             choices = itertools.chain(specialised, candidates(use, architecture.shared_bytes))
             if use == Use("panel", "float32", None, None):
                 # A weight subtracts a log-sum-exp: both add up their logit in the same steps (`launch.fusion`).
