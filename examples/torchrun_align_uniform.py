@@ -102,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shares = (f"{100 * share:.1f}" for share in (found.linear_probe, found.scaled_probe, found.knn))
             row = ("alignment + uniformity", f"{found.alignment:.4f}", f"{found.uniformity:.3f}", *shares)
             print_table(Console(), f"{len(digits.held_out_labels)} held-out images, {options.dim} dimensions", [row])
+        if group is not None:
+            dist.barrier()  # the others leave when the first is done
     except OptionError as error:
         command.error(str(error))
     finally:

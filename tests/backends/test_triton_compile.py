@@ -14,10 +14,10 @@ pytest.importorskip("triton")
 
 from hyperkern.backends.triton import config, report
 
-# Each compiler spills a few registers of a few kernels: Triton 3.8 and 3.9 at most 24 bytes in 10 and 6 of 708 cases,
-# on sm_90 none and 16.
+# Each compiler spills a few registers of a few kernels: Triton 3.8 at most 16 bytes in 7 of 875 cases and none on
+# sm_90, 3.9 there at most 72 in 4 of 99.
 TRITON = ".".join(version("triton").split(".")[:2])
-ALLOWED_SPILLS, ALLOWED_ON_SM_90 = {"3.6": 128, "3.7": 128}.get(TRITON, 24), {"3.8": 0}.get(TRITON, 16)
+ALLOWED_SPILLS, ALLOWED_ON_SM_90 = {"3.6": 128, "3.7": 128}.get(TRITON, 24), {"3.8": 0, "3.9": 72}.get(TRITON, 16)
 PAIRWISE = {"contract", "contract_sides", "sums", "two_way", "panel"}
 ARCHITECTURES = [architecture.name for architecture in config.shipped()]
 
