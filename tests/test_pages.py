@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import kernels, pages, readme, scaling
+from benchmarks import kernels, pages, predict, readme, scaling
 from hyperkern.backends.common.report import Row
 
 FILES = pages.files()
@@ -99,3 +99,44 @@ class TestTheModelOfScaling:
             assert slow.ring >= fast.ring
             assert slow.gather >= fast.gather
             assert slow.ring_bytes == fast.ring_bytes < fast.gather_bytes
+
+
+PATH = predict.Path("a loss", "triton", "contract", "uniformity", 128, 2, 1.0, 0, 4)
+ROW = {
+    **{"architecture": "sm_90", "operand": "bfloat16", "backend": "triton", "kernel": "contract", "dim": 128},
+    **{"problem": "uniformity", "tile": "128x64x128", "warps": 8, "registers": 160, "shared_bytes": 80 << 10},
+    **{"per_pair": 8.0, "pairs": 32, "exponentials": 32, "special": 0, "multicast": 0, "late": 32},
+}
+
+
+class TestPredictions:
+    def predicted(self, path: predict.Path = PATH, **changes: object) -> predict.Prediction:
+        found = predict.predicted(path, [ROW | changes])
+        assert found is not None
+        return found
+
+    def test_parts_are_counts_over_rates(self) -> None:
+        found, pairs = self.predicted(), predict.N**2
+        assert found.products == pytest.approx(1e3 * 4 * pairs * 128 / 790e12)
+        assert found.exponentials == pytest.approx(1e3 * pairs / predict.H200.exponentials)
+        assert found.issue == pytest.approx(1e3 * 8 * pairs / predict.H200.issued)
+        assert found.l2 == pytest.approx(1e3 * 2 * 128 * pairs / 128 / 5.5e12)
+
+    def test_what_runs_at_once_is_not_added(self) -> None:
+        alone = self.predicted()
+        weights = max(alone.exponentials, alone.issue)
+        assert (alone.streams, alone.least) == (1, pytest.approx(alone.products + weights))
+        two = self.predicted(registers=128)
+        assert (two.streams, two.least) == (2, pytest.approx(two.products))
+        assert self.predicted(late=0).least == pytest.approx(alone.products)
+
+    def test_rows_that_stream_are_fetched_too_and_by_clusters_once(self) -> None:
+        long = PATH._replace(dim=768)
+        alone, shared = (self.predicted(long, dim=768, multicast=count) for count in (0, 2))
+        unit = 1e3 * 2 * 768 * predict.N**2 / 5.5e12
+        assert (alone.l2, shared.l2) == (pytest.approx(unit * (1 / 128 + 1 / 64)), pytest.approx(unit * (2 / 128)))
+
+    def test_the_row_is_that_of_the_least_dimension_which_is_enough(self) -> None:
+        rows = [ROW | {"dim": dim} for dim in (64, 100, 112, 128, 256)]
+        found = [predict.row_of(PATH._replace(dim=dim), rows) for dim in (64, 65, 129, 257)]
+        assert [None if row is None else row["dim"] for row in found] == [64, 128, 256, None]
