@@ -60,8 +60,7 @@ CANDIDATES = (
 )
 
 # Specialised warps, which no shipped file chooses before they are measured: apart, since one that waits for ever ends a
-# whole step. Of two stages contract is predicted to take 3.5 ms at N = 65,536 and D = 128 and 2.2 at D = 64, 0.8 times
-# what the shipped ones are; sums, which the exponentials bind, 0.9 times.
+# whole step. What is predicted of them stands in docs/performance.md.
 SPECIALISED = tuple(
     Candidate(Use(kernel, "bfloat16", dim, "exp"), choice)
     for kernel in ("contract", "sums")

@@ -1,7 +1,8 @@
 """Reports what the compilers made of every kernel, without a GPU: Triton's, and those of the built CUDA extension.
 
-``python -m benchmarks.kernels [--arch sm_90] [--quick] [--json FILE]``; `make kernels-report`. The committed file,
-which docs/kernels.md is made of: ``make kernels-report ARGS="--json benchmarks/results/kernels_report.json"``.
+``python -m benchmarks.kernels [--arch sm_90] [--quick] [--json FILE | --release FILE]``; `make kernels-report`. The
+committed file, which docs/kernels.md is made of: ``make kernels-report ARGS="--json
+benchmarks/results/kernels_report.json"``.
 """
 
 import argparse

@@ -15,7 +15,6 @@ SHOWN = {"architecture": "sm_90", "operand": "bfloat16"}
 # Longer rows stream through a kernel beside the columns. What is reported of two D is there to be compared.
 LONGEST_HELD, SHOWS_PADDING = 256, (100, 112)
 
-
 # A good kernel reaches about so much of bounds like these: there are barriers, turns, the first and the last tile, and
 # the last wave. A guess, which the first measurement replaces.
 REACHED = 0.85

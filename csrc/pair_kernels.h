@@ -30,8 +30,8 @@ void launch_contract(
 
 constexpr int kMostContractDim = 256;
 
-// Only wgmma has a size between 128 and 256. It has whole panels: 160 would end with half of one, and a right operand
-// of that width with rows that are contracted is none of the layouts that the manual of wgmma describes.
+// Only wgmma has a size between 128 and 256. It has whole panels: 160 would end with half of one, and that a right
+// operand whose rows are contracted may do so is nothing that a test here could show.
 constexpr int portable_dim(int dim) { return dim == 192 ? 256 : dim; }
 
 // What pair_kernels.cuh launches with. Of the sums kernels the shared memory, the ring and the cluster depend on the
