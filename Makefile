@@ -24,7 +24,7 @@ $(VENV)/.has-%: pyproject.toml setup.py
 	@touch $@
 
 demo: $(VENV)/.has-demo  ## the main job on real images: train, evaluate, table, picture, huge batch
-	$(BIN)/hyperkern demo $(ARGS)
+	$(BIN)/python -m examples.digits $(ARGS)
 
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 # The CUDA extension where there is nvcc and a CUDA build of PyTorch (no GPU is needed), and its emulator for the tests.
@@ -75,7 +75,7 @@ bench-integrations: $(INTEGRATIONS)/.ready  ## time and memory of the drop-ins b
 	$(INTEGRATIONS)/bin/python -m benchmarks.contrastive $(ARGS)
 
 kernels-report: $(VENV)/.built  ## what the compilers made of every kernel, Triton's and those in CUDA C++: no GPU needed
-	$(BIN)/python -m benchmarks.kernels $(ARGS)
+	$(BIN)/python -m tools.kernels $(ARGS)
 
 lint: $(VENV)/.has-lint  ## ruff (lint and format), mypy, clang-format
 	$(BIN)/ruff check .

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import hyperkern as hk
-from hyperkern.demo.data import load
-from hyperkern.demo.encoder import new_encoder
-from hyperkern.demo.memory import PeakMemory
+from examples.digits.data import load
+from examples.digits.encoder import new_encoder
+from hyperkern.memory import PeakMemory
 
 DIM = 64
 MEBIBYTE = 1 << 20

@@ -23,7 +23,7 @@ from torch import Tensor
 import hyperkern as hk
 from hyperkern.bench.machine import processor
 from hyperkern.bench.peers import load, unit
-from hyperkern.demo.memory import PeakMemory
+from hyperkern.memory import PeakMemory
 
 from . import measure
 

@@ -99,12 +99,21 @@ class Gpu:
 
     def take_cpu_tensors(self, patch: Any) -> None:
         """Lets the Triton backend take tensors of a CPU for those of a Hopper GPU; not where it is interpreted."""
-        from hyperkern.backends.triton import align_uniform, config, launch, operands, primitives, rows, schedule, step
+        from hyperkern.backends.triton import (
+            align_uniform,
+            config,
+            launch,
+            normalize,
+            operands,
+            primitives,
+            schedule,
+            whole,
+        )
 
         def launch_on_gpu(planned: Any, device: torch.device, *pointers: Any) -> None:
             launch.launch(planned, torch.device("cuda", self.device), *pointers)
 
         for user in (operands, align_uniform, schedule):
             patch.setattr(user, "architecture_of", lambda x, pairs: config.of_name("sm_90"))
-        for user in (primitives, rows, step, align_uniform):
+        for user in (primitives, normalize, whole, align_uniform):
             patch.setattr(user, "launch", launch_on_gpu)

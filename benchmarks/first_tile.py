@@ -29,7 +29,7 @@ from hyperkern.spec import NO_TERMS, PairSpec, PairTerms
 
 from .beside import beside
 
-# Not above 9, where weights in float16 give way to float32 (`hyperkern.backends.common.precision`).
+# Not above 9, where weights in float16 give way to float32 (`hyperkern.backends.host.precision`).
 SCALE = 8.0
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Of a logit, two of which differ by 1/32 at least; and of a weight, rounded to bfloat16, two of which differ by 3 %.
@@ -226,18 +226,18 @@ def prepare(t: Tile) -> Iterator[Check]:
     yield Check(unit[0], rows / (5 * length)[:, None], 1e-5)
 
 
-def finish(t: Tile) -> Iterator[Check]:
+def normalize_backward(t: Tile) -> Iterator[Check]:
     """Behind a unit row of one number the gradient has a zero in its place; all others are exact."""
     i = torch.arange(t.m)
     unit, rstd = F.one_hot(i % t.d, t.d).double(), 2.0 ** -(i % 4).double()
     grad = integer_rows(t.m, t.d)
-    found = t.backend.finish(t.put(grad, 1), t.put(unit, 1), t.put(rstd, 1), DTYPES[t.precision])
+    found = t.backend.normalize_backward(t.put(grad, 1), t.put(unit, 1), t.put(rstd, 1), DTYPES[t.precision])
     yield Check(found[0], (rstd[:, None] * grad).where(unit == 0, 0), 0)
 
 
 KERNELS: dict[str, Callable[[Tile], Iterator[Check]]] = {
     "prepare": prepare,
-    "finish": finish,
+    "normalize_backward": normalize_backward,
     **{
         f"{name}, {'bounded' if bounded else 'running'}": partial(function, bounded=bounded)
         for name, function in (

@@ -7,7 +7,8 @@ comes out of the L2 cache. Which of these run at the same time is read from the 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from . import kernels
+from tools.kernels import table as kernels
+
 from .tables import result, table
 
 N = 65_536

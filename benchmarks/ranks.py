@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import hyperkern as hk
-from hyperkern.demo.memory import PeakMemory
+from hyperkern.memory import PeakMemory
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "uniformity": lambda x, y, **k: hk.uniformity(x, **k),

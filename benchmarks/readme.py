@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from examples.digits.report import HEADER, table_rows
+from examples.digits.results import Spread
 from hyperkern.bench.page import figure
-from hyperkern.bench.units import milliseconds
-from hyperkern.demo.report import HEADER, table_rows
-from hyperkern.demo.results import Spread
+from hyperkern.format import milliseconds
 
 from .tables import result, table
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import hyperkern
 from hyperkern.bench import registry, textbook
-from hyperkern.bench.alone import Alone, each_alone
 from hyperkern.bench.cases import by_mode
+from hyperkern.bench.child import Alone, each_alone
 from hyperkern.bench.gate import check, step
 from hyperkern.bench.machine import Rates
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup

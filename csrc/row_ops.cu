@@ -52,11 +52,11 @@ void prepare(const Tensor& x, double eps, const Tensor& unit, const Tensor& rstd
   });
 }
 
-void finish(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double eps, const Tensor& dx) {
+void normalize_backward(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double eps, const Tensor& dx) {
   check_device(unit, "unit");
   check_same_device(grad, "grad", unit);
   check_same_device(dx, "dx", unit);
-  FinishArgs args{input_rows(grad, "grad"), input_rows(unit, "unit")};
+  NormalizeBackwardArgs args{input_rows(grad, "grad"), input_rows(unit, "unit")};
   check_type(grad, "grad", ScalarType::Float);
   check_type(unit, "unit", ScalarType::Float);
   check_shape(grad, "grad", unit.size(0), unit.size(1), unit.size(2));
@@ -75,7 +75,7 @@ void finish(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double e
   if (blocks == 0) return;
   const DeviceGuard guard(unit);
   with_piece(args.access.dim, [&](auto piece) {
-    launch(finish_kernel<decltype(piece)>, blocks, kRowThreads, 0, current_stream(unit), args);
+    launch(normalize_backward_kernel<decltype(piece)>, blocks, kRowThreads, 0, current_stream(unit), args);
   });
 }
 

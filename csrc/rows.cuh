@@ -360,7 +360,7 @@ HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) prepare_kernel(const Prepar
   if (ptx::thread() % kWarp == 0) args.rstd[i_row] = x.length.rstd(args.eps);
 }
 
-struct FinishArgs {
+struct NormalizeBackwardArgs {
   InputRows grad, unit;  // of float32
   const float* rstd;
   OutputRows dx;
@@ -370,7 +370,7 @@ struct FinishArgs {
 };
 
 template <class P>
-HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) finish_kernel(const FinishArgs args) {
+HYPERKERN_KERNEL void __launch_bounds__(kRowThreads) normalize_backward_kernel(const NormalizeBackwardArgs args) {
   const int64_t i_row = static_cast<int64_t>(ptx::block()) * kRowWarps + ptx::thread() / kWarp;
   if (i_row >= args.rows) return;
   const int64_t i_b = i_row / args.rows_per_batch, i_m = i_row % args.rows_per_batch;

@@ -3,7 +3,7 @@
 An encoder makes queries of one view of each image, a momentum encoder makes keys of the other. With the keys of earlier
 batches in a queue the loss is ``3 align(alpha=2) + 1 uniform(t=3)``, Eq. 18 of Wang & Isola (2020), or Eq. 17 with
 ``--no-intra``; ``--contrastive`` takes MoCo's own loss. The images are scikit-learn's handwritten digits; data,
-encoder, views and evaluation are those of ``hyperkern demo``::
+encoder, views and evaluation are those of ``make demo``::
 
     pip install '.[demo]'
     python examples/moco.py
@@ -11,7 +11,7 @@ encoder, views and evaluation are those of ``hyperkern demo``::
     python examples/moco.py --checkpoint moco.pt --steps 200    # and again without --steps: goes on bit for bit
 
 With the defaults, on 600 held-out images, mean ± standard deviation of the seeds 0 to 2; a run takes about 5 s on one
-core of a CPU. ``hyperkern demo`` reaches 98.3 ± 0.5 % with alignment and uniformity of the batch alone:
+core of a CPU. ``make demo`` reaches 98.3 ± 0.5 % with alignment and uniformity of the batch alone:
 
 ===================================  ===========  ============  =============  =============  ==========
 loss                                 alignment    uniformity    linear probe   standardised   5-NN
@@ -36,11 +36,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import hyperkern
-from hyperkern.demo.config import DemoConfig, OptionError, check_ranges, resolve_device
-from hyperkern.demo.data import augment, load
-from hyperkern.demo.encoder import new_encoder
-from hyperkern.demo.evaluate import Evaluation, evaluate
-from hyperkern.demo.report import print_table
+from examples.digits.config import DemoConfig, OptionError, check_ranges, resolve_device
+from examples.digits.data import augment, load
+from examples.digits.encoder import new_encoder
+from examples.digits.evaluate import Evaluation, evaluate
+from examples.digits.report import print_table
 from hyperkern.files import write_files
 
 # What a run can be resumed with only if it is the same.

@@ -8,7 +8,7 @@
 
 Every process encodes its part of the batch; the loss is that of the whole batch, with all pairs across processes, and
 DistributedDataParallel leaves each of them with the gradient of one process that has the whole batch. All that this
-takes is ``group=hyperkern.Group()`` in the loss. Images, encoder and evaluation are those of ``hyperkern demo``.
+takes is ``group=hyperkern.Group()`` in the loss. Images, encoder and evaluation are those of ``make demo``.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hyperkern
-from hyperkern.demo.config import DemoConfig, OptionError, check_ranges
-from hyperkern.demo.data import Digits, augment, load
-from hyperkern.demo.encoder import Encoder, new_encoder
-from hyperkern.demo.evaluate import evaluate
-from hyperkern.demo.report import print_table
+from examples.digits.config import DemoConfig, OptionError, check_ranges
+from examples.digits.data import Digits, augment, load
+from examples.digits.encoder import Encoder, new_encoder
+from examples.digits.evaluate import evaluate
+from examples.digits.report import print_table
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from torch.library import Library, register_fake
 
 from . import backends
 from .backends import Problem
-from .backends.common.precision import float32_setting
+from .backends.host.precision import float32_setting
 from .spec import NO_TERMS, PairSpec, PairTerms, accumulate_dtype
 
 NAMESPACE = "hyperkern"
@@ -101,10 +101,12 @@ def _(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:2], dtype=dtype)
 
 
-_finish = _primitive("finish(Tensor grad, Tensor unit, Tensor rstd, ScalarType dtype, str? backend) -> Tensor")
+_normalize_backward = _primitive(
+    "normalize_backward(Tensor grad, Tensor unit, Tensor rstd, ScalarType dtype, str? backend) -> Tensor"
+)
 
 
-@register_fake(f"{NAMESPACE}::finish", lib=library)
+@register_fake(f"{NAMESPACE}::normalize_backward", lib=library)
 def _(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
     return unit.new_empty(unit.shape, dtype=dtype)
 
@@ -159,7 +161,7 @@ def _new_sides(x: Tensor, y: Tensor | None, need_x: bool, need_y: bool) -> tuple
 
 _operators = getattr(torch.ops, NAMESPACE)
 prepare = _operators.prepare.default
-finish = _operators.finish.default
+normalize_backward = _operators.normalize_backward.default
 row_lse = _operators.row_lse.default
 pair_grad = _operators.pair_grad.default
 energy = _operators.energy.default

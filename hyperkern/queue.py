@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .distributed import Group, GroupLike, as_group, checks, gather_rows, outside_of_graphs
+from .distributed import Agreement, Group, GroupLike, as_group, gather_rows, outside_of_graphs
 from .losses._inputs import check_vector
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -136,7 +136,7 @@ class FeatureQueue(nn.Module):
         gathers = self.gather and dist.is_available() and dist.is_initialized()
         group = (Group() if self.group is None else self.group) if gathers else None
         state = {"dim": self.dim, "dtype": self.buffer.dtype, "with_ids": self.with_ids}
-        with checks(group, "FeatureQueue.enqueue", rows_optional=True, **state) as agreed:
+        with Agreement(group, "FeatureQueue.enqueue", rows_optional=True, **state) as agreed:
             self._check(features, ids)
             rows = _apart(features.detach().to(self.buffer.dtype), self.buffer)
             ids = None if ids is None or self.id_buffer is None else _apart(ids.to(torch.int64), self.id_buffer)

@@ -42,9 +42,9 @@ os.environ.setdefault(
 from ranks import Ranks
 
 from hyperkern import backends
-from hyperkern.backends.common.cubin import find_tool
-from hyperkern.backends.cuda.report import LIBRARY
 from hyperkern.spec import PairSpec
+from tools.kernels.cubin import find_tool
+from tools.kernels.cuda import LIBRARY
 
 # Where the kernels are tested.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -223,7 +223,7 @@ def triton_report(once: Callable[[str, Callable[[], str]], str]) -> dict:
 
     def report_of_all() -> str:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", "hyperkern.backends.triton.report", "--quick", "--json"]
+        command = [sys.executable, "-m", "tools.kernels.triton", "--quick", "--json"]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-4000:]
         return result.stdout
@@ -240,7 +240,7 @@ def cuda_report(once: Callable[[str, Callable[[], str]], str]) -> list[dict]:
         pytest.skip("cuobjdump is missing: it comes with Triton and with the CUDA toolkit")
 
     def report_of_all() -> str:
-        command = [sys.executable, "-m", "hyperkern.backends.cuda.report", "--json"]
+        command = [sys.executable, "-m", "tools.kernels.cuda", "--json"]
         result = subprocess.run(command, capture_output=True, text=True)
         if "OSError" in result.stderr:
             pytest.skip(f"this PyTorch cannot load the extension: {result.stderr.splitlines()[-1]}")

@@ -192,9 +192,9 @@ class Spy(SimpleNamespace):
         self.unverified, self.evidence = reference.unverified, reference.evidence
         self.row_lse, self.reference = reference.row_lse, reference
 
-    def finish(self, grad: Tensor, *args: object) -> Tensor:
+    def normalize_backward(self, grad: Tensor, *args: object) -> Tensor:
         self.finished += grad.shape[0] * grad.shape[1]
-        return self.reference.finish(grad, *args)
+        return self.reference.normalize_backward(grad, *args)
 
     def pair_grad(self, *args: object, need_x: bool, need_y: bool) -> tuple:
         self.asked.append((need_x, need_y))
@@ -260,7 +260,10 @@ def operator_calls() -> list:
     ops, calls = torch.ops.hyperkern, []
     for a in (x, x.half(), x.double(), permuted, strided, x[:, :1].expand(2, 5, 3)):
         calls += [(ops.prepare, (a, None)), (ops.prepare, (a, "reference"))]
-        calls += [(ops.finish, (a.float(), a.float(), lse, dtype, None)) for dtype in (torch.float32, torch.float16)]
+        calls += [
+            (ops.normalize_backward, (a.float(), a.float(), lse, dtype, None))
+            for dtype in (torch.float32, torch.float16)
+        ]
         for b, terms, rule in (
             (None, (None,) * 4, "self"),
             (y.to(a.dtype), (None,) * 4, "none"),
@@ -302,7 +305,7 @@ def whole_loss_calls() -> list:
 def test_opcheck() -> None:
     calls = operator_calls() + whole_loss_calls()
     assert {op._qualified_op_name.split("::")[1] for op, _ in calls} == set(
-        ["prepare", "finish", "row_lse", "pair_grad", "energy", "loss", "loss_grad"]
+        ["prepare", "normalize_backward", "row_lse", "pair_grad", "energy", "loss", "loss_grad"]
     )
     for op, args in calls:
         # No derivative is registered on the operators, on purpose: the test of that registration does not apply.

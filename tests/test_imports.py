@@ -10,13 +10,13 @@ import hyperkern
 PACKAGE = Path(hyperkern.__file__).parent
 
 # Everything beside the contract and what backends share is a backend.
-BACKENDS = {path.stem for path in (PACKAGE / "backends").iterdir()} - {"__init__", "__pycache__", "common"}
+BACKENDS = {path.stem for path in (PACKAGE / "backends").iterdir()} - {"__init__", "__pycache__", "host"}
 
 # From the ground up. A part may import from the layers below it, and from itself; not from another of its layer.
 LAYERS = [
-    {"spec", "distributed", "files", "interrupt", "classes", "workspace", "check"},
+    {"spec", "distributed", "files", "format", "interrupt", "memory", "classes", "workspace", "check"},
     {"backends"},  # the contract and the choice, which imports a backend by name
-    {"backends.common"},
+    {"backends.host"},
     {f"backends.{name}" for name in BACKENDS},
     {"ops"},
     {"second_order"},
@@ -24,8 +24,8 @@ LAYERS = [
     {"losses"},
     {"nn", "metrics", "queue", "cached"},
     {"evaluation"},  # evaluation shows a value beside that of the uniform distribution, from metrics
-    {"integrations", "demo"},
-    {"bench"},  # measures memory as the demo does
+    {"integrations"},
+    {"bench"},
     {"correctness"},  # of the cases of the benchmarks
     {"cli"},
     {"__main__"},
@@ -99,12 +99,12 @@ def test_imports_run_downward(path, module):
         ("from ..reference import energy", ["backends", "triton", "rows"], True),
         ("from . import triton", ["backends", "reference"], True),
         ("from hyperkern.backends.triton import config", ["backends", "reference"], True),
-        ("from ..triton import config", ["backends", "common", "panels"], True),
-        ("from hyperkern.backends import reference", ["backends", "common", "panels"], True),
-        ("from .common import partials", ["backends", "__init__"], True),
+        ("from ..triton import config", ["backends", "host", "panels"], True),
+        ("from hyperkern.backends import reference", ["backends", "host", "panels"], True),
+        ("from .host import partials", ["backends", "__init__"], True),
         ("from . import triton", ["backends", "__init__"], True),
-        ("from ..common.partials import Side\nfrom .. import common", ["backends", "triton", "rows"], False),
-        ("from .. import Problem\nfrom . import partials", ["backends", "common", "panels"], False),
+        ("from ..host.partials import Side\nfrom .. import host", ["backends", "triton", "rows"], False),
+        ("from .. import Problem\nfrom . import partials", ["backends", "host", "panels"], False),
         ("from . import config\nfrom .tile import LN2", ["backends", "triton", "rows"], False),
         ("from ..spec import PairSpec\nfrom . import Problem", ["backends", "reference"], False),
         ("from .. import autograd", ["losses", "alignment"], False),

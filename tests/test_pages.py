@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from benchmarks import kernels, pages, predict, readme, scaling
-from hyperkern.backends.common.report import Row
+from benchmarks import pages, predict, readme, scaling
+from tools.kernels import table as kernels
+from tools.kernels.report import Row
 
 FILES = pages.files()
 
@@ -53,7 +54,8 @@ class TestTheReportOfKernels:
 
     def test_it_has_what_is_shipped(self) -> None:
         pytest.importorskip("triton")
-        from hyperkern.backends.triton import config, report
+        from hyperkern.backends.triton import config
+        from tools.kernels import triton as report
 
         blocks = ("BLOCK_M", "BLOCK_N", "BLOCK_D")
         shipped = {

@@ -85,7 +85,7 @@ def _gradient(needed: list[Tensor], state: list[Tensor], cotangents: list[Tensor
     grads = losses.loss_grad(dict(zip(names, needed, strict=True)), spec, tuple(state), tuple(cotangents))
     for name, given in zip(names, needed, strict=True):
         grad = grads[name]
-        # A row shorter than the eps of float16 saturates, as `hyperkern.backends.Backend.finish` has it.
+        # A row shorter than the eps of float16 saturates, as `hyperkern.backends.Backend.normalize_backward` has it.
         if given.dtype == torch.float16 and grad.dim() == 2 and spec.normalize and not grad.isfinite().all():
             limit = gradient_limit(1 / _lengths(given, torch.float16).squeeze(1), torch.float16).to(torch.float16)
             grad = torch.clamp(grad, -limit, limit)

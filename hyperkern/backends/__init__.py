@@ -26,7 +26,8 @@ class Problem(NamedTuple):
     """What a backend is asked for, and all it may base a refusal on.
 
     Attributes:
-        primitive: one of ``prepare``, ``finish``, ``row_lse``, ``pair_grad``, ``energy``; ``loss`` for a whole loss.
+        primitive: one of ``prepare``, ``normalize_backward``, ``row_lse``, ``pair_grad``, ``energy``;
+            ``loss`` for a whole loss.
         device: where the operands are.
         dtype: dtype of the operand ``x``.
         dim: feature dimension D.
@@ -111,7 +112,7 @@ class Backend(Protocol):
         """Unit rows ``(B, M, D)`` of ``x`` and ``rstd = 1 / max(norm, eps)`` ``(B, M)``; a zero row stays zero."""
         ...
 
-    def finish(self, grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
+    def normalize_backward(self, grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
         """``rstd * (grad - <grad, unit> unit)`` in ``dtype``, within `hyperkern.spec.gradient_limit`: the gradient
         behind the normalisation.
         """

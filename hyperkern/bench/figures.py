@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from . import svg, units
-from .checked import Limit, Panel, Result, Row, unique
+from .. import format
+from . import svg
+from .model import Limit, Panel, Result, Row, unique
 from .svg import WIDTH, Axis, Mark
 
 KINDS = ("time", "memory", "roofline", "ratio")
@@ -67,14 +68,14 @@ def _time(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
         median = row.median_ms or 0.0
         return row.p20_ms or median, row.p80_ms or median
 
-    return _against_n("time", panel, looks, value, units.milliseconds, band=band, floor=floor)
+    return _against_n("time", panel, looks, value, format.milliseconds, band=band, floor=floor)
 
 
 def _memory(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
     def value(row: Row) -> float | None:
         return None if row.peak_bytes is None else max(row.peak_bytes, SMALLEST_MEMORY)
 
-    return _against_n("memory", panel, looks, value, units.memory)
+    return _against_n("memory", panel, looks, value, format.memory)
 
 
 def _against_n(
@@ -128,7 +129,7 @@ def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> D
         return row.tflops * 1e12 if row.tflops and intensity(row) else None
 
     def unit(number: float) -> str:
-        return units.rate(number, "FLOP/s")
+        return format.rate(number, "FLOP/s")
 
     series = _series(panel, looks, achieved)
     if not series:
@@ -146,8 +147,8 @@ def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> D
     parts = svg.grid(
         x,
         y,
-        [(tick, units.digits(tick)) for tick in x.decimals(5)],
-        [(tick, units.rate(tick, "")) for tick in y.decimals()],
+        [(tick, format.digits(tick)) for tick in x.decimals(5)],
+        [(tick, format.rate(tick, "")) for tick in y.decimals()],
     )
     if peak:
         parts += _roof(x, y, peak, copy)
@@ -159,7 +160,7 @@ def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> D
         parts += [mark.marker(*point) for point in points]
         entries.insert(0, (name, "name" if mark.own else "", mark.swatch))
     if copy:
-        key = f"limit, copy {units.rate(copy, 'B/s')}"
+        key = f"limit, copy {format.rate(copy, 'B/s')}"
         entries.append((key, "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)], " roof")))
     return _finish(
         "roofline", panel, parts, entries, "FLOP per byte", _values(panel, achieved, unit, more_is_better=True)
@@ -169,7 +170,7 @@ def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> D
 def _roof(x: Axis, y: Axis, peak: float, copy: float | None) -> list[str]:
     ridge = max(peak / copy, x.low) if copy else x.low
     line = [(x.at(ridge), y.at(peak)), (x.end, y.at(peak))]
-    label = f"matrix rate {units.rate(peak, 'FLOP/s')}"
+    label = f"matrix rate {format.rate(peak, 'FLOP/s')}"
     parts = [svg.words(x.end, y.at(peak) - 6, label, "tick end")]
     if copy and ridge > x.low:
         begin = max(x.low, y.low / copy)
@@ -193,7 +194,7 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
     for tick in x.decimals(5):
         at = x.at(tick)
         parts.append(f'<path class="grid" d="M{at:.1f},{TOP:.1f}V{bottom:.1f}"/>')
-        parts.append(svg.tick(at, bottom + 17, f"{units.digits(tick)}×"))
+        parts.append(svg.tick(at, bottom + 17, f"{format.digits(tick)}×"))
     one = x.at(1.0)
     parts.append(f'<path class="limit roof" d="M{one:.1f},{TOP + 16:.1f}V{bottom:.1f}"/>')
     for index, (row, speedup) in enumerate(zip(ranked, values, strict=True)):
@@ -206,7 +207,7 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
         )
         name = "name" if mark.own else ""
         parts.append(svg.words(0, top - 5, row.implementation, name, WIDTH - 90))
-        parts.append(svg.words(WIDTH, top - 5, units.times(speedup), f"end {name}"))
+        parts.append(svg.words(WIDTH, top - 5, format.times(speedup), f"end {name}"))
     y = bottom + 40
     for row in others:
         why = "no ratio" if row.timed else row.status
@@ -214,7 +215,7 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
         y += 17
     baseline = " and ".join(unique(row.baseline for row in ranked if row.baseline)) or "the baseline"
     title = f"Speed relative to {baseline}, N = {n}"
-    spoken = ", ".join(f"{row.implementation} {units.times(row.speedup or 1.0)}" for row in ranked)
+    spoken = ", ".join(f"{row.implementation} {format.times(row.speedup or 1.0)}" for row in ranked)
     parts.insert(0, svg.words(0, 16, title, "name", WIDTH))
     caption = f"Time of {baseline} divided by the own time at N = {n}; to the right is faster."
     return Drawing(svg.document(parts, y - 12, f"{_where(panel)}. {title}: {spoken}. {caption}"), caption)

@@ -11,9 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .. import format
 from ..files import OutputError, check_outputs, write_files
-from . import figures, page_tables, svg, units
-from .checked import Panel, Result, Setting, check
+from . import figures, page_tables, svg
+from .model import Panel, Result, Setting, check
 from .svg import escape
 
 _SHORT_COMMIT = 12
@@ -147,8 +148,8 @@ def _header(result: Result) -> str:
         facts["commit"] = facts["commit"][:_SHORT_COMMIT]
     limits = [
         f"<div><dt>measured limits, {escape(dtype)}</dt><dd>"
-        f"{units.rate(limit.flops, 'FLOP/s') if limit.flops else 'no matrix rate'}, "
-        f"{units.rate(limit.bytes, 'B/s') if limit.bytes else 'no copy rate'}</dd></div>"
+        f"{format.rate(limit.flops, 'FLOP/s') if limit.flops else 'no matrix rate'}, "
+        f"{format.rate(limit.bytes, 'B/s') if limit.bytes else 'no copy rate'}</dd></div>"
         for dtype, limit in result.limits.items()
     ]
     links = [f'<li><a href="#case-{index}">{escape(case)}</a></li>' for index, case in enumerate(result.cases)]
@@ -197,7 +198,7 @@ def _summary(result: Result) -> str:
     settings = "; ".join(str(setting) for setting in result.settings)
     return _together(
         f"{count} implementation{'s' if count > 1 else ''} of {', '.join(result.cases)}, "
-        f"at N = {units.sizes(n)} and D = {units.sizes(d)} ({settings})."
+        f"at N = {format.sizes(n)} and D = {format.sizes(d)} ({settings})."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .checked import Panel, Result, Row, unique
+from .model import Panel, Result, Row, unique
 from .svg import escape
 
 

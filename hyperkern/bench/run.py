@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..demo.memory import PeakMemory
+from ..memory import PeakMemory
 from . import clock, gate
-from .alone import Alone, each_alone
+from .child import Alone, each_alone
 from .machine import Rates, describe
 from .matrix import Matrix, Point, groups, rounds_with_rates
 from .registry import CASES, Setup

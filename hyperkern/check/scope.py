@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# How a kernel multiplies, see `hyperkern.backends.common.precision.product_of`; and the row-wise kernels, which
+# How a kernel multiplies, see `hyperkern.backends.host.precision.product_of`; and the row-wise kernels, which
 # multiply nothing and are the same for all.
 PRODUCTS = ("bfloat16", "float16", "tf32", "float32")
 ROWS = "rows"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__, interrupt
-from . import bench, check, demo, eval, info, tune
+from . import bench, check, eval, info, tune
 
 # What a shell says of a command that the end of its pipe has ended, and of one that Ctrl-C has.
 BROKEN_PIPE, INTERRUPTED = 141, 130
@@ -40,7 +40,7 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (bench, check, demo, eval, info, tune):
+    for command in (bench, check, eval, info, tune):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)

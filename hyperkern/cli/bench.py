@@ -145,10 +145,10 @@ def _bench(args: argparse.Namespace) -> int:
     if args.plan:
         print("\n".join(lines(plan(matrix), matrix)))
         return 0
-    from ..bench.again import confirmed
-    from ..bench.again import measure as measure_again
     from ..bench.compare import check_comparable, compare
     from ..bench.machine import busy
+    from ..bench.remeasure import confirmed
+    from ..bench.remeasure import measure as measure_again
     from ..bench.run import run as measure
 
     inputs = [*args.load, *([] if args.baseline is None else [args.baseline])]

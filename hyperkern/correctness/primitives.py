@@ -119,18 +119,18 @@ def exact_rows(n: int, dim: int, generator: torch.Generator) -> Tensor:
 
 
 def rows(backend: Backend, x: Tensor) -> Results:
-    """``prepare`` and ``finish`` of features ``(B, M, D)``, and of the same with a row of zeros."""
+    """``prepare`` and ``normalize_backward`` of features ``(B, M, D)``, and of the same with a row of zeros."""
     unit, rstd = backend.prepare(x)
     exact = x.double()
     norm = torch.linalg.vector_norm(exact, dim=-1).clamp_min(norm_eps(x.dtype))
     wanted = [F.normalize(exact, dim=-1, eps=1e-300), norm.reciprocal()]
     grad = torch.roll(unit, 1, -1) + 0.5
-    found = backend.finish(grad, unit, rstd, x.dtype)
+    found = backend.normalize_backward(grad, unit, rstd, x.dtype)
     of_unit, slope = unit.double(), grad.double()
     behind = rstd.double()[..., None] * (slope - (slope * of_unit).sum(-1, keepdim=True) * of_unit)
     dead = x.index_fill(1, torch.tensor([x.shape[1] // 2], device=x.device), 0)
     of_dead, bound = backend.prepare(dead)
-    finite = backend.finish(grad, of_dead, bound, x.dtype).isfinite().to(grad.dtype)
+    finite = backend.normalize_backward(grad, of_dead, bound, x.dtype).isfinite().to(grad.dtype)
     results = [unit, rstd, found, of_dead, finite]
     truths = [*wanted, behind, F.normalize(dead.double(), dim=-1, eps=1e-300), torch.ones_like(finite).double()]
     return Results(results, truths, [True, True, x.dtype == torch.float32, True, True])

@@ -1,16 +1,17 @@
 """A batch spread over several processes: who holds which rows, what travels, what is agreed before anything does.
 
-Collectives and offsets, no mathematics. `checks` makes every rank raise where one would; `Ranks` are the processes that
-share a batch; `Remote` is what the other ones hold.
+Collectives and offsets, no mathematics. `Agreement` makes every rank raise where one would; `Ranks` are the processes
+that share a batch; `Remote` is what the other ones hold.
 """
 
-from .checks import checks
+from .agreement import Agreement
+from .exchange import Block, Remote, gather_rows
 from .graphs import outside_of_graphs
 from .group import Group, GroupLike, as_group
 from .ranks import Ranks, all_gather
-from .remote import Block, Remote, gather_rows
 
 __all__ = [
+    "Agreement",
     "Block",
     "Group",
     "GroupLike",
@@ -18,7 +19,6 @@ __all__ = [
     "Remote",
     "all_gather",
     "as_group",
-    "checks",
     "gather_rows",
     "outside_of_graphs",
 ]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import autograd, losses
-from ..distributed import checks, gather_rows
+from ..distributed import Agreement, gather_rows
 from ..losses._inputs import check_columns, check_number, check_positive, check_rows
 from ._distributed import all_processes, check_gathers, own_mean
 from ._options import DropIn
@@ -125,7 +125,7 @@ class MemoryBankModule(nn.Module):
     @torch.no_grad()
     def _write(self, batch: Tensor) -> None:
         group = all_processes(self.gather_distributed)
-        with checks(group, "MemoryBankModule", size=self.size) as agreed:
+        with Agreement(group, "MemoryBankModule", size=self.size) as agreed:
             check_rows("output", batch, may_be_empty=True, batched=False)
             agreed.shard(output=batch)
         if batch.shape[1] != self.size[1]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import autograd
-from ..distributed import Ranks, checks
+from ..distributed import Agreement, Ranks
 from ..losses._inputs import check_choice, check_number, check_positive, check_rows
 from ..losses._logits import merged, nll_from_excess, positive_logits
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
@@ -158,7 +158,7 @@ class MultipleNegativesRankingLoss(DropIn):
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """`forward` from the embeddings of the columns, ``(N, D)`` each."""
         options = MultipleNegativesRankingLoss.get_config_dict(self)
-        with checks(all_processes(self.gather_across_devices), "MultipleNegativesRankingLoss", **options) as agreed:
+        with Agreement(all_processes(self.gather_across_devices), "MultipleNegativesRankingLoss", **options) as agreed:
             _check_columns(embeddings)
             self._check_partition()
             agreed.shard(**{f"column {i}": column for i, column in enumerate(embeddings)})

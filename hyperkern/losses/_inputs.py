@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import Ranks, checks
+from ..distributed import Agreement, Ranks
 from ..spec import DTYPES
 
 # PyTorch does not compare them with integers of other dtypes.
@@ -70,7 +70,7 @@ def check_pairs(name: str, x: Tensor, ranks: Ranks) -> None:
         raise ValueError(f"{name} must have at least 2 rows{where} to form a pair, got shape {tuple(x.shape)}")
 
 
-def check_backend(backend: str | None, x: Tensor, agreed: checks) -> str | None:
+def check_backend(backend: str | None, x: Tensor, agreed: Agreement) -> str | None:
     """Raises, where other ranks would wait, for a backend that cannot be had; every rank must name the same.
 
     Returns:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, checks
+from ..distributed import Agreement, GroupLike
 from ..spec import LossInputs, LossSpec, product_precision
 from ._inputs import check_backend, check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
 from .alignment import alignment_of_rows
@@ -68,7 +68,7 @@ def align_uniform(
         Wang & Isola, ICML 2020, Section 4.1 and Figure 6.
     """
     numbers: dict[str, Any] = {"alpha": alpha, "t": t, "align_weight": align_weight, "uniform_weight": uniform_weight}
-    with checks(group, "align_uniform", normalize=normalize, **numbers) as agreed:
+    with Agreement(group, "align_uniform", normalize=normalize, **numbers) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
         alpha = check_positive("alpha", alpha)

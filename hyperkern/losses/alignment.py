@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, checks
+from ..distributed import Agreement, GroupLike
 from ._inputs import REDUCTIONS, check_backend, check_choice, check_columns, check_positive, check_rows, reduce_rows
 
 
@@ -46,7 +46,7 @@ def alignment(
         Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
         Hypersphere", ICML 2020, Section 4.1.1.
     """
-    with checks(group, "alignment", alpha=alpha, normalize=normalize, reduction=reduction) as agreed:
+    with Agreement(group, "alignment", alpha=alpha, normalize=normalize, reduction=reduction) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
         alpha = check_positive("alpha", alpha)

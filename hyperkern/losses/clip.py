@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, Ranks, checks
+from ..distributed import Agreement, GroupLike, Ranks
 from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
@@ -66,7 +66,7 @@ def clip_loss(
         Wang & Isola, ICML 2020, Eq. 1, with the negatives of the other view.
     """
     options: dict[str, Any] = {"logit_scale": logit_scale, "normalize": normalize, "reduction": reduction}
-    with checks(group, "clip_loss", **options) as agreed:
+    with Agreement(group, "clip_loss", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
         logit_scale = check_scale("logit_scale", logit_scale, x)
@@ -182,7 +182,7 @@ def own_decisions(
         "normalize": normalize,
         "reduction": reduction,
     }
-    with checks(group, "siglip", **options) as agreed:
+    with Agreement(group, "siglip", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
         logit_scale = check_scale("logit_scale", logit_scale, x)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, checks
+from ..distributed import Agreement, GroupLike
 from ..spec import LossInputs, LossSpec, PairTerms, product_precision
 from ._inputs import (
     REDUCTIONS,
@@ -101,7 +101,7 @@ def info_nce(
         "normalize": normalize,
         "reduction": reduction,
     }
-    with checks(group, "info_nce", **options) as agreed:
+    with Agreement(group, "info_nce", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_columns("y", y, x, same_rows=True, may_be_empty=agreed.may_be_empty)
         temperature = check_scale("temperature", temperature, x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, Ranks, checks
+from ..distributed import Agreement, GroupLike, Ranks
 from ..spec import LossInputs, LossSpec, PairSpec, product_precision
 from ._inputs import (
     REDUCTIONS,
@@ -76,7 +76,7 @@ def nt_xent(
         Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Eq. 1.
     """
     sides, checked = (x, y, *views), _Checked(temperature, normalize, reduction)
-    with checks(group, "nt_xent", **checked._asdict()) as agreed:
+    with Agreement(group, "nt_xent", **checked._asdict()) as agreed:
         checked, backend = _check_views(sides, checked, agreed, negatives, backend)
 
     def composed(sides: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def dcl(
         Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Eq. 6.
     """
     checked = _Checked(temperature, normalize, reduction)
-    with checks(group, "dcl", **checked._asdict()) as agreed:
+    with Agreement(group, "dcl", **checked._asdict()) as agreed:
         checked, backend = _check_views((x, y), checked, agreed, None, backend)
         if weights is not None:
             _check_weights(weights, x, y)
@@ -190,7 +190,7 @@ def dclw(
         Yeh et al., "Decoupled Contrastive Learning", ECCV 2022.
     """
     checked = _Checked(temperature, normalize, reduction)
-    with checks(group, "dclw", sigma=sigma, **checked._asdict()) as agreed:
+    with Agreement(group, "dclw", sigma=sigma, **checked._asdict()) as agreed:
         sigma = check_positive("sigma", sigma)
         checked, backend = _check_views((x, y), checked, agreed, None, backend)
     ranks = agreed.ranks
@@ -218,7 +218,7 @@ class _Checked(NamedTuple):
 
 
 def _check_views(
-    views: tuple[Tensor, ...], options: _Checked, agreed: checks, negatives: Tensor | None, backend: str | None
+    views: tuple[Tensor, ...], options: _Checked, agreed: Agreement, negatives: Tensor | None, backend: str | None
 ) -> tuple[_Checked, str | None]:
     """The options and the backend as they are used from here on."""
     first, may_be_empty = views[0], agreed.may_be_empty

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, checks
+from ..distributed import Agreement, GroupLike
 from ..spec import LossInputs, LossSpec, product_precision
 from ._inputs import REDUCTIONS, check_backend, check_choice, check_columns, check_rows, check_scale, check_vector
 from ._logits import inverse, merged, number_or_tensor, scaled, scaled_views
@@ -61,7 +61,7 @@ def sup_con(
     Source:
         Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, Eq. 2.
     """
-    with checks(group, "sup_con", temperature=temperature, normalize=normalize, reduction=reduction) as agreed:
+    with Agreement(group, "sup_con", temperature=temperature, normalize=normalize, reduction=reduction) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         check_vector("labels", labels, "x", x, integer=True)
         if (y is None) != (y_labels is None):

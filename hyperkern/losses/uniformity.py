@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import GroupLike, Ranks, Remote, checks
+from ..distributed import Agreement, GroupLike, Ranks, Remote
 from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, is_bounded, product_precision
 from ._inputs import (
     accurate_dtype,
@@ -82,7 +82,7 @@ def uniformity(
         Wang & Isola, ICML 2020, Section 4.1.2; Eqs. 17 and 18 for the queue.
     """
     options: dict[str, Any] = {"t": t, "intra": intra, "normalize": normalize, "max_norm": max_norm}
-    with checks(group, "uniformity", **options) as agreed:
+    with Agreement(group, "uniformity", **options) as agreed:
         check_rows("x", x, may_be_empty=agreed.may_be_empty)
         t = check_positive("t", t)
         if max_norm is not None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from ttgir import groups, loaded
 
-from hyperkern.backends.common.cubin import Instruction, instructions, usage
-from hyperkern.backends.triton import config, report
-from hyperkern.backends.triton.report import Case
+from hyperkern.backends.triton import config
+from tools.kernels import triton as report
+from tools.kernels.cubin import Instruction, instructions, usage
+from tools.kernels.triton import Case
 
 BATCH = 2
 # Rows of each side, and into how many ranges its columns are cut.

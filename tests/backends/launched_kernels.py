@@ -18,7 +18,7 @@ def run_losses(rows: int, dim: int) -> None:
     backend: Any = load("triton")
     x, y, u = torch.randn(1, rows, dim), torch.randn(1, rows, dim), torch.zeros(1, rows)
     unit, rstd = backend.prepare(x)
-    backend.finish(torch.randn_like(unit), unit, rstd, torch.float32)
+    backend.normalize_backward(torch.randn_like(unit), unit, rstd, torch.float32)
     terms = PairTerms(u=u, v=u)
     for spec in (PairSpec(4.0, True, "self", precision="bfloat16"), PairSpec(4.0, False, "none", precision="float32")):
         backend.row_lse(x, y, terms, spec, need_cols=True)

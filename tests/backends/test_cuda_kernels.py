@@ -17,7 +17,7 @@ import hyperkern
 from benchmarks.first_tile import SIZES
 from hyperkern import backends
 from hyperkern.backends.cuda import library, operands, primitives, schedule
-from hyperkern.backends.cuda import step as whole_losses
+from hyperkern.backends.cuda import whole as whole_losses
 from hyperkern.check.scope import DIMS
 from hyperkern.spec import PairSpec, PairTerms
 

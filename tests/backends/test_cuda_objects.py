@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from hyperkern.backends.cuda.report import LIBRARY
+from tools.kernels.cuda import LIBRARY
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +29,7 @@ def test_every_launched_kernel_is_there(cuda_report: list[dict]) -> None:
         # With wgmma: two operands; four tasks have rows that are resident, of three dimensions, or streamed.
         assert len(named(here, "_wgmma")) == (2 * (4 * 5 + 9 + 4 * 3) if wgmma else 0)
         assert len(named(here, "_mma")) == (2 if wgmma else 4) * (3 * 5 + 9)
-        row_wise = {"prepare", "finish", "prepare_views", "combine", "finish_views"}
+        row_wise = {"prepare", "normalize_backward", "prepare_views", "combine", "finish_views"}
         assert row_wise | {"prepare_loss", "head", "class_head", "finish_loss"} <= {row["kernel"] for row in here}
 
 

@@ -180,14 +180,14 @@ def test_schemas_and_fakes() -> None:
     x = torch.randn(2, 5, 16, device=DEVICE)
     unit, rstd = torch.empty_like(x), torch.empty(2, 5, device=DEVICE)
     torch.library.opcheck(operators().prepare.default, (x, 1e-12, unit, rstd), test_utils=checks)
-    torch.library.opcheck(operators().finish.default, (x, x.clone(), rstd, 1e-12, unit), test_utils=checks)
+    torch.library.opcheck(operators().normalize_backward.default, (x, x.clone(), rstd, 1e-12, unit), test_utils=checks)
 
 
 @needs_extension
 @pytest.mark.parametrize(
     "name",
     [
-        *("contract", "sums", "tile", "prepare", "finish", "prepare_views", "combine"),
+        *("contract", "sums", "tile", "prepare", "normalize_backward", "prepare_views", "combine"),
         *("prepare_loss", "head", "finish_loss"),
     ],
 )

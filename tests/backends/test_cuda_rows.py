@@ -7,7 +7,8 @@ from conftest import DEVICE
 from torch import Tensor
 
 from hyperkern.backends import reference
-from hyperkern.backends.cuda import library, rows
+from hyperkern.backends.cuda import library, normalize
+from hyperkern.backends.cuda.normalize import normalize_backward
 from hyperkern.spec import norm_eps
 
 pytestmark = [
@@ -31,7 +32,7 @@ def truth(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_prepare(x: Tensor) -> None:
-    unit, rstd = rows.prepare(x)
+    unit, rstd = normalize.prepare(x)
     assert unit.dtype == rstd.dtype == torch.float32
     assert unit.shape == x.shape
     assert rstd.shape == x.shape[:2]
@@ -43,7 +44,7 @@ def check_prepare(x: Tensor) -> None:
 
 
 def check_finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> None:
-    dx = rows.finish(grad, unit, rstd, dtype)
+    dx = normalize_backward(grad, unit, rstd, dtype)
     assert dx.dtype == dtype
     assert dx.is_contiguous()
     g, u = grad.double(), unit.double()
@@ -58,7 +59,7 @@ def test_rows_of_every_length(dim: int, dtype: torch.dtype, poisoned_allocations
     for shape in ((1, 1), (2, 5), (1, 17)):
         x = randn(*shape, dim, dtype=dtype)
         check_prepare(x)
-        unit, rstd = rows.prepare(x)
+        unit, rstd = normalize.prepare(x)
         check_finish(randn(*shape, dim), unit, rstd, dtype)
 
 
@@ -78,12 +79,12 @@ def test_strides(dtype: torch.dtype) -> None:
         "reversed by strides": randn(3, 20, 1, 7, dtype=dtype)[:, :, 0].mT,
     }
     for name, x in layouts.items():
-        for got, expected in zip(rows.prepare(x), rows.prepare(x.contiguous()), strict=True):
+        for got, expected in zip(normalize.prepare(x), normalize.prepare(x.contiguous()), strict=True):
             torch.testing.assert_close(got, expected, rtol=4 * ULP, atol=1e-7, msg=name)
-        unit, rstd = rows.prepare(x)
+        unit, rstd = normalize.prepare(x)
         grad = x.float()
-        dx = rows.finish(grad.as_strided(grad.shape, grad.stride()), unit, rstd, dtype)
-        torch.testing.assert_close(dx, rows.finish(grad.contiguous(), unit, rstd, dtype), rtol=1e-2, atol=1e-5)
+        dx = normalize_backward(grad.as_strided(grad.shape, grad.stride()), unit, rstd, dtype)
+        torch.testing.assert_close(dx, normalize_backward(grad.contiguous(), unit, rstd, dtype), rtol=1e-2, atol=1e-5)
         check_finish(randn(20).expand(x.shape), unit, rstd.mT.contiguous().mT, dtype)
 
 
@@ -93,7 +94,7 @@ def test_zero_rows(dim: int, dtype: torch.dtype) -> None:
     x = randn(2, 9, dim, dtype=dtype)
     x[0, 4] = x[1, 0] = x[1, 8] = 0
     check_prepare(x)
-    unit, rstd = rows.prepare(x)
+    unit, rstd = normalize.prepare(x)
     assert (unit[1, 0] == 0).all()
     assert rstd[1, 0] == torch.tensor(1 / norm_eps(dtype))
     check_finish(randn(2, 9, dim), unit, rstd.clamp_max(1.0), dtype)
@@ -126,44 +127,46 @@ def test_a_bad_row_is_nan_and_no_other(dim: int, bad: float, dtype: torch.dtype)
     x = randn(1, 10, dim, dtype=dtype)
     x[0, 3, dim // 2] = bad
     x[0, 7] = bad
-    unit, rstd = rows.prepare(x)
+    unit, rstd = normalize.prepare(x)
     is_bad = torch.tensor([i in (3, 7) for i in range(10)], device=DEVICE)
     assert unit[0].isnan().all(-1).equal(is_bad)
     assert unit[0].isnan().any(-1).equal(is_bad)
     assert rstd[0].isnan().equal(is_bad)
     check_prepare(x[:, ~is_bad])
-    dx = rows.finish(randn(1, 10, dim), unit, rstd, dtype)
+    dx = normalize_backward(randn(1, 10, dim), unit, rstd, dtype)
     assert dx[0].isnan().all(-1).equal(is_bad)
     assert dx[0].isnan().any(-1).equal(is_bad)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (0, 0, 1)])
 def test_empty_batches(shape: tuple[int, int, int]) -> None:
-    unit, rstd = rows.prepare(randn(*shape))
+    unit, rstd = normalize.prepare(randn(*shape))
     assert unit.shape == shape
     assert rstd.shape == shape[:2]
-    assert rows.finish(unit, unit, rstd, torch.bfloat16).shape == shape
+    assert normalize_backward(unit, unit, rstd, torch.bfloat16).shape == shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_the_reference(dtype: torch.dtype) -> None:
     x, grad = randn(3, 11, 70, dtype=dtype), randn(3, 11, 70)
-    for got, expected in zip(rows.prepare(x), reference.prepare(x), strict=True):
+    for got, expected in zip(normalize.prepare(x), reference.prepare(x), strict=True):
         torch.testing.assert_close(got, expected, rtol=8 * ULP, atol=1e-7)
     unit, rstd = reference.prepare(x)
-    expected = reference.finish(grad, unit, rstd, dtype)
-    torch.testing.assert_close(rows.finish(grad, unit, rstd, dtype), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    expected = reference.normalize_backward(grad, unit, rstd, dtype)
+    torch.testing.assert_close(
+        normalize_backward(grad, unit, rstd, dtype), expected, rtol=torch.finfo(dtype).eps, atol=1e-6
+    )
 
 
 def test_the_longest_rows() -> None:
     x = randn(1, 2, 16384)
     check_prepare(x)
-    check_finish(randn(1, 2, 16384), *rows.prepare(x), torch.float16)
+    check_finish(randn(1, 2, 16384), *normalize.prepare(x), torch.float16)
 
 
 def test_bad_arguments_are_named() -> None:
     x = randn(2, 3, 8)
-    unit, rstd = rows.prepare(x)
+    unit, rstd = normalize.prepare(x)
     ops = library.ops(x.device)
     dx = torch.empty_like(x)
     cases = [
@@ -172,10 +175,16 @@ def test_bad_arguments_are_named() -> None:
         (lambda: ops.prepare(x, 1e-12, unit[:, :2], rstd), r"unit must have shape \(2, 3, 8\), got \(2, 2, 8\)"),
         (lambda: ops.prepare(x, 1e-12, unit, rstd.mT), r"rstd must have shape \(2, 3\), got \(3, 2\)"),
         (lambda: ops.prepare(x, 1e-12, unit, rstd.double()), "rstd must be Float, got Double"),
-        (lambda: ops.finish(x[:, :2], unit, rstd, 1e-12, dx), r"grad must have shape \(2, 3, 8\), got \(2, 2, 8\)"),
-        (lambda: ops.finish(x.half(), unit, rstd, 1e-12, dx), "grad must be Float, got Half"),
-        (lambda: ops.finish(x, unit, rstd, 1e-12, dx.mT.contiguous().mT), "dx must be contiguous"),
-        (lambda: ops.finish(x, unit[0], rstd, 1e-12, dx), r"unit must have shape \(batch, rows, D\), got \(3, 8\)"),
+        (
+            lambda: ops.normalize_backward(x[:, :2], unit, rstd, 1e-12, dx),
+            r"grad must have shape \(2, 3, 8\), got \(2, 2, 8\)",
+        ),
+        (lambda: ops.normalize_backward(x.half(), unit, rstd, 1e-12, dx), "grad must be Float, got Half"),
+        (lambda: ops.normalize_backward(x, unit, rstd, 1e-12, dx.mT.contiguous().mT), "dx must be contiguous"),
+        (
+            lambda: ops.normalize_backward(x, unit[0], rstd, 1e-12, dx),
+            r"unit must have shape \(batch, rows, D\), got \(3, 8\)",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):

@@ -371,7 +371,7 @@ def test_prepare_and_finish(dtype: torch.dtype, backend: str, device: torch.devi
     torch.testing.assert_close(rstd.double().cpu(), 1 / norm.clamp_min(eps), rtol=tolerance, atol=0)
 
     grad = torch.randn(3, 33, 7, dtype=sums)
-    dx = module.finish(grad.to(device), unit, rstd, dtype)
+    dx = module.normalize_backward(grad.to(device), unit, rstd, dtype)
     assert dx.dtype == dtype
     x64 = x.double().requires_grad_()
     (expected,) = torch.autograd.grad(torch.nn.functional.normalize(x64, dim=-1, eps=eps), x64, grad.double())
@@ -398,7 +398,7 @@ def test_only_the_gradient_of_rows_no_longer_than_eps_saturates(
     grad[0, 6, 1] = torch.inf
     grad[0, 7, 2] = grad[0, 8, 3] = torch.nan
     unit, rstd = module.prepare(x.to(device))
-    dx = module.finish(grad.to(device), unit, rstd, dtype)[0].cpu()
+    dx = module.normalize_backward(grad.to(device), unit, rstd, dtype)[0].cpu()
     g, u = grad[0].double(), unit[0].double().cpu()
     # In units of the largest number, beyond which there is no float64 either.
     expected = (g - (g * u).sum(-1, keepdim=True) * u) / length.clamp_min(eps) / largest

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperkern as hk
 from hyperkern import backends, workspace
-from hyperkern.backends.reference import losses, pairs, rows
+from hyperkern.backends.reference import losses, normalize, pairs
 from hyperkern.spec import LossInputs, LossSpec
 
 # Those that are one function for ordinary inputs.
@@ -59,7 +59,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     for name, size in zip(("_ROWS", "_COLS"), request.param, strict=True):
         monkeypatch.setattr(pairs, name, size)
     monkeypatch.setattr(pairs, "_GROUP_BYTES", 1 << 10)
-    monkeypatch.setattr(rows, "_PIECE_BYTES", 1 << 8)
+    monkeypatch.setattr(normalize, "_PIECE_BYTES", 1 << 8)
 
 
 def hold_to_truth(case: Case, args: list[Tensor]) -> None:
@@ -414,9 +414,9 @@ def test_the_shapes_of_the_state_are_known_beforehand() -> None:
         given = [name for name in ("x", "y", "queue", "scale", "bias") if getattr(inputs, name) is not None]
         for needed in range(1 << len(given)):
             need = [name for i, name in enumerate(given) if needed >> i & 1]
-            for normalize in (True, False):
-                spec = LossSpec(loss, 2.0, normalize=normalize or "uniform" in loss)
+            for normalized in (True, False):
+                spec = LossSpec(loss, 2.0, normalize=normalized or "uniform" in loss)
                 found = losses.loss(inputs, spec, need)
                 assert found is not None
                 shapes = [tuple(t.shape) for t in (*found.values, *found.state)]
-                assert shapes == losses.shapes(inputs, spec, need), (loss, need, normalize)
+                assert shapes == losses.shapes(inputs, spec, need), (loss, need, normalized)

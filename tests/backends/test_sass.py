@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hyperkern.backends.common import cubin
-from hyperkern.backends.common.cubin import Instruction
-from hyperkern.backends.common.hazards import serialised, touched, walk
-from hyperkern.backends.common.report import of_code
-from hyperkern.backends.common.sass import Flow, Shape, main_loop
+from tools.kernels import cubin
+from tools.kernels.cubin import Instruction
+from tools.kernels.hazards import serialised, touched, walk
+from tools.kernels.report import of_code
+from tools.kernels.sass import Flow, Shape, main_loop
 
 CSRC = Path(__file__).parents[1] / "csrc"
 

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from hyperkern.backends.triton import config, report
+from hyperkern.backends.triton import config
+from tools.kernels import triton as report
 
 # Each compiler spills a few registers of a few kernels: Triton 3.8 at most 16 bytes in 7 of 875 cases and none on
 # sm_90, 3.9 there at most 72 in 4 of 99.
@@ -75,7 +76,7 @@ def test_what_is_compiled_is_what_is_interpreted(triton_report: dict) -> None:
 def test_the_report_is_readable() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     code = (
-        "from hyperkern.backends.triton import report, config;"
+        "from hyperkern.backends.triton import config; from tools.kernels import triton as report;"
         "a = config.of_name('sm_90'); rows = report.compile_cases([next(report.cases(a))]); report.print_rows(rows)"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

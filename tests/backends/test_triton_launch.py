@@ -257,7 +257,7 @@ def test_batches_of_any_size_have_the_same_kernels() -> None:
     assert result.returncode == 0, result.stderr[-4000:]
     report = json.loads(result.stdout)
     assert set().union(*(one["launched"] for one in report)) == {
-        *("prepare_kernel", "finish_kernel", "sums_kernel", "two_way_sums_kernel"),
+        *("prepare_kernel", "normalize_backward_kernel", "sums_kernel", "two_way_sums_kernel"),
         *("contract_kernel", "panel_kernel"),
         *("prepare_views_kernel", "combine_kernel", "finish_views_kernel", "contract_sides_kernel"),
         *("prepare_rows_kernel", "softmax_head_kernel", "sigmoid_head_kernel", "energy_head_kernel"),

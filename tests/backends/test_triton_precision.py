@@ -55,7 +55,8 @@ def test_the_setting_of_pytorch_is_what_kernels_are_asked_for(
 
 
 PRODUCTS = """
-from hyperkern.backends.triton import config, report
+from hyperkern.backends.triton import config
+from tools.kernels import triton as report
 for operand in ("float32", "tf32"):
     cases = report.cases(config.of_name("sm_90"))
     case = next(case for case in cases if (case.kernel, case.operand) == ("contract", operand))
@@ -73,7 +74,8 @@ def test_three_products_of_the_tensor_cores_for_one_of_float32() -> None:
 
 
 SUMS_AND_WEIGHTS = """
-from hyperkern.backends.triton import config, report
+from hyperkern.backends.triton import config
+from tools.kernels import triton as report
 for case in report.cases(config.of_name("sm_90")):
     if (case.operand, case.dim) == ("bfloat16", 64) and "MODE" in case.constants:
         ptx = report.compiled(case).asm["ptx"]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from hyperkern.backends import load
-from hyperkern.backends.common import panels, partials
-from hyperkern.backends.triton import config, primitives, rows
+from hyperkern.backends.host import panels, partials
+from hyperkern.backends.triton import config, normalize, primitives
 from hyperkern.backends.triton.launch import Launch, launch
 from hyperkern.backends.triton.operands import as_operands
 from hyperkern.spec import PairSpec, PairTerms
@@ -159,14 +159,14 @@ def test_gradient_rows_beyond_two_to_the_31() -> None:
 def test_normalisation_beyond_two_to_the_31() -> None:
     x = far_apart((3, 8), torch.float16)
     x.copy_(torch.randn(1, 3, 8, device=DEVICE))
-    unit, rstd = rows.prepare(x)
-    for got, expected in zip((unit, rstd), rows.prepare(x.contiguous()), strict=True):
+    unit, rstd = normalize.prepare(x)
+    for got, expected in zip((unit, rstd), normalize.prepare(x.contiguous()), strict=True):
         assert torch.equal(got, expected)
     grad = torch.randn(1, 3, 8, device=DEVICE)
     far_unit = far_apart((3, 8)).copy_(unit)
     far_dx = far_apart((3, 8))
-    rows.launch_finish(grad, far_unit, rstd, far_dx)
-    assert torch.equal(far_dx, rows.finish(grad, unit, rstd, torch.float32))
+    normalize.launch_normalize_backward(grad, far_unit, rstd, far_dx)
+    assert torch.equal(far_dx, normalize.normalize_backward(grad, unit, rstd, torch.float32))
 
 
 def test_cuts_fill_the_gpu_and_bound_the_memory() -> None:

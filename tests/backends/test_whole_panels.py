@@ -14,8 +14,8 @@ from test_whole_losses import FIRST, FLOAT32_ALONE, LOSSES, check, leaves, tenso
 
 import hyperkern as hk
 from hyperkern.backends import load
-from hyperkern.backends.common import panels
-from hyperkern.backends.common.scheme import scheme_of
+from hyperkern.backends.host import panels
+from hyperkern.backends.host.scheme import scheme_of
 
 backend, float32_alone = whole.backend, whole.float32_alone  # the fixtures
 EACH = pytest.mark.parametrize("name", LOSSES)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bench_runs import TINY, written
 
-from hyperkern.bench import alone
+from hyperkern.bench import child
 from hyperkern.bench import run as runs
 from hyperkern.bench.registry import CASES, Setup
 from hyperkern.bench.result import read
@@ -44,8 +44,8 @@ def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.Monk
         status, output = children[len(asked) - 1]
         return types.SimpleNamespace(returncode=status, stdout=output, stderr="the reason\n")
 
-    monkeypatch.setattr(alone.subprocess, "run", child)
-    found = alone.each_alone("dense", "eager", [*setups, setups[0]], [])
+    monkeypatch.setattr(child.subprocess, "run", child)
+    found = child.each_alone("dense", "eager", [*setups, setups[0]], [])
     assert found == [(100, 1.5, -2.0), "killed by the system, as it does when memory runs out", *found[2:]]
     assert found[2:] == ["its process ended with status 1: the reason", (300, 2.5, None)]
     assert asked == [[8, 16, 32, 8], [32, 8], [8]]
@@ -53,8 +53,8 @@ def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.Monk
 
 def test_memory_grows_with_what_is_stored() -> None:
     setup = Setup("uniformity", "float32", 2000, 16, "both")
-    (dense,) = alone.each_alone("dense", "eager", [setup], [])
-    assert isinstance(dense, alone.Alone)
+    (dense,) = child.each_alone("dense", "eager", [setup], [])
+    assert isinstance(dense, child.Alone)
     if dense.peak_bytes is None:
         pytest.skip("no /proc on this system")
     assert dense.peak_bytes > 2 * 2000 * 2000 * 4
@@ -63,8 +63,8 @@ def test_memory_grows_with_what_is_stored() -> None:
 def test_a_long_call_is_timed_once_where_its_memory_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed_alone(name: str, *args: Any) -> list[alone.Alone | str]:
-        found = alone.each_alone(name, *args)
+    def timed_alone(name: str, *args: Any) -> list[child.Alone | str]:
+        found = child.each_alone(name, *args)
         return [one if isinstance(one, str) else one._replace(ms=1.0 if name == "dense" else 1e6) for one in found]
 
     monkeypatch.setattr(runs, "each_alone", timed_alone)
@@ -81,8 +81,8 @@ def test_a_long_call_is_timed_once_where_its_memory_is_measured(
 
 def test_every_process_draws_the_same_features() -> None:
     setup = Setup("clip", "float32", 40, 8, "both")
-    (found,) = alone.each_alone("dense", "eager", [setup], [])
-    assert isinstance(found, alone.Alone)
+    (found,) = child.each_alone("dense", "eager", [setup], [])
+    assert isinstance(found, child.Alone)
     case = CASES["clip"]
     assert case.truth is not None
     state = torch.random.get_rng_state()

@@ -10,13 +10,13 @@ import pytest
 from bench_runs import TINY, machine, result, row, simulated, written
 from torch import Tensor
 
-from hyperkern.bench import again, clock
+from hyperkern.bench import clock, remeasure
 from hyperkern.bench import machine as machine_of_run
 from hyperkern.bench import run as runs
-from hyperkern.bench.again import confirmed, measure
 from hyperkern.bench.compare import check_comparable, compare
 from hyperkern.bench.matrix import Matrix, Point
 from hyperkern.bench.registry import IMPLEMENTATIONS, BenchError
+from hyperkern.bench.remeasure import confirmed, measure
 from hyperkern.bench.result import as_json
 from hyperkern.cli import main
 
@@ -220,11 +220,11 @@ def test_a_run_against_another(
         milliseconds["mine"] = then
         return runs.run(matrix)
 
-    monkeypatch.setattr(again, "measure", measured_again)
+    monkeypatch.setattr(remeasure, "measure", measured_again)
     base, mine = tmp_path / "base.json", written(tmp_path / "mine.py", MINE)
     options = [*TINY, "--cases", "uniformity", "--implementations", "mine", "--rounds", "11", "--load", mine]
     assert main(["bench", *options, "--json", str(base)]) == 0
     del IMPLEMENTATIONS["uniformity", "mine"]
     milliseconds["mine"] = now
     assert main(["bench", *options, "--baseline", str(base), "--fail-over", "100%"]) == status
-    assert asked == [["mine"]] * {None: 0, 30.0: again.TIMES, 1.0: 1}[then]
+    assert asked == [["mine"]] * {None: 0, 30.0: remeasure.TIMES, 1.0: 1}[then]

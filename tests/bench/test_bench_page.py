@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 import made_up
 import pytest
 
-from hyperkern.bench import figures, page, page_tables, svg, units
-from hyperkern.bench.checked import Setting, check
+from hyperkern import format
+from hyperkern.bench import figures, page, page_tables, svg
+from hyperkern.bench.model import Setting, check
 
 pytestmark = pytest.mark.usefixtures("small_rates")
 VOID = {"meta", "link", "br", "rect", "path", "polyline", "polygon"}
@@ -355,12 +356,12 @@ def test_memory_of_nothing():
     [(0.00004, "40 ns"), (0.0123, "12.3 µs"), (0.9999, "1 ms"), (1, "1 ms"), (999.96, "1 s"), (123456, "123 s")],
 )
 def test_times_are_written(value, written):
-    assert units.milliseconds(value).replace("\u00a0", " ") == written
+    assert format.milliseconds(value).replace("\u00a0", " ") == written
 
 
 @pytest.mark.parametrize(("value", "written"), [(1, "1.00×"), (0.4327, "0.433×"), (12.34, "12.3×"), (345.6, "346×")])
 def test_ratios_are_written(value, written):
-    assert units.times(value) == written
+    assert format.times(value) == written
 
 
 def test_tables_begin_with_the_fastest(realistic):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hyperkern import backends
-from hyperkern.autograd import rows
+from hyperkern.autograd import normalize
 from hyperkern.backends import Problem
 from hyperkern.check import first_use, process, records
 from hyperkern.check.scope import Scope
@@ -22,7 +22,7 @@ def forget() -> None:
     first_use._unchecked.clear()
     first_use._found.clear()
     first_use._warned.clear()
-    rows._check_primitives.cache_clear()
+    normalize._check_primitives.cache_clear()
     _MACHINE.cache_clear()
     backends._imported.cache_clear()
 

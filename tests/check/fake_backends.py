@@ -62,7 +62,7 @@ def install_here() -> None:
 def make(behaviour: str) -> Any:
     """The module of the backend."""
     fake: Any = ModuleType(f"hyperkern.backends.{NAME}")
-    for name in ("LOSSES", "prepare", "finish", "row_lse", "pair_grad", "energy", "loss", "loss_grad"):
+    for name in ("LOSSES", "prepare", "normalize_backward", "row_lse", "pair_grad", "energy", "loss", "loss_grad"):
         setattr(fake, name, getattr(reference, name))
     fake.unsupported = _unsupported
     fake.unverified = lambda problem: []
@@ -92,7 +92,7 @@ def _counted(fake: Any) -> list[str]:
 
         setattr(fake, name, noted)
 
-    for name in ("prepare", "finish", "row_lse", "pair_grad", "energy", "loss", "loss_grad"):
+    for name in ("prepare", "normalize_backward", "row_lse", "pair_grad", "energy", "loss", "loss_grad"):
         note(name)
     return calls
 

@@ -124,7 +124,7 @@ def test_compositions_ask_too(fake: Callable, checked: list) -> None:
     features = x().requires_grad_()
     hyperkern.clip_loss(features, features.detach(), logit_scale=3.0, ids=torch.arange(9)).backward()
     assert [request.scope.key for request in checked] == ["rows-64", "bfloat16-64"]
-    assert {"prepare", "row_lse", "pair_grad", "finish"} == set(module.calls)
+    assert {"prepare", "row_lse", "pair_grad", "normalize_backward"} == set(module.calls)
 
 
 def test_a_shared_batch_asks_before_others_would_wait(fake: Callable, checked: list) -> None:

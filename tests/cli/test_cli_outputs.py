@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.digits import pipeline
+from examples.digits.__main__ import main as demo
 from hyperkern import evaluation
 from hyperkern.bench import page, registry
 from hyperkern.bench import run as runs
 from hyperkern.cli import main
-from hyperkern.demo import pipeline
 
 pytestmark = [
     pytest.mark.usefixtures("registry_as_it_was"),
@@ -115,15 +116,17 @@ def test_the_demo_looks_at_each_of_its_files_first(name: str, capsys: pytest.Cap
     Path("out").mkdir()
     Path("out", name).write_text("old")
     Path("out", name).chmod(0o444)
-    assert main(["demo", "--device", "cpu", "--out", "out"]) == 2
-    assert f"hyperkern demo: error: argument --out: {name} is read-only, got 'out'" in capsys.readouterr().err
+    assert demo(["--device", "cpu", "--out", "out"]) == 2
+    assert (
+        f"python -m examples.digits: error: argument --out: {name} is read-only, got 'out'" in capsys.readouterr().err
+    )
     assert Path("out", name).read_text() == "old"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root may write to every folder")
 @pytest.mark.usefixtures("no_work")
 def test_the_demo_refuses_a_folder_that_cannot_be_written_to(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--device", "cpu", "--out", "/proc/self/task"]) == 2
+    assert demo(["--device", "cpu", "--out", "/proc/self/task"]) == 2
     assert "argument --out: table.md cannot be written to (" in capsys.readouterr().err
 
 

@@ -128,7 +128,7 @@ def test_a_terminal_of_any_width_shows_every_figure(
 
 @pytest.mark.parametrize("columns", [30, 200])
 def test_the_table_of_the_demo_shows_every_figure(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = pytest.importorskip("hyperkern.demo.report")
+    report = pytest.importorskip("examples.digits.report")
     rows = [["alignment only", *["12.345 ± 0.678"] * (len(report.HEADER) - 1)]]
     console = pytest.importorskip("rich.console").Console
     text = on_a_terminal(lambda: report.print_table(console(width=columns), "title", rows), monkeypatch)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import hyperkern.cli.demo
-from hyperkern.cli import main
-from hyperkern.demo import huge_batch, pipeline
+import examples.digits.__main__
+from examples.digits import huge_batch, pipeline
+from examples.digits.__main__ import main
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_bad_value_is_named_and_nothing_is_written(
     option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(["demo", option, value, "--out", str(out)]) == 2
+    assert main([option, value, "--out", str(out)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"hyperkern demo: error: argument {option}: ")
+    assert message.startswith(f"python -m examples.digits: error: argument {option}: ")
     assert f"got '{value}'" in message
     assert not out.exists()
 
@@ -51,7 +51,7 @@ def test_folder_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.Capture
     file = tmp_path / "file"
     file.write_text("in the way")
     for out in (file, file / "below"):
-        assert main(["demo", "--out", str(out)]) == 2
+        assert main(["--out", str(out)]) == 2
         assert "argument --out: cannot be written to (" in (message := capsys.readouterr().err)
         assert f"got '{out}'" in message
     assert file.read_text() == "in the way"
@@ -59,7 +59,7 @@ def test_folder_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.Capture
 
 def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
-        main(["demo", "--epochs", "many"])
+        main(["--epochs", "many"])
     assert error.value.code == 2
     assert "argument --epochs: invalid int value: 'many'" in capsys.readouterr().err
 
@@ -69,7 +69,7 @@ def test_prints_progress_table_huge_batch_and_finding(
 ) -> None:
     monkeypatch.setattr(huge_batch, "CPU_ROWS", 512)
     options = ["--seeds", "1", "--epochs", "1", "--dim", "4", "--device", "cpu", "--backend", "reference"]
-    assert main(["demo", *options, "--out", str(tmp_path)]) == 0
+    assert main([*options, "--out", str(tmp_path)]) == 0
     text, progress = capsys.readouterr()
     assert "[8/8] alignment + uniformity, 2 dimensions, seed 0: " in progress
     header = next(line for line in text.splitlines() if line.startswith("objective"))
@@ -88,15 +88,15 @@ def test_interrupted_run_leaves_old_files_and_no_new_ones(
 
     monkeypatch.setattr(pipeline, "train_encoder", interrupt)
     (tmp_path / "table.md").write_text("old")
-    assert main(["demo", "--device", "cpu", "--out", str(tmp_path)]) == 130
+    assert main(["--device", "cpu", "--out", str(tmp_path)]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
     assert (tmp_path / "table.md").read_text() == "old"
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(hyperkern.cli.demo, "find_spec", lambda name: None if name == "sklearn" else object())
-    assert main(["demo"]) == 1
+    monkeypatch.setattr(examples.digits.__main__, "find_spec", lambda name: None if name == "sklearn" else object())
+    assert main([]) == 1
     message = capsys.readouterr().err
     assert "needs scikit-learn;" in message
     assert "pip install 'hyperkern[demo]'" in message
@@ -104,7 +104,7 @@ def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_command_line_does_not_import_the_extras() -> None:
     code = (
-        "import sys, hyperkern.cli.demo; "
+        "import sys, examples.digits.__main__; "
         "sys.exit(' '.join(m for m in ('sklearn', 'matplotlib', 'rich') if m in sys.modules) or None)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

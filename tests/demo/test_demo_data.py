@@ -1,7 +1,7 @@
 import torch
 
-from hyperkern.demo.data import augment, load
-from hyperkern.demo.encoder import new_encoder
+from examples.digits.data import augment, load
+from examples.digits.encoder import new_encoder
 
 CPU = torch.device("cpu")
 

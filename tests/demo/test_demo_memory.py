@@ -3,9 +3,9 @@ import os
 import pytest
 import torch
 
-from hyperkern.demo import memory
-from hyperkern.demo.huge_batch import HugeBatch, describe_huge_batch, measure_huge_batch
-from hyperkern.demo.memory import PeakMemory
+from examples.digits.huge_batch import HugeBatch, describe_huge_batch, measure_huge_batch
+from hyperkern import memory
+from hyperkern.memory import PeakMemory
 
 CPU = torch.device("cpu")
 MEGABYTE = 2**20

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hyperkern.demo.picture import von_mises_density
+from examples.digits.picture import von_mises_density
 
 
 def test_density_integrates_to_one_and_wraps_around() -> None:

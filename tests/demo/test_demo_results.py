@@ -1,7 +1,7 @@
 import pytest
 
-from hyperkern.demo.evaluate import Evaluation
-from hyperkern.demo.results import Run, Spread, judge, summarize
+from examples.digits.evaluate import Evaluation
+from examples.digits.results import Run, Spread, judge, summarize
 
 HELD_OUT = 600
 

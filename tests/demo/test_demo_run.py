@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from hyperkern.demo import DemoConfig, run_demo
+from examples.digits import DemoConfig, run_demo
 from hyperkern.metrics import uniformity_limit
 
 FILES = {"table.md", "results.json", "picture.png", "picture.svg"}

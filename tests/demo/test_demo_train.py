@@ -2,11 +2,11 @@ import pytest
 import torch
 
 import hyperkern
-from hyperkern.demo.data import load
-from hyperkern.demo.encoder import new_encoder
-from hyperkern.demo.evaluate import evaluate, held_out_views
-from hyperkern.demo.objectives import ALIGN_UNIFORM, ALIGNMENT, CONTRASTIVE, OBJECTIVES, Objective, T
-from hyperkern.demo.train import train_encoder
+from examples.digits.data import load
+from examples.digits.encoder import new_encoder
+from examples.digits.evaluate import evaluate, held_out_views
+from examples.digits.objectives import ALIGN_UNIFORM, ALIGNMENT, CONTRASTIVE, OBJECTIVES, Objective, T
+from examples.digits.train import train_encoder
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import hyperkern as hk
 from hyperkern import autograd
-from hyperkern.demo.memory import PeakMemory
-from hyperkern.distributed import checks
+from hyperkern.distributed import Agreement
+from hyperkern.memory import PeakMemory
 from hyperkern.spec import PairSpec
 
 ROWS, QUEUE, DIM = 13, 6, 5
@@ -276,7 +276,7 @@ def rows_and_labels() -> tuple[Tensor, ...]:
 def remote_positives(rank: int, counts: tuple[int, ...], transport: str, columns: str) -> list[Tensor]:
     x, y, labels, y_labels, *weights = (own_rows(t, counts, rank) for t in rows_and_labels())
     sides = [x.requires_grad_()] if columns == "x" else [x.requires_grad_(), y.requires_grad_()]
-    with checks(hk.Group(transport=transport), "a loss") as agreed:
+    with Agreement(hk.Group(transport=transport), "a loss") as agreed:
         agreed.shard(x=x)
     own = y_labels if columns == "y of other labels" else labels
     remote = autograd.share(agreed.ranks, sides[-1], labels=own)

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from hyperkern.demo.data import load
+from examples.digits.data import load
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "moco.py"
 SMALL = ["--epochs", "4", "--batch", "128", "--queue", "300", "--dim", "16", "--momentum", "0.9", "--device", "cpu"]

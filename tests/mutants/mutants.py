@@ -36,7 +36,7 @@ class Mutant(NamedTuple):
 
 def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
     """A row of the table, with the folder of the package and that of the tests left out."""
-    file = file if "/" in file and file.startswith(("csrc", "tests")) else f"hyperkern/{file}"
+    file = file if "/" in file and file.startswith(("csrc", "examples", "tests", "tools")) else f"hyperkern/{file}"
     return Mutant(name, file, old, new, tuple(f"tests/{test}" for test in tests))
 
 
@@ -59,7 +59,7 @@ MUTANTS = [
     # Rows and sums that are left out.
     _mutant(
         "a row of log-weight -inf has a rounding of nan",
-        "backends/common/partials.py",
+        "backends/host/partials.py",
         "masked_fill_(lse == -torch.inf, 1)",
         "masked_fill_(empty, 1)",
         "reliability/test_rows.py::test_case_08_a_log_weight_leaves_a_row_out[cuda-cpu-x-torch.float32]",
@@ -147,21 +147,21 @@ MUTANTS = [
     ),
     _mutant(
         "no rounding in kernels' log-sum-exps",
-        "backends/common/partials.py",
+        "backends/host/partials.py",
         "relative.div_(self.total).masked_fill_(lse == -torch.inf, 1)",
         "torch.ones_like(relative)",
         f"{PRIMITIVES}::test_weights_of_a_row_sum_to_one",
     ),
     _mutant(
         "shards of large logits in company",
-        "autograd/remote.py",
+        "autograd/across_ranks.py",
         "not spec.bounded and spec.scale != 1.0",
         "False",
         "distributed/test_distributed_long_rows.py",
     ),
     _mutant(
         "two ranks compute a pair in different orders",
-        "autograd/remote.py",
+        "autograd/across_ranks.py",
         "turned = y is None and apart and owners[0] < remote.ranks.rank",
         "turned = False",
         "distributed/test_distributed_long_rows.py",
@@ -176,7 +176,7 @@ MUTANTS = [
     # Rows.
     _mutant(
         "rstd has a slope for rows shorter than eps",
-        "autograd/rows.py",
+        "autograd/normalize.py",
         "-grad_rstd * rstd.square(), 0)",
         "-grad_rstd * rstd.square(), -grad_rstd * rstd.square())",
         "reliability/test_rows.py::test_case_01_the_second_derivative_of_rows_shorter_than_eps",
@@ -233,21 +233,21 @@ MUTANTS = [
     ),
     _mutant(
         "rows of zeros are ordinary",
-        "backends/reference/rows.py",
+        "backends/reference/normalize.py",
         "if not ((_SHORTEST[given] if normalize else -1.0) < low.item() and longest < _LONGEST):",
         "if not longest < _LONGEST:",
         f"{OF_REFERENCE}::test_rows_that_are_not_ordinary_are_left_to_the_composition[zero-clip_loss-10]",
     ),
     _mutant(
         "rows with gaps between them are read as one piece",
-        "backends/reference/rows.py",
+        "backends/reference/normalize.py",
         "rows = x.to(dtype).contiguous()",
         "rows = x.to(dtype)",
         f"{OF_REFERENCE}::test_rows_with_gaps",
     ),
     _mutant(
         "a gradient is projected piece by piece, and the last is left out",
-        "backends/reference/rows.py",
+        "backends/reference/normalize.py",
         "for start in range(0, number, step):",
         "for start in range(0, number - step, step):",
         f"{OF_REFERENCE}::test_tiles_of_any_size[(8, 16)-0-clip_loss-10]",
@@ -268,7 +268,7 @@ MUTANTS = [
     ),
     _mutant(
         "a queue that has changed is differentiated twice",
-        "autograd/step.py",
+        "autograd/whole.py",
         "ctx.others = others | rows",
         "ctx.others = others",
         "test_queue.py::test_enqueue_between_loss_and_backward[info_nce-dtype0]",
@@ -411,7 +411,7 @@ MUTANTS = [
     # Over ranks.
     _mutant(
         "what a failed loss has sent is never taken in",
-        "distributed/remote.py",
+        "distributed/exchange.py",
         "        if of is handle:\n",
         "        if False:\n",
         "distributed/test_distributed_promises.py::test_the_next_loss_takes_in_what_a_failed_one_has_sent",
@@ -425,7 +425,7 @@ MUTANTS = [
     ),
     _mutant(
         "the padding of a shorter shard counts",
-        "distributed/remote.py",
+        "distributed/exchange.py",
         "everywhere[r][:, : ranks.counts[r]]",
         "everywhere[r]",
         "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",
@@ -439,7 +439,7 @@ MUTANTS = [
     ),
     _mutant(
         "the ranks' description is put into words at every step",
-        "distributed/checks.py",
+        "distributed/agreement.py",
         "@functools.lru_cache(maxsize=256)\n",
         "",
         "distributed/test_distributed_frames.py::test_a_step_runs_few_frames",
@@ -461,7 +461,7 @@ MUTANTS = [
     ),
     _mutant(
         "the frozen one of two views is computed",
-        "autograd/rows.py",
+        "autograd/normalize.py",
         "if not together or view.requires_grad != first.requires_grad:",
         "if not together:",
         "test_autograd.py::test_case_15_the_frozen_side_is_not_computed",
@@ -540,7 +540,7 @@ MUTANTS = [
     ),
     _mutant(
         "a wrong name goes unseen where nothing is computed",
-        "autograd/rows.py",
+        "autograd/normalize.py",
         "if backend not in PRIORITY:",
         "if not normalize:",
         "check/test_check_cases.py::test_a_wrong_name_is_seen_where_nothing_is_computed",
@@ -671,7 +671,7 @@ MUTANTS = [
     ),
     _mutant(
         "one tf32 product is asked for instead of three",
-        "backends/common/precision.py",
+        "backends/host/precision.py",
         '"tf32" if precision == "tf32" else "tf32x3"',
         '"tf32"',
         "backends/test_triton_precision.py::test_the_setting_of_pytorch_is_what_kernels_are_asked_for",
@@ -734,14 +734,14 @@ MUTANTS = [
     ),
     _mutant(
         "the last range of columns is dropped",
-        "backends/common/partials.py",
+        "backends/host/partials.py",
         "else parts.sum(0)",
         "else parts[:-1].sum(0)",
         f"{PRIMITIVES}::test_low_precision_operands[triton-cpu-torch.float32-False-False]",
     ),
     _mutant(
         "gradients are off by three in a hundred thousand",
-        "backends/triton/rows.py",
+        "backends/triton/normalize.py",
         "(b_grad - b_radial[:, None] * b_unit) * b_rstd[:, None]",
         "(b_grad - b_radial[:, None] * b_unit) * (1.00003 * b_rstd[:, None])",
         "losses/test_tolerance.py::test_no_worse_than_torch[triton-cpu-uniformity-t0.3-torch.float32]",
@@ -777,7 +777,7 @@ MUTANTS = [
     ),
     _mutant(
         "candidates that are no anchors have any weight",
-        "backends/triton/step_rows.py",
+        "backends/triton/whole_rows.py",
         "            _store_row_constants(p_u, p_factor, p_lse, p_share, o_rows, m_rows, bias)\n",
         "",
         f"{WHOLE}::test_nothing_is_read_before_it_is_written[triton-cpu-info_nce-queue]",
@@ -791,14 +791,14 @@ MUTANTS = [
     ),
     _mutant(
         "the counter stays where the last program found it",
-        "backends/triton/rows.py",
+        "backends/triton/normalize.py",
         "    if last:\n        tl.store(p_count, 0)\n",
         "",
         f"{WHOLE}::test_a_second_backward_pass_gives_the_same[triton-cpu-clip_loss-learnable]",
     ),
     _mutant(
         "the gradient of a temperature has the sign of that of a scale",
-        "backends/triton/step_grads.py",
+        "backends/triton/whole_grads.py",
         "b_dscale *= -b_factor * b_factor",
         "b_dscale *= b_factor * b_factor",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-info_nce-learnable]",
@@ -812,28 +812,28 @@ MUTANTS = [
     ),
     _mutant(
         "weights of float16 are as small as they come",
-        "backends/common/scheme.py",
+        "backends/host/scheme.py",
         "FLOAT16_WEIGHTS = 4096.0",
         "FLOAT16_WEIGHTS = 1.0",
         f"{WHOLE}::test_a_confident_model_in_half_precision[triton-cpu-clip_loss]",
     ),
     _mutant(
         "partners without a gradient are not kept",
-        "backends/triton/step_rows.py",
+        "backends/triton/whole_rows.py",
         "                tl.store(p_unit_y + o_unit, b_y, mask=mask)",
         "                tl.store(p_unit_y + o_unit, b_x, mask=mask)",
         f"{WHOLE}::test_frozen_sides[triton-cpu-clip_loss-learnable]",
     ),
     _mutant(
         "the operand is taken for what the setting of products is now",
-        "backends/common/step.py",
+        "backends/host/whole.py",
         "bool(learnable), KINDS[kind])",
         "bool(learnable), float32_setting())",
         f"{WHOLE}::test_the_setting_of_products_may_change_before_the_gradient[triton-cpu-clip_loss]",
     ),
     _mutant(
         "the gradient of a mean over anchors is that of their sum",
-        "backends/cuda/step.py",
+        "backends/cuda/whole.py",
         'factors if scheme.head == "energy" or (scheme.head == "classes" and scheme.spec.mean) else None',
         'factors if scheme.head == "energy" else None',
         f"{WHOLE}::test_values_and_gradients[cuda-cpu-33-5-7-None-sup_con]",
@@ -841,14 +841,14 @@ MUTANTS = [
     # Rows too long for one pass.
     _mutant(
         "the mirror image of a panel takes the other rows",
-        "backends/triton/step.py",
+        "backends/triton/whole.py",
         ".mT, x) if turned",
         ".mT, y) if turned",
         f"{PANELS}::test_values_and_gradients[triton-cpu-33-5-None-clip_loss]",
     ),
     _mutant(
         "the mirror image of a stored panel takes the other rows",
-        "backends/cuda/step.py",
+        "backends/cuda/whole.py",
         ".mT, x) if turned",
         ".mT, y) if turned",
         f"{PANELS}::test_values_and_gradients[cuda-cpu-33-5-None-clip_loss]",
@@ -862,35 +862,35 @@ MUTANTS = [
     ),
     _mutant(
         "terms of columns start where the columns do",
-        "backends/cuda/step.py",
+        "backends/cuda/whole.py",
         "job.col + job.col % 2",
         "job.col - job.col % 2",
         f"{PANELS}::test_values_and_gradients[cuda-cpu-33-5-None-clip_loss]",
     ),
     _mutant(
         "weights of a panel are left in the range of float16",
-        "backends/triton/step.py",
+        "backends/triton/whole.py",
         "schedule.panel_scale != 1",
         "schedule.panel_scale < 0",
         f"{PANELS}::test_half_precision[triton-cpu-torch.float16-uniformity]",
     ),
     _mutant(
         "weights of a stored panel are left in the range of float16",
-        "backends/cuda/step.py",
+        "backends/cuda/whole.py",
         "schedule.panel_scale != 1",
         "schedule.panel_scale < 0",
         f"{PANELS}::test_half_precision[cuda-cpu-torch.float16-uniformity]",
     ),
     _mutant(
         "the gradient of a bias is that of the partners alone",
-        "backends/cuda/step.py",
+        "backends/cuda/whole.py",
         'if "bias" in scheme.need:',
         'if "bias" not in scheme.need:',
         f"{PANELS}::test_nothing_is_read_before_it_is_written[cuda-cpu-siglip-learnable]",
     ),
     _mutant(
         "a panel larger than its room is stored",
-        "backends/common/panels.py",
+        "backends/host/panels.py",
         "batch * m * _padded(n) * size <= _WORKSPACE",
         "batch * m * size <= _WORKSPACE",
         f"{PANELS}::test_what_has_no_room_in_one_panel_takes_the_composition[triton-cpu]",
@@ -919,7 +919,7 @@ MUTANTS = [
     ),
     _mutant(
         "labels are compared by their low words",
-        "backends/triton/step.py",
+        "backends/triton/whole.py",
         "others.itemsize) == 8",
         "others.itemsize) == 9",
         f"{CLASSES}::test_integers_are_compared_as_numbers[triton-cpu-torch.int32]",
@@ -940,21 +940,21 @@ MUTANTS = [
     ),
     _mutant(
         "the gradient of a mean is that of a sum",
-        "backends/triton/step_grads.py",
+        "backends/triton/whole_grads.py",
         "        c /= tl.load(p_anchors + i_b)",
         "        c /= 1.0",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con]",
     ),
     _mutant(
         "the scale is in the rows of x twice where they are the candidates too",
-        "backends/triton/step_rows.py",
+        "backends/triton/whole_rows.py",
         "b_x *= b_root if SYMMETRIC else b_factor",
         "b_x *= b_root if VIEWS == 2 else b_factor",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-learnable]",
     ),
     _mutant(
         "each pair counts twice in the gradient of a scale",
-        "backends/triton/step_grads.py",
+        "backends/triton/whole_grads.py",
         "b_part *= 0.5",
         "b_part *= 1.0",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-learnable]",
@@ -1018,7 +1018,7 @@ MUTANTS = [
     ),
     _mutant(
         "the bias beside softplus is not in the units of the kernels",
-        "backends/cuda/step.py",
+        "backends/cuda/whole.py",
         "scheme.spec.bias, self.schedule.unit)",
         "scheme.spec.bias, 1.0)",
         f"{WHOLE}::test_half_precision[cuda-cpu-torch.bfloat16-siglip]",
@@ -1166,42 +1166,42 @@ MUTANTS = [
     # What is read from machine code.
     _mutant(
         "a wait under a condition counts as one",
-        "backends/common/hazards.py",
+        "tools/kernels/hazards.py",
         "if instruction.predicated or wait is None:",
         "if wait is None:",
         f"{SASS}::test_planted_hazards_are_found",
     ),
     _mutant(
         "a left operand in registers belongs to nobody",
-        "backends/common/hazards.py",
+        "tools/kernels/hazards.py",
         "_bits(int(left[1]), _LEFT_REGISTERS) if left else 0",
         "0",
         f"{SASS}::test_planted_hazards_are_found",
     ),
     _mutant(
         "a product is finished at the end of a round",
-        "backends/common/hazards.py",
+        "tools/kernels/hazards.py",
         "todo += [(j, state) for j in flow.after[block]]",
         "todo += [(j, state) for j in flow.after[block] if j > block]",
         f"{SASS}::test_a_product_that_runs_into_the_next_round_is_met_there",
     ),
     _mutant(
         "a wait between two sums counts as serialised",
-        "backends/common/hazards.py",
+        "tools/kernels/hazards.py",
         "count += waited and mine == sums",
         "count += waited",
         f"{SASS}::test_a_wait_between_products_of_two_sums_serialises_nothing",
     ),
     _mutant(
         "the shortest path need not weigh every pair",
-        "backends/common/sass.py",
+        "tools/kernels/sass.py",
         "return count.products, count.matrix, weighed, count.polynomials, count.stores, -count.instructions",
         "return count.products, count.matrix, -count.instructions",
         f"{SASS}::test_the_branch_that_masks_is_not_counted",
     ),
     _mutant(
         "an inner loop goes round once",
-        "backends/common/sass.py",
+        "tools/kernels/sass.py",
         "count.times(times if count.matrix else 1)",
         "count",
         f"{SASS}::test_inner_loops_count_as_often_as_they_go_round",

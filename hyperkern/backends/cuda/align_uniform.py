@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.precision import product_of
-from ..common.step import AlignUniformOptions, AlignUniformStep
+from ..host.precision import product_of
+from ..host.whole import AlignUniformOptions, AlignUniformStep
 from .library import ops
 from .operands import ALIGNMENT, Operands
 from .primitives import pairwise

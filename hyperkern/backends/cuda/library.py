@@ -15,7 +15,7 @@ _FOLDER = Path(__file__).parent
 _NAMESPACE = "hyperkern_cuda"
 # Operators that only write into their arguments.
 _FILLING = (
-    *("sums", "contract", "prepare", "finish", "prepare_views", "combine", "finish_views"),
+    *("sums", "contract", "prepare", "normalize_backward", "prepare_views", "combine", "finish_views"),
     *("prepare_loss", "head", "finish_loss"),
 )
 _NEEDS = {"cuda": "with nvcc on the PATH", "cpu": "with a C++ compiler"}

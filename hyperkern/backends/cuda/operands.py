@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...spec import EXCLUSIONS, PairSpec, PairTerms
-from ..common import pairwise, precision
+from ..host import pairwise, precision
 from .library import ops
 
 # A block of threads is counted as one of so many that run at once: constants of the compute capability, so that the

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.pairwise import Factors, Pairwise
-from ..common.panels import contract_by_panels
-from ..common.partials import Side, Sums, add_cuts, added, cut
-from ..common.precision import FLOAT16_RANGE, scaled_to_float16
+from ..host.pairwise import Factors, Pairwise
+from ..host.panels import contract_by_panels
+from ..host.partials import Side, Sums, add_cuts, added, cut
+from ..host.precision import FLOAT16_RANGE, scaled_to_float16
 from .library import ops
 from .operands import (
     CONTRACT_DIM,

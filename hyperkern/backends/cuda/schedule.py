@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
-from ..common.jobs import Job, by_panels
-from ..common.partials import cut
-from ..common.scheme import Scheme
+from ..host.jobs import Job, by_panels
+from ..host.partials import cut
+from ..host.scheme import Scheme
 from .align_uniform import ROWS_PER_BLOCK
 from .operands import (
     ALIGNMENT,

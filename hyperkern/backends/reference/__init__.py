@@ -6,16 +6,16 @@ batches people train with, made of ``rows.py``, ``pairs.py`` and ``softmax.py``.
 
 from . import losses, pairs, primitives
 from .losses import LOSSES, loss, loss_grad
-from .primitives import energy, evidence, finish, pair_grad, prepare, row_lse, unsupported, unverified
+from .primitives import energy, evidence, normalize_backward, pair_grad, prepare, row_lse, unsupported, unverified
 
 __all__ = [
     "LOSSES",
     "energy",
     "evidence",
-    "finish",
     "loss",
     "loss_grad",
     "losses",
+    "normalize_backward",
     "pair_grad",
     "pairs",
     "prepare",

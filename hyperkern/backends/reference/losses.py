@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...spec import LossInputs, LossSpec, is_bounded
 from .. import WholeLoss
+from .normalize import Grads, Rows, Unbounded, prepared
 from .pairs import Pairs, Tile, Weights, accurate_sum, energy, one_way, put_weights, two_sided
-from .rows import Grads, Rows, Unbounded, prepared
 from .softmax import SOFTPLUS_IS_LINEAR, Softmax
 
 # Numbers of float32 and of float64.

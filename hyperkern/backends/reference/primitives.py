@@ -21,7 +21,7 @@ from ...spec import (
     norm_eps,
 )
 from .. import LogSumExp, Problem
-from ..common.partials import Sums
+from ..host.partials import Sums
 
 # Rows and columns of a block. On a CPU a block and its operands have to stay in the cache of a core, and the product
 # of a narrow block loses too much to its edges: 512 measured best, or equal within the noise, for N = 1024 ... 32768
@@ -65,7 +65,7 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
     return unit, (norm * largest).clamp_min_(norm_eps(x.dtype)).reciprocal_().squeeze(-1)
 
 
-def finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
+def normalize_backward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
     """Tangent projection and rescale, within the limit of rows that are too short for it."""
     out = torch.mul(grad, unit, out=unit.new_empty(unit.shape))
     radial = out.sum(-1, keepdim=True)

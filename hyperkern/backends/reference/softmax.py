@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...spec import LOG2_LIMIT, is_bounded
+from .normalize import Rows, Unbounded
 from .pairs import Pairs
-from .rows import Rows, Unbounded
 
 # Of an exponential beside the smallest sum that it is part of, in powers of two: what may be lost.
 _LOG2_SMALLEST = {torch.float32: -101, torch.float64: -950}

@@ -10,18 +10,18 @@ import torch
 
 from .. import Problem
 from . import config
+from .normalize import normalize_backward, prepare
 from .primitives import pairwise
-from .rows import finish, prepare
-from .step import LOSSES, loss, loss_grad
 from .tile import INTERPRETED
+from .whole import LOSSES, loss, loss_grad
 
 __all__ = [
     "LOSSES",
     "energy",
     "evidence",
-    "finish",
     "loss",
     "loss_grad",
+    "normalize_backward",
     "pair_grad",
     "prepare",
     "row_lse",

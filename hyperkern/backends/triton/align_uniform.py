@@ -10,12 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.precision import product_of
-from ..common.step import AlignUniformOptions, AlignUniformStep
+from ..host.precision import product_of
+from ..host.whole import AlignUniformOptions, AlignUniformStep
 from .launch import Launch, launch
+from .normalize import COMBINED, load_unit, project, row_block, sum_range
 from .operands import Operands, architecture_of, strides, width
 from .primitives import pairwise
-from .rows import COMBINED, load_unit, project, row_block, sum_range
 from .tile import LN2, exp, narrow
 
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .heads import collected, finite, lse_of, over_cuts
-from .rows import is_last, sum_range
+from .normalize import is_last, sum_range
 from .tile import INF, LN2
 
 

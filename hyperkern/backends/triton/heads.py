@@ -7,9 +7,9 @@ sums come out of the contraction itself.
 import triton
 import triton.language as tl
 
-from .rows import is_last, sum_range
-from .step_rows import factor_of_logits
+from .normalize import is_last, sum_range
 from .tile import INF, LN2, exp, softplus
+from .whole_rows import factor_of_logits
 
 
 @triton.jit

@@ -11,8 +11,8 @@ import triton
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms
-from ..common import pairwise
-from ..common.precision import FLOAT16_RANGE, product_of, rows
+from ..host import pairwise
+from ..host.precision import FLOAT16_RANGE, product_of, rows
 from . import config
 from .config import Architecture, Config
 from .tile import INTERPRETED

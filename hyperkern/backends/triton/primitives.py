@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...spec import PairTerms
-from ..common.pairwise import Factors, Pairwise
-from ..common.panels import contract_by_panels
-from ..common.partials import Side, Sums, added, cut
-from ..common.precision import scaled_to_float16
+from ..host.pairwise import Factors, Pairwise
+from ..host.panels import contract_by_panels
+from ..host.partials import Side, Sums, added, cut
+from ..host.precision import scaled_to_float16
 from .contract import contract_kernel
 from .launch import Launch, launch
 from .operands import Operands, as_operands, strides

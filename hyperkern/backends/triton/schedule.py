@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms, norm_eps
-from ..common.jobs import Job, by_panels
-from ..common.panels import room
-from ..common.partials import cut
-from ..common.scheme import UNPAIRED, Scheme
-from ..common.step import Plan
+from ..host.jobs import Job, by_panels
+from ..host.panels import room
+from ..host.partials import cut
+from ..host.scheme import UNPAIRED, Scheme
+from ..host.whole import Plan
 from .classes import classes_head_kernel
 from .config import Architecture, Config
 from .contract import contract_sides_kernel
 from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
 from .launch import Launch
+from .normalize import COMBINED, row_block
 from .operands import Operands, architecture_of, strides, width
 from .panel import panel_kernel
 from .primitives import PlannedSums, plan_sums
-from .rows import COMBINED, row_block
 from .specialised import specialised
-from .step_grads import finish_rows_kernel
-from .step_rows import prepare_rows_kernel
+from .whole_grads import finish_rows_kernel
+from .whole_rows import prepare_rows_kernel
 
 _ANCHORS = 128  # of a program of a head
 _NO_COLUMN = 1 << 30  # the shift of an exclusion that excludes nothing

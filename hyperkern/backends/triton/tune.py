@@ -11,7 +11,7 @@ import torch
 
 from ...files import check_outputs
 from ...spec import PairSpec, PairTerms
-from ..common.pairwise import Factors
+from ..host.pairwise import Factors
 from . import config
 from .config import Architecture, Config, Entry
 from .operands import SPECIALISING, Operands, as_operands

@@ -1,25 +1,26 @@
-"""`hyperkern demo`."""
+"""``python -m examples.digits``: the main job on real images; `make demo`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from ..demo import DemoConfig, OptionError, run_demo
-from ..files import OutputError
+from hyperkern.files import OutputError
 
+from . import DemoConfig, OptionError, run_demo
+
+COMMAND = "python -m examples.digits"
 REQUIRED_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the `demo` command to the subparsers of the main parser."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, from the command line by default."""
     defaults = DemoConfig()
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "demo",
-        help="train on real images with each objective, evaluate, draw, and take one huge batch",
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
         description="Trains a small encoder on scikit-learn's handwritten digits (nothing is downloaded) "
         "with alignment, uniformity, the contrastive loss, and alignment + uniformity; evaluates each as "
         "Wang & Isola (2020) do; and computes loss and gradient of one huge batch. "
@@ -48,20 +49,20 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--backend", metavar="NAME", help="backend of the losses (default: the automatic choice)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<index> (default: a GPU if there is one)")
-    parser.set_defaults(run=run)
-    return parser
+    return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the demo.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo.
 
     Returns:
         0; 1 if something it needs is not installed; 2 for an option that cannot work; 130 if interrupted.
     """
+    args = arguments(argv)
     missing = [package for module, package in REQUIRED_MODULES.items() if find_spec(module) is None]
     if missing:
         print(
-            f"hyperkern demo: needs {', '.join(missing)}; install with: pip install 'hyperkern[demo]'",
+            f"{COMMAND}: needs {', '.join(missing)}; install with: pip install 'hyperkern[demo]'",
             file=sys.stderr,
         )
         return 1
@@ -77,9 +78,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         run_demo(config)
     except (OptionError, OutputError) as error:
-        print(f"hyperkern demo: error: {error}", file=sys.stderr)
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("hyperkern demo: interrupted, no results written", file=sys.stderr)
+        print(f"{COMMAND}: interrupted, no results written", file=sys.stderr)
         return 130
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

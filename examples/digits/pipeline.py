@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ..files import write_files
-from ..metrics import uniformity_limit
+from hyperkern.files import write_files
+from hyperkern.metrics import uniformity_limit
+
 from .config import FILES, DemoConfig, check_backend, check_ranges, check_writable, resolve_device
 from .data import Digits, load
 from .encoder import new_encoder
@@ -43,7 +44,7 @@ class _Job(NamedTuple):
 
 
 def run(config: DemoConfig) -> Results:
-    """Run the whole demo; see `hyperkern.demo.run_demo`."""
+    """Run the whole demo; see `examples.digits.run_demo`."""
     start = time.perf_counter()
     device = resolve_device(config.device)
     digits = load(device)

@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from .. import backends, ops
 from ..backends import PRIORITY, Problem, candidates, forced
-from ..backends.common.precision import float32_setting
+from ..backends.host.precision import float32_setting
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps, product_precision
 from .functions import applied, dual, eager, vmap_by_batch
 
@@ -90,7 +90,7 @@ def _check_primitives(
 ) -> str | None:
     """The same of one kind of features; a refusal is not kept."""
     first = []
-    for primitive in ("prepare", "finish", "row_lse", "pair_grad", "energy"):
+    for primitive in ("prepare", "normalize_backward", "row_lse", "pair_grad", "energy"):
         of = dtype if primitive == "prepare" else accumulate_dtype(dtype)
         first.append(candidates(*forced(requested), Problem(primitive, device, of, dim))[0])
     # What is left to the last of them is left to it whatever the problem: by name, which nobody has to look up again.
@@ -149,7 +149,7 @@ class _Finish(Function):
 
     @staticmethod
     def forward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
-        return ops.finish(grad, unit, rstd, dtype, backend)
+        return ops.normalize_backward(grad, unit, rstd, dtype, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from .. import align_uniform
+from hyperkern import align_uniform
+
 from .data import Digits, augment
 from .encoder import Encoder
 from .objectives import ALPHA, T

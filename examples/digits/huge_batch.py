@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from .. import uniformity
-from ..metrics import uniformity_limit
-from .memory import PeakMemory
+from hyperkern import uniformity
+from hyperkern.memory import PeakMemory
+from hyperkern.metrics import uniformity_limit
+
 from .objectives import T
 
 CPU_ROWS = 65_536

@@ -1,6 +1,6 @@
 """Reports what the compiler made of the kernels in the built extension: no GPU is needed, only cuobjdump.
 
-``python -m hyperkern.backends.cuda.report [kernels.so] [--arch sm_90a] [--json]``; `make kernels-report`.
+``python -m tools.kernels.cuda [kernels.so] [--arch sm_90a] [--json]``; `make kernels-report`.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..common.cubin import instructions, usage
-from ..common.report import Row, of_code, print_rows
-from ..common.sass import WARP, WARPGROUP, Shape
+from .cubin import instructions, usage
+from .report import Row, of_code, print_rows
+from .sass import WARP, WARPGROUP, Shape
 
 LIBRARY = Path(__file__).parent / "kernels.so"
 # The enums of csrc/, in their order.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import obstacle
+from hyperkern.files import obstacle
 
 if TYPE_CHECKING:
     import torch

@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .rows import is_last, load_unit, project, sum_range
-from .step_rows import factor_of_logits
+from .normalize import is_last, load_unit, project, sum_range
 from .tile import exp
+from .whole_rows import factor_of_logits
 
 
 @triton.jit

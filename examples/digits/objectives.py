@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .. import align_uniform, alignment, clip_loss, uniformity
+from hyperkern import align_uniform, alignment, clip_loss, uniformity
 
 ALPHA = 2.0
 T = 2.0

@@ -13,21 +13,21 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
+from .exchange import settle
 from .graphs import outside_of_graphs
 from .group import Group, GroupLike, ProcessGroup, resolve
 from .ranks import Ranks, all_gather
-from .remote import settle
 
 # Whether a group has a backend for the CPU: PyTorch looks for it in the text of its configuration.
 _has_cpu: weakref.WeakKeyDictionary[ProcessGroup, bool] = weakref.WeakKeyDictionary()
 
 
-class checks:
+class Agreement:
     """The checks of a loss: what they raise on one rank is raised on every rank of the group.
 
     ::
 
-        with checks(group, "info_nce", temperature=temperature) as agreed:
+        with Agreement(group, "info_nce", temperature=temperature) as agreed:
             check_rows("x", x, may_be_empty=agreed.may_be_empty)
             agreed.shard(x=x, y=y)
         ranks = agreed.ranks
@@ -79,7 +79,7 @@ class checks:
             if tensor is not None:
                 self._same[name] = tensor
 
-    def __enter__(self) -> "checks":
+    def __enter__(self) -> "Agreement":
         """Itself: the checks say by `shard` and `same` what they were of."""
         return self
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..demo.memory import PeakMemory
+from ..memory import PeakMemory
 from .gate import first_line, step
 from .registry import CASES, IMPLEMENTATIONS, Setup, load_all, load_file
 
@@ -69,7 +69,7 @@ def each_alone(name: str, execution: str, setups: Sequence[Setup], files: Sequen
             "threads": torch.get_num_threads(),
         }
         child = subprocess.run(
-            [sys.executable, "-m", "hyperkern.bench.alone"], input=json.dumps(request), capture_output=True, text=True
+            [sys.executable, "-m", "hyperkern.bench.child"], input=json.dumps(request), capture_output=True, text=True
         )
         answers = [json.loads(line[len(_MARK) :]) for line in child.stdout.splitlines() if line.startswith(_MARK)]
         found += [answer if isinstance(answer, str) else Alone(*answer) for answer in answers]

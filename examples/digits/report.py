@@ -15,7 +15,8 @@ import rich.table
 import sklearn
 import torch
 
-from .. import __version__
+from hyperkern import __version__
+
 from .config import DemoConfig
 from .huge_batch import HugeBatch
 from .objectives import ALPHA, OBJECTIVES, TEMPERATURE, UNTRAINED, T

@@ -13,7 +13,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import backends
 from ..backends import Problem
-from ..backends.common.precision import float32_setting
+from ..backends.host.precision import float32_setting
 from ..spec import LossInputs, LossSpec
 from . import compiled
 

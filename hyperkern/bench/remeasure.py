@@ -73,7 +73,7 @@ def measure(matrix: Matrix, rows: Sequence[Row]) -> Result:
         "threads": torch.get_num_threads(),
     }
     child = subprocess.run(
-        [sys.executable, "-m", "hyperkern.bench.again"], input=json.dumps(request), capture_output=True, text=True
+        [sys.executable, "-m", "hyperkern.bench.remeasure"], input=json.dumps(request), capture_output=True, text=True
     )
     lines = child.stdout.splitlines()
     if child.returncode or not lines:

@@ -105,7 +105,7 @@ def project(b_grad, b_unit, b_rstd, eps, DTYPE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def finish_kernel(
+def normalize_backward_kernel(
     p_grad,
     p_unit,
     p_rstd,
@@ -148,17 +148,17 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
     return unit, rstd
 
 
-def finish(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
+def normalize_backward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
     """``rstd * (grad - <grad, unit> unit)`` in ``dtype``, within `hyperkern.spec.gradient_limit`."""
     dx = torch.empty(unit.shape, dtype=dtype, device=unit.device)
-    launch_finish(grad.contiguous(), unit.contiguous(), rstd.contiguous(), dx)
+    launch_normalize_backward(grad.contiguous(), unit.contiguous(), rstd.contiguous(), dx)
     return dx
 
 
-def launch_finish(grad: Tensor, unit: Tensor, rstd: Tensor, dx: Tensor) -> None:
+def launch_normalize_backward(grad: Tensor, unit: Tensor, rstd: Tensor, dx: Tensor) -> None:
     """Fills ``dx``. All have unit stride along D and one stride through batch and rows."""
     batch, m, dim = unit.shape
     block_rows, block_d = row_block(dim)
     programs, shape = -(-batch * m // block_rows), {"DIM": dim, "BLOCK_ROWS": block_rows, "BLOCK_D": block_d}
     numbers = (batch * m, grad.stride(1), unit.stride(1), dx.stride(1), norm_eps(dx.dtype))
-    launch(Launch(finish_kernel, programs, numbers, None, **shape), unit.device, grad, unit, rstd, dx)
+    launch(Launch(normalize_backward_kernel, programs, numbers, None, **shape), unit.device, grad, unit, rstd, dx)

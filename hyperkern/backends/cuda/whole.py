@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...spec import norm_eps
-from ..common.panels import product, room
-from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
+from ..host.panels import product, room
+from ..host.whole import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
 from .operands import Weight

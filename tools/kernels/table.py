@@ -1,6 +1,6 @@
 """Reports what the compilers made of every kernel, without a GPU: Triton's, and those of the built CUDA extension.
 
-``python -m benchmarks.kernels [--arch sm_90] [--quick] [--json FILE | --release FILE]``; `make kernels-report`. The
+``python -m tools.kernels [--arch sm_90] [--quick] [--json FILE | --release FILE]``; `make kernels-report`. The
 committed file, which docs/kernels.md is made of: ``make kernels-report ARGS="--json
 benchmarks/results/kernels_report.json"``.
 """
@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hyperkern.backends.common.report import Row, print_rows
+from benchmarks.tables import result, table
 from hyperkern.files import OutputError, check_outputs, write_files
 
-from .tables import result, table
+from .report import Row, print_rows
 
 RESULT = "kernels_report"
-# The same of some kernels by releases of Triton: PYTHONPATH=FOLDER python -m benchmarks.kernels --release FILE, with a
+# The same of some kernels by releases of Triton: PYTHONPATH=FOLDER python -m tools.kernels --release FILE, with a
 # release that was installed there by pip install --no-deps --target FOLDER triton==3.6.0
 RELEASES = "kernels_by_triton"
 COMPARED = (
@@ -35,8 +35,7 @@ SHOWN = {"architecture": "sm_90", "operand": "bfloat16"}
 
 def made(architectures: Sequence[str], quick: bool, jobs: int) -> tuple[list[Row], dict[str, Any]]:
     """The rows of both backends, and what they were made by and of."""
-    from hyperkern.backends.cuda import report as cuda
-    from hyperkern.backends.triton import report as triton
+    from . import cuda, triton
 
     rows = triton.report(architectures, quick, jobs)
     about = {"triton": version("triton"), "cuda": None, "triton_sources": triton.source_digests()}
@@ -122,7 +121,7 @@ def by_triton() -> str:
 
 def add_release(path: Path) -> None:
     """Writes what the installed Triton makes of the kernels shown beside what others made of them."""
-    from hyperkern.backends.triton import report as triton
+    from . import triton
 
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     rows = triton.report([SHOWN["architecture"]], only=lambda case: case.operand == SHOWN["operand"])
@@ -171,7 +170,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_rows(rows)
     if about["cuda"] is None:
         print("the CUDA extension is not built: its kernels are left out")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...spec import PairTerms
-from ..common.panels import product, room
-from ..common.step import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
+from ..host.panels import product, room
+from ..host.whole import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
 from .align_uniform import STEP
 from .launch import launch
 from .primitives import SumParts, sum_parts
@@ -60,7 +60,7 @@ class _Contracted(NamedTuple):
 
 
 def values(plan: Plan) -> tuple[Tensor, Kept, State] | None:
-    """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.common.step.Kernels`."""
+    """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.host.whole.Kernels`."""
     schedule = schedule_of(plan)
     if not schedule.serves:
         return None

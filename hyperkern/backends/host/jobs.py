@@ -47,7 +47,7 @@ def is_symmetric(head: str, views: int, further: int) -> bool:
 
 
 def of_sums(head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool) -> tuple[Job, ...]:
-    """Which sums are taken. The arguments are fields and properties of `hyperkern.backends.common.scheme.Scheme`."""
+    """Which sums are taken. The arguments are fields and properties of `hyperkern.backends.host.scheme.Scheme`."""
     if head == "energy":
         with_queue = (Job(0, n, n, further, False),) if further else ()
         return (*with_queue, Job(0, n, 0, n, True)) if distinct else with_queue  # in both orders

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rows import load_unit
+from .normalize import load_unit
 from .tile import narrow
 
 

@@ -1,6 +1,6 @@
 """Compiles every shipped configuration, with or without a GPU, and reports what the compiler made of it.
 
-``python -m hyperkern.backends.triton.report [--arch sm_90] [--kernel contract] [--quick] [--json]``;
+``python -m tools.kernels.triton [--arch sm_90] [--kernel contract] [--quick] [--json]``;
 `make kernels-report`.
 """
 
@@ -17,29 +17,30 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..common.cubin import Instruction, disassembled, usage
-from ..common.report import Row, of_code, print_rows
-from ..common.sass import WARP, Shape
-from . import config
-from .align_uniform import combine_kernel, finish_views_kernel, prepare_views_kernel
-from .classes import classes_head_kernel
-from .config import Architecture, Entry, padded
-from .contract import contract_kernel, contract_sides_kernel
-from .heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
-from .launch import fusion
-from .operands import width
-from .panel import panel_kernel
-from .rows import COMBINED, finish_kernel, prepare_kernel, row_block
-from .specialised import (
+from hyperkern.backends.triton import config
+from hyperkern.backends.triton.align_uniform import combine_kernel, finish_views_kernel, prepare_views_kernel
+from hyperkern.backends.triton.classes import classes_head_kernel
+from hyperkern.backends.triton.config import Architecture, Entry, padded
+from hyperkern.backends.triton.contract import contract_kernel, contract_sides_kernel
+from hyperkern.backends.triton.heads import energy_head_kernel, sigmoid_head_kernel, softmax_head_kernel
+from hyperkern.backends.triton.launch import fusion
+from hyperkern.backends.triton.normalize import COMBINED, normalize_backward_kernel, prepare_kernel, row_block
+from hyperkern.backends.triton.operands import width
+from hyperkern.backends.triton.panel import panel_kernel
+from hyperkern.backends.triton.specialised import (
     contract_sides_specialised_kernel,
     contract_specialised_kernel,
     rest_of,
     sums_specialised_kernel,
 )
-from .step_grads import finish_rows_kernel
-from .step_rows import prepare_rows_kernel
-from .sums import sums_kernel
-from .two_way import two_way_sums_kernel
+from hyperkern.backends.triton.sums import sums_kernel
+from hyperkern.backends.triton.two_way import two_way_sums_kernel
+from hyperkern.backends.triton.whole_grads import finish_rows_kernel
+from hyperkern.backends.triton.whole_rows import prepare_rows_kernel
+
+from .cubin import Instruction, disassembled, usage
+from .report import Row, of_code, print_rows
+from .sass import WARP, Shape
 
 KERNELS = {
     "contract": contract_kernel,
@@ -50,7 +51,7 @@ KERNELS = {
     "contract_sides_specialised": contract_sides_specialised_kernel,
     "sums_specialised": sums_specialised_kernel,
     "prepare": prepare_kernel,
-    "finish": finish_kernel,
+    "normalize_backward": normalize_backward_kernel,
     "prepare_views": prepare_views_kernel,
     "combine": combine_kernel,
     "finish_views": finish_views_kernel,
@@ -163,7 +164,7 @@ _ROWS: tuple[dict[str, Any], ...] = (
 # What the row-wise kernels are compiled for; the heads have no D.
 _ROW_WISE: dict[str, tuple[dict[str, Any], ...]] = {
     "prepare": ({},),
-    "finish": ({},),
+    "normalize_backward": ({},),
     "prepare_views": ({"SQUARE": True},),
     "combine": ({"BLOCK": COMBINED},),
     "finish_views": ({"SQUARE": True},),
