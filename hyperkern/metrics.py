@@ -2,7 +2,7 @@
 
 import math
 
-from .losses._inputs import check_positive
+from .arguments import check_positive
 
 
 def uniformity_limit(dim: int, t: float = 2.0) -> float:

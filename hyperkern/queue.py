@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .arguments import check_vector
 from .distributed import Agreement, Group, GroupLike, as_group, gather_rows, outside_of_graphs
-from .losses._inputs import check_vector
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

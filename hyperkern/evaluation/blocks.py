@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..losses._inputs import accurate_dtype
+from ..arguments import accurate_dtype
 from .sources import Source
 
 Tick = Callable[[], None]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..losses._inputs import check_choice, check_positive
+from ..arguments import check_choice, check_positive
 from ..losses.uniformity import _MAX_SQUARED_LENGTH
 from ..metrics import uniformity_limit
 from .blocks import Rows, Tick, default_block_rows

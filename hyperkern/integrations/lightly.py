@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import autograd, losses
+from ..arguments import check_columns, check_number, check_positive, check_rows
 from ..distributed import Agreement, gather_rows
-from ..losses._inputs import check_columns, check_number, check_positive, check_rows
 from ._distributed import all_processes, check_gathers, own_mean
 from ._options import DropIn
 

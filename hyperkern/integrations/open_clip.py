@@ -24,8 +24,8 @@ from typing import Any
 from torch import Tensor, distributed
 
 from .. import losses
+from ..arguments import accurate_dtype, check_choice
 from ..distributed import Group
-from ..losses._inputs import accurate_dtype, check_choice
 from ..losses.clip import own_decisions
 from ._distributed import own_mean
 from ._options import DropIn

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd, losses
-from ..losses._inputs import check_columns, check_positive, check_rows
+from ..arguments import check_columns, check_positive, check_rows
 from ..losses._logits import nll_from_excess
 from ..spec import accumulate_dtype
 from ._options import DropIn

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import autograd
+from ..arguments import check_choice, check_number, check_positive, check_rows
 from ..distributed import Agreement, Ranks
-from ..losses._inputs import check_choice, check_number, check_positive, check_rows
 from ..losses._logits import merged, nll_from_excess, positive_logits
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
 from ._distributed import all_processes

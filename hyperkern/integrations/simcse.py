@@ -12,7 +12,7 @@ and has the value and gradients of the original, without a matrix of all pairs. 
 from torch import Tensor, nn
 
 from .. import autograd, losses
-from ..losses._inputs import check_columns, check_number, check_positive, check_rows
+from ..arguments import check_columns, check_number, check_positive, check_rows
 from ..losses._logits import merged, nll_from_excess, positive_logits
 from ..spec import PairSpec, is_bounded, product_precision
 

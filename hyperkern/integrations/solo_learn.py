@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from .. import losses
-from ..losses._inputs import check_positive, check_rows, check_vector
+from ..arguments import check_positive, check_rows, check_vector
 from ..losses._logits import logsumexp, nll_from_excess
 from ._distributed import all_processes
 from ._positives import block_logits, classes_of

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd
+from ..arguments import accurate_dtype
 from ..spec import PairSpec, PairTerms, accumulate_dtype, is_bounded
-from ._inputs import accurate_dtype
 
 
 def scaled(

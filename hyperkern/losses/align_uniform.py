@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import autograd
+from ..arguments import check_backend, check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
 from ..distributed import Agreement, GroupLike
 from ..spec import LossInputs, LossSpec, product_precision
-from ._inputs import check_backend, check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
 from .alignment import alignment_of_rows
 from .uniformity import uniformity_of_rows
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import autograd
+from ..arguments import REDUCTIONS, check_backend, check_choice, check_columns, check_positive, check_rows, reduce_rows
 from ..distributed import Agreement, GroupLike
-from ._inputs import REDUCTIONS, check_backend, check_choice, check_columns, check_positive, check_rows, reduce_rows
 
 
 def alignment(

@@ -5,9 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import Agreement, GroupLike, Ranks
-from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, product_precision
-from ._inputs import (
+from ..arguments import (
     REDUCTIONS,
     check_backend,
     check_choice,
@@ -18,6 +16,8 @@ from ._inputs import (
     check_vector,
     reduce_rows,
 )
+from ..distributed import Agreement, GroupLike, Ranks
+from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, product_precision
 from ._logits import merged, nll_from_excess, number_or_tensor, positive_logits, scaled
 
 

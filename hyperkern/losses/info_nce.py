@@ -5,9 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import Agreement, GroupLike
-from ..spec import LossInputs, LossSpec, PairTerms, product_precision
-from ._inputs import (
+from ..arguments import (
     REDUCTIONS,
     check_backend,
     check_choice,
@@ -19,6 +17,8 @@ from ._inputs import (
     is_empty_queue,
     reduce_rows,
 )
+from ..distributed import Agreement, GroupLike
+from ..spec import LossInputs, LossSpec, PairTerms, product_precision
 from ._logits import (
     inverse,
     logsumexp,

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from .. import autograd
+from ..arguments import check_choice, check_columns, check_positive, check_rows, check_vector
 from ..spec import EXCLUSIONS, PairSpec, PairTerms, is_bounded, product_precision
-from ._inputs import check_choice, check_columns, check_positive, check_rows, check_vector
 
 
 def pairwise_logsumexp(

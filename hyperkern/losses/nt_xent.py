@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import Agreement, GroupLike, Ranks
-from ..spec import LossInputs, LossSpec, PairSpec, product_precision
-from ._inputs import (
+from ..arguments import (
     REDUCTIONS,
     check_backend,
     check_choice,
@@ -22,6 +20,8 @@ from ._inputs import (
     is_empty_queue,
     reduce_rows,
 )
+from ..distributed import Agreement, GroupLike, Ranks
+from ..spec import LossInputs, LossSpec, PairSpec, product_precision
 from ._logits import merged, nll_from_excess, number_or_tensor, positive_logits, queue_lse, scaled_views
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from .. import autograd
+from ..arguments import REDUCTIONS, check_backend, check_choice, check_columns, check_rows, check_scale, check_vector
 from ..distributed import Agreement, GroupLike
 from ..spec import LossInputs, LossSpec, product_precision
-from ._inputs import REDUCTIONS, check_backend, check_choice, check_columns, check_rows, check_scale, check_vector
 from ._logits import inverse, merged, number_or_tensor, scaled, scaled_views
 
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from ..distributed import Agreement, GroupLike, Ranks, Remote
-from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, is_bounded, product_precision
-from ._inputs import (
+from ..arguments import (
     accurate_dtype,
     check_backend,
     check_columns,
@@ -19,6 +17,8 @@ from ._inputs import (
     check_rows,
     check_vector,
 )
+from ..distributed import Agreement, GroupLike, Ranks, Remote
+from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, is_bounded, product_precision
 from ._logits import logsumexp, merged
 
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from .. import losses
+from ..arguments import REDUCTIONS, check_choice, check_max_norm, check_number, check_positive
 from ..distributed import GroupLike
-from ..losses._inputs import REDUCTIONS, check_choice, check_max_norm, check_number, check_positive
 from .base import Loss
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import REDUCTIONS, check_choice, check_positive
 from ..backends import forced
 from ..distributed import GroupLike, as_group
-from ..losses._inputs import REDUCTIONS, check_choice, check_positive
 
 
 class Loss(nn.Module):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
+from ..arguments import REDUCTIONS, check_choice, check_number, check_positive
 from ..distributed import GroupLike
-from ..losses._inputs import REDUCTIONS, check_choice, check_number, check_positive
 from .base import ScaledLoss, TemperatureLoss
 
 

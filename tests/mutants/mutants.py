@@ -418,7 +418,7 @@ MUTANTS = [
     ),
     _mutant(
         "a mean over the rows of one view",
-        "losses/_inputs.py",
+        "arguments.py",
         "total / (per_row * ranks.total)",
         "total / ranks.total",
         "distributed/test_distributed_losses.py::test_every_loss[nt_xent-default-2]",

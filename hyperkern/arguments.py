@@ -6,9 +6,9 @@ import numbers
 import torch
 from torch import Tensor
 
-from .. import autograd
-from ..distributed import Agreement, Ranks
-from ..spec import DTYPES
+from . import autograd
+from .distributed import Agreement, Ranks
+from .spec import DTYPES
 
 # PyTorch does not compare them with integers of other dtypes.
 _WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
