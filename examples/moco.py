@@ -6,9 +6,9 @@ batches in a queue the loss is ``3 align(alpha=2) + 1 uniform(t=3)``, Eq. 18 of 
 encoder, views and evaluation are those of ``make demo``::
 
     pip install '.[demo]'
-    python examples/moco.py
-    python examples/moco.py --contrastive
-    python examples/moco.py --checkpoint moco.pt --steps 200    # and again without --steps: goes on bit for bit
+    python -m examples.moco
+    python -m examples.moco --contrastive
+    python -m examples.moco --checkpoint moco.pt --steps 200    # and again without --steps: goes on bit for bit
 
 With the defaults, on 600 held-out images, mean ± standard deviation of the seeds 0 to 2; a run takes about 5 s on one
 core of a CPU. ``make demo`` reaches 98.3 ± 0.5 % with alignment and uniformity of the batch alone:

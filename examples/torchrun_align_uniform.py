@@ -3,8 +3,8 @@
 ::
 
     pip install '.[demo]'
-    torchrun --nproc_per_node=2 examples/torchrun_align_uniform.py
-    python examples/torchrun_align_uniform.py                         # the same batch in one process
+    torchrun --nproc_per_node=2 -m examples.torchrun_align_uniform
+    python -m examples.torchrun_align_uniform                         # the same batch in one process
 
 Every process encodes its part of the batch; the loss is that of the whole batch, with all pairs across processes, and
 DistributedDataParallel leaves each of them with the gradient of one process that has the whole batch. All that this

@@ -13,7 +13,7 @@ __all__ = ["DemoConfig", "OptionError", "run_demo"]
 
 
 def run_demo(config: DemoConfig) -> Results:
-    """Train, evaluate, report and write the files; needs `pip install 'hyperkern[demo]'`.
+    """Train, evaluate, report and write the files; needs ``pip install '.[demo]'``.
 
     Args:
         config: the options.

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = [package for module, package in REQUIRED_MODULES.items() if find_spec(module) is None]
     if missing:
         print(
-            f"{COMMAND}: needs {', '.join(missing)}; install with: pip install 'hyperkern[demo]'",
+            f"{COMMAND}: needs {', '.join(missing)}; install with: pip install '.[demo]'",
             file=sys.stderr,
         )
         return 1

@@ -99,7 +99,7 @@ def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert main([]) == 1
     message = capsys.readouterr().err
     assert "needs scikit-learn;" in message
-    assert "pip install 'hyperkern[demo]'" in message
+    assert "pip install '.[demo]'" in message
 
 
 def test_command_line_does_not_import_the_extras() -> None:

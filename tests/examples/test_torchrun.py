@@ -1,6 +1,5 @@
 """The example for several processes, started as a user starts it."""
 
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,12 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrun_align_uniform.py"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+from examples import torchrun_align_uniform as example
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", example.__name__]
 
 
 def run(command: list[str], *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*command, str(EXAMPLE), *options], capture_output=True, text=True, timeout=900)
+    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow
@@ -31,7 +32,7 @@ def test_two_processes() -> None:
 def main() -> Iterator[Callable[[list[str]], None]]:
     """The example's command in this process."""
     threads = torch.get_num_threads()
-    yield runpy.run_path(str(EXAMPLE))["main"]
+    yield example.main
     torch.set_num_threads(threads)
 
 
