@@ -12,7 +12,7 @@ CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.*)
 UV ?=
 install = $(if $(UV),$(UV) pip install --compile-bytecode --python $(1)/bin/python,$(1)/bin/python -m pip install)
 
-.PHONY: help demo build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report lint format info clean
+.PHONY: help demo build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report docs lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -76,6 +76,9 @@ bench-integrations: $(INTEGRATIONS)/.ready  ## time and memory of the drop-ins b
 
 kernels-report: $(VENV)/.built  ## what the compilers made of every kernel, Triton's and those in CUDA C++: no GPU needed
 	$(BIN)/python -m tools.kernels $(ARGS)
+
+docs: $(VENV)/.has-docs  ## the documentation and the reference of every function as pages, in build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -q docs build/docs $(ARGS)
 
 lint: $(VENV)/.has-lint  ## ruff (lint and format), mypy, clang-format
 	$(BIN)/ruff check .

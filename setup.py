@@ -69,6 +69,13 @@ def emulator_extension():
     return extension
 
 
+def readme() -> str:
+    """README.md for the package index, where a link into the tree leads nowhere and a relative image shows nothing."""
+    repository = re.search(r'^Repository = "(.+)"', Path("pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
+    text = re.sub(r"(!\[[^]]*]\()(?!https?:)", rf"\1{repository}/raw/HEAD/", Path("README.md").read_text("utf-8"))
+    return re.sub(r"(\[[^]]*]\()(?!https?:)", rf"\1{repository}/blob/HEAD/", text)
+
+
 os.chdir(Path(__file__).parent)
 makers = {"HYPERKERN_BUILD_CUDA": cuda_extension, "HYPERKERN_BUILD_EMULATOR": emulator_extension}
 options = {}
@@ -76,4 +83,4 @@ if extensions := [make() for name, make in makers.items() if os.environ.get(name
     from torch.utils.cpp_extension import BuildExtension
 
     options["cmdclass"] = {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)}
-setup(ext_modules=extensions, **options)
+setup(ext_modules=extensions, long_description=readme(), long_description_content_type="text/markdown", **options)

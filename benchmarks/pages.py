@@ -77,7 +77,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **kernels.BLOCKS,
     **predict.BLOCKS,
 }
-_DOCS = ("scaling", "benchmarking", "kernels", "performance")
+_DOCS = ("backends", "results", "scaling", "benchmarking", "kernels", "performance")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS)]
 
 

@@ -1,4 +1,4 @@
-"""The README says what runs."""
+"""The README says what runs, and the pages of the reference have every public name."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 import hyperkern
 from hyperkern import backends
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("program", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -29,4 +30,17 @@ def test_every_loss_and_backend_is_listed() -> None:
 def test_linked_files_exist() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(targets) >= 4
-    assert [target for target in targets if not (Path(__file__).parent.parent / target).exists()] == []
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 160
+
+
+def test_every_public_name_has_a_place_in_the_reference() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.rst"))
+    entries = re.findall(r"^\.\. (?:autofunction|autoclass|automodule):: (\S+)$", pages, re.MULTILINE)
+    assert len(entries) == len(set(entries))
+    modules = (ROOT / "hyperkern" / "integrations").glob("[a-z]*.py")
+    public = {*hyperkern.__all__, *(f"hyperkern.integrations.{path.stem}" for path in modules)} - {"metrics"}
+    assert public | {"uniformity_limit"} <= set(entries)

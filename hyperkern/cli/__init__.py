@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def command_line() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(
         prog="hyperkern", description="Alignment, uniformity and contrastive losses without the N x N matrix."
     )
@@ -42,7 +43,11 @@ def _run(argv: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (bench, check, eval, info, tune):
         command.add_parser(commands)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = command_line().parse_args(argv)
     status: int = args.run(args)
     return status
 

@@ -94,7 +94,7 @@ def evaluate(
         UserWarning: for rows that are not of unit length, zero or not finite, and for an estimate that is too noisy.
 
     Source:
-        Wang & Isola, ICML 2020, Section 4.1; the estimate is explained in `hyperkern.evaluation.estimate`.
+        Wang & Isola, ICML 2020, Section 4.1; the estimate is explained in docs/scaling.md.
     """
     started = time.perf_counter()
     t = check_positive("t", t)

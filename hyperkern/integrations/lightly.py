@@ -268,7 +268,7 @@ class DCLWLoss(DCLLoss):
         temperature: > 0.
         sigma: width of the weighting, > 0.
         gather_distributed: whether the rows of all processes are negatives; the weights are relative to those of the
-            own rows in any case, where `hyperkern.losses.dclw` with a group compares them with those of all.
+            own rows in any case, where `hyperkern.dclw` with a group compares them with those of all.
 
     Raises:
         ValueError: ``temperature <= 0``, ``sigma <= 0``, or something to gather without `torch.distributed`.

@@ -1,0 +1,44 @@
+"""Sphinx's configuration: ``make docs`` builds the pages from docs/*.md and the docstrings; a warning is an error."""
+
+from sphinx.application import Sphinx
+
+import hyperkern
+
+project = "hyperkern"
+author = copyright = "the hyperkern developers"
+release = version = hyperkern.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinxarg.ext"]
+html_theme = "furo"
+html_title = "hyperkern"
+
+# Links between the pages are checked; a file of the tree that is no page can be downloaded.
+myst_heading_anchors = 3
+
+# What stands in single backticks in a docstring is a name, which has to be found.
+default_role = "py:obj"
+nitpicky = True
+# Of Python and PyTorch, whose indices would have to be fetched from the network.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|collections|functools|os|pathlib|np)\..*|Tensor|DeviceMesh|DistributedDataParallel"),
+]
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+napoleon_custom_sections = ["Source"]
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+# Files that are read where they stand and are pages here, by what the documents call them.
+PAGES = {"../README.md": "index.md", "../csrc/README.md": "csrc.md", "../CHANGELOG.md": "changelog.md"}
+
+
+def links_to_pages(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Makes links between files of the tree links between pages."""
+    for file, page in PAGES.items():
+        content[0] = content[0].replace(f"]({file})", f"]({page})")
+
+
+def setup(app: Sphinx) -> None:
+    """What is particular to this project."""
+    app.connect("source-read", links_to_pages)
