@@ -33,14 +33,14 @@ class Outcome(NamedTuple):
 
 
 def files() -> list[str]:
-    """What the tests see: everything that git does not ignore, and the compiled kernels."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    tracked = [name for name in os.fsdecode(listed.stdout).split("\0") if name and (ROOT / name).is_file()]
+    """What the tests see: everything that git does not ignore, or that was distributed, and the compiled kernels."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+        names = os.fsdecode(listed).split("\0")
+    else:
+        names = (ROOT / "hyperkern.egg-info" / "SOURCES.txt").read_text(encoding="utf-8").splitlines()
+    tracked = [name for name in names if name and (ROOT / name).is_file()]
     return tracked + [str(path.relative_to(ROOT)) for path in (ROOT / "hyperkern/backends/cuda").glob("*.so")]
 
 
