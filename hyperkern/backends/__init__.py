@@ -63,6 +63,28 @@ class LogSumExp(NamedTuple):
     col_rounding: Tensor
 
 
+def log_sum_exp(
+    total: Tensor, top: Tensor | None = None, unit: float = 1.0, u: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp of a sum of exponentials and its rounding, see `LogSumExp`.
+
+    Args:
+        total: ``(B, M)``, the sums; relative to ``top`` if there is one.
+        top: ``(B, M)``, the largest logits; -inf for a row without any pair.
+        unit: that of ``top``, in which weights subtract the log-sum-exp too.
+        u: ``(B, M)``, log-weights of the rows that are not in the sums yet; weights take them with the log-sum-exp.
+    """
+    if top is None:
+        lse = total.log()
+        relative = lse.exp()
+    else:
+        lse = top / unit + total.log()
+        lse = lse if u is None else lse + u
+        shift = (lse if u is None else lse - u) * unit
+        relative = ((shift - top.masked_fill(total == 0, 0)) / unit).exp_()
+    return lse, relative.div_(total).masked_fill_(lse == -torch.inf, 1)
+
+
 class WholeLoss(NamedTuple):
     """What `Backend.loss` returns.
 

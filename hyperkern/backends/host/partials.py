@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import log_sum_exp
+
 
 class Side(NamedTuple):
     """Weighted sums for the rows of one side.
@@ -49,17 +51,8 @@ class Sums(NamedTuple):
     u: Tensor | None = None
 
     def logarithm(self) -> tuple[Tensor, Tensor]:
-        """The log-sum-exp and its rounding, see `hyperkern.backends.LogSumExp`."""
-        empty = self.total == 0
-        if self.top is None:
-            lse = self.total.log()
-            relative = lse.exp()
-        else:
-            lse = self.top / self.unit + self.total.log()
-            lse = lse if self.u is None else lse + self.u
-            shift = (lse if self.u is None else lse - self.u) * self.unit
-            relative = ((shift - self.top.masked_fill(empty, 0)) / self.unit).exp_()
-        return lse, relative.div_(self.total).masked_fill_(lse == -torch.inf, 1)
+        """The log-sum-exp and its rounding."""
+        return log_sum_exp(*self)
 
 
 def add_cuts(parts: Tensor) -> Tensor:

@@ -20,8 +20,7 @@ from ...spec import (
     longer_than_eps,
     norm_eps,
 )
-from .. import LogSumExp, Problem
-from ..host.partials import Sums
+from .. import LogSumExp, Problem, log_sum_exp
 
 # Rows and columns of a block. On a CPU a block and its operands have to stay in the cache of a core, and the product
 # of a narrow block loses too much to its edges: 512 measured best, or equal within the noise, for N = 1024 ... 32768
@@ -97,7 +96,7 @@ def row_lse(x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, *, ne
             _add_relative(row_sum[batch, rows], row_top[batch, rows], logits, 2)
             if cols_too:
                 _add_relative(col_sum[batch, cols], col_top[batch, cols], logits, 1)
-    lse, rounding = Sums(sums, tops).logarithm()
+    lse, rounding = log_sum_exp(sums, tops)
     # Copies: tensors that an operator returns may not share their memory.
     row_lse, col_lse = _split_copy(lse, lengths, 1)
     row_rounding, col_rounding = _split_copy(rounding, lengths, 1)
