@@ -14,6 +14,7 @@ html_title = "hyperkern"
 
 # Links between the pages are checked; a file of the tree that is no page can be downloaded.
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
 
 # What stands in single backticks in a docstring is a name, which has to be found.
 default_role = "py:obj"
