@@ -29,7 +29,8 @@ class Group:
     exact gradient of its own rows. Numbers of rows may differ, and a rank may have none (``(0, D)``). What is not rows
     of the batch (a queue, a temperature) is the same on every rank. All ranks call the loss, and its backward,
     together; a bad argument on one of them raises on all. What is made of a reduced loss, it is one loss, is the same
-    on every rank too: a factor that differs between ranks leaves gradients of no loss at all.
+    on every rank too: a factor that differs between ranks leaves gradients of no loss at all. Second derivatives and
+    forward mode raise.
 
     Args:
         process_group: a `torch.distributed.ProcessGroup`, or a `DeviceMesh` of one dimension; ``None`` for all ranks.
