@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def command_line() -> argparse.ArgumentParser:
-    """All commands and their options."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hyperkern", description="Alignment, uniformity and contrastive losses without the N x N matrix."
     )
@@ -47,7 +46,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = command_line().parse_args(argv)
+    args = _parser().parse_args(argv)
     status: int = args.run(args)
     return status
 
