@@ -136,9 +136,8 @@ def driver_version() -> str:
 def digest(backend: str) -> str:
     """Of all that its numbers depend on: sources, configurations, the compiled library, and the check itself."""
     total = hashlib.sha256()
-    folders = (_PACKAGE / "backends" / backend, _PACKAGE / "backends" / "common", _PACKAGE / "correctness")
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
+    for folder in (f"backends/{backend}", "backends/host", "correctness"):
+        for path in sorted((_PACKAGE / folder).rglob("*")):
             if path.suffix in (".py", ".json", ".so"):
                 total.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
                 total.update(hashlib.sha256(path.read_bytes()).digest())
