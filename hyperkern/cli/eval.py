@@ -149,7 +149,7 @@ def _contents(args: argparse.Namespace, result: Evaluation, sources: list[Source
 
 def _print(result: Evaluation) -> None:
     """A drawn table on a terminal that is wide enough, where `rich` is installed, and aligned lines elsewhere."""
-    from ..evaluation.report import table, title
+    from ..evaluation.result import table, title
 
     lines = table(result)
     width = max(len(name) for name, _ in lines)

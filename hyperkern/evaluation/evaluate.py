@@ -15,12 +15,10 @@ from torch import Tensor
 from ..arguments import check_choice, check_positive
 from ..losses.uniformity import _MAX_SQUARED_LENGTH
 from ..metrics import uniformity_limit
-from .blocks import Rows, Tick, default_block_rows
-from .estimate import estimate
+from .blocks import Rows, Scan, Tick, default_block_rows, scan
+from .estimate import Mean, estimate, student_quantile
 from .exact import exact, exact_visits
-from .regression import Mean, student_quantile
 from .result import Evaluation, Side
-from .scan import Scan, scan
 from .sources import Source, as_source, check_dense, check_unmasked
 
 if TYPE_CHECKING:
