@@ -1,4 +1,7 @@
-"""Blocks of rows on the device, prepared as the primitives take them."""
+"""Blocks of rows on the device, prepared as the primitives take them; the first pass over them.
+
+It finds norms, rows that are zero or not finite, the alignment, and the moments that an estimate needs.
+"""
 
 from __future__ import annotations
 
@@ -35,46 +38,27 @@ def accurate(x: Tensor) -> Tensor:
 
 
 class Block(NamedTuple):
-    """Some rows on the device.
+    """Some rows on the device."""
 
-    Attributes:
-        start: index of the first.
-        x: ``(rows, D)``, prepared.
-        u: ``(rows,)`` log-weights, or ``None``.
-    """
-
-    start: int
-    x: Tensor
-    u: Tensor | None
+    start: int  # index of the first
+    x: Tensor  # (rows, D), prepared
+    u: Tensor | None  # (rows,) log-weights
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one side and how they are brought to the device.
-
-    Attributes:
-        source: where they are.
-        device: where they are computed with.
-        block_rows: how many at a time.
-        t: inverse width of the potential.
-        normalize: whether they are scaled to unit length.
-        backend: name of a backend to force.
-        weights: ``(N,)`` weights in float64 on the CPU, the largest 1, or ``None``.
-        has_zero_rows: whether some have to be looked for; known after the scan.
-        center: ``(D,)``, what is subtracted from rows that are not normalised; known after the scan.
-        wide: whether rows that are not normalised are taken to float64.
-    """
+    """The rows of one side and how they are brought to the device. The last three are known after the scan."""
 
     source: Source
-    device: torch.device
-    block_rows: int
-    t: float
-    normalize: bool
-    backend: str | None
-    weights: Tensor | None
-    has_zero_rows: bool = True
-    center: Tensor | None = None
-    wide: bool = False
+    device: torch.device  # where they are computed with
+    block_rows: int  # how many at a time
+    t: float  # inverse width of the potential
+    normalize: bool  # whether they are scaled to unit length
+    backend: str | None  # one to force
+    weights: Tensor | None  # (N,) in float64 on the CPU, the largest 1
+    has_zero_rows: bool = True  # whether some have to be looked for
+    center: Tensor | None = None  # (D,), what is subtracted from rows that are not normalised
+    wide: bool = False  # whether rows that are not normalised are taken to float64
 
     @property
     def starts(self) -> range:
@@ -83,8 +67,7 @@ class Rows:
 
     def raw(self, start: int) -> Tensor:
         """The block that begins there, as it is in the source, on the device."""
-        rows = self.source.read(start, min(start + self.block_rows, self.source.rows))
-        return self._moved(rows)
+        return self._moved(self.source.read(start, min(start + self.block_rows, self.source.rows)))
 
     def load(self, start: int) -> Block:
         """The block that begins there."""
@@ -127,35 +110,21 @@ class Rows:
 
 
 class Moments(NamedTuple):
-    """Sums over all rows with weights ``g``, float64.
+    """Sums over all rows with weights ``g``, float64."""
 
-    Attributes:
-        weight: ``sum g``.
-        first: ``sum g x``, ``(D,)``.
-        second: ``sum g x x'``, ``(D, D)``.
-    """
-
-    weight: float
-    first: Tensor
-    second: Tensor
+    weight: float  # sum g
+    first: Tensor  # sum g x, (D,)
+    second: Tensor  # sum g x x', (D, D)
 
 
 class Scan(NamedTuple):
-    """What the first pass finds of one side.
+    """What the first pass finds of one side."""
 
-    Attributes:
-        norms: smallest, mean and largest norm of the rows that are finite; nan if none is.
-        zero_rows: how many rows are zero.
-        bad_rows: how many rows hold nan or inf.
-        center: ``(D,)`` mean of the rows as they are, float64.
-        moments: of the prepared rows, if asked for.
-    """
-
-    norms: tuple[float, float, float]
-    zero_rows: int
-    bad_rows: int
-    center: Tensor
-    moments: Moments | None
+    norms: tuple[float, float, float]  # smallest, mean and largest of the rows that are finite; nan if none is
+    zero_rows: int  # how many are zero
+    bad_rows: int  # how many hold nan or inf
+    center: Tensor  # (D,) mean of the rows as they are, float64
+    moments: Moments | None  # of the prepared rows, if asked for
 
 
 class _Tally:

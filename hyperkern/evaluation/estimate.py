@@ -37,31 +37,19 @@ from .exact import precision
 
 
 class Mean(NamedTuple):
-    """An estimated mean.
-
-    Attributes:
-        value: the estimate.
-        standard_error: of the estimate.
-        degrees: of freedom of the standard error.
-    """
+    """An estimated mean."""
 
     value: float
     standard_error: float
-    degrees: float
+    degrees: float  # of freedom of the standard error
 
 
 class Design(NamedTuple):
-    """How columns are drawn, and what is known of all of them. Zero entries of a column of weight 0 are never drawn.
+    """How columns are drawn, and what is known of all of them. Zero entries of a column of weight 0 are never drawn."""
 
-    Attributes:
-        base: ``(N,)`` the columns' share of the weight of all pairs.
-        ratio: ``(N,)`` ``base`` over the probability of the column, at most 2.
-        features: ``(N, k)``, moments relative to ``base``, uncorrelated, of mean 0 and variance 1 under ``base``.
-    """
-
-    base: Tensor
-    ratio: Tensor
-    features: Tensor
+    base: Tensor  # (N,) the columns' share of the weight of all pairs
+    ratio: Tensor  # (N,) base over the probability of the column, at most 2
+    features: Tensor  # (N, k) moments relative to base, uncorrelated, of mean 0 and variance 1 under base
 
 
 def estimate(

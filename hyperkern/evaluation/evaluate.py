@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_positive
+from ..arguments import check_choice, check_integer, check_positive
 from ..losses.uniformity import _MAX_SQUARED_LENGTH
 from ..metrics import uniformity_limit
 from .blocks import Rows, Scan, Tick, default_block_rows, scan
@@ -98,10 +98,10 @@ def evaluate(
     t = check_positive("t", t)
     alpha = check_positive("alpha", alpha)
     check_choice("method", method, METHODS)
-    _check_integer("columns", columns, _FEWEST_COLUMNS)
+    check_integer("columns", columns, _FEWEST_COLUMNS)
     if block_rows is not None:
-        _check_integer("block_rows", block_rows, 1)
-    _check_integer("seed", seed, *_SEEDS)
+        check_integer("block_rows", block_rows, 1)
+    check_integer("seed", seed, *_SEEDS)
     confidence = check_positive("confidence", confidence)
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence must lie between 0.5 and 1, got {confidence}")
@@ -287,15 +287,6 @@ def _checked_weights(weights: Tensor | np.ndarray | None, count: int) -> tuple[T
     relative = wide / wide.max()
     # All terms are positive; (sum w)^2 - sum w^2 would cancel when one weight dominates.
     return relative, (relative[1:] * relative.cumsum(0)[:-1]).sum().item()
-
-
-def _check_integer(name: str, value: int, least: int, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _check_estimate(t: float, normalize: bool) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""What an evaluation found, and its figures as lines of a table."""
 
 from __future__ import annotations
 

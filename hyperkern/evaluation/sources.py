@@ -1,4 +1,4 @@
-"""Where features come from: an array or tensor of rows, of which only the rows asked for are read."""
+"""Where features come from: a tensor, an array or a file of rows, of which only the rows asked for are read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..spec import DTYPES
+
 if TYPE_CHECKING:
     import numpy as np
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # What files begin with: archives, as torch.save and numpy.savez write them, and tensors as torch.save once wrote them.
 _ZIP = b"PK\x03\x04"
