@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from .. import __version__, interrupt
 from . import bench, check, eval, info, tune
 
+# Something is not installed; an argument or a file cannot work, which the message names.
+NOT_INSTALLED, WRONG = 1, 2
 # What a shell says of a command that the end of its pipe has ended, and of one that Ctrl-C has.
 BROKEN_PIPE, INTERRUPTED = 141, 130
 
@@ -16,10 +18,14 @@ BROKEN_PIPE, INTERRUPTED = 141, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     _prepare()
+    name = "hyperkern"
     try:
         interrupt.raise_again()
         try:
-            return _run(argv)
+            args = _parser().parse_args(argv)
+            name = f"hyperkern {args.command}"
+            status: int = args.run(args)
+            return status
         finally:
             sys.stdout.flush()  # here, and not at the end of the process, where nobody catches what it raises
     except KeyboardInterrupt:
@@ -28,13 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return BROKEN_PIPE
-    except OSError as error:
+    except ImportError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return NOT_INSTALLED
+    except (ValueError, OSError) as error:
         _drop_output()
-        print(f"hyperkern: error: {error}", file=sys.stderr)
-        return 2
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return WRONG
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hyperkern", description="Alignment, uniformity and contrastive losses without the N x N matrix."
     )
@@ -42,9 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (bench, check, eval, info, tune):
         command.add_parser(commands)
-    args = parser.parse_args(argv)
-    status: int = args.run(args)
-    return status
+    return parser
 
 
 def _prepare() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import files
 from ..check import records
 from ..check.process import Row
 from .everything import Job, Result
@@ -72,7 +72,7 @@ def as_json(results: Sequence[Result], missing: dict[str, list[str]], depth: str
             for job, outcome in results
         ],
     }
-    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+    return files.as_json(content)
 
 
 def without_folders(text: str) -> str:

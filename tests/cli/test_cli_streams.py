@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import hyperkern
-from hyperkern import interrupt
+from hyperkern import interrupt, terminal
 from hyperkern.bench import registry
 from hyperkern.cli import main
-from hyperkern.cli import progress as cli_progress
 
 pytestmark = [
     pytest.mark.usefixtures("registry_as_it_was"),
@@ -186,6 +185,6 @@ def test_ctrl_c_raises_again_once_the_command_has_begun(capsys: pytest.CaptureFi
 
 
 def test_progress_goes_to_the_standard_error_output(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli_progress.progress_bar("command") as progress:
+    with terminal.progress_bar("command") as progress:
         progress(1, 1)
     assert capsys.readouterr().out == ""
