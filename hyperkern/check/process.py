@@ -34,65 +34,37 @@ _ENDED = ("SIGHUP", "SIGINT", "SIGTERM", "SIGXCPU")
 
 
 class Row(NamedTuple):
-    """One case of a check.
+    """One case of a check."""
 
-    Attributes:
-        what: what was computed.
-        shape: of which size, in words.
-        status: ``passed`` or ``failed``.
-        error: the largest; ``None`` where there is no number.
-        allowed: the largest allowed.
-        seconds: how long it took, compilation included.
-        reason: what is wrong; empty if nothing is.
-    """
-
-    what: str
-    shape: str
-    status: str
-    error: float | None
-    allowed: float | None
-    seconds: float
-    reason: str
+    what: str  # was computed
+    shape: str  # of which size, in words
+    status: str  # passed or failed
+    error: float | None  # the largest; None where there is no number
+    allowed: float | None  # the largest allowed
+    seconds: float  # that it took, compilation included
+    reason: str  # what is wrong; empty if nothing is
 
 
 class Request(NamedTuple):
-    """What a child is to check.
+    """What a child is to check. Name and digest, those of a `hyperkern.check.records.Machine`, must be its own too."""
 
-    Attributes:
-        backend: by name.
-        device: as text.
-        name: of the device, and
-        digest: of the kernels, see `hyperkern.check.records.Machine`: both must be those of the child as well.
-        scope: what is to be covered.
-        dims: the D that are taken, all of the scope's class.
-        depth: ``quick``, as at a first use, or ``full``, see `hyperkern.correctness.cases`.
-        threads: of PyTorch on a CPU.
-    """
-
-    backend: str
-    device: str
-    name: str
-    digest: str
-    scope: Scope
-    dims: tuple[int, ...]
-    depth: str
-    threads: int
+    backend: str  # by name
+    device: str  # as text
+    name: str  # of the device
+    digest: str  # of the kernels
+    scope: Scope  # what is to be covered
+    dims: tuple[int, ...]  # the D that are taken, all of the scope's class
+    depth: str  # quick, as at a first use, or full, see hyperkern.correctness.cases
+    threads: int  # of PyTorch on a CPU
 
 
 class Outcome(NamedTuple):
-    """How a check has ended.
+    """How a check has ended."""
 
-    Attributes:
-        status: one of `hyperkern.check.records.STATUSES`, or ``not checked``, where no process could do it.
-        reason: why it has not passed.
-        rows: the cases that have ended.
-        seconds: how long it took.
-    """
-
-    status: str
-    reason: str
-    rows: list[Row]
-    seconds: float
+    status: str  # one of hyperkern.check.records.STATUSES, or "not checked", where no process could do it
+    reason: str  # why it has not passed
+    rows: list[Row]  # the cases that have ended
+    seconds: float  # that it took
 
     @property
     def record(self) -> Record:
