@@ -100,14 +100,14 @@ class Stop:
 
 
 def run(
-    request: Request, limit: float, report: Callable[[Row], None] = lambda row: None, stop: Stop | None = None
+    request: Request, limit: float, ended: Callable[[Row], None] = lambda row: None, stop: Stop | None = None
 ) -> Outcome:
     """Checks.
 
     Args:
         request: what.
         limit: seconds that it may take.
-        report: called with each case as it ends.
+        ended: called with each case as it ends.
         stop: by which another thread may end it.
     """
     stop = stop or Stop()
@@ -132,7 +132,7 @@ def run(
             for line in _answers(child, request):
                 if "what" in line:
                     rows.append(Row(**line))
-                    report(rows[-1])
+                    ended(rows[-1])
                 else:
                     last |= line
             child.wait()

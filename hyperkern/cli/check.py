@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: an option cannot work.
     """
     from ..check import records
-    from ..correctness import everything, report
+    from ..correctness import everything, findings
     from ..terminal import print_table, progress_bar
 
     if args.jobs < 1:
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
     def ended(job: Job, row: Row) -> None:
         if args.jsonl is not None:
-            append(args.jsonl, [report.line(job, row)])
+            append(args.jsonl, [findings.line(job, row)])
 
     with progress_bar(COMMAND) as progress:
         progress(0, len(jobs))
@@ -104,15 +104,15 @@ def run(args: argparse.Namespace) -> int:
             progress(len(results), len(jobs))
     results.sort(key=lambda result: jobs.index(result.job))
     if args.json is not None:
-        write_files({args.json: report.as_json(results, missing, depth)})
+        write_files({args.json: findings.as_json(results, missing, depth)})
     for name in names:
-        print(report.described(name, device))
-    print_table(report.HEADS, report.cells(results), report.WORDS)
+        print(findings.described(name, device))
+    print_table(findings.HEADS, findings.cells(results), findings.WORDS)
     print(
         "sizes: how many cases, and that of the one that comes closest to its limit; its largest error, and the limit"
     )
-    report.print_failures(results)
-    print(report.summary(results, _name(device)))
+    findings.print_failures(results)
+    print(findings.summary(results, _name(device)))
     if device.type == "cuda":
         print(f"recorded in {records.folder()}")
     if args.json is not None:

@@ -1,4 +1,4 @@
-"""The report of a check: a table for people, and a file that can be attached to an issue."""
+"""What a check has found: a table for people, and a file that can be attached to an issue."""
 
 from __future__ import annotations
 
