@@ -210,7 +210,7 @@ def _exact_loss(
 def _steepest(features: Sequence[Tensor]) -> float:
     """The largest factor of a gradient behind the normalisation: of very few numbers a row may be very short."""
     lengths = (torch.linalg.vector_norm(x.detach().float(), dim=-1).min() for x in features if x.dim() > 1)
-    return max(1.0, 1 / max(min(length.item() for length in lengths), 1e-12))
+    return float(max(1.0, 1 / max(min(length.item() for length in lengths), 1e-12)))
 
 
 def _of_variants(backend: str, device: torch.device, kind: str, dim: int, all_rows: Sequence[int]) -> Iterator[Case]:

@@ -204,4 +204,5 @@ def scan(sides: Sequence[Rows], *, alpha: float, with_moments: bool, tick: Tick)
 def _norms(x: Tensor) -> Tensor:
     """In units of the largest element, so that no square overflows."""
     largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
-    return (torch.linalg.vector_norm(x / largest.masked_fill(largest == 0, 1), dim=-1, keepdim=True) * largest)[:, 0]
+    norms: Tensor = torch.linalg.vector_norm(x / largest.masked_fill(largest == 0, 1), dim=-1) * largest[:, 0]
+    return norms

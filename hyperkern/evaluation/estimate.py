@@ -74,7 +74,7 @@ def estimate(
     points = torch.rand(columns, generator=generator, dtype=torch.float64) * cumulative[-1]
     # A point rounded to the very end is of the last column that can be drawn.
     drawn = torch.searchsorted(cumulative, points, right=True).clamp_max(int(design.base.nonzero()[-1]))
-    distinct, where = drawn.unique(return_inverse=True)
+    distinct, where = torch.unique(drawn, return_inverse=True)
     log_means = _column_log_sums(rows, distinct, tick)[where]
 
     # y_j / base_j: the weight of the column cancels and leaves the mean potential over its pairs.
