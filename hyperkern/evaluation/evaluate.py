@@ -130,8 +130,7 @@ def evaluate(
                 ticker.skip(after_scan)
             else:
                 means.append(_uniformity(side, found, method, columns, pair_weight, generator, ticker.tick))
-    result = _result(means, method, confidence)
-    uniformity, error, _ = result
+    uniformity, error, interval = _figures(_of_both(means), method, confidence)
     if error is not None and error > _DOUBTFUL:
         notes.append(
             f"the standard error {error:.2g} of the estimate is too large for its interval to be trusted: draw more "
@@ -142,21 +141,15 @@ def evaluate(
     on_sphere = normalize or all(_are_unit(side, found) for side, found in zip(sides, scans, strict=True))
     floor = uniformity_limit(dim, t) if on_sphere else None
     return Evaluation(
-        *result,
+        uniformity=uniformity,
+        standard_error=error,
+        interval=interval,
         confidence=confidence,
         floor=floor,
         gap=None if floor is None else uniformity - floor,
         alignment=alignment,
         sides=tuple(
-            Side(
-                side.source.name,
-                mean.value,
-                mean.standard_error if method == "estimate" else None,
-                _interval(*mean, confidence) if method == "estimate" else None,
-                found.norms,
-                found.zero_rows,
-                found.bad_rows,
-            )
+            Side(side.source.name, *_figures(mean, method, confidence), found.norms, found.zero_rows, found.bad_rows)
             for side, found, mean in zip(sides, scans, means, strict=True)
         ),
         rows=count,
@@ -191,24 +184,22 @@ def _uniformity(
     return Mean(exact(rows, bound=bound, pair_weight=pair_weight, tick=tick), 0.0, math.inf)
 
 
-def _result(
-    means: list[Mean], method: str, confidence: float
-) -> tuple[float, float | None, tuple[float, float] | None]:
-    """The mean of both sides, whose draws are independent, with its standard error and interval."""
-    value = sum(mean.value for mean in means) / len(means)
-    if method == "exact":
-        return value, None, None
+def _of_both(means: list[Mean]) -> Mean:
+    """The mean of the sides, whose draws are independent."""
     variances = [(mean.standard_error / len(means)) ** 2 for mean in means]
-    error = math.sqrt(sum(variances))
     # Welch and Satterthwaite's degrees of freedom of a sum.
     squares = sum(v * v / mean.degrees for v, mean in zip(variances, means, strict=True))
     degrees = sum(variances) ** 2 / squares if squares > 0 else math.inf
-    return value, error, _interval(value, error, degrees, confidence)
+    return Mean(sum(mean.value for mean in means) / len(means), math.sqrt(sum(variances)), degrees)
 
 
-def _interval(value: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
+def _figures(mean: Mean, method: str, confidence: float) -> tuple[float, float | None, tuple[float, float] | None]:
+    """The value, and of an estimate its standard error and interval."""
+    value, error, degrees = mean
+    if method == "exact":
+        return value, None, None
     half = student_quantile(0.5 + confidence / 2, degrees) * error if error > 0 else 0.0
-    return value - half, value + half
+    return value, error, (value - half, value + half)
 
 
 def _are_unit(side: Rows, found: Scan) -> bool:
