@@ -186,6 +186,6 @@ def _open_existing(path: str, flags: int) -> int:
 
 
 def _same(path: Path, other: Path) -> bool:
-    if os.path.realpath(path) == os.path.realpath(other):
-        return True
-    return path.exists() and other.exists() and path.samefile(other)
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 import threading
-from types import TracebackType
 
 import torch
 
@@ -53,9 +52,7 @@ class PeakMemory:
                 self._sampler.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Note the peak."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_choice, check_integer, check_positive
-from ..losses.uniformity import _MAX_SQUARED_LENGTH
+from ..losses.uniformity import MAX_SQUARED_LENGTH
 from ..metrics import uniformity_limit
 from .blocks import Rows, Scan, Tick, default_block_rows, scan
 from .estimate import Mean, estimate, student_quantile
@@ -178,7 +178,7 @@ def _uniformity(
     bound: float | None = 2 * rows.t
     if not rows.normalize:
         longest = (found.norms[2] + torch.linalg.vector_norm(found.center).item()) ** 2
-        short = longest <= _MAX_SQUARED_LENGTH
+        short = longest <= MAX_SQUARED_LENGTH
         rows = replace(rows, center=found.center, wide=not short)
         bound = 4 * rows.t * longest if short else None  # |x - y|^2 <= (2 max |x|)^2
     return Mean(exact(rows, bound=bound, pair_weight=pair_weight, tick=tick), 0.0, math.inf)

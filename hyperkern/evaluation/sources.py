@@ -233,11 +233,10 @@ def _open_torch(path: Path, key: str | None) -> Source:
         if not start.startswith(_ZIP):
             raise ValueError("it does not begin as one, it may be another pickle")
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "it holds more than tensors, which could run code of its own"
-        raise ValueError(f"{path} cannot be read as tensors saved by torch.save ({reason})") from error
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors, which could run code of its own"
         raise ValueError(f"{path} cannot be read as tensors saved by torch.save ({reason})") from error
     if isinstance(content, Tensor):
         if key is not None:
