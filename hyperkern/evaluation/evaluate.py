@@ -118,18 +118,25 @@ def evaluate(
 
     blocks = len(sides[0].starts)
     after_scan = exact_visits(blocks) if method == "exact" else 2 * blocks
-    ticker = _Ticker(progress, len(sides) * (blocks + after_scan))
+    done, total = 0, len(sides) * (blocks + after_scan)
+
+    def tick(count: int = 1) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
     with torch.no_grad():
-        scans, alignment = scan(sides, alpha=alpha, with_moments=method == "estimate", tick=ticker.tick)
+        scans, alignment = scan(sides, alpha=alpha, with_moments=method == "estimate", tick=tick)
         notes = [note for side, found in zip(sides, scans, strict=True) for note in _notes(side, found)]
         generator = torch.Generator().manual_seed(seed)
         means = []
         for side, found in zip(sides, scans, strict=True):
             if found.bad_rows:
                 means.append(Mean(math.nan, math.nan, math.nan))
-                ticker.skip(after_scan)
+                tick(after_scan)
             else:
-                means.append(_uniformity(side, found, method, columns, pair_weight, generator, ticker.tick))
+                means.append(_uniformity(side, found, method, columns, pair_weight, generator, tick))
     uniformity, error, interval = _figures(_of_both(means), method, confidence)
     if error is not None and error > _DOUBTFUL:
         notes.append(
@@ -221,21 +228,6 @@ def _notes(side: Rows, found: Scan) -> list[str]:
         norms = f"{smallest:.4g} to {largest:.4g}, mean {mean:.4g}"
         notes.append(f"{name}: rows are not of unit length (norms {norms}): {done}")
     return notes
-
-
-class _Ticker:
-    """Counts blocks for the caller's progress."""
-
-    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def tick(self) -> None:
-        self.skip(1)
-
-    def skip(self, blocks: int) -> None:
-        self._done += blocks
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 def _checked_sources(features: object, positives: object) -> list[Source]:
