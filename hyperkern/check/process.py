@@ -44,6 +44,11 @@ class Row(NamedTuple):
     seconds: float  # that it took, compilation included
     reason: str  # what is wrong; empty if nothing is
 
+    @property
+    def share(self) -> float:
+        """The error, of the one allowed; 0 where there is no number."""
+        return self.error / self.allowed if self.error is not None and self.allowed else 0.0
+
 
 class Request(NamedTuple):
     """What a child is to check. Name and digest, those of a `hyperkern.check.records.Machine`, must be its own too."""
@@ -69,10 +74,8 @@ class Outcome(NamedTuple):
     @property
     def record(self) -> Record:
         """What is kept of it."""
-        shares = [row.error / row.allowed for row in self.rows if row.error is not None and row.allowed]
-        return Record(
-            self.status, self.reason, records.now(), round(self.seconds, 1), len(self.rows), max(shares, default=0.0)
-        )
+        worst = max((row.share for row in self.rows), default=0.0)
+        return Record(self.status, self.reason, records.now(), round(self.seconds, 1), len(self.rows), worst)
 
 
 class Stop:

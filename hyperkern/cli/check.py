@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import backends
 from ..check.scope import PRODUCTS
 from ..files import append, check_outputs, write_files
+from ..terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..check import records
     from ..correctness import everything, findings
-    from ..terminal import print_table, progress_bar
 
     if args.jobs < 1:
         raise ValueError(f"argument --jobs: must be at least 1, got {args.jobs}")

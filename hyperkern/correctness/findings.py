@@ -94,13 +94,13 @@ def cells(results: Sequence[Result]) -> list[list[str]]:
     for (backend, what), cases in found.items():
         failed = sum(row.status == "failed" for _, row in cases)
         # One that raised, or that is no number, is as bad as can be.
-        job, worst = max(cases, key=lambda case: (case[1].status == "failed", _share(case[1])))
+        job, worst = max(cases, key=lambda case: (case[1].status == "failed", case[1].share))
         table.append(
             [
                 *(backend, what, f"{len(cases)}: {worst.shape}" if len(cases) > 1 else worst.shape, job.scope.kind),
                 "" if worst.error is None else f"{worst.error:.2g}",
                 "" if worst.allowed is None else f"{worst.allowed:.2g}",
-                f"{100 * _share(worst):.0f} %" if worst.error is not None and worst.allowed else "",
+                f"{100 * worst.share:.0f} %" if worst.error is not None and worst.allowed else "",
                 f"{sum(row.seconds for _, row in cases):.1f}",
                 f"FAILED {failed}" if failed else "ok",
             ]
@@ -112,10 +112,6 @@ def _kind(row: Row) -> str:
     """What a case is one of many of: of a primitive its name, of repeats not how many."""
     head, _, tail = row.what.partition(", ")
     return f"{head}, {tail.lstrip('0123456789 ')}" if tail.endswith(("repeats", "many rows")) else head
-
-
-def _share(row: Row) -> float:
-    return row.error / row.allowed if row.error is not None and row.allowed else 0.0
 
 
 def summary(results: Sequence[Result], where: str) -> str:
