@@ -13,7 +13,7 @@ from pathlib import Path
 from hyperkern.bench.compare import compare
 from hyperkern.bench.result import read
 from hyperkern.cli.bench import REGRESSION
-from hyperkern.cli.progress import progress_bar
+from hyperkern.terminal import progress_bar
 
 OPTIONS = ["--device", "cpu", "--cases", "uniformity,clip", "--implementations", "dense,hyperkern", "--no-memory"]
 OPTIONS += ["--sizes", "512,2048", "--dims", "128"]

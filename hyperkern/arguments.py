@@ -139,6 +139,16 @@ def _real(name: str, value: float) -> float:
     return value if isinstance(value, (int, float)) else float(value)
 
 
+def check_integer(name: str, value: int, least: int, most: float = math.inf) -> None:
+    """Raises unless ``value`` is an integer between the two."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises unless ``value`` is one of the choices."""
     if value not in choices:

@@ -30,4 +30,4 @@ def class_index(*labels: Tensor) -> list[Tensor]:
     is_new = torch.zeros_like(order)  # of the dtype of an index, whatever that of the labels
     is_new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
     index = torch.empty_like(order).scatter(-1, order, is_new.cumsum(-1))
-    return list(index.split([part.shape[-1] for part in labels], -1))
+    return list(index.split_with_sizes([part.shape[-1] for part in labels], -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 class OutputError(ValueError):
@@ -118,6 +120,27 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def as_json(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
+    """A JSON object and the end of its line; of a file name that is no text, an escape.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")
+
+
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds rows to a file, a line of JSON each.
+
+    Each by one write at the end of the file: what ends the process leaves whole lines, but for the last one at most,
+    and several processes can add to the same file.
+    """
+    with open(path, "ab", buffering=0) as file:
+        for row in rows:
+            file.write(as_json(row, indent=None))
+
+
 def _status(path: Path) -> os.stat_result | None:
     """Of what is there, at the end of a link too; ``None`` if there is nothing yet."""
     try:
@@ -163,6 +186,6 @@ def _open_existing(path: str, flags: int) -> int:
 
 
 def _same(path: Path, other: Path) -> bool:
-    if os.path.realpath(path) == os.path.realpath(other):
-        return True
-    return path.exists() and other.exists() and path.samefile(other)
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)

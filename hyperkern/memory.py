@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 import threading
-from types import TracebackType
 
 import torch
 
@@ -41,21 +40,19 @@ class PeakMemory:
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
             self._level = torch.cuda.memory_allocated(self._device)
-        elif os.path.exists("/proc/self/statm"):
+        elif os.path.exists("/proc/self/status"):
             _release_free_heap()
             if _reset_high_water_mark():
                 self.method = "VmHWM of the process"
                 self._level = _status_bytes("VmRSS")
             else:
                 self.method = f"resident memory of the process, sampled every {1000 * SAMPLE_SECONDS:g} ms"
-                self._level = _resident_bytes()
+                self._level = _status_bytes("VmRSS")
                 self._sampler = _Sampler()
                 self._sampler.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Note the peak."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -69,17 +66,17 @@ class PeakMemory:
 class _Sampler(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._peak = _resident_bytes()
+        self._peak = _status_bytes("VmRSS")
         self._stopped = threading.Event()
 
     def run(self) -> None:
         while not self._stopped.wait(SAMPLE_SECONDS):
-            self._peak = max(self._peak, _resident_bytes())
+            self._peak = max(self._peak, _status_bytes("VmRSS"))
 
     def stop(self) -> int:
         self._stopped.set()
         self.join()
-        return max(self._peak, _resident_bytes())
+        return max(self._peak, _status_bytes("VmRSS"))
 
 
 def _release_free_heap() -> None:
@@ -103,8 +100,3 @@ def _status_bytes(field: str) -> int:
     with open("/proc/self/status") as file:
         fields = dict(line.split(":", 1) for line in file if ":" in line)
     return int(fields[field].split()[0]) * 1024  # the kernel's kB are 1024 bytes
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -2,7 +2,7 @@
 
 import math
 
-from .arguments import check_positive
+from .arguments import check_integer, check_positive
 
 
 def uniformity_limit(dim: int, t: float = 2.0) -> float:
@@ -28,10 +28,7 @@ def uniformity_limit(dim: int, t: float = 2.0) -> float:
         Wang & Isola, ICML 2020, Section 4.1.2 and Appendix A (the minimiser); the closed form is the generating
         function of the first coordinate of a uniform point.
     """
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an integer, got {type(dim).__name__}")
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}")
+    check_integer("dim", dim, 1)
     t = check_positive("t", t)
     # The series of 0F1, sum_k t^2k / ((D/2)_k k!), by the logarithms of its terms, outward from the largest.
     half = dim / 2

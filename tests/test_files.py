@@ -1,6 +1,7 @@
 """Where results go: links, FIFOs, devices and what may not be written to."""
 
 import errno
+import json
 import os
 import socket
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperkern.files import OutputError, check_outputs, obstacle, write_files
+from hyperkern.files import OutputError, append, as_json, check_outputs, obstacle, write_files
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no FIFOs, and links for some")
 NEW = b"new" * 50_000  # more than a pipe holds
@@ -227,3 +228,13 @@ def test_what_is_printed_stays_beside_it(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
     assert (tmp_path / "log").read_text() == "before\nresult after\n"
+
+
+def test_lines_are_added_whole_or_not_at_all(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    append(lines, [{"name": "µ \udcff"}])  # of a file name that is no text, an escape
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append(lines, [{"ms": 1.0}, {"ms": float("nan")}])
+    found = lines.read_bytes().splitlines()
+    assert [json.loads(line) for line in found] == [{"name": "µ \udcff"}, {"ms": 1.0}]
+    assert as_json({"ms": 1.0}) == b'{\n "ms": 1.0\n}\n'

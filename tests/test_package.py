@@ -165,6 +165,21 @@ def test_import_pulls_in_only_torch():
     assert output.strip() == "['hyperkern']"
 
 
+def test_import_leaves_evaluation_until_it_is_asked_for():
+    program = (
+        "import sys, torch; before = set(sys.modules); import hyperkern; assert 'evaluate' in dir(hyperkern);"
+        "new = set(sys.modules) - before;"
+        "print([m for m in new if m.split('.')[0] in ('statistics', 'numpy', 'matplotlib', 'rich', 'safetensors')]);"
+        "print([m for m in new if m.startswith(('hyperkern.evaluation', 'hyperkern.bench', 'hyperkern.correctness'))]);"
+        "print(hyperkern.evaluation.open_features.__module__, hyperkern.evaluate.__module__);"
+        "print(hyperkern.Evaluation is hyperkern.evaluation.Evaluation, not hasattr(hyperkern, 'nonsense'));"
+        "from hyperkern import *; print(evaluate is hyperkern.evaluate)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    modules = "hyperkern.evaluation.sources hyperkern.evaluation.evaluate"
+    assert output.splitlines() == ["[]", "[]", modules, "True True", "True"]
+
+
 def test_command_line_entry_point():
     # The command stands beside the interpreter of the environment that the package is installed in.
     command = Path(sys.executable).parent / "hyperkern"

@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..files import append as append
 from .machine import Limit
 from .matrix import Point
 from .registry import CASES, BenchError
@@ -118,18 +119,6 @@ def as_csv(result: Result) -> bytes:
         samples = " ".join(f"{sample:.6g}" for sample in row["samples_ms"])
         writer.writerow({**row, "samples_ms": samples, **result["machine"]})
     return text.getvalue().encode(errors="backslashreplace")
-
-
-def append(path: Path, rows: Iterable[Row]) -> None:
-    """Adds rows to a file, a line of JSON each.
-
-    Each by one write at the end of the file: what ends the process leaves whole lines, but for the last one at most,
-    and several processes can add to the same file.
-    """
-    with open(path, "ab", buffering=0) as file:
-        for row in rows:
-            line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-            file.write(line.encode(errors="backslashreplace"))
 
 
 def read(path: Path) -> Result:

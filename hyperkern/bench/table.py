@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 
+from ..terminal import print_table
 from .compare import Change
 from .result import Result, Row
 
@@ -74,36 +72,3 @@ def print_changes(changes: Sequence[Change], threshold: float) -> None:
     print_table((*HEADS[:WORDS], "new / old", "interval", "drift removed", "verdict"), lines, WORDS)
     slower = sum(change.regression for change in changes)
     print(f"{len(changes)} rows compared, {slower} slower by more than {100 * threshold:g} % or failing")
-
-
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> None:
-    """Drawn on a terminal that is wide enough, where `rich` is installed; aligned lines elsewhere.
-
-    Args:
-        heads: of the columns.
-        rows: of cells.
-        words: how many of the first columns may be words; the others are figures.
-    """
-    left = [head not in ("N", "D") and i < words for i, head in enumerate(heads)]
-    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
-    # A figure that is cut off says nothing: lines that wrap do.
-    fits = sum(widths) + 4 * len(widths) <= shutil.get_terminal_size().columns
-    if fits and sys.stdout.isatty() and find_spec("rich") is not None:
-        import rich.box
-        import rich.table
-        from rich.console import Console
-        from rich.text import Text
-
-        drawn = rich.table.Table(box=rich.box.SIMPLE)
-        for head, of_words in zip(heads, left, strict=True):
-            drawn.add_column(head, justify="left" if of_words else "right", no_wrap=True)
-        for row in rows:
-            drawn.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in row))
-        Console().print(drawn)
-        return
-    for line in (heads, *rows):
-        aligned = (
-            cell.ljust(width) if of_words else cell.rjust(width)
-            for cell, width, of_words in zip(line, widths, left, strict=True)
-        )
-        print("  ".join(aligned).rstrip())

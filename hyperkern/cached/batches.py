@@ -98,20 +98,12 @@ class Embeddings:
     @torch.no_grad()
     def add(self, chunk: int, output: Any) -> None:
         """Writes the output of a chunk into place; that of the first one tells which parts need a gradient."""
-        leaves, structure = tree_flatten(output)
         rows = self._batch.rows_of(chunk)
-        count = rows.stop - rows.start
-        self._check(leaves, count)
-        if self._structure is None:
-            self._structure = structure
+        leaves = self._parts(output, rows, "for every chunk")
+        if chunk == 0:
             self._needs = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
             self._first = [leaf.detach().clone() if _is_scalar(leaf) else None for leaf in leaves]
             self._leaves = [self._whole(leaf) for leaf in leaves]
-        elif structure != self._structure:
-            raise ValueError(
-                f"the encoder of {self._batch.name} must return the same structure for every chunk, "
-                f"got {structure} after {self._structure}"
-            )
         for leaf, first, whole in zip(leaves, self._first, self._leaves, strict=True):
             if _has_rows(leaf):
                 if (leaf.shape[1:], leaf.dtype, leaf.device) != (whole.shape[1:], whole.dtype, whole.device):
@@ -122,7 +114,7 @@ class Embeddings:
                     )
                 whole[rows] = leaf
             elif first is not None and first.is_floating_point():
-                whole += (count / self._batch.rows) * (leaf - first)  # exact where all are equal
+                whole += self._share(rows) * (leaf - first)  # exact where all are equal
 
     def devices(self) -> Iterator[torch.device]:
         """Where its tensors are."""
@@ -143,21 +135,17 @@ class Embeddings:
 
     def pairs(self, chunk: int, output: Any, gradients: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
         """The parts of a chunk's output that have a gradient, and theirs."""
-        leaves, structure = tree_flatten(output)
         rows = self._batch.rows_of(chunk)
-        self._check(leaves, rows.stop - rows.start)
-        if structure != self._structure:
-            raise ValueError(
-                f"the encoder of {self._batch.name} must return the same structure when a chunk is encoded again, "
-                f"got {structure} after {self._structure}"
-            )
         tensors, theirs = [], []
-        for leaf, gradient in zip(leaves, gradients, strict=True):
+        for leaf, gradient in zip(self._parts(output, rows, "when a chunk is encoded again"), gradients, strict=True):
             if gradient is not None and leaf.requires_grad:
-                share = (rows.stop - rows.start) / self._batch.rows
                 tensors.append(leaf)
-                theirs.append(gradient[rows] if _has_rows(leaf) else share * gradient)
+                theirs.append(gradient[rows] if _has_rows(leaf) else self._share(rows) * gradient)
         return tensors, theirs
+
+    def _share(self, rows: slice) -> float:
+        """Of all rows, of some."""
+        return float((rows.stop - rows.start) / self._batch.rows)
 
     def _whole(self, leaf: Any) -> Any:
         # Rows are copied even where there is one chunk: what an encoder returns may be a view of much more.
@@ -165,8 +153,10 @@ class Embeddings:
             return leaf.new_empty(self._batch.rows, *leaf.shape[1:])
         return leaf.detach().clone() if _is_scalar(leaf) else leaf
 
-    def _check(self, leaves: list[Any], count: int) -> None:
-        name = self._batch.name
+    def _parts(self, output: Any, rows: slice, when: str) -> list[Any]:
+        """The parts of an output; raises unless they are such for these rows, in the structure of the first one."""
+        leaves, structure = tree_flatten(output)
+        name, count = self._batch.name, rows.stop - rows.start
         if not any(_has_rows(leaf) and leaf.is_floating_point() for leaf in leaves):
             found = sorted({str(leaf.dtype) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves})
             raise TypeError(
@@ -178,6 +168,13 @@ class Embeddings:
                 raise ValueError(
                     f"the encoder of {name} must return one row for each of {count} rows, got shape {tuple(leaf.shape)}"
                 )
+        if self._structure is None:
+            self._structure = structure
+        if structure != self._structure:
+            raise ValueError(
+                f"the encoder of {name} must return the same structure {when}, got {structure} after {self._structure}"
+            )
+        return leaves
 
 
 def _has_rows(leaf: Any) -> TypeGuard[Tensor]:

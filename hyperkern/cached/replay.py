@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,13 @@ class RandomState:
         self._cpu = torch.get_rng_state()
         if like is not None and torch.equal(self._cpu, like._cpu):
             self._cpu = like._cpu
-        self._devices = [(device, _generator(device, "get")()) for device in devices]
+        self._devices = [(d, torch.get_device_module(d).get_rng_state(*_which(d))) for d in devices]
 
     def restore(self) -> None:
         """Sets them back."""
         torch.set_rng_state(self._cpu)
         for device, state in self._devices:
-            _generator(device, "set")(state)
+            torch.get_device_module(device).set_rng_state(state, *_which(device))
 
 
 def generating(devices: Iterable[torch.device]) -> list[torch.device]:
@@ -36,12 +36,8 @@ def generating(devices: Iterable[torch.device]) -> list[torch.device]:
     return list(dict.fromkeys(device for device in devices if device.type not in ("cpu", "meta")))
 
 
-def _generator(device: torch.device, what: str) -> Any:
-    module = torch.get_device_module(device)
-    if what == "get":
-        # MPS has one device and takes no argument.
-        return module.get_rng_state if device.type == "mps" else lambda: module.get_rng_state(device)
-    return module.set_rng_state if device.type == "mps" else lambda state: module.set_rng_state(state, device)
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # MPS has one device and takes no argument
 
 
 class Held(NamedTuple):

@@ -65,9 +65,9 @@ class Wrappers:
 
     def __init__(self, modules: Sequence[Sequence[nn.Module]], sync: bool) -> None:
         self._sync = sync
-        self._of_input = [_distinct(itertools.chain.from_iterable(map(_outermost, behind))) for behind in modules]
-        self._all = _distinct(itertools.chain.from_iterable(self._of_input))
-        for wrapper, _ in self._all:
+        self._of_input = [_wrappers(behind) for behind in modules]
+        self._all = list(dict.fromkeys(itertools.chain.from_iterable(self._of_input)))
+        for wrapper in self._all:
             if getattr(wrapper, "static_graph", False):
                 raise ValueError(
                     "encoders must be in DDP without static_graph, which reduces in its first step after the first "
@@ -85,7 +85,8 @@ class Wrappers:
             self._ran.add((i, wrapper))
 
         # A hook would be compiled in, and compiled again without it.
-        hooks = [wrapper.register_forward_pre_hook(note) for wrapper, compiled in self._of_input[i] if not compiled]
+        uncompiled = (wrapper for wrapper, compiled in self._of_input[i].items() if not compiled)
+        hooks = [wrapper.register_forward_pre_hook(note) for wrapper in uncompiled]
         try:
             with self._without(self._all):
                 yield
@@ -99,11 +100,11 @@ class Wrappers:
         Args:
             counts: the inputs that will be encoded again, in their order, and in how many chunks.
         """
-        for wrapper, _ in self._all:
-            candidates = [i for i in counts if any(wrapper is other for other, _ in self._of_input[i])]
+        seen = {wrapper for _, wrapper in self._ran}
+        for wrapper in self._all:
             # One that was seen in no input is compiled, or is called by another method than its forward pass.
-            seen_at_all = any(other is wrapper for _, other in self._ran)
-            users = [i for i in candidates if not seen_at_all or (i, wrapper) in self._ran]
+            ran = [i for i in counts if wrapper not in seen or (i, wrapper) in self._ran]
+            users = [i for i in ran if wrapper in self._of_input[i]]
             if users:
                 self._last[wrapper] = (users[-1], counts[users[-1]] - 1)
 
@@ -114,11 +115,8 @@ class Wrappers:
         A learned temperature that lives in the wrapped model but is used by the loss alone would otherwise be reduced
         before, or not at all, and DDP would wait for it.
         """
-        owned = [
-            (wrapper, [p for p in wrapper.parameters() if p.requires_grad])
-            for wrapper, _ in self._all
-            if hasattr(wrapper, "no_sync")
-        ]
+        ddp = [wrapper for wrapper in self._all if hasattr(wrapper, "no_sync")]
+        owned = [(wrapper, [p for p in wrapper.parameters() if p.requires_grad]) for wrapper in ddp]
         kept = [(parameter, parameter.grad) for _, parameters in owned for parameter in parameters]
         for parameter, _ in kept:
             parameter.grad = None
@@ -145,13 +143,13 @@ class Wrappers:
         """
         last = {wrapper for wrapper, use in self._last.items() if use == (i, chunk)}
         reduced = last if self._sync else set()
-        with self._without([(wrapper, compiled) for wrapper, compiled in self._all if wrapper not in reduced]):
+        with self._without([wrapper for wrapper in self._all if wrapper not in reduced]):
             yield [pair for wrapper in last for pair in self._from_loss.pop(wrapper, [])]
 
     @contextlib.contextmanager
-    def _without(self, wrappers: Sequence[tuple[nn.Module, bool]]) -> Iterator[None]:
+    def _without(self, wrappers: Sequence[nn.Module]) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for wrapper, _ in wrappers:
+            for wrapper in wrappers:
                 without: Callable[..., Any] | None = getattr(wrapper, "no_sync", None)
                 stack.enter_context(without() if without is not None else _sharded_without_sync(wrapper))
             yield
@@ -185,11 +183,12 @@ def _outermost(module: nn.Module, compiled: bool = False) -> Iterator[tuple[nn.M
             yield from _outermost(child, compiled)
 
 
-def _distinct(wrappers: Iterator[tuple[nn.Module, bool]]) -> list[tuple[nn.Module, bool]]:
+def _wrappers(behind: Sequence[nn.Module]) -> dict[nn.Module, bool]:
+    """Those behind the encoder of an input, each with whether a compiler sees its call."""
     found: dict[nn.Module, bool] = {}
-    for wrapper, compiled in wrappers:
+    for wrapper, compiled in itertools.chain.from_iterable(map(_outermost, behind)):
         found[wrapper] = found.get(wrapper, False) or compiled
-    return list(found.items())
+    return found
 
 
 def devices_of(modules: Sequence[nn.Module]) -> Iterator[torch.device]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..files import OutputError
 from . import process, records
 from .records import Machine, Record
 from .scope import ROWS, Scope, class_of
@@ -26,21 +27,25 @@ MODES = ("first-use", "off", "trust", "require")
 # Seconds for a check; those who wait for another process that checks give it a little more.
 LIMIT, WAIT = 120.0, 150.0
 
+_SAID = {
+    "failed": "they failed their check",
+    "crashed": "their check crashed",
+    "timed out": "their check took too long",
+    "no memory": "there was no memory for their check",
+}
+_ADVICE = (
+    "The next backend computes instead, plain PyTorch at last, which is slower. `hyperkern check --backend {0}` checks "
+    "again and says more; with --json report.json it makes a file to report it with"
+)
 _log = logging.getLogger("hyperkern")
 
 
 class Verdict(NamedTuple):
-    """Whether a backend may be taken.
-
-    Attributes:
-        usable: whether it may.
-        settled: whether that stays so for this process.
-        reason: why it may not.
-    """
+    """Whether a backend may be taken."""
 
     usable: bool
-    settled: bool
-    reason: str
+    settled: bool  # whether that stays so for this process
+    reason: str  # why it may not
 
 
 # Of a backend on a device, why no process can check it: the same for all scopes.
@@ -62,18 +67,6 @@ def _new_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
-_SAID = {
-    "failed": "they failed their check",
-    "crashed": "their check crashed",
-    "timed out": "their check took too long",
-    "no memory": "there was no memory for their check",
-}
-
-
-_ADVICE = (
-    "The next backend computes instead, plain PyTorch at last, which is slower. `hyperkern check --backend {0}` checks "
-    "again and says more; with --json report.json it makes a file to report it with"
-)
 
 
 def mode() -> str:
@@ -187,7 +180,7 @@ def keep(machine: Machine, scope: Scope, record: Record) -> None:
     _found.setdefault(machine, {})[scope.key] = record
     try:
         records.write(machine, {scope: record})
-    except OSError as error:
+    except (OSError, OutputError) as error:
         _log.info("not recorded, so that the next process checks again: %s", error)
 
 

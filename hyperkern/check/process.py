@@ -34,73 +34,48 @@ _ENDED = ("SIGHUP", "SIGINT", "SIGTERM", "SIGXCPU")
 
 
 class Row(NamedTuple):
-    """One case of a check.
+    """One case of a check."""
 
-    Attributes:
-        what: what was computed.
-        shape: of which size, in words.
-        status: ``passed`` or ``failed``.
-        error: the largest; ``None`` where there is no number.
-        allowed: the largest allowed.
-        seconds: how long it took, compilation included.
-        reason: what is wrong; empty if nothing is.
-    """
+    what: str  # was computed
+    shape: str  # of which size, in words
+    status: str  # passed or failed
+    error: float | None  # the largest; None where there is no number
+    allowed: float | None  # the largest allowed
+    seconds: float  # that it took, compilation included
+    reason: str  # what is wrong; empty if nothing is
 
-    what: str
-    shape: str
-    status: str
-    error: float | None
-    allowed: float | None
-    seconds: float
-    reason: str
+    @property
+    def share(self) -> float:
+        """The error, of the one allowed; 0 where there is no number."""
+        return self.error / self.allowed if self.error is not None and self.allowed else 0.0
 
 
 class Request(NamedTuple):
-    """What a child is to check.
+    """What a child is to check. Name and digest, those of a `hyperkern.check.records.Machine`, must be its own too."""
 
-    Attributes:
-        backend: by name.
-        device: as text.
-        name: of the device, and
-        digest: of the kernels, see `hyperkern.check.records.Machine`: both must be those of the child as well.
-        scope: what is to be covered.
-        dims: the D that are taken, all of the scope's class.
-        depth: ``quick``, as at a first use, or ``full``, see `hyperkern.correctness.cases`.
-        threads: of PyTorch on a CPU.
-    """
-
-    backend: str
-    device: str
-    name: str
-    digest: str
-    scope: Scope
-    dims: tuple[int, ...]
-    depth: str
-    threads: int
+    backend: str  # by name
+    device: str  # as text
+    name: str  # of the device
+    digest: str  # of the kernels
+    scope: Scope  # what is to be covered
+    dims: tuple[int, ...]  # the D that are taken, all of the scope's class
+    depth: str  # quick, as at a first use, or full, see hyperkern.correctness.cases
+    threads: int  # of PyTorch on a CPU
 
 
 class Outcome(NamedTuple):
-    """How a check has ended.
+    """How a check has ended."""
 
-    Attributes:
-        status: one of `hyperkern.check.records.STATUSES`, or ``not checked``, where no process could do it.
-        reason: why it has not passed.
-        rows: the cases that have ended.
-        seconds: how long it took.
-    """
-
-    status: str
-    reason: str
-    rows: list[Row]
-    seconds: float
+    status: str  # one of hyperkern.check.records.STATUSES, or "not checked", where no process could do it
+    reason: str  # why it has not passed
+    rows: list[Row]  # the cases that have ended
+    seconds: float  # that it took
 
     @property
     def record(self) -> Record:
         """What is kept of it."""
-        shares = [row.error / row.allowed for row in self.rows if row.error is not None and row.allowed]
-        return Record(
-            self.status, self.reason, records.now(), round(self.seconds, 1), len(self.rows), max(shares, default=0.0)
-        )
+        worst = max((row.share for row in self.rows), default=0.0)
+        return Record(self.status, self.reason, records.now(), round(self.seconds, 1), len(self.rows), worst)
 
 
 class Stop:
@@ -128,14 +103,14 @@ class Stop:
 
 
 def run(
-    request: Request, limit: float, report: Callable[[Row], None] = lambda row: None, stop: Stop | None = None
+    request: Request, limit: float, ended: Callable[[Row], None] = lambda row: None, stop: Stop | None = None
 ) -> Outcome:
     """Checks.
 
     Args:
         request: what.
         limit: seconds that it may take.
-        report: called with each case as it ends.
+        ended: called with each case as it ends.
         stop: by which another thread may end it.
     """
     stop = stop or Stop()
@@ -160,7 +135,7 @@ def run(
             for line in _answers(child, request):
                 if "what" in line:
                     rows.append(Row(**line))
-                    report(rows[-1])
+                    ended(rows[-1])
                 else:
                     last |= line
             child.wait()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..files import as_json, write_files
 from .scope import Scope
 
 SCHEMA = 1
@@ -30,45 +31,26 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 class Machine(NamedTuple):
-    """What a record belongs to.
-
-    Attributes:
-        backend: its name.
-        device: the name of the GPU.
-        capability: its compute capability, ``9.0``.
-        driver: the version of its driver.
-        torch: that of PyTorch.
-        triton: that of Triton; empty where there is none.
-        digest: of the sources, configurations and compiled kernels of the backend, and of the check.
-    """
+    """What a record belongs to."""
 
     backend: str
-    device: str
-    capability: str
-    driver: str
-    torch: str
-    triton: str
-    digest: str
+    device: str  # the name of the GPU
+    capability: str  # its compute capability, 9.0
+    driver: str  # the version of its driver
+    torch: str  # that of PyTorch
+    triton: str  # that of Triton; empty where there is none
+    digest: str  # of the sources, configurations and compiled kernels of the backend, and of the check
 
 
 class Record(NamedTuple):
-    """The outcome of a check.
+    """The outcome of a check."""
 
-    Attributes:
-        status: one of `STATUSES`.
-        reason: why it has not passed; empty if it has.
-        date: when, in UTC, ISO 8601.
-        seconds: how long it took.
-        cases: how many there were.
-        worst: the largest error, as a share of the one allowed.
-    """
-
-    status: str
-    reason: str
-    date: str
-    seconds: float
-    cases: int
-    worst: float
+    status: str  # one of STATUSES
+    reason: str  # why it has not passed; empty if it has
+    date: str  # when, in UTC, ISO 8601
+    seconds: float  # that it took
+    cases: int  # how many there were
+    worst: float  # the largest error, as a share of the one allowed
 
     @property
     def age(self) -> str:
@@ -136,9 +118,8 @@ def driver_version() -> str:
 def digest(backend: str) -> str:
     """Of all that its numbers depend on: sources, configurations, the compiled library, and the check itself."""
     total = hashlib.sha256()
-    folders = (_PACKAGE / "backends" / backend, _PACKAGE / "backends" / "common", _PACKAGE / "correctness")
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
+    for folder in (f"backends/{backend}", "backends/host", "correctness"):
+        for path in sorted((_PACKAGE / folder).rglob("*")):
             if path.suffix in (".py", ".json", ".so"):
                 total.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
                 total.update(hashlib.sha256(path.read_bytes()).digest())
@@ -182,16 +163,11 @@ def write(key: Machine, outcomes: dict[Scope, Record]) -> None:
     """Adds records to those of a machine; whoever else may write holds the lock of the file.
 
     Raises:
-        OSError: the folder cannot be made, or the file not written.
+        OSError: the folder cannot be made.
+        OutputError: the file cannot be written.
     """
     path = path_of(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scopes = {name: record._asdict() for name, record in read(key).items()}
-    scopes |= {scope.key: record._asdict() for scope, record in outcomes.items()}
-    content = {"schema": SCHEMA, "machine": key._asdict(), "scopes": scopes}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    records = read(key) | {scope.key: record for scope, record in outcomes.items()}
+    scopes = {name: record._asdict() for name, record in records.items()}
+    write_files({path: as_json({"schema": SCHEMA, "machine": key._asdict(), "scopes": scopes})})

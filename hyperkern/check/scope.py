@@ -11,23 +11,16 @@ ROWS = "rows"
 # Up to these D a row is contracted in one pass, each by a kernel of its own in one backend or the other; longer ones go
 # by panels.
 DIMS = (64, 128, 192, 256)
-
-
 # Of each class, one that fills its tiles and one that does not.
 _ALIGNED = {64: 64, 128: 128, 192: 192, 256: 256, 0: 512}
 _RAGGED = {64: 50, 128: 100, 192: 140, 256: 200, 0: 390}
 
 
 class Scope(NamedTuple):
-    """What a check covers.
+    """What a check covers."""
 
-    Attributes:
-        kind: one of `PRODUCTS`, or `ROWS`.
-        dims: the largest D of the class; 0 for all that are longer than those.
-    """
-
-    kind: str
-    dims: int
+    kind: str  # one of PRODUCTS, or ROWS
+    dims: int  # the largest D of the class; 0 for all that are longer than those
 
     @property
     def key(self) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from .. import __version__, interrupt
 from . import bench, check, eval, info, tune
 
+# Something is not installed; an argument or a file cannot work, which the message names.
+NOT_INSTALLED, WRONG = 1, 2
 # What a shell says of a command that the end of its pipe has ended, and of one that Ctrl-C has.
 BROKEN_PIPE, INTERRUPTED = 141, 130
 
@@ -16,10 +18,14 @@ BROKEN_PIPE, INTERRUPTED = 141, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     _prepare()
+    name = "hyperkern"
     try:
         interrupt.raise_again()
         try:
-            return _run(argv)
+            args = _parser().parse_args(argv)
+            name = f"hyperkern {args.command}"
+            status: int = args.run(args)
+            return status
         finally:
             sys.stdout.flush()  # here, and not at the end of the process, where nobody catches what it raises
     except KeyboardInterrupt:
@@ -28,10 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return BROKEN_PIPE
-    except OSError as error:
+    except ImportError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return NOT_INSTALLED
+    except (ValueError, OSError) as error:
         _drop_output()
-        print(f"hyperkern: error: {error}", file=sys.stderr)
-        return 2
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return WRONG
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,12 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     for command in (bench, check, eval, info, tune):
         command.add_parser(commands)
     return parser
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    args = _parser().parse_args(argv)
-    status: int = args.run(args)
-    return status
 
 
 def _prepare() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import OutputError, check_outputs, write_files
-from .progress import progress_bar
+from ..terminal import progress_bar
 
 if TYPE_CHECKING:
     from ..bench.compare import Change

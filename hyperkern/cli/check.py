@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from ..check.scope import PRODUCTS
-from ..files import OutputError, check_outputs, write_files
+from ..files import append, check_outputs, write_files
+from ..terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -61,31 +62,25 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks; returns 0, 1 if anything is wrong, 2 without a GPU or for an option that cannot work."""
-    try:
-        return _check(args)
-    except BrokenPipeError:  # of what is printed, see `main`
-        raise
-    except (OutputError, ValueError) as error:
-        return _failed(f"error: {error}")
+    """Checks; returns 0, 1 if anything is wrong, 2 without a GPU.
 
-
-def _check(args: argparse.Namespace) -> int:
-    from ..bench.result import append
-    from ..bench.table import print_table
+    Raises:
+        ValueError: an option cannot work.
+    """
     from ..check import records
-    from ..correctness import everything, report
-    from .progress import progress_bar
+    from ..correctness import everything, findings
 
     if args.jobs < 1:
         raise ValueError(f"argument --jobs: must be at least 1, got {args.jobs}")
     check_outputs({"json": args.json, "jsonl": args.jsonl})
     device = _device(args.device, args.backend)
     if device is None:
-        return _failed(
-            "no CUDA GPU was found by PyTorch. To try the command without one: hyperkern check --backend cuda --quick "
-            "(or triton), which emulates (interprets) the kernels, and says nothing of a GPU"
+        print(
+            f"{COMMAND}: no CUDA GPU was found by PyTorch. To try the command without one: hyperkern check --backend "
+            "cuda --quick (or triton), which emulates (interprets) the kernels, and says nothing of a GPU",
+            file=sys.stderr,
         )
+        return 2
     asked = list(dict.fromkeys(args.backend or backends.PRIORITY))
     missing = {name: everything.unusable(name, device) for name in asked}
     missing = {name: reasons for name, reasons in missing.items() if reasons}
@@ -99,7 +94,7 @@ def _check(args: argparse.Namespace) -> int:
 
     def ended(job: Job, row: Row) -> None:
         if args.jsonl is not None:
-            append(args.jsonl, [report.line(job, row)])
+            append(args.jsonl, [findings.line(job, row)])
 
     with progress_bar(COMMAND) as progress:
         progress(0, len(jobs))
@@ -109,15 +104,15 @@ def _check(args: argparse.Namespace) -> int:
             progress(len(results), len(jobs))
     results.sort(key=lambda result: jobs.index(result.job))
     if args.json is not None:
-        write_files({args.json: report.as_json(results, missing, depth)})
+        write_files({args.json: findings.as_json(results, missing, depth)})
     for name in names:
-        print(report.described(name, device))
-    print_table(report.HEADS, report.cells(results), report.WORDS)
+        print(findings.described(name, device))
+    print_table(findings.HEADS, findings.cells(results), findings.WORDS)
     print(
         "sizes: how many cases, and that of the one that comes closest to its limit; its largest error, and the limit"
     )
-    report.print_failures(results)
-    print(report.summary(results, _name(device)))
+    findings.print_failures(results)
+    print(findings.summary(results, _name(device)))
     if device.type == "cuda":
         print(f"recorded in {records.folder()}")
     if args.json is not None:
@@ -158,8 +153,3 @@ def _name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, which says nothing of a GPU"
-
-
-def _failed(message: str) -> int:
-    print(f"{COMMAND}: {message}", file=sys.stderr)
-    return 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import warnings
 from importlib.util import find_spec
@@ -12,18 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..files import check_outputs, write_files
-from .progress import progress_bar
+from ..files import as_json, check_outputs, write_files
+from ..terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, Source
 
 COMMAND = "hyperkern eval"
 PLOT_KINDS = {".png": "png", ".svg": "svg"}
-
-
-class _OptionError(ValueError):
-    """An option cannot work; the message names it."""
 
 
 def add_parser(commands: Any) -> None:
@@ -60,30 +54,30 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates.
+    """Evaluates; returns 0, 130 if interrupted.
 
-    Returns:
-        0; 1 if something it needs is not installed; 2 for a file or option that cannot work; 130 if interrupted.
+    Raises:
+        ImportError: something it needs is not installed.
+        OSError: a file cannot be read.
+        ValueError: a file or option cannot work.
     """
     import torch
 
     try:
         _evaluate(args)
-    except BrokenPipeError:  # of what is printed, see `main`
-        raise
-    except ImportError as error:
-        return _failed(1, str(error))
-    except (ValueError, TypeError, OSError) as error:
-        return _failed(2, f"error: {error}")
-    except torch.OutOfMemoryError:
-        return _failed(2, "error: the device has not enough memory for a block; make it smaller with --block-rows")
+    except TypeError as error:  # of what is in a file
+        raise ValueError(error) from error
+    except torch.OutOfMemoryError as error:
+        raise ValueError("the device has not enough memory for a block; make it smaller with --block-rows") from error
     except KeyboardInterrupt:
-        return _failed(130, "interrupted, nothing written")
+        print(f"{COMMAND}: interrupted, nothing written", file=sys.stderr)
+        return 130
     return 0
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from ..evaluation import evaluate, open_features
+    from ..evaluation.result import table, title
 
     _check_outputs(args)
     sources = [open_features(args.file, key=args.key)]
@@ -93,7 +87,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         key = shared if args.positives_key is None else args.positives_key
         sources.append(open_features(args.positives, key=key))
     elif args.positives_key is not None:
-        raise _OptionError("argument --positives-key: needs POSITIVES_FILE")
+        raise ValueError("argument --positives-key: needs POSITIVES_FILE")
     options: dict[str, Any] = {} if args.estimate is None else {"method": "estimate", "columns": args.estimate}
     with warnings.catch_warnings(), progress_bar(COMMAND) as progress:
         warnings.simplefilter("ignore", UserWarning)  # they are in the result, and printed from there
@@ -113,7 +107,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     write_files(contents)  # before anything is printed, which may find that nobody listens
     for warning in result.warnings:
         print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
-    _print(result)
+    print_table((), table(result), words=2, title=title(result))
     for path in contents:
         print(f"written: {path}")
 
@@ -124,7 +118,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     check_outputs({"json": args.json, "plot": args.plot}, inputs)
     if args.plot is not None:
         if args.plot.suffix not in PLOT_KINDS:
-            raise _OptionError(f"argument --plot: must end in {' or '.join(PLOT_KINDS)}, got {str(args.plot)!r}")
+            raise ValueError(f"argument --plot: must end in {' or '.join(PLOT_KINDS)}, got {str(args.plot)!r}")
         if find_spec("matplotlib") is None:
             raise ImportError("--plot needs matplotlib; install with: pip install matplotlib")
 
@@ -136,43 +130,9 @@ def _contents(args: argparse.Namespace, result: Evaluation, sources: list[Source
         import torch
 
         versions = {"hyperkern": __version__, "torch": torch.__version__}
-        figures = {**result.to_dict(), "versions": versions}
-        text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
-        # Of a file name that is no text, an escape of JSON.
-        contents[args.json] = f"{text}\n".encode(errors="backslashreplace")
+        contents[args.json] = as_json({**result.to_dict(), "versions": versions}, indent=2)
     if args.plot is not None:
         from ..evaluation.plot import draw
 
         contents[args.plot] = draw(result, sources, PLOT_KINDS[args.plot.suffix])
     return contents
-
-
-def _print(result: Evaluation) -> None:
-    """A drawn table on a terminal that is wide enough, where `rich` is installed, and aligned lines elsewhere."""
-    from ..evaluation.report import table, title
-
-    lines = table(result)
-    width = max(len(name) for name, _ in lines)
-    # A figure that is cut off says nothing: lines that wrap do.
-    fits = width + max(len(value) for _, value in lines) + 8 <= shutil.get_terminal_size().columns
-    if fits and sys.stdout.isatty() and find_spec("rich") is not None:
-        import rich.box
-        import rich.table
-        from rich.console import Console
-        from rich.text import Text
-
-        drawn = rich.table.Table(title=Text(title(result)), box=rich.box.SIMPLE, show_header=False)
-        drawn.add_column(no_wrap=True)
-        drawn.add_column(justify="right")
-        for name, value in lines:
-            drawn.add_row(Text(name), Text(value))
-        Console().print(drawn)
-        return
-    print(title(result))
-    for name, value in lines:
-        print(f"{name:<{width}}  {value}")
-
-
-def _failed(status: int, message: str) -> int:
-    print(f"{COMMAND}: {message}", file=sys.stderr)
-    return status

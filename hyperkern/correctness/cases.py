@@ -39,17 +39,11 @@ def setting_of(kind: str) -> str:
 
 
 class Checked(NamedTuple):
-    """The outcome of a case.
+    """The outcome of a case."""
 
-    Attributes:
-        error: the largest.
-        allowed: the largest that is allowed.
-        reason: what is wrong; empty if nothing is.
-    """
-
-    error: float
-    allowed: float
-    reason: str
+    error: float  # the largest
+    allowed: float  # the largest that is allowed
+    reason: str  # what is wrong; empty if nothing is
 
     @property
     def right(self) -> bool:
@@ -58,37 +52,22 @@ class Checked(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Something to check.
+    """Something to check."""
 
-    Attributes:
-        what: in words.
-        shape: of which size, in words.
-        run: does it; whatever it raises is a failure.
-        compiles: whether others need the kernels that it compiles.
-    """
-
-    what: str
-    shape: str
-    run: Callable[[], Checked]
-    compiles: bool = False
+    what: str  # in words
+    shape: str  # of which size, in words
+    run: Callable[[], Checked]  # does it; whatever it raises is a failure
+    compiles: bool = False  # whether others need the kernels that it compiles
 
 
 class Sizes(NamedTuple):
-    """How much is computed.
+    """How much is computed."""
 
-    Attributes:
-        pairs: rows and columns of the primitives.
-        rows: N of the losses: on both sides of a tile's edge, and all sizes between.
-        patterns: how many kinds of primitives.
-        wrap: N for which every block of threads fetches more than its ring of buffers holds.
-        repeats: of that, for equal bits.
-    """
-
-    pairs: tuple[tuple[int, int], ...]
-    rows: tuple[int, ...]
-    patterns: int
-    wrap: int
-    repeats: int
+    pairs: tuple[tuple[int, int], ...]  # rows and columns of the primitives
+    rows: tuple[int, ...]  # N of the losses: on both sides of a tile's edge, and all sizes between
+    patterns: int  # how many kinds of primitives
+    wrap: int  # N for which every block of threads fetches more than its ring of buffers holds
+    repeats: int  # of that, for equal bits
 
 
 # On a CPU kernels are interpreted or emulated, a thousand times slower: there the check itself is tested.
@@ -210,7 +189,7 @@ def _exact_loss(
 def _steepest(features: Sequence[Tensor]) -> float:
     """The largest factor of a gradient behind the normalisation: of very few numbers a row may be very short."""
     lengths = (torch.linalg.vector_norm(x.detach().float(), dim=-1).min() for x in features if x.dim() > 1)
-    return max(1.0, 1 / max(min(length.item() for length in lengths), 1e-12))
+    return float(max(1.0, 1 / max(min(length.item() for length in lengths), 1e-12)))
 
 
 def _of_variants(backend: str, device: torch.device, kind: str, dim: int, all_rows: Sequence[int]) -> Iterator[Case]:

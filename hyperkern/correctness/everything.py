@@ -76,7 +76,7 @@ def jobs_of(
 
 
 def check(
-    jobs: Sequence[Job], depth: str, parallel: int, report: Callable[[Job, Row], None] = lambda job, row: None
+    jobs: Sequence[Job], depth: str, parallel: int, ended: Callable[[Job, Row], None] = lambda job, row: None
 ) -> Iterator[Result]:
     """Does it; what is found on a GPU is kept, in place of what was known.
 
@@ -84,7 +84,7 @@ def check(
         jobs: what.
         depth: ``quick`` or ``full``.
         parallel: how many processes at once.
-        report: called with each case as it ends, from several threads.
+        ended: called with each case as it ends, from several threads.
     """
     threads, stop = max(1, torch.get_num_threads() // parallel), process.Stop()
 
@@ -92,7 +92,7 @@ def check(
         machine = records.machine(job.backend, job.device)
         where = (job.backend, str(job.device), machine.device, machine.digest)
         request = Request(*where, job.scope, job.dims, depth, threads)
-        return Result(job, process.run(request, LIMIT, lambda row: report(job, row), stop))
+        return Result(job, process.run(request, LIMIT, lambda row: ended(job, row), stop))
 
     with ThreadPoolExecutor(parallel) as pool:
         waiting: list[Future[Result]] = [pool.submit(run, job) for job in jobs]

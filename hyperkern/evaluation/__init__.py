@@ -6,8 +6,7 @@ confidence interval.
 """
 
 from .evaluate import evaluate
-from .files import open_features
 from .result import Evaluation, Side
-from .sources import Source
+from .sources import Source, open_features
 
 __all__ = ["Evaluation", "Side", "Source", "evaluate", "open_features"]

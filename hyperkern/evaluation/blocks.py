@@ -1,8 +1,12 @@
-"""Blocks of rows on the device, prepared as the primitives take them."""
+"""Blocks of rows on the device, prepared as the primitives take them; the first pass over them.
+
+It finds norms, rows that are zero or not finite, the alignment, and the moments that an estimate needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +15,7 @@ from torch import Tensor
 
 from .. import autograd
 from ..arguments import accurate_dtype
+from ..losses.alignment import alignment_of_rows
 from .sources import Source
 
 Tick = Callable[[], None]
@@ -33,46 +38,27 @@ def accurate(x: Tensor) -> Tensor:
 
 
 class Block(NamedTuple):
-    """Some rows on the device.
+    """Some rows on the device."""
 
-    Attributes:
-        start: index of the first.
-        x: ``(rows, D)``, prepared.
-        u: ``(rows,)`` log-weights, or ``None``.
-    """
-
-    start: int
-    x: Tensor
-    u: Tensor | None
+    start: int  # index of the first
+    x: Tensor  # (rows, D), prepared
+    u: Tensor | None  # (rows,) log-weights
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one side and how they are brought to the device.
-
-    Attributes:
-        source: where they are.
-        device: where they are computed with.
-        block_rows: how many at a time.
-        t: inverse width of the potential.
-        normalize: whether they are scaled to unit length.
-        backend: name of a backend to force.
-        weights: ``(N,)`` weights in float64 on the CPU, the largest 1, or ``None``.
-        has_zero_rows: whether some have to be looked for; known after the scan.
-        center: ``(D,)``, what is subtracted from rows that are not normalised; known after the scan.
-        wide: whether rows that are not normalised are taken to float64.
-    """
+    """The rows of one side and how they are brought to the device. The last three are known after the scan."""
 
     source: Source
-    device: torch.device
-    block_rows: int
-    t: float
-    normalize: bool
-    backend: str | None
-    weights: Tensor | None
-    has_zero_rows: bool = True
-    center: Tensor | None = None
-    wide: bool = False
+    device: torch.device  # where they are computed with
+    block_rows: int  # how many at a time
+    t: float  # inverse width of the potential
+    normalize: bool  # whether they are scaled to unit length
+    backend: str | None  # one to force
+    weights: Tensor | None  # (N,) in float64 on the CPU, the largest 1
+    has_zero_rows: bool = True  # whether some have to be looked for
+    center: Tensor | None = None  # (D,), what is subtracted from rows that are not normalised
+    wide: bool = False  # whether rows that are not normalised are taken to float64
 
     @property
     def starts(self) -> range:
@@ -81,8 +67,7 @@ class Rows:
 
     def raw(self, start: int) -> Tensor:
         """The block that begins there, as it is in the source, on the device."""
-        rows = self.source.read(start, min(start + self.block_rows, self.source.rows))
-        return self._moved(rows)
+        return self._moved(self.source.read(start, min(start + self.block_rows, self.source.rows)))
 
     def load(self, start: int) -> Block:
         """The block that begins there."""
@@ -122,3 +107,102 @@ class Rows:
         if self.device.type == "cuda" and rows.device.type == "cpu":
             return rows.pin_memory().to(self.device, non_blocking=True)
         return rows.to(self.device)
+
+
+class Moments(NamedTuple):
+    """Sums over all rows with weights ``g``, float64."""
+
+    weight: float  # sum g
+    first: Tensor  # sum g x, (D,)
+    second: Tensor  # sum g x x', (D, D)
+
+
+class Scan(NamedTuple):
+    """What the first pass finds of one side."""
+
+    norms: tuple[float, float, float]  # smallest, mean and largest of the rows that are finite; nan if none is
+    zero_rows: int  # how many are zero
+    bad_rows: int  # how many hold nan or inf
+    center: Tensor  # (D,) mean of the rows as they are, float64
+    moments: Moments | None  # of the prepared rows, if asked for
+
+
+class _Tally:
+    """The sums of one side."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.smallest, self.largest, self.norm_sums = math.inf, 0.0, [0.0]
+        self.zero = self.bad = 0
+        self.center = accurate(torch.zeros(rows.source.dim, device=rows.device))
+        self.weight = 0.0
+        self.first, self.second = torch.zeros_like(self.center), self.center.new_zeros(0, 0)
+
+    def add(self, start: int, raw: Tensor, *, with_moments: bool) -> Tensor:
+        """Adds a block; returns its prepared rows."""
+        finite = torch.isfinite(raw).all(-1)
+        bad = int((~finite).sum())
+        wide = accurate(raw)
+        norms = _norms(wide[finite.to(wide.device)] if bad else wide)
+        self.bad += bad
+        if norms.numel():
+            self.smallest = min(self.smallest, norms.min().item())
+            self.largest = max(self.largest, norms.max().item())
+            self.norm_sums.append(norms.sum().item())
+            self.zero += int((norms == 0).sum())
+        self.center += wide.sum(0) / self.rows.source.rows
+        block = self.rows.prepared(start, raw)
+        if with_moments:
+            x = accurate(block.x)
+            g = torch.ones_like(x[:, 0]) if block.u is None else accurate(block.u).exp()
+            weighted = x * g.unsqueeze(1)
+            self.weight += g.sum().item()
+            self.first += weighted.sum(0)
+            if not len(self.second):
+                self.second = x.new_zeros(x.shape[1], x.shape[1])
+            self.second.addmm_(weighted.mT, x)
+        return block.x
+
+    def result(self, *, with_moments: bool) -> Scan:
+        count = self.rows.source.rows - self.bad
+        mean = math.fsum(self.norm_sums) / count if count else math.nan
+        norms = (self.smallest, mean, self.largest) if count else (math.nan,) * 3
+        moments = Moments(self.weight, self.first, self.second) if with_moments else None
+        return Scan(norms, self.zero, self.bad, self.center, moments)
+
+
+def scan(sides: Sequence[Rows], *, alpha: float, with_moments: bool, tick: Tick) -> tuple[list[Scan], float | None]:
+    """Reads every row once.
+
+    Args:
+        sides: the features, and their partners if there are any.
+        alpha: exponent of the alignment.
+        with_moments: whether the moments are wanted.
+        tick: called after each block of either side.
+
+    Returns:
+        What was found of each side, and the mean alignment, ``None`` with one side.
+    """
+    tallies = [_Tally(rows) for rows in sides]
+    weights = sides[0].weights
+    distances = []
+    for start in sides[0].starts:
+        prepared = []
+        for tally in tallies:
+            prepared.append(tally.add(start, tally.rows.raw(start), with_moments=with_moments))
+            tick()
+        if len(prepared) == 2:
+            pairs = accurate(alignment_of_rows(prepared[0], prepared[1], alpha))
+            if weights is not None:
+                pairs = pairs * weights[start : start + len(pairs)].to(pairs.device)
+            distances.append(pairs.sum().item())
+    total = sides[0].source.rows if weights is None else weights.sum().item()
+    aligned = sum(distances) / total if distances else None  # fsum would refuse an infinity
+    return [tally.result(with_moments=with_moments) for tally in tallies], aligned
+
+
+def _norms(x: Tensor) -> Tensor:
+    """In units of the largest element, so that no square overflows."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(x / largest.masked_fill(largest == 0, 1), dim=-1) * largest[:, 0]
+    return norms

@@ -24,6 +24,7 @@ regression with ``m - 5`` degrees of freedom; the logarithm of the mean has the 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -31,24 +32,24 @@ from torch import Tensor
 
 from .. import autograd
 from ..spec import PairSpec, PairTerms, is_bounded
-from .blocks import Rows, Tick, accurate
+from .blocks import Moments, Rows, Tick, accurate
 from .exact import precision
-from .regression import Mean, controlled_mean
-from .scan import Moments
+
+
+class Mean(NamedTuple):
+    """An estimated mean."""
+
+    value: float
+    standard_error: float
+    degrees: float  # of freedom of the standard error
 
 
 class Design(NamedTuple):
-    """How columns are drawn, and what is known of all of them. Zero entries of a column of weight 0 are never drawn.
+    """How columns are drawn, and what is known of all of them. Zero entries of a column of weight 0 are never drawn."""
 
-    Attributes:
-        base: ``(N,)`` the columns' share of the weight of all pairs.
-        ratio: ``(N,)`` ``base`` over the probability of the column, at most 2.
-        features: ``(N, k)``, moments relative to ``base``, uncorrelated, of mean 0 and variance 1 under ``base``.
-    """
-
-    base: Tensor
-    ratio: Tensor
-    features: Tensor
+    base: Tensor  # (N,) the columns' share of the weight of all pairs
+    ratio: Tensor  # (N,) base over the probability of the column, at most 2
+    features: Tensor  # (N, k) moments relative to base, uncorrelated, of mean 0 and variance 1 under base
 
 
 def estimate(
@@ -73,7 +74,7 @@ def estimate(
     points = torch.rand(columns, generator=generator, dtype=torch.float64) * cumulative[-1]
     # A point rounded to the very end is of the last column that can be drawn.
     drawn = torch.searchsorted(cumulative, points, right=True).clamp_max(int(design.base.nonzero()[-1]))
-    distinct, where = drawn.unique(return_inverse=True)
+    distinct, where = torch.unique(drawn, return_inverse=True)
     log_means = _column_log_sums(rows, distinct, tick)[where]
 
     # y_j / base_j: the weight of the column cancels and leaves the mean potential over its pairs.
@@ -154,3 +155,52 @@ def _column_log_sums(rows: Rows, index: Tensor, tick: Tick) -> Tensor:
         total = torch.logaddexp(total, part.cpu().double())
         tick()
     return total
+
+
+def controlled_mean(draws: Tensor, controls: Tensor) -> Mean:
+    r"""The mean of ``draws`` by least squares on controls of expectation 0.
+
+    The fitted value at the controls' expectation is :math:`\hat\mu = \sum_i a_i u_i`, linear in the draws. Its standard
+    error is the leave-one-out one (HC3), :math:`\sum_i a_i^2 r_i^2 / (1 - h_i)^2` with residuals ``r`` and leverages
+    ``h``: it does not ask the residuals to have one variance, and a draw that pulls the fit towards itself counts as if
+    it had not been fitted.
+
+    Args:
+        draws: ``(m,)`` independent draws, float64.
+        controls: ``(m, k)`` controls drawn with them.
+
+    Returns:
+        The mean, with ``m - rank`` degrees of freedom.
+    """
+    m = draws.shape[0]
+    design = torch.cat([draws.new_ones(m, 1), controls[:, controls.abs().amax(0) > 1e-12]], 1)
+    # One scale for all columns; the fit does not see it, the numerical rank does.
+    scaled = design / design.square().mean(0).sqrt()
+    left, singular, right = torch.linalg.svd(scaled, full_matrices=False)
+    rank = int((singular > 1e-9 * singular[0]).sum())
+    left, singular, right = left[:, :rank], singular[:rank], right[:rank]
+    if rank >= m or right[:, 0].square().sum() < 1 - 1e-9:
+        # The draws do not tell the mean from the controls: as without controls.
+        return Mean(draws.mean().item(), draws.std().item() / math.sqrt(m), m - 1)
+    a = left @ (right[:, 0] / singular)
+    residuals = draws - left @ (left.mT @ draws)
+    leverages = left.square().sum(1).clamp_max(1 - 1e-6)
+    error = (a * residuals / (1 - leverages)).square().sum().sqrt()
+    return Mean((a @ draws).item(), error.item(), m - rank)
+
+
+def student_quantile(probability: float, degrees: float) -> float:
+    """Quantile of Student's distribution, by its expansion around the normal one: to 4 digits from 8 degrees on.
+
+    Source:
+        Abramowitz & Stegun, "Handbook of Mathematical Functions", 26.7.5.
+    """
+    z = NormalDist().inv_cdf(probability)
+    z2 = z * z
+    terms = (
+        (z2 + 1) / 4,
+        ((5 * z2 + 16) * z2 + 3) / 96,
+        (((3 * z2 + 19) * z2 + 17) * z2 - 15) / 384,
+        ((((79 * z2 + 776) * z2 + 1482) * z2 - 1920) * z2 - 945) / 92160,
+    )
+    return z * (1 + sum(term / degrees**power for power, term in enumerate(terms, 1)))

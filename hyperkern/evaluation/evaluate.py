@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_positive
-from ..losses.uniformity import _MAX_SQUARED_LENGTH
+from ..arguments import check_choice, check_integer, check_positive
+from ..losses.uniformity import MAX_SQUARED_LENGTH
 from ..metrics import uniformity_limit
-from .blocks import Rows, Tick, default_block_rows
-from .estimate import estimate
+from .blocks import Rows, Scan, Tick, default_block_rows, scan
+from .estimate import Mean, estimate, student_quantile
 from .exact import exact, exact_visits
-from .regression import Mean, student_quantile
 from .result import Evaluation, Side
-from .scan import Scan, scan
 from .sources import Source, as_source, check_dense, check_unmasked
 
 if TYPE_CHECKING:
@@ -100,10 +98,10 @@ def evaluate(
     t = check_positive("t", t)
     alpha = check_positive("alpha", alpha)
     check_choice("method", method, METHODS)
-    _check_integer("columns", columns, _FEWEST_COLUMNS)
+    check_integer("columns", columns, _FEWEST_COLUMNS)
     if block_rows is not None:
-        _check_integer("block_rows", block_rows, 1)
-    _check_integer("seed", seed, *_SEEDS)
+        check_integer("block_rows", block_rows, 1)
+    check_integer("seed", seed, *_SEEDS)
     confidence = check_positive("confidence", confidence)
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence must lie between 0.5 and 1, got {confidence}")
@@ -120,20 +118,26 @@ def evaluate(
 
     blocks = len(sides[0].starts)
     after_scan = exact_visits(blocks) if method == "exact" else 2 * blocks
-    ticker = _Ticker(progress, len(sides) * (blocks + after_scan))
+    done, total = 0, len(sides) * (blocks + after_scan)
+
+    def tick(count: int = 1) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
     with torch.no_grad():
-        scans, alignment = scan(sides, alpha=alpha, with_moments=method == "estimate", tick=ticker.tick)
+        scans, alignment = scan(sides, alpha=alpha, with_moments=method == "estimate", tick=tick)
         notes = [note for side, found in zip(sides, scans, strict=True) for note in _notes(side, found)]
         generator = torch.Generator().manual_seed(seed)
         means = []
         for side, found in zip(sides, scans, strict=True):
             if found.bad_rows:
                 means.append(Mean(math.nan, math.nan, math.nan))
-                ticker.skip(after_scan)
+                tick(after_scan)
             else:
-                means.append(_uniformity(side, found, method, columns, pair_weight, generator, ticker.tick))
-    result = _result(means, method, confidence)
-    uniformity, error, _ = result
+                means.append(_uniformity(side, found, method, columns, pair_weight, generator, tick))
+    uniformity, error, interval = _figures(_of_both(means), method, confidence)
     if error is not None and error > _DOUBTFUL:
         notes.append(
             f"the standard error {error:.2g} of the estimate is too large for its interval to be trusted: draw more "
@@ -144,21 +148,15 @@ def evaluate(
     on_sphere = normalize or all(_are_unit(side, found) for side, found in zip(sides, scans, strict=True))
     floor = uniformity_limit(dim, t) if on_sphere else None
     return Evaluation(
-        *result,
+        uniformity=uniformity,
+        standard_error=error,
+        interval=interval,
         confidence=confidence,
         floor=floor,
         gap=None if floor is None else uniformity - floor,
         alignment=alignment,
         sides=tuple(
-            Side(
-                side.source.name,
-                mean.value,
-                mean.standard_error if method == "estimate" else None,
-                _interval(*mean, confidence) if method == "estimate" else None,
-                found.norms,
-                found.zero_rows,
-                found.bad_rows,
-            )
+            Side(side.source.name, *_figures(mean, method, confidence), found.norms, found.zero_rows, found.bad_rows)
             for side, found, mean in zip(sides, scans, means, strict=True)
         ),
         rows=count,
@@ -187,30 +185,28 @@ def _uniformity(
     bound: float | None = 2 * rows.t
     if not rows.normalize:
         longest = (found.norms[2] + torch.linalg.vector_norm(found.center).item()) ** 2
-        short = longest <= _MAX_SQUARED_LENGTH
+        short = longest <= MAX_SQUARED_LENGTH
         rows = replace(rows, center=found.center, wide=not short)
         bound = 4 * rows.t * longest if short else None  # |x - y|^2 <= (2 max |x|)^2
     return Mean(exact(rows, bound=bound, pair_weight=pair_weight, tick=tick), 0.0, math.inf)
 
 
-def _result(
-    means: list[Mean], method: str, confidence: float
-) -> tuple[float, float | None, tuple[float, float] | None]:
-    """The mean of both sides, whose draws are independent, with its standard error and interval."""
-    value = sum(mean.value for mean in means) / len(means)
-    if method == "exact":
-        return value, None, None
+def _of_both(means: list[Mean]) -> Mean:
+    """The mean of the sides, whose draws are independent."""
     variances = [(mean.standard_error / len(means)) ** 2 for mean in means]
-    error = math.sqrt(sum(variances))
     # Welch and Satterthwaite's degrees of freedom of a sum.
     squares = sum(v * v / mean.degrees for v, mean in zip(variances, means, strict=True))
     degrees = sum(variances) ** 2 / squares if squares > 0 else math.inf
-    return value, error, _interval(value, error, degrees, confidence)
+    return Mean(sum(mean.value for mean in means) / len(means), math.sqrt(sum(variances)), degrees)
 
 
-def _interval(value: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
+def _figures(mean: Mean, method: str, confidence: float) -> tuple[float, float | None, tuple[float, float] | None]:
+    """The value, and of an estimate its standard error and interval."""
+    value, error, degrees = mean
+    if method == "exact":
+        return value, None, None
     half = student_quantile(0.5 + confidence / 2, degrees) * error if error > 0 else 0.0
-    return value - half, value + half
+    return value, error, (value - half, value + half)
 
 
 def _are_unit(side: Rows, found: Scan) -> bool:
@@ -232,21 +228,6 @@ def _notes(side: Rows, found: Scan) -> list[str]:
         norms = f"{smallest:.4g} to {largest:.4g}, mean {mean:.4g}"
         notes.append(f"{name}: rows are not of unit length (norms {norms}): {done}")
     return notes
-
-
-class _Ticker:
-    """Counts blocks for the caller's progress."""
-
-    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def tick(self) -> None:
-        self.skip(1)
-
-    def skip(self, blocks: int) -> None:
-        self._done += blocks
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 def _checked_sources(features: object, positives: object) -> list[Source]:
@@ -289,15 +270,6 @@ def _checked_weights(weights: Tensor | np.ndarray | None, count: int) -> tuple[T
     relative = wide / wide.max()
     # All terms are positive; (sum w)^2 - sum w^2 would cancel when one weight dominates.
     return relative, (relative[1:] * relative.cumsum(0)[:-1]).sum().item()
-
-
-def _check_integer(name: str, value: int, least: int, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _check_estimate(t: float, normalize: bool) -> None:

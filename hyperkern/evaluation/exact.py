@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -31,24 +32,43 @@ def exact(rows: Rows, *, bound: float | None, pair_weight: float, tick: Tick) ->
     """
     count, dtype = rows.source.rows, torch.float64 if rows.source.dtype == torch.float64 else torch.float32
     bounded = rows.weights is None and bound is not None and is_bounded(bound, count * count, dtype)
-    total = _Sum() if bounded else _LogSum()
+    # Totals in float64 on the host: of sums, or of their logarithms.
+    total, log_total = 0.0, torch.tensor(-math.inf, dtype=torch.float64)
+    for value, factor in _one_behind(_pairs(rows, bounded, tick)):
+        if bounded:
+            total += factor * value.item()
+        else:
+            log_total = torch.logaddexp(log_total, value.cpu().double().logsumexp(0) + math.log(factor))
+    # Divided first: the logarithms of both are not small.
+    log_mean = math.log(total / pair_weight) if bounded else log_total.item() - math.log(pair_weight)
+    # On unit rows the logits are the exponents plus 2t.
+    return log_mean - (2 * rows.t if rows.normalize else 0.0)
+
+
+def _pairs(rows: Rows, bounded: bool, tick: Tick) -> Iterator[tuple[Tensor, float]]:
+    """What `_pair` finds of each pair of blocks, and how often its pairs of rows count."""
     for start in rows.starts:
         own = rows.load(start)
-        total.add(_pair(rows, own, None, bounded), 0.5)  # every pair is met in both orders
+        yield _pair(rows, own, None, bounded), 0.5  # every pair is met in both orders
         tick()
         for other_start in rows.starts[start // rows.block_rows + 1 :]:
-            total.add(_pair(rows, own, rows.load(other_start), bounded), 1.0)
+            yield _pair(rows, own, rows.load(other_start), bounded), 1.0
             tick()
-    # On unit rows the logits are the exponents plus 2t.
-    return total.log_mean(pair_weight) - (2 * rows.t if rows.normalize else 0.0)
+
+
+def _one_behind(values: Iterator[tuple[Tensor, float]]) -> Iterator[tuple[Tensor, float]]:
+    """Gives each value when the next one is on its way, so that a device is never idle while one is read."""
+    previous = next(values)
+    for value in values:
+        yield previous
+        previous = value
+    yield previous
 
 
 def _pair(rows: Rows, own: Block, other: Block | None, bounded: bool) -> Tensor:
     """The sum of exponentials of one pair of blocks; its logarithm, one for each row, where it may not be bounded."""
     spec = PairSpec(2 * rows.t, bounded, "self" if other is None else "none", precision=precision(rows))
-    columns, terms = None, PairTerms(own.u)
-    if other is not None:
-        columns, terms = other.x, PairTerms(own.u, other.u)
+    columns, terms = (None, PairTerms(own.u)) if other is None else (other.x, PairTerms(own.u, other.u))
     if bounded:
         return autograd.energy(own.x, columns, spec=spec, terms=terms, backend=rows.backend)
     return autograd.row_lse(own.x, columns, spec=spec, terms=terms, backend=rows.backend)[0]
@@ -56,60 +76,6 @@ def _pair(rows: Rows, own: Block, other: Block | None, bounded: bool) -> Tensor:
 
 def precision(rows: Rows) -> str:
     """The dtype of the products, as `hyperkern.uniformity` would have it."""
-    return (
-        product_precision(torch.empty(0, dtype=rows.source.dtype, device=rows.device)) if rows.normalize else "float32"
-    )
-
-
-class _Pending:
-    """Totals in float64 on the host. A value is read when the next is on its way, so that the device is never idle."""
-
-    def __init__(self) -> None:
-        self._pending: tuple[Tensor, float] | None = None
-
-    def add(self, value: Tensor, factor: float) -> None:
-        previous, self._pending = self._pending, (value, factor)
-        if previous is not None:
-            self._read(*previous)
-
-    def _last(self) -> None:
-        if self._pending is not None:
-            self._read(*self._pending)
-            self._pending = None
-
-    def _read(self, value: Tensor, factor: float) -> None:
-        raise NotImplementedError
-
-    def log_mean(self, pair_weight: float) -> float:
-        raise NotImplementedError
-
-
-class _Sum(_Pending):
-    """Of plain sums."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._total = 0.0
-
-    def _read(self, value: Tensor, factor: float) -> None:
-        self._total += factor * value.item()
-
-    def log_mean(self, pair_weight: float) -> float:
-        self._last()
-        return math.log(self._total / pair_weight)  # divided first: the logarithms of both are not small
-
-
-class _LogSum(_Pending):
-    """Of log-sum-exps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._total = torch.tensor(-math.inf, dtype=torch.float64)
-
-    def _read(self, value: Tensor, factor: float) -> None:
-        log_sum = value.cpu().double().logsumexp(0) + math.log(factor)
-        self._total = torch.logaddexp(self._total, log_sum)
-
-    def log_mean(self, pair_weight: float) -> float:
-        self._last()
-        return self._total.item() - math.log(pair_weight)
+    if not rows.normalize:
+        return "float32"
+    return product_precision(torch.empty(0, dtype=rows.source.dtype, device=rows.device))

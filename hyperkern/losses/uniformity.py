@@ -228,7 +228,7 @@ def _log_mean(
 
 
 # On the sphere no row is farther from any point of the ball than 2; and a little for rounding.
-_MAX_SQUARED_LENGTH = 4.001
+MAX_SQUARED_LENGTH = 4.001
 
 
 def _euclidean_rows(
@@ -241,7 +241,7 @@ def _euclidean_rows(
     """
     centred = _centred(x, y, ranks)
     longest = _longest(*centred, ranks)
-    if longest is not None and longest <= _MAX_SQUARED_LENGTH:
+    if longest is not None and longest <= MAX_SQUARED_LENGTH:
         return *centred, 4 * t * longest  # |x - y|^2 <= (2 max |x|)^2
     if is_short and longest is None:
         # Not centred: what half precision rounded must stay as it is, or the three terms no longer fit together.

@@ -38,7 +38,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[process.Request]:
     """No process is started: each check passes, and is noted."""
     asked: list[process.Request] = []
 
-    def run(request: process.Request, limit: float, report: object = None) -> Outcome:
+    def run(request: process.Request, limit: float, ended: object = None) -> Outcome:
         asked.append(request)
         return Outcome("passed", "", [Row("clip", "19 × 16", "passed", 0.1, 0.4, 1.0, "")], 1.0)
 

@@ -20,7 +20,7 @@ from hyperkern.check import first_use, process, records
 from hyperkern.check.process import Outcome, Row
 from hyperkern.check.scope import DIMS, PRODUCTS, Scope
 from hyperkern.cli import main
-from hyperkern.correctness import everything, report
+from hyperkern.correctness import everything, findings
 from hyperkern.correctness.everything import Job, Result
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_its_status_and_report(
     ],
 )
 def test_folders_are_no_part_of_a_report(text: str, said: str | None) -> None:
-    found = report.without_folders(text)
+    found = findings.without_folders(text)
     assert not [name for name in ("alice", "brien", f"{Path.home()}/") if name in found]
     assert said is None or found == said
 
@@ -171,7 +171,7 @@ def test_the_table_shows_the_worst_of_each_kind() -> None:
         job = Job("cuda", CUDA, Scope("tf32", 64), (64,))
         return Result(job, Outcome("passed", "", list(rows), 1.0))
 
-    table = report.cells(
+    table = findings.cells(
         [
             result(row("row_lse, two sides", 0.25), row("row_lse, symmetric", 0.5), row("clip, 10 repeats", 0.0)),
             result(row("row_lse, two sides", None, "failed"), row("clip, many rows", 0.75)),

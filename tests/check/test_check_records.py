@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def test_a_damaged_record_does_not_count(damage: Callable, fake: Callable, check
     hyperkern.uniformity(x())
     assert len(checked) == 2
     assert json.loads(path.read_text())["scopes"].keys() == {SCOPE.key}
+
+
+@pytest.mark.parametrize("file", ["backends/triton/tile.py", "backends/host/panels.py", "correctness/cases.py"])
+def test_kernels_of_another_source_are_others(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    copy = shutil.copytree(Path(hyperkern.__file__).parent, tmp_path / "hyperkern", ignore=ignored)
+    monkeypatch.setattr(records, "_PACKAGE", copy)
+    before = records.digest.__wrapped__("triton")
+    (copy / file).write_text((copy / file).read_text() + "\n")
+    assert records.digest.__wrapped__("triton") != before
 
 
 def test_no_memory_counts_for_an_hour(fake: Callable, checked: list) -> None:

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import hyperkern
-from hyperkern import interrupt
+from hyperkern import interrupt, terminal
 from hyperkern.bench import registry
 from hyperkern.cli import main
-from hyperkern.cli import progress as cli_progress
 
 pytestmark = [
     pytest.mark.usefixtures("registry_as_it_was"),
@@ -148,6 +147,25 @@ def test_ctrl_c_anywhere_is_no_traceback(
     assert capsys.readouterr().err == "hyperkern: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (ImportError("--plot needs matplotlib"), 1, "hyperkern info: --plot needs matplotlib\n"),
+        (ValueError("t must be > 0"), 2, "hyperkern info: error: t must be > 0\n"),
+        (OSError(2, "No such file"), 2, "hyperkern info: error: [Errno 2] No such file\n"),
+    ],
+)
+def test_what_cannot_work_is_said_by_the_command(
+    error: Exception, status: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(hyperkern.cli.info, "run", fail)
+    assert main(["info"]) == status
+    assert capsys.readouterr() == ("", text)
+
+
 @pytest.mark.parametrize("way", ["hyperkern", "-m", "a program"])
 def test_ctrl_c_while_torch_is_imported(way: str, tmp_path: Path) -> None:
     # In place of the real one, which takes its time: one that says when it is being imported, and waits.
@@ -186,6 +204,6 @@ def test_ctrl_c_raises_again_once_the_command_has_begun(capsys: pytest.CaptureFi
 
 
 def test_progress_goes_to_the_standard_error_output(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli_progress.progress_bar("command") as progress:
+    with terminal.progress_bar("command") as progress:
         progress(1, 1)
     assert capsys.readouterr().out == ""

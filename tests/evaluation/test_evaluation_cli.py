@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 import hyperkern as hk
 import hyperkern.cli.eval
+from hyperkern import terminal
 from hyperkern.cli import main
-from hyperkern.cli import progress as cli_progress
 from hyperkern.evaluation import evaluate as evaluate_module
 from hyperkern.evaluation import plot
 from hyperkern.evaluation.plot import uniform_density
@@ -256,8 +256,7 @@ def test_on_a_terminal(files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_without_rich_a_terminal_gets_plain_lines(
     files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (hyperkern.cli.eval, cli_progress):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(terminal, "find_spec", lambda name: None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["eval", files[0]]) == 0
@@ -267,7 +266,7 @@ def test_without_rich_a_terminal_gets_plain_lines(
 
 
 def test_plain_progress_prints_tenths(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli_progress.progress_bar("command") as progress:
+    with terminal.progress_bar("command") as progress:
         for done in range(1, 1001):
             progress(done, 1000)
     lines = capsys.readouterr().err.splitlines()

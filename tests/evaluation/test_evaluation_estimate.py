@@ -7,8 +7,7 @@ import torch
 from scipy import stats
 
 import hyperkern as hk
-from hyperkern.evaluation.estimate import columns_design
-from hyperkern.evaluation.regression import controlled_mean, student_quantile
+from hyperkern.evaluation.estimate import columns_design, controlled_mean, student_quantile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows are not of unit length", "ignore:.*rows are zero")
 

@@ -1,8 +1,7 @@
-"""The report of a check: a table for people, and a file that can be attached to an issue."""
+"""What a check has found: a table for people, and a file that can be attached to an issue."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import files
 from ..check import records
 from ..check.process import Row
 from .everything import Job, Result
@@ -72,7 +72,7 @@ def as_json(results: Sequence[Result], missing: dict[str, list[str]], depth: str
             for job, outcome in results
         ],
     }
-    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+    return files.as_json(content)
 
 
 def without_folders(text: str) -> str:
@@ -94,13 +94,13 @@ def cells(results: Sequence[Result]) -> list[list[str]]:
     for (backend, what), cases in found.items():
         failed = sum(row.status == "failed" for _, row in cases)
         # One that raised, or that is no number, is as bad as can be.
-        job, worst = max(cases, key=lambda case: (case[1].status == "failed", _share(case[1])))
+        job, worst = max(cases, key=lambda case: (case[1].status == "failed", case[1].share))
         table.append(
             [
                 *(backend, what, f"{len(cases)}: {worst.shape}" if len(cases) > 1 else worst.shape, job.scope.kind),
                 "" if worst.error is None else f"{worst.error:.2g}",
                 "" if worst.allowed is None else f"{worst.allowed:.2g}",
-                f"{100 * _share(worst):.0f} %" if worst.error is not None and worst.allowed else "",
+                f"{100 * worst.share:.0f} %" if worst.error is not None and worst.allowed else "",
                 f"{sum(row.seconds for _, row in cases):.1f}",
                 f"FAILED {failed}" if failed else "ok",
             ]
@@ -112,10 +112,6 @@ def _kind(row: Row) -> str:
     """What a case is one of many of: of a primitive its name, of repeats not how many."""
     head, _, tail = row.what.partition(", ")
     return f"{head}, {tail.lstrip('0123456789 ')}" if tail.endswith(("repeats", "many rows")) else head
-
-
-def _share(row: Row) -> float:
-    return row.error / row.allowed if row.error is not None and row.allowed else 0.0
 
 
 def summary(results: Sequence[Result], where: str) -> str:
