@@ -117,7 +117,7 @@ def test_files_are_written(tmp_path):
     )
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     names = sorted(path.name for path in (tmp_path / "images" / "new").iterdir())
-    assert names == [f"uniformity-d128-{kind}.svg" for kind in sorted(figures.KINDS)]
+    assert names == [f"uniformity-d128-{kind}.svg" for kind in sorted(figures.TITLES)]
     for path in (tmp_path / "images" / "new").iterdir():
         assert ElementTree.parse(path).getroot().get("width")
     assert len(list(tmp_path.iterdir())) == 3
