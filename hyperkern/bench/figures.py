@@ -42,7 +42,7 @@ MARKERS, DASHES = "os^DvPX", ("-", (0, (5, 2)), (0, (1.3, 1.5)), (0, (6, 2, 1.3,
 WIDTH, LEFT, TOP, PLOT, FONT, LINE = 380, 60, 30, 210, 12, 18
 CHARACTER = 0.62 * FONT  # width of a letter, of the wider fonts
 SPOKEN = 8  # values in a caption; the label has them all
-_RC: dict[str, Any] = {
+_RC: Any = {
     **{"svg.fonttype": "none", "text.parse_math": False, "font.size": FONT, "text.color": INK, "axes.linewidth": 0},
     **{"xtick.labelsize": FONT, "ytick.labelsize": FONT, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED},
     **{"axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "axes.facecolor": "none"},
@@ -56,6 +56,16 @@ _SMALLER = (
     (r"(\.\d)\d+", r"\1"),
     (r"\s+(?=[LzM\"])", ""),
 )
+# Of each figure against N or intensity: the value of a row, and how it is written. No memory has no logarithm.
+_OF_KIND: dict[str, tuple[Callable[[Row], float | None], Callable[[float], str]]] = {
+    "time": (lambda row: row.median_ms, format.milliseconds),
+    "memory": (lambda row: None if row.peak_bytes is None else max(row.peak_bytes, 1024.0), format.memory),
+    "roofline": (lambda row: row.tflops and row.tflops * 1e12, lambda rate: format.rate(rate, "FLOP/s")),
+}
+_LEGEND: dict[str, Any] = {
+    **{"loc": "lower left", "bbox_to_anchor": (0, 0), "borderaxespad": 0.2, "borderpad": 0, "frameon": False},
+    **{"handlelength": 2.2, "handletextpad": 0.6, "columnspacing": 1.0, "labelspacing": 0.4},
+}
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -197,62 +207,58 @@ def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None
 
 def _curves(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> tuple[Figure, str, str]:
     """A line for each implementation; the figure, its caption and its label."""
-    roof = limit if kind == "roofline" else None
-    value, unit = {
-        "time": (lambda row: row.median_ms, format.milliseconds),
-        # What needs none has no place on a logarithmic axis.
-        "memory": (lambda row: None if row.peak_bytes is None else max(row.peak_bytes, 1024.0), format.memory),
-        "roofline": (lambda row: row.tflops and row.tflops * 1e12, lambda rate: format.rate(rate, "FLOP/s")),
-    }[kind]
-    rows = sorted((row for row in panel.rows if row.status == "ok" and value(row)), key=lambda row: row.n)
-    if not rows:
+    value, unit = _OF_KIND[kind]
+    rows = {(row.implementation, row.n): row for row in panel.rows if row.status == "ok"}
+    values = {place: found for place, row in rows.items() if (found := value(row))}
+    if not values:
         return _empty(kind, "No value was recorded.")
-    last = {row.implementation: row for row in rows}
-    names = sorted(last, key=lambda name: (not looks[name].own, -last[name].n, -value(last[name])))  # topmost first
-    dotted = {"color": INK, "linewidth": 1.6, "linestyle": "-" if kind == "roofline" else (0, (1, 2))}
+    last = {name: (-n, -values[name, n]) for name, n in sorted(values, key=lambda place: place[1])}
+    names = sorted(last, key=lambda name: (not looks[name].own, last[name]))  # the topmost first
+    roof = limit if kind == "roofline" else None
+    bound: dict[str, Any] = {"color": INK, "linewidth": 1.6, "linestyle": "-" if roof else (0, (1, 2))}
     entries = [(name, looks[name].style, looks[name].own) for name in names]
     if kind == "time" or roof:
-        entries.append((f"limit, copy {format.rate(roof.bytes, 'B/s')}" if roof else "floor", dotted, False))
+        entries.append((f"limit, copy {format.rate(roof.bytes, 'B/s')}" if roof else "floor", bound, False))
     figure, axes = _with_legend(TITLES[kind], entries)
-    across = {row.key: row.flops / row.bytes if kind == "roofline" else row.n for row in rows}
+    axes.set(xscale="log", yscale="log")
     for name in reversed(names):  # our own last, above the others
-        own, look = {row.n: row for row in rows if row.implementation == name}, looks[name].style
+        own, look = {n: rows[of, n] for of, n in values if of == name}, looks[name].style
+        across = [own[n].flops / own[n].bytes if kind == "roofline" and n in own else n for n in panel.sizes]
         # No line crosses a size without a time.
-        points = [(across[own[n].key], value(own[n])) if n in own else (math.nan, math.nan) for n in panel.sizes]
-        axes.plot(*zip(*points, strict=True), gid="line", **look)
+        axes.plot(across, [values.get((name, n), math.nan) for n in panel.sizes], gid="line", **look)
         if kind == "time":
-            spread = zip(*((n, row.p20_ms, row.p80_ms) for n, row in own.items()), strict=True)
-            axes.vlines(*spread, colors=look["color"], linewidth=9, alpha=0.25, gid="band")
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte" if kind == "roofline" else "N")
-    axes.xaxis.set_label_coords(1, -21 / PLOT)
-    axes.xaxis.label.set_ha("right")
-    low, high = _wider(axes.get_xlim(), 2.5)
+            low, high = ([getattr(row, side) for row in own.values()] for side in ("p20_ms", "p80_ms"))
+            axes.vlines(list(own), low, high, look["color"], linewidth=9, alpha=0.25, gid="band")
+    left, right = _wider(axes.get_xlim(), 2.5)
     if kind == "time":
         floor = [min(row.floor_ms for row in panel.rows if row.n == n) for n in panel.sizes]
-        wide = len(floor) > 1
-        axes.plot(panel.sizes if wide else (low, high), floor if wide else floor * 2, gid="limit", **dotted)
+        alone = len(floor) == 1
+        axes.plot((left, right) if alone else panel.sizes, floor * 2 if alone else floor, gid="limit", **bound)
     if roof:
         ridge = roof.flops / roof.bytes
-        low, high = min(low, ridge / 2), max(high, 2 * ridge)
-        begin = max(low, min(axes.get_ylim()[0] / roof.bytes, ridge))
-        axes.plot([begin, ridge, high], [begin * roof.bytes, roof.flops, roof.flops], gid="limit", **dotted)
+        left, right = min(left, ridge / 2), max(right, 2 * ridge)
+        begin = max(left, min(axes.get_ylim()[0] / roof.bytes, ridge))
+        axes.plot([begin, ridge, right], [begin * roof.bytes, roof.flops, roof.flops], gid="limit", **bound)
         label = f"matrix rate {format.rate(roof.flops, 'FLOP/s')}"
-        axes.annotate(label, (high, roof.flops), (0, 5), textcoords="offset points", ha="right")
-    axes.set(xlim=(low, high), ylim=_wider(axes.get_ylim(), 6.0))
+        axes.annotate(label, (right, roof.flops), (0, 5), textcoords="offset points", ha="right")
+    axes.set(xlim=(left, right), ylim=_wider(axes.get_ylim(), 6.0))
+    label = "FLOP per byte" if kind == "roofline" else "N"
+    axes.text(1, -33 / PLOT, label, transform=axes.transAxes, ha="right", color=MUTED)
     if kind == "roofline":
         _ticks(axes.xaxis, format.digits, 10, 5)
-        _ticks(axes.yaxis, lambda rate: format.rate(rate, ""), 10, 7)
+        _ticks(axes.yaxis, lambda rate: format.rate(rate, ""), 10)
     else:
-        _ticks(axes.xaxis, lambda n: f"{n:.0f}", 2, 6)
-        _ticks(axes.yaxis, unit, 2 if kind == "memory" else 10, 7)
-        unit_x = (WIDTH - LEFT) / math.log(high / low)
-        touch = (unit_x * math.log(b / a) < CHARACTER * (len(str(b)) + 1) for a, b in pairwise(panel.sizes))
-        if len(panel.sizes) <= 6 and not any(touch):
-            axes.xaxis.set_major_locator(FixedLocator(panel.sizes))
-    best = sorted((row for row in rows if row.n == rows[-1].n), key=value, reverse=kind == "roofline")
-    said = [f"{row.implementation} {unit(value(row))}" for row in best]
+        _ticks(axes.xaxis, "{:.0f}".format, 2, 6)
+        _ticks(axes.yaxis, unit, 2 if kind == "memory" else 10)
+    unit_x = (WIDTH - LEFT) / math.log(right / left)
+    touch = (unit_x * math.log(b / a) < CHARACTER * (len(str(b)) + 1) for a, b in pairwise(panel.sizes))
+    if kind != "roofline" and len(panel.sizes) <= 6 and not any(touch):
+        axes.xaxis.set_major_locator(FixedLocator(panel.sizes))
+    largest = max(n for _, n in values)
+    best = sorted(((values[name, n], name) for name, n in values if n == largest), reverse=kind == "roofline")
+    said = [f"{name} {unit(found)}" for found, name in best]
     rest = f" and {len(said) - SPOKEN} more" if len(said) > SPOKEN else ""
-    at = f"At N = {rows[-1].n}: "
+    at = f"At N = {largest}: "
     return figure, f"{at}{', '.join(said[:SPOKEN])}{rest}.", f"{TITLES[kind]}. {at}{', '.join(said)}."
 
 
@@ -272,7 +278,7 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> tuple[Figure, str, str]:
     _ticks(axes.xaxis, lambda tick: f"{format.digits(tick)}×", 10, 5)
     axes.axvline(1, color=INK, linewidth=1.6, gid="limit")
     for i, (ratio, row) in enumerate(ranked):
-        place = {"y": 34 * i + 14, "transform": axes.get_yaxis_transform()}
+        place: dict[str, Any] = {"y": 34 * i + 14, "transform": axes.get_yaxis_transform()}
         place["weight"] = "bold" if looks[row.implementation].own else "normal"
         axes.barh(34 * i + 24, ratio - 1, 12, left=1, color=looks[row.implementation].style["color"], gid="bar")
         axes.text(0, s=_short(row.implementation, WIDTH - 90), **place)
@@ -306,13 +312,10 @@ def _with_legend(title: str, entries: Sequence[tuple[str, dict[str, Any], bool]]
     wide = [max((len(name) for name, _, _ in side), default=0) for side in (entries[:half], entries[half:])]
     columns = 2 if sum(wide) * CHARACTER + 2 * 40 <= WIDTH else 1
     figure, axes = _axes(title, PLOT, 48 + LINE * math.ceil(len(entries) / columns))
-    legend = figure.legend(
-        handles=[Line2D([], [], label=_short(name, WIDTH - 40), **style) for name, style, _ in entries],
-        **{"loc": "lower left", "bbox_to_anchor": (0, 0), "borderaxespad": 0.2, "borderpad": 0, "frameon": False},
-        **{"ncols": columns, "handlelength": 2.2, "handletextpad": 0.6, "columnspacing": 1.0, "labelspacing": 0.4},
-    )
+    handles = [Line2D([], [], label=_short(name, WIDTH - 40), **style) for name, style, _ in entries]
+    legend = figure.legend(handles=handles, ncols=columns, **_LEGEND)
     for text, (_, _, own) in zip(legend.get_texts(), entries, strict=True):
-        text.set_weight("bold" if own else "normal")
+        text.set_fontweight("bold" if own else "normal")
     return figure, axes
 
 
@@ -322,7 +325,7 @@ def _wider(ends: tuple[float, float], least: float) -> tuple[float, float]:
     return ends[0] / pad, ends[1] * pad
 
 
-def _ticks(axis: Any, label: Callable[[float], str], base: int, most: int) -> None:
+def _ticks(axis: Any, label: Callable[[float], str], base: int, most: int = 7) -> None:
     """Powers of the base; with their double and quintuple where few powers of ten are on the axis."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(base, (1, 2, 5) if base == 10 and high / low < 1000 else (1,), numticks=most))

@@ -81,6 +81,11 @@ def render(result: Result) -> str:
     return printable(page) + "\n"
 
 
+def as_html(result: Result) -> bytes:
+    """The file of `render`."""
+    return render(result).encode(errors="backslashreplace")
+
+
 def figure(result: Result, kind: str, case: str, d: int, *, setting: Setting | None = None) -> str:
     """Draws one figure of the page as an SVG file of its own.
 

@@ -118,7 +118,7 @@ def _guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
     except BrokenPipeError:  # of what is printed, see `main`
         raise
     except ImportError as error:
-        return _failed(1, str(error))
+        return _failed(1, f"{error}: pip install 'hyperkern[bench]'")
     except (BenchError, OutputError, OSError) as error:
         return _failed(2, f"error: {error}")
     except KeyboardInterrupt:
@@ -151,6 +151,11 @@ def _bench(args: argparse.Namespace) -> int:
 
     inputs = [*args.load, *([] if args.baseline is None else [args.baseline])]
     check_outputs({"json": args.json, "csv": args.csv, "html": args.html, "jsonl": args.jsonl}, inputs)
+    writers = {path: make for path, make in ((args.json, as_json), (args.csv, as_csv)) if path is not None}
+    if args.html is not None:
+        from ..bench.page import as_html  # now: what it needs may not be installed
+
+        writers[args.html] = as_html
     baseline = None if args.baseline is None else read(args.baseline)
     if baseline is not None:
         check_comparable(baseline, describe(matrix.device))
@@ -164,14 +169,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     with progress_bar(COMMAND) as progress:
         result = measure(matrix, progress, finished)
-    contents = {}
-    for path, make in ((args.json, as_json), (args.csv, as_csv)):
-        if path is not None:
-            contents[path] = make(result)
-    if args.html is not None:
-        from ..bench.page import render
-
-        contents[args.html] = render(result).encode(errors="backslashreplace")
+    contents = {path: make(result) for path, make in writers.items()}
     write_files(contents)  # before anything is printed, which may find that nobody listens
     print_result(result)
     for path in contents:

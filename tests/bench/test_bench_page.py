@@ -155,11 +155,11 @@ def ticks(image, anchor):
 def test_ticks_are_powers(realistic):
     time = page.figure(realistic, "time", "uniformity", 128)
     assert ticks(time, "middle") == [str(n) for n in made_up.SIZES]
-    assert ticks(time, "end") == ["N", "1 ms", "10 ms", "100 ms", "1 s", "10 s"]
+    assert ticks(time, "end") == ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "N"]
     memory = ticks(page.figure(realistic, "memory", "clip", 512), "end")
     sizes = {f"{2**power} {unit}" for power in range(10) for unit in ("KiB", "MiB", "GiB")}
     assert len(memory) > 3
-    assert set(memory[1:]) <= sizes
+    assert set(memory[:-1]) <= sizes
 
 
 def test_sizes_that_are_no_powers_have_their_own_ticks():
@@ -175,7 +175,7 @@ def test_axes_hold_the_values_and_few_ticks(ratio):
     for row, ms in zip(rows, (0.37, 0.37 * ratio), strict=True):
         row |= dict.fromkeys(("median_ms", "p20_ms", "p80_ms"), ms)
     image = page.figure(made_up.result(rows), "time", "uniformity", 128)
-    written = ticks(image, "end")[1:]
+    written = ticks(image, "end")[:-1]
     assert 2 <= len(written) <= 9
     assert all(tick[0] in "125" for tick in written)
     heights = [y for points in lines(image) for _, y in points]
