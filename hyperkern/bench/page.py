@@ -81,11 +81,6 @@ def render(result: Result) -> str:
     return printable(page) + "\n"
 
 
-def as_html(result: Result) -> bytes:
-    """The file of `render`."""
-    return render(result).encode(errors="backslashreplace")
-
-
 def figure(result: Result, kind: str, case: str, d: int, *, setting: Setting | None = None) -> str:
     """Draws one figure of the page as an SVG file of its own.
 
@@ -197,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.svg_dir:
             options.svg_dir.mkdir(parents=True, exist_ok=True)
             contents |= {options.svg_dir / name: image for name, image in files(result).items()}
-        write_files({path: text.encode(errors="backslashreplace") for path, text in contents.items()})
+        write_files({path: text.encode() for path, text in contents.items()})
     except (ImportError, OSError, ValueError) as error:  # of the result, or of a file that cannot be written
         parser.error(str(error))
     return 0

@@ -17,7 +17,7 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from ..bench.compare import Change
     from ..bench.matrix import Matrix
-    from ..bench.result import Row
+    from ..bench.result import Result, Row
 
 COMMAND = "hyperkern bench"
 REGRESSION = 3
@@ -151,11 +151,12 @@ def _bench(args: argparse.Namespace) -> int:
 
     inputs = [*args.load, *([] if args.baseline is None else [args.baseline])]
     check_outputs({"json": args.json, "csv": args.csv, "html": args.html, "jsonl": args.jsonl}, inputs)
+    writers: dict[Path, Callable[[Result], bytes]]
     writers = {path: make for path, make in ((args.json, as_json), (args.csv, as_csv)) if path is not None}
     if args.html is not None:
-        from ..bench.page import as_html  # now: what it needs may not be installed
+        from ..bench.page import render  # now: what it needs may not be installed
 
-        writers[args.html] = as_html
+        writers[args.html] = lambda result: render(result).encode()
     baseline = None if args.baseline is None else read(args.baseline)
     if baseline is not None:
         check_comparable(baseline, describe(matrix.device))
@@ -169,10 +170,10 @@ def _bench(args: argparse.Namespace) -> int:
 
     with progress_bar(COMMAND) as progress:
         result = measure(matrix, progress, finished)
-    contents = {path: make(result) for path, make in writers.items()}
-    write_files(contents)  # before anything is printed, which may find that nobody listens
+    # Before anything is printed, which may find that nobody listens.
+    write_files({path: make(result) for path, make in writers.items()})
     print_result(result)
-    for path in contents:
+    for path in writers:
         print(f"written: {path}")
     if baseline is None:
         return 0

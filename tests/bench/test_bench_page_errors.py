@@ -80,6 +80,25 @@ def test_committed_files_are_read_without_a_change(name):
     assert [{key: row[key] for key in COLUMNS} for row in content["rows"]] == found["rows"]
 
 
+# Older than the rule that a result says where it comes from.
+LACKING = {
+    *("cached_step_cpu", "contrastive_cpu", "demo", "estimate", "ranks_cpu"),
+    *("kernels_before", "kernels_by_triton", "kernels_report"),
+}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_says_what_it_belongs_to(path):
+    @dataclass
+    class Anything:
+        machine: Provenance
+
+    if path.stem in LACKING and "machine" not in json.loads(path.read_text(encoding="utf-8")):
+        pytest.skip("has no machine")
+    machine = read_as(path, Anything).machine
+    assert all((machine.device, machine.processor, machine.commit, machine.date))
+
+
 def test_files_of_scripts_are_read_by_dataclasses_of_their_own(tmp_path):
     @dataclass
     class Script:
