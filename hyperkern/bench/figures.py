@@ -7,7 +7,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -127,14 +127,7 @@ class Mark(NamedTuple):
         """Line and marker, as an image that says nothing to a reader who does not see it."""
         figure = Figure(figsize=(34 / 72, 16 / 72))
         figure.add_artist(Line2D([0.1, 0.5, 0.9], [0.5] * 3, markevery=[1], **self.style))
-        return _svg(figure, f"swatch {self.number}", "")
-
-
-class Drawing(NamedTuple):
-    """A figure, and what it says in a sentence."""
-
-    image: str
-    caption: str
+        return _svg(figure, "")
 
 
 def unique(values: Iterable[T]) -> list[T]:
@@ -174,7 +167,9 @@ def printable(text: object) -> str:
     return _UNPRINTABLE.sub("\ufffd", str(text))
 
 
-def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None, *, alone: bool = False) -> Drawing:
+def draw(
+    kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None, *, alone: bool = False
+) -> tuple[str, str]:
     """Draws one figure.
 
     Args:
@@ -189,20 +184,16 @@ def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None
     """
     with warnings.catch_warnings(), matplotlib.rc_context(_RC):
         warnings.simplefilter("ignore")  # of letters that the font lacks: it measures and does not draw
-        if kind == "ratio":
-            figure, caption, label = _ratio(panel, looks)
-        else:
-            figure, caption, label = _curves(kind, panel, looks, limit)
-        heading = (f"{panel.case}, D = {panel.d}", str(panel.setting)) if alone else None
-        image = _svg(figure, f"{kind}, {panel}", f"{panel}. {label}", heading)
-    whole = [*(row.implementation for row in panel.rows), *(heading or ())]
+        figure, caption, label = _ratio(panel, looks) if kind == "ratio" else _curves(kind, panel, looks, limit)
+        heading = (f"{panel.case}, D = {panel.d}", str(panel.setting)) if alone else ()
+        image = _svg(figure, f"{panel}. {label}", heading)
+    whole = [printable(text) for text in (*heading, *(row.implementation for row in panel.rows))]
 
     def with_tooltip(found: re.Match[str]) -> str:
-        begin = html.unescape(found[1])
-        text = next((text for text in map(printable, whole) if text.startswith(begin)), begin)
-        return f"><title>{html.escape(text)}</title>{found[0][1:]}"
+        title = next((text for text in whole if text.startswith(html.unescape(found[1]))), "")
+        return f"><title>{html.escape(title)}</title>{found[0][1:]}"
 
-    return Drawing(re.sub(">([^<>]+)…</text>", with_tooltip, image), caption)
+    return re.sub(">([^<>]+)…</text>", with_tooltip, image), caption
 
 
 def _curves(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> tuple[Figure, str, str]:
@@ -216,10 +207,10 @@ def _curves(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | N
     names = sorted(last, key=lambda name: (not looks[name].own, last[name]))  # the topmost first
     roof = limit if kind == "roofline" else None
     bound: dict[str, Any] = {"color": INK, "linewidth": 1.6, "linestyle": "-" if roof else (0, (1, 2))}
-    entries = [(name, looks[name].style, looks[name].own) for name in names]
+    entries = {name: looks[name].style for name in names}
     if kind == "time" or roof:
-        entries.append((f"limit, copy {format.rate(roof.bytes, 'B/s')}" if roof else "floor", bound, False))
-    figure, axes = _with_legend(TITLES[kind], entries)
+        entries[f"limit, copy {format.rate(roof.bytes, 'B/s')}" if roof else "floor"] = bound
+    figure, axes = _with_legend(TITLES[kind], entries, sum(looks[name].own for name in names))
     axes.set(xscale="log", yscale="log")
     for name in reversed(names):  # our own last, above the others
         own, look = {n: rows[of, n] for of, n in values if of == name}, looks[name].style
@@ -292,8 +283,8 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> tuple[Figure, str, str]:
 
 
 def _empty(kind: str, why: str) -> tuple[Figure, str, str]:
-    figure = Figure(figsize=(WIDTH / 72, 90 / 72), dpi=72)
-    figure.text(0, 74 / 90, TITLES[kind], weight="bold")
+    figure, axes = _axes(TITLES[kind], 60, 0)
+    axes.set_axis_off()
     figure.text(0.5, 0.35, "nothing to show", ha="center", color=MUTED)
     return figure, why, f"{TITLES[kind]}: {why}"
 
@@ -306,16 +297,15 @@ def _axes(title: str, plot: float, below: float, left: float = LEFT) -> tuple[Fi
     return figure, figure.add_axes((left / WIDTH, below / total, (WIDTH - left - 10) / WIDTH, plot / total))
 
 
-def _with_legend(title: str, entries: Sequence[tuple[str, dict[str, Any], bool]]) -> tuple[Figure, Axes]:
-    """Axes with a legend below, in two columns where the names allow it."""
-    half = math.ceil(len(entries) / 2)
-    wide = [max((len(name) for name, _, _ in side), default=0) for side in (entries[:half], entries[half:])]
-    columns = 2 if sum(wide) * CHARACTER + 2 * 40 <= WIDTH else 1
-    figure, axes = _axes(title, PLOT, 48 + LINE * math.ceil(len(entries) / columns))
-    handles = [Line2D([], [], label=_short(name, WIDTH - 40), **style) for name, style, _ in entries]
-    legend = figure.legend(handles=handles, ncols=columns, **_LEGEND)
-    for text, (_, _, own) in zip(legend.get_texts(), entries, strict=True):
-        text.set_fontweight("bold" if own else "normal")
+def _with_legend(title: str, entries: Mapping[str, dict[str, Any]], bold: int) -> tuple[Figure, Axes]:
+    """Axes with a legend below, the first entries bold, in two columns where the names allow it."""
+    names, half = list(entries), math.ceil(len(entries) / 2)
+    wide = sum(max(map(len, side), default=0) for side in (names[:half], names[half:]))
+    columns = 2 if wide * CHARACTER + 2 * 40 <= WIDTH else 1
+    figure, axes = _axes(title, PLOT, 48 + LINE * math.ceil(len(names) / columns))
+    handles = [Line2D([], [], label=_short(name, WIDTH - 40), **style) for name, style in entries.items()]
+    for text in figure.legend(handles=handles, ncols=columns, **_LEGEND).get_texts()[:bold]:
+        text.set_fontweight("bold")
     return figure, axes
 
 
@@ -338,28 +328,28 @@ def _short(text: str, width: float) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _svg(figure: Figure, salt: str, label: str, heading: tuple[str, str] | None = None) -> str:
+def _svg(figure: Figure, label: str, heading: tuple[str, ...] = ()) -> str:
     """The image: what matplotlib writes, made smaller, its colours by name; with a heading a file of its own."""
     figure.patch.set_visible(False)
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):  # names of parts differ between figures
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label or "swatch"}):  # no two have equal ids
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     body = file.getvalue().split("</defs>", 1)[1].rsplit("</svg>", 1)[0]
     body = re.sub(r"<defs>\s*<clipPath.*?</defs>", "", re.sub("<[^>]*>", _smaller, body), flags=re.DOTALL)
     body = re.sub(r">\s+<", "><", re.sub(r"<g/>|<g>\s*</g>", "", body))
     width, height = (round(inches * 72) for inches in figure.get_size_inches())
     spoken = f'role="img" aria-label="{html.escape(printable(label))}"' if label else 'aria-hidden="true"'
-    box, above = f'viewBox="0 0 {width} {height}"', ""
-    if heading is not None:
+    box = f'viewBox="0 0 {width} {height}"'
+    if heading:
         size = f'width="{width + 24}" height="{height + 62}"'
         box = f'viewBox="-12 -50 {width + 24} {height + 62}" {size}'
         title, beside = (html.escape(_short(text, width)) for text in heading)
-        above = (
+        body = (
             f'<style>{style()}</style><rect x="-12" y="-50" {size} rx="8" style="fill:var(--ground)"/>'
             f'<text y="-26" style="font-weight:bold;fill:var(--ink)">{title}</text>'
-            f'<text y="-8" style="fill:var(--muted)">{beside}</text>'
+            f'<text y="-8" style="fill:var(--muted)">{beside}</text>{body}'
         )
-    return f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" {box} {spoken}>{above}{body}</svg>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" {box} {spoken}>{body}</svg>'
 
 
 def _smaller(tag: re.Match[str]) -> str:

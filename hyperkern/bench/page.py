@@ -65,7 +65,6 @@ def render(result: Result) -> str:
     page = template.render(
         style=figures.style(),
         machine_name=machine["device"] if on_gpu else machine["processor"] or "unknown machine",
-        summary=_summary(result),
         rows=result.rows,
         counts=Counter({"ok": 0, "failed": 0, "skipped": 0}) + Counter(row.status for row in result.rows),
         facts=machine | rates,
@@ -76,6 +75,7 @@ def render(result: Result) -> str:
         },
         panels=found,
         columns=COLUMNS,
+        sizes={name: format.sizes(sorted({getattr(row, name) for row in result.rows})) for name in ("n", "d")},
         ranked=_ranked,
     )
     return printable(page) + "\n"
@@ -102,7 +102,7 @@ def figure(result: Result, kind: str, case: str, d: int, *, setting: Setting | N
     found = panels(result)
     for panel in found:
         if (panel.case, panel.d) == (case, d) and setting in (None, panel.setting):
-            return draw(kind, panel, marks(result), result.limits.get(panel.setting.dtype), alone=True).image + "\n"
+            return draw(kind, panel, marks(result), result.limits.get(panel.setting.dtype), alone=True)[0] + "\n"
     there = ", ".join(f"{panel.case} at D = {panel.d} ({panel.setting})" for panel in found) or "none"
     wanted = f"{case} at D = {d}" + (f" ({Setting(*setting)})" if setting else "")
     raise ValueError(f"the result has no rows of {wanted}; it has {there}")
@@ -126,11 +126,11 @@ def files(result: Result) -> dict[str, str]:
         while f"{stem}-time.svg" in contents:  # two names that differ in signs alone
             stem += "_"
         images = _drawings(result, panel, alone=True)
-        contents |= {f"{stem}-{kind}.svg": one.image + "\n" for kind, one in zip(TITLES, images, strict=True)}
+        contents |= {f"{stem}-{kind}.svg": image + "\n" for kind, (image, _) in zip(TITLES, images, strict=True)}
     return contents
 
 
-def _drawings(result: Result, panel: Panel, *, alone: bool = False) -> list[figures.Drawing]:
+def _drawings(result: Result, panel: Panel, *, alone: bool = False) -> list[tuple[str, str]]:
     looks, limit = marks(result), result.limits.get(panel.setting.dtype)
     return [draw(kind, panel, looks, limit, alone=alone) for kind in TITLES if panel.timed]
 
@@ -144,15 +144,6 @@ def _ranked(panel: Panel, n: int) -> list[Row]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.") or "case"
-
-
-def _summary(result: Result) -> str:
-    if not result.rows:
-        return "Nothing was measured."
-    n, d = (format.sizes(sorted({getattr(row, name) for row in result.rows})) for name in ("n", "d"))
-    count, cases = len(marks(result)), ", ".join(unique(row.case for row in result.rows))
-    settings = "; ".join(unique(str(panel.setting) for panel in panels(result)))
-    return f"{count} implementation{'s' * (count > 1)} of {cases}, at N = {n} and D = {d} ({settings})."
 
 
 def _untimed(result: Result, case: str) -> list[tuple[str, str, str, str]]:

@@ -46,7 +46,7 @@ class Page(HTMLParser):
 
     @property
     def text(self):
-        return "".join(self.texts)
+        return re.sub(r"\s+", " ", "".join(self.texts))
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
