@@ -234,7 +234,7 @@ def _curves(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | N
         axes.annotate(label, (right, roof.flops), (0, 5), textcoords="offset points", ha="right")
     axes.set(xlim=(left, right), ylim=_wider(axes.get_ylim(), 6.0))
     label = "FLOP per byte" if kind == "roofline" else "N"
-    axes.text(1, -33 / PLOT, label, transform=axes.transAxes, ha="right", color=MUTED)
+    axes.text(1, -28 / PLOT, label, transform=axes.transAxes, ha="right", color=MUTED)
     if kind == "roofline":
         _ticks(axes.xaxis, format.digits, 10, 5)
         _ticks(axes.yaxis, lambda rate: format.rate(rate, ""), 10)
