@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
-import matplotlib
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -182,7 +182,7 @@ def draw(
     Returns:
         An SVG element that carries title and values as its label, and a caption.
     """
-    with warnings.catch_warnings(), matplotlib.rc_context(_RC):
+    with warnings.catch_warnings(), matplotlib.style.context(["default", _RC]):  # whatever a user has set
         warnings.simplefilter("ignore")  # of letters that the font lacks: it measures and does not draw
         figure, caption, label = _ratio(panel, looks) if kind == "ratio" else _curves(kind, panel, looks, limit)
         heading = (f"{panel.case}, D = {panel.d}", str(panel.setting)) if alone else ()
