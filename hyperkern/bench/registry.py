@@ -171,21 +171,17 @@ class Implementation:
     def refusal(self, setup: Setup, *, here: bool = True) -> str | None:
         """Why it is not measured at this point, or ``None``; not ``here``, what is installed does not count."""
         device = setup.device.split(":")[0]
-        if device not in self.devices:
-            return f"runs on {' and '.join(self.devices)} only, got {device}"
-        if here and (reason := self.unavailable()) is not None:
-            return reason
-        if setup.dtype not in self.dtypes:
-            return f"takes {', '.join(self.dtypes)} only, got {setup.dtype}"
-        if setup.mode not in self.modes:
-            return f"can be driven in mode {', '.join(self.modes)} only, got {setup.mode}"
-        if setup.n > self.most_rows:
-            return f"takes too much memory or time beyond {self.most_rows} rows, got {setup.n}"
-        if setup.d % self.multiple_of:
-            return f"needs D to be a multiple of {self.multiple_of}, got {setup.d}"
-        if setup.n % self.rows_multiple_of:
-            return f"needs N to be a multiple of {self.rows_multiple_of}, got {setup.n}"
-        return None
+        modes, dtypes = ", ".join(self.modes), ", ".join(self.dtypes)
+        reasons = (
+            device not in self.devices and f"runs on {' and '.join(self.devices)} only, got {device}",
+            here and self.unavailable(),
+            setup.dtype not in self.dtypes and f"takes {dtypes} only, got {setup.dtype}",
+            setup.mode not in self.modes and f"can be driven in mode {modes} only, got {setup.mode}",
+            setup.n > self.most_rows and f"takes too much memory or time beyond {self.most_rows} rows, got {setup.n}",
+            setup.d % self.multiple_of and f"needs D to be a multiple of {self.multiple_of}, got {setup.d}",
+            setup.n % self.rows_multiple_of and f"needs N to be a multiple of {self.rows_multiple_of}, got {setup.n}",
+        )
+        return next((str(reason) for reason in reasons if reason), None)
 
 
 CASES: dict[str, Case] = {}
