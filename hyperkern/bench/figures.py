@@ -214,9 +214,10 @@ def _curves(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | N
     axes.set(xscale="log", yscale="log")
     for name in reversed(names):  # our own last, above the others
         own, look = {n: rows[of, n] for of, n in values if of == name}, looks[name].style
-        across = [own[n].flops / own[n].bytes if kind == "roofline" and n in own else n for n in panel.sizes]
+        across = {n: row.flops / row.bytes if kind == "roofline" else n for n, row in own.items()}
         # No line crosses a size without a time.
-        axes.plot(across, [values.get((name, n), math.nan) for n in panel.sizes], gid="line", **look)
+        points = [(across.get(n, math.nan), values.get((name, n), math.nan)) for n in panel.sizes]
+        axes.plot(*zip(*points, strict=True), gid="line", **look)
         if kind == "time":
             low, high = ([getattr(row, side) for row in own.values()] for side in ("p20_ms", "p80_ms"))
             axes.vlines(list(own), low, high, look["color"], linewidth=9, alpha=0.25, gid="band")
