@@ -17,8 +17,8 @@ from typing import Any
 from hyperkern.bench import clock, gate
 from hyperkern.bench.machine import describe
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup, load_all
-from hyperkern.bench.table import print_table
 from hyperkern.files import OutputError, check_outputs
+from hyperkern.terminal import print_table
 
 from .measure import in_words, spread, write
 

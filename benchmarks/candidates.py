@@ -23,7 +23,7 @@ from hyperkern.backends.triton import config, tune
 from hyperkern.backends.triton.config import Config
 from hyperkern.backends.triton.tune import Use
 from hyperkern.bench import clock
-from hyperkern.bench.result import append
+from hyperkern.files import append
 
 from .beside import beside
 

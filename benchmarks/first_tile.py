@@ -24,7 +24,7 @@ from torch import Tensor
 
 import hyperkern
 from hyperkern import backends
-from hyperkern.bench.result import append
+from hyperkern.files import append
 from hyperkern.spec import NO_TERMS, PairSpec, PairTerms
 
 from .beside import beside

@@ -12,6 +12,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,13 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def as_json(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
-    """A JSON object and the end of its line; of a file name that is no text, an escape.
+def as_json(content: Any, indent: int | None = 1) -> bytes:
+    """Dataclasses, mappings and lists as JSON, and the end of its line; of a file name that is no text, an escape.
 
     Raises:
         ValueError: a number in it is not finite.
     """
-    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False, default=asdict) + "\n"
     return text.encode(errors="backslashreplace")
 
 

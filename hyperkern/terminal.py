@@ -54,33 +54,41 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int,
         words: how many of the first columns may be words; the others are figures.
         title: above it.
     """
-    lines = [heads, *rows] if heads else list(rows)
-    columns = range(len(lines[0]))
-    left = [i < words and lines[0][i] not in ("N", "D") for i in columns]
-    widths = [max(len(line[i]) for line in lines) for i in columns]
+    lines = aligned(heads, rows, words)
     # A figure that is cut off says nothing: lines that wrap do.
-    fits = sum(widths) + 4 * len(widths) <= shutil.get_terminal_size().columns
-    if fits and _can_draw(sys.stdout):
-        import rich.box
-        import rich.table
-        from rich.console import Console
-        from rich.text import Text
-
-        drawn = rich.table.Table(title=Text(title) if title else None, box=rich.box.SIMPLE, show_header=bool(heads))
-        for i in columns:
-            drawn.add_column(heads[i] if heads else "", justify="left" if left[i] else "right", no_wrap=True)
-        for row in rows:
-            drawn.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in row))
-        Console().print(drawn)
+    fits = max(map(len, lines)) + 2 * len(heads or rows[0]) <= shutil.get_terminal_size().columns
+    if not fits or not _can_draw(sys.stdout):
+        print("\n".join([title, *lines] if title else lines))
         return
-    if title:
-        print(title)
-    for line in lines:
-        aligned = (
+    import rich.box
+    import rich.table
+    from rich.console import Console
+    from rich.text import Text
+
+    drawn = rich.table.Table(title=Text(title) if title else None, box=rich.box.SIMPLE, show_header=bool(heads))
+    for i, top in enumerate(heads or rows[0]):
+        drawn.add_column(top if heads else "", justify="left" if _of_words(top, i, words) else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in row))
+    Console().print(drawn)
+
+
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """The lines of a table, see `print_table`."""
+    lines = [heads, *rows] if heads else list(rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    left = [_of_words(top, i, words) for i, top in enumerate(lines[0])]
+    return [
+        "  ".join(
             cell.ljust(width) if of_words else cell.rjust(width)
             for cell, width, of_words in zip(line, widths, left, strict=True)
-        )
-        print("  ".join(aligned).rstrip())
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _of_words(top: str, place: int, words: int) -> bool:
+    return place < words and top not in ("N", "D")
 
 
 def _can_draw(stream: TextIO) -> bool:

@@ -1,6 +1,8 @@
 """The figures in the documentation are those of the committed results."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,18 @@ FILES = pages.files()
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_files_are_those_of_the_results(path) -> None:
-    assert path.read_text(encoding="utf-8") == FILES[path], "run python -m benchmarks.pages"
+    written = path.read_text(encoding="utf-8")
+    if path.suffix == ".svg":  # what is said, not what this release of matplotlib makes of it
+        assert words(written) == words(FILES[path]), "run python -m benchmarks.pages"
+    else:
+        assert written == FILES[path], "run python -m benchmarks.pages"
+
+
+def words(image: str) -> list[str]:
+    """The label, which has the values, and every text."""
+    found: list[str] = re.findall(r'aria-label="[^"]*"|(?<=>)[^<]+(?=</text>)', image)
+    assert len(found) > 10
+    return found
 
 
 @pytest.mark.parametrize("name", pages.BLOCKS)
@@ -37,12 +50,12 @@ def test_a_stale_table_is_seen(page, old: str) -> None:
 
 
 def test_a_faster_peer_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(name: str, ms: float) -> dict:
+    def row(name: str, ms: float, status: str = "ok") -> SimpleNamespace:
         figures = {"median_ms": ms, "of_limit": 0.5, "peak_bytes": 1e6}
-        return {"case": "clip", "implementation": name, "n": 8, "d": 4, "status": "ok", **figures}
+        return SimpleNamespace(case="clip", implementation=name, n=8, d=4, status=status, **figures)
 
-    rows = [row("hyperkern", 2.0), row("dense", 5.0), row("other", 1.0), row("wrong", 0.1) | {"status": "failed"}]
-    monkeypatch.setattr(readme, "result", lambda name: {"rows": rows})
+    rows = [row("hyperkern", 2.0), row("dense", 5.0), row("other", 1.0), row("wrong", 0.1, "failed")]
+    monkeypatch.setattr(readme, "bench", lambda: SimpleNamespace(rows=rows))
     assert "| 2\u00a0ms | 50 % | 2.5× | 0.5× (other) |" in readme.losses()
 
 
