@@ -73,7 +73,7 @@ def without_launches(backend: str) -> None:
         if backend == "triton":
             if module.INTERPRETED:
                 raise BenchError("argument --backend: without TRITON_INTERPRET, got 'triton' with it")
-            from .fake_gpu import Gpu
+            from tools.fake_gpu import Gpu
 
             gpu, patch = Gpu(), SimpleNamespace(setattr=setattr)
             gpu.noted = False

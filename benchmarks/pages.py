@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.kernels import table as kernels
+from tools.kernels import predict
+from tools.kernels import report as kernels
 
-from . import contrastive, predict, readme, scaling
+from . import contrastive, readme, scaling
 from .tables import ROOT, result, table
 
 IMAGES = ROOT / "docs" / "images" / "benchmark"

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from benchmarks import pages, predict, readme, scaling
-from tools.kernels import table as kernels
-from tools.kernels.report import Row
+from benchmarks import pages, readme, scaling
+from tools.kernels import predict
+from tools.kernels import report as kernels
+from tools.kernels.rows import Row
 
 FILES = pages.files()
 

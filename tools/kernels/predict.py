@@ -7,9 +7,9 @@ comes out of the L2 cache. Which of these run at the same time is read from the 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tools.kernels import table as kernels
+from benchmarks.tables import result, table
 
-from .tables import result, table
+from . import report as kernels
 
 N = 65_536
 SHOWN = {"architecture": "sm_90", "operand": "bfloat16"}

@@ -1,6 +1,6 @@
 """Configurations of the Triton kernels that may beat the shipped ones, each measured beside the one in its place.
 
-``python -m benchmarks.candidates [--list NAME] [--rows N] [--jsonl FILE]``. The list is explicit: `hyperkern tune`
+``python -m tools.candidates [--list NAME] [--rows N] [--jsonl FILE]``. The list is explicit: `hyperkern tune`
 tries everything, for an hour; these are the few that a reading of the compiled code speaks for. Each is first compiled
 and held against the dense formula on few rows, in a process of its own and many at a time: one that cannot run, or
 loses the GPU's context, is known before anything is timed. What passed is timed in one process, in turns with the
@@ -181,7 +181,7 @@ def main() -> int:
             print(f"{everything[args.only]}: {problem}", flush=True)
             report(args.jsonl, everything[args.only], args.only < len(uses), failure(problem))
         return 0 if problem is None else 1
-    base = [sys.executable, "-m", "benchmarks.candidates", "--rows", str(few), "--device", args.device]
+    base = [sys.executable, "-m", "tools.candidates", "--rows", str(few), "--device", args.device]
     base += ["--list", args.list]
     base += [*(() if args.first is None else ("--first", str(args.first)))]
     base += [*(() if args.jsonl is None else ("--jsonl", str(args.jsonl)))]
