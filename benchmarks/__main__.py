@@ -1,8 +1,10 @@
-"""``python -m benchmarks``: the same as ``hyperkern bench``, from a source tree."""
+"""``python -m benchmarks``: ``hyperkern bench`` with the peers, from a source tree."""
 
 import sys
 
 from hyperkern.cli import main
 
+from . import PEERS
+
 if __name__ == "__main__":
-    raise SystemExit(main(["bench", *sys.argv[1:]]))
+    raise SystemExit(main(["bench", "--load", str(PEERS), *sys.argv[1:]]))

@@ -294,7 +294,7 @@ def implementation(
 
 def load_all() -> None:
     """Enters what comes with the package."""
-    from . import cases, peers  # noqa: F401
+    from . import baselines, cases  # noqa: F401
 
 
 def load_file(path: Path) -> None:
