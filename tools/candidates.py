@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperkern.backends.triton import config, tune
+from hyperkern.backends.triton import config
 from hyperkern.backends.triton.config import Config
-from hyperkern.backends.triton.tune import Use
-from hyperkern.bench import clock
+from hyperkern.bench import clock, tune
 from hyperkern.bench.result import append
+from hyperkern.bench.tune import Use
 
 from .beside import beside
 

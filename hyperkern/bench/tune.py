@@ -1,4 +1,4 @@
-"""Measures block sizes on the GPU at hand and writes the data file that `config` reads; ``hyperkern tune``."""
+"""Measures block sizes on the GPU at hand and writes the data file that the Triton backend reads; ``hyperkern tune``."""
 
 import itertools
 import statistics
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from ...files import check_outputs
-from ...spec import PairSpec, PairTerms
-from ..host.pairwise import Factors
-from . import config
-from .config import Architecture, Config, Entry
-from .operands import SPECIALISING, Operands, as_operands
-from .primitives import contract, pair_sums
+from ..backends.host.pairwise import Factors
+from ..backends.triton import config
+from ..backends.triton.config import Architecture, Config, Entry
+from ..backends.triton.operands import SPECIALISING, Operands, as_operands
+from ..backends.triton.primitives import contract, pair_sums
+from ..files import check_outputs
+from ..spec import PairSpec, PairTerms
 
 # What PairSpec.precision or the float32 setting must be for an operand.
 _PRECISION = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
