@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hyperkern.backends.triton import config
 from hyperkern.backends.triton.config import Config
-from hyperkern.bench import clock, tune
+from hyperkern.bench import clock, gate, tune
 from hyperkern.bench.result import append
 from hyperkern.bench.tune import Use
 
@@ -79,15 +79,10 @@ def shipped(use: Use, device: torch.device) -> Config:
     return found
 
 
-def allowed(truth: Tensor) -> float:
-    """How far a result may be off: as in `hyperkern tune`."""
-    return 2e-2 * truth.abs().max().item()
-
-
 def wrong(result: Tensor, truth: Tensor) -> str | None:
     """What is wrong with a result, or ``None``."""
-    error = (result - truth).abs().max().item()
-    return None if error <= allowed(truth) else f"wrong: off by {error:.3g}, {allowed(truth):.3g} is allowed"
+    error = gate.largest_error([result], [truth])
+    return None if error <= tune.ALLOWED else f"wrong: relative error {error:.3g}, {tune.ALLOWED:g} is allowed"
 
 
 def problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | None:
@@ -95,7 +90,7 @@ def problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | N
     try:
         return _problem_of(candidate, rows, device) or _problem_of(candidate, rows - 77, device)
     except Exception as error:  # too much shared memory, too many registers
-        return f"cannot run: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        return f"cannot run: {type(error).__name__}: {gate.first_line(error)}"
 
 
 def _problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | None:
@@ -141,22 +136,12 @@ def measured(use: Use, choices: list[Config], rows: int, device: torch.device) -
 
 def in_turns(calls: dict[Config | None, Callable[[], object]], device: str) -> dict[Config | None, list[float]]:
     """Milliseconds of each call, in rounds: what slows the GPU down meets all of them."""
-
-    def ready(call: Callable[[], object]) -> clock.Runner:
-        return clock.runner(lambda: _nothing(call()), [], "forward", device, 1e3)
-
-    runners = {name: ready(call) for name, call in calls.items()}
+    runners = {name: clock.ready(call, device) for name, call in calls.items()}
     times: dict[Config | None, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS if device != "cpu" else 1):
         for name, runner in runners.items():
             times[name] += clock.sample(runner, "eager", device)
     return times
-
-
-def _nothing(result: object) -> Tensor:
-    """The clock asks a loss for its value; a kernel has no single one."""
-    assert isinstance(result, Tensor)
-    return result.reshape(-1)
 
 
 def main() -> int:
