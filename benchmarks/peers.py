@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperkern.bench import implementation, textbook
+from hyperkern.bench import case, implementation, textbook
 from hyperkern.bench.baselines import HALF, MOST_DENSE
-from hyperkern.bench.registry import Loss
+from hyperkern.bench.cases import CLASSES
+from hyperkern.bench.registry import CASES, Loss
+from hyperkern.integrations.align_uniform import uniform_loss
 
 
 def load(module: str) -> Any:
@@ -244,3 +246,77 @@ def inf_cl() -> Loss:
     """Its cal_flash_loss, both ways."""
     loss = load("inf_cl").cal_flash_loss
     return two_way(lambda x, y: loss(x, y, scale=textbook.LOGIT_SCALE).mean())
+
+
+# ---- losses of the libraries as cases of their own: the original, in float64 the truth, and the drop-in --------------
+
+
+def _drop_in(
+    name: str, package: str, module: str, make: Callable[[Any], Loss], *, like: str, most_rows: int = 1 << 40
+) -> None:
+    """Enters a loss of a library; ``make`` makes it from their module or ours, ``like`` has its arithmetic."""
+    root = module.split(".")[0]
+
+    def truth(*views: Tensor) -> Tensor:
+        value: Tensor = make(load(module))(*views)
+        return value
+
+    case(name, inputs=2, flops=CASES[like].flops, counted=f"as {like}", baseline="original")(truth)
+    of_library = implementation(name, "original", package=package, module=root, most_rows=most_rows)
+    of_library(lambda: make(load(module)))
+    own = implementation(name, "hyperkern", package="hyperkern", module=root, slowdown=1.5)
+    own(lambda: make(load(f"hyperkern.integrations.{root}")))
+
+
+def _labelled(name: str, labels: Callable[[int], Tensor]) -> Callable[[Any], Loss]:
+    """A loss of embeddings and labels as one of features alone, two views one behind the other."""
+
+    def make(module: Any) -> Loss:
+        loss = getattr(module, name)()
+        return lambda *views: loss(torch.cat(views), labels(sum(view.shape[0] for view in views)))
+
+    return make
+
+
+def _of_unit_rows(name: str, *options: float) -> Callable[[Any], Loss]:
+    """A loss of rows that its models have normalised, and of numbers that they have learned."""
+
+    def make(module: Any) -> Loss:
+        loss = getattr(module, name)()
+        return unit(lambda x, y: loss(x, y, *(torch.tensor(option, dtype=x.dtype) for option in options)))
+
+    return make
+
+
+for _name, _options, _module, _like in (
+    ("NTXentLoss", {"temperature": 0.2}, "lightly.loss", "nt_xent"),
+    ("DCLLoss", {}, "lightly.loss", "dcl"),
+    ("DCLWLoss", {}, "lightly.loss", "dclw"),
+    ("HypersphereLoss", {}, "lightly.loss.hypersphere_loss", "align_uniform"),
+):
+    _make = functools.partial(
+        lambda module, name, options: getattr(module, name)(**options), name=_name, options=_options
+    )
+    _drop_in(f"lightly {_name}", "lightly", _module, _make, like=_like)
+
+_METRIC_LEARNING = ("pytorch-metric-learning", "pytorch_metric_learning.losses")
+_drop_in(
+    *("PML NTXentLoss, two views", *_METRIC_LEARNING, _labelled("NTXentLoss", lambda n: torch.arange(n) % (n // 2))),
+    like="nt_xent",
+    most_rows=256,  # as above
+)
+_drop_in(
+    *(f"PML SupConLoss, {CLASSES} classes", *_METRIC_LEARNING),
+    _labelled("SupConLoss", lambda n: torch.arange(n) % CLASSES),
+    like="nt_xent",
+)
+_OPEN_CLIP = ("open-clip-torch", "open_clip.loss")
+_drop_in("OpenCLIP ClipLoss", *_OPEN_CLIP, _of_unit_rows("ClipLoss", textbook.LOGIT_SCALE), like="clip")
+_drop_in("OpenCLIP SigLipLoss", *_OPEN_CLIP, _of_unit_rows("SigLipLoss", 10.0, -10.0), like="siglip")
+
+PAPER = "paper's uniform_loss"
+case(PAPER, inputs=1, flops=CASES["uniformity"].flops, counted="as uniformity", baseline="pdist", unit=True)(
+    textbook.paper_uniform_loss
+)
+implementation(PAPER, "pdist", most_rows=4096, slowdown=30)(lambda: textbook.paper_uniform_loss)
+implementation(PAPER, "hyperkern", package="hyperkern")(lambda: uniform_loss)

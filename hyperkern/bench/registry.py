@@ -211,6 +211,7 @@ def case(
     queue: int = 0,
     classes: int = 0,
     scalars: tuple[float, ...] = (),
+    own: Draw | None = None,
 ) -> Callable[[Loss], Loss]:
     """Registers the decorated textbook formula as a case.
 
@@ -224,13 +225,14 @@ def case(
         queue: rows of a queue that it takes besides, see `Case`.
         classes: of how many classes the rows are whose labels it takes, see `Case`.
         scalars: values of the learnable numbers that it takes, see `Case`.
+        own: draws what it takes instead of feature tensors, see `Case`.
 
     Raises:
         BenchError: the name is taken.
     """
 
     def enter(truth: Loss) -> Loss:
-        further: dict[str, Any] = {"queue": queue, "classes": classes, "scalars": scalars}
+        further: dict[str, Any] = {"queue": queue, "classes": classes, "scalars": scalars, "own": own}
         add_case(Case(name, inputs, truth, flops, counted, baseline, unit, **further))
         return truth
 

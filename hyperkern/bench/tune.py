@@ -1,4 +1,4 @@
-"""Measures block sizes on the GPU at hand and writes the data file that the Triton backend reads; ``hyperkern tune``."""
+"""Measures block sizes on the GPU at hand and writes them as the Triton backend reads them; ``hyperkern tune``."""
 
 import itertools
 import statistics
