@@ -9,7 +9,6 @@ committed result shows right, which nobody asks about.
 import argparse
 import functools
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -28,6 +27,8 @@ from hyperkern.bench.machine import describe
 from hyperkern.check import first_use, records
 from hyperkern.check.scope import Scope
 from hyperkern.spec import PairSpec
+
+from .measure import write
 
 NAME, CPU = "recorded", torch.device("cpu")
 CALLS = 2000
@@ -95,8 +96,7 @@ def main() -> None:
         rows.append({"choice": f"{name}, what a record costs", "median_us": statistics.median(more)})
         print(f"{name}, what a record costs: {rows[-1]['median_us']:.3f} us")
     if args.json is not None:
-        content = {"machine": describe("cpu"), "calls": CALLS, "rows": rows}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write(args.json, {"machine": describe("cpu"), "calls": CALLS, "rows": rows})
 
 
 if __name__ == "__main__":

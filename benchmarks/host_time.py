@@ -112,13 +112,13 @@ def measured(matrix: Matrix) -> dict[str, Any]:
     """Times and counts."""
     result = run(matrix)
     rows = []
-    for row in result["rows"]:
-        if row["status"] != "ok":
-            raise BenchError(f"{row['case']}, {row['implementation']}: {row['reason']}")
-        of_row = {name: row[name] for name in ("case", "implementation", "n", "d", "samples_ms")}
-        functions = functions_of(row["case"], row["implementation"], row["n"], row["d"])
-        rows.append(of_row | spread(row["samples_ms"]) | {"functions": functions})
-    return {"machine": result["machine"], "rows": rows}
+    for row in result.rows:
+        if row.status != "ok":
+            raise BenchError(f"{row.case}, {row.implementation}: {row.reason}")
+        of_row = {name: getattr(row, name) for name in ("case", "implementation", "n", "d", "samples_ms")}
+        functions = functions_of(row.case, row.implementation, row.n, row.d)
+        rows.append(of_row | spread(row.samples_ms) | {"functions": functions})
+    return {"machine": result.machine, "rows": rows}
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

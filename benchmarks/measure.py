@@ -43,6 +43,6 @@ def in_words(row: Mapping[str, Any]) -> str:
     return f"{row['median_ms']:.3g} ± {row['iqr_ms'] / 2:.2g} ({row['fastest_ms']:.3g})"
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
+def write(path: Path, content: object) -> None:
     """Writes a result file."""
-    write_files({path: as_json(dict(content))})
+    write_files({path: as_json(content)})

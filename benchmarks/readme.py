@@ -1,18 +1,23 @@
 """The README's tables and figures, made of committed results."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from examples.digits.report import HEADER, table_rows
 from examples.digits.results import Spread
 from hyperkern.bench.page import figure
+from hyperkern.bench.result import Result, Row, read, read_as
 from hyperkern.format import milliseconds
 
-from .tables import result, table
+from .short_path import Summaries
+from .tables import RESULTS, result, table
 
 # Shown as pictures: kind, case and D.
 FIGURES = [(kind, case, 128) for case in ("uniformity", "clip") for kind in ("time", "memory")]
-Row = dict[str, Any]
+
+
+def bench() -> Result:
+    """The run of ``hyperkern bench`` that the README shows."""
+    return read(RESULTS / "cpu.json")
 
 
 def demo() -> str:
@@ -36,11 +41,11 @@ def batch() -> str:
 
 def machine() -> str:
     """What the benchmark ran on."""
-    found = result("cpu")
-    facts, limit = found["machine"], found["limits"]["float32"]
+    found = bench()
+    facts, rate = found.machine, found.limits["float32"].flops
     return (
-        f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch'].split('+')[0]}; the library's own "
-        f"float32 product reached {limit['flops'] / 1e9:.0f} GFLOP/s in the same run."
+        f"{facts.processor}, {facts.threads} threads, torch {str(facts.torch).split('+')[0]}; the library's own "
+        f"float32 product reached {rate / 1e9:.0f} GFLOP/s in the same run."
     )
 
 
@@ -60,38 +65,39 @@ def losses() -> str:
     ]
     lines = []
     for own, dense, peer in _beside():
-        times = [f"{other['median_ms'] / own['median_ms']:.1f}×" if other else "" for other in (dense, peer)]
+        times = [f"{other.median_ms / own.median_ms:.1f}×" if other else "" for other in (dense, peer)]
         if peer:
-            times[1] += f" ({peer['implementation']})"
-        peaks = [f"{row['peak_bytes'] / 1e6:.0f} MB" if row else "" for row in (own, dense, peer)]
-        name, n, d = f"`{own['case']}`", f"{own['n']:,}", str(own["d"])
-        lines.append([name, n, d, milliseconds(own["median_ms"]), f"{100 * own['of_limit']:.0f} %", *times, *peaks])
+            times[1] += f" ({peer.implementation})"
+        peaks = [f"{row.peak_bytes / 1e6:.0f} MB" if row else "" for row in (own, dense, peer)]
+        name, n, d = f"`{own.case}`", f"{own.n:,}", str(own.d)
+        lines.append([name, n, d, milliseconds(own.median_ms), f"{100 * own.of_limit:.0f} %", *times, *peaks])
     return table(heads, lines)
 
 
 def _beside() -> Iterator[tuple[Row, Row | None, Row | None]]:
     """Our own row of each point, the dense one and the fastest of all peers."""
     points: dict[tuple[str, int, int], dict[str, Row]] = {}
-    for row in result("cpu")["rows"]:
-        if row["status"] == "ok":
-            points.setdefault((row["case"], row["d"], row["n"]), {})[row["implementation"]] = row
+    for row in bench().rows:
+        if row.status == "ok":
+            points.setdefault((row.case, row.d, row.n), {})[row.implementation] = row
     for rows in points.values():
         own = rows.pop("hyperkern")
-        fastest = min(rows.values(), key=lambda row: row["median_ms"], default=None)
+        fastest = min(rows.values(), key=lambda row: row.median_ms, default=None)
         yield own, rows.get("dense"), fastest
 
 
 def images() -> dict[str, str]:
     """The pictures, by file name."""
-    found = result("cpu")
+    found = bench()
     return {f"{case}-d{d}-{kind}.svg": figure(found, kind, case, d) for kind, case, d in FIGURES}
 
 
 def short_path() -> str:
     """Every loss at ordinary batches: times of the dense loss, eager and compiled, over those of hyperkern."""
-    rows = [row for row in result("short_path_cpu")["rows"] if row["status"] == "ok" and row["d"] == 128]
-    cases, sizes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "n"))
-    over = {(row["case"], row["n"], row["implementation"]): row["over_hyperkern"] for row in rows}
+    found = read_as(RESULTS / "short_path_cpu.json", Summaries)
+    rows = [row for row in found.rows if row.status == "ok" and row.d == 128]
+    cases, sizes = list(dict.fromkeys(row.case for row in rows)), list(dict.fromkeys(row.n for row in rows))
+    over = {(row.case, row.n, row.implementation): row.over_hyperkern for row in rows}
 
     def cell(case: str, n: int) -> str:
         ratios = [over.get((case, n, name)) for name in ("dense", "compiled")]  # None for what would take too long

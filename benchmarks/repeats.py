@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from hyperkern.bench.compare import compare
 from hyperkern.bench.result import read
 from hyperkern.cli.bench import REGRESSION
 from hyperkern.cli.progress import progress_bar
+
+from .measure import write
 
 OPTIONS = ["--device", "cpu", "--cases", "uniformity,clip", "--implementations", "dense,hyperkern", "--no-memory"]
 OPTIONS += ["--sizes", "512,2048", "--dims", "128"]
@@ -45,9 +46,9 @@ def main() -> None:
                 }
             )
             progress(i + 1, args.runs)
-        machine = read(first)["machine"]
+        machine = read(first).machine
     content = {"machine": machine, "options": OPTIONS, "threshold": THRESHOLD, "runs": rows}
-    args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(args.json, content)
     print(args.json.read_text(encoding="utf-8"))
 
 

@@ -9,20 +9,20 @@ only: each row says when and where it was measured. A run begins no further case
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hyperkern.bench.machine import busy
 from hyperkern.bench.matrix import Matrix, check
 from hyperkern.bench.registry import CASES, BenchError, load_all
-from hyperkern.bench.result import Result, Row, key, read
+from hyperkern.bench.result import COLUMNS, Result, Row, quantile, read_as
 from hyperkern.bench.run import run
 from hyperkern.bench.table import print_table
 from hyperkern.files import OutputError, check_outputs
 
-from .measure import in_words, spread, write
+from .measure import in_words, write
 
 OWN, EAGER, COMPILED = NAMES = ("hyperkern", "dense", "compiled")
 SIZES, DIMS = (128, 256, 512, 1024, 2048, 4096), (128, 512)
@@ -42,62 +42,83 @@ def cases() -> tuple[str, ...]:
     return tuple(name for name, case in CASES.items() if case.truth is not None)
 
 
-def with_summaries(result: Result) -> list[Row]:
-    """The rows with their spread, their time over that of hyperkern, the share of the library's product, and their run.
+@dataclass(frozen=True, kw_only=True)
+class Summary(Row):
+    """A row with its spread, its time over that of hyperkern, the share of the library's product, and its run."""
 
-    That share is of the fastest times: the least arithmetic in the fastest call, over the product's best rate.
+    iqr_ms: float | None
+    fastest_ms: float | None
+    over_hyperkern: float | None
+    of_product: float | None
+    run: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summaries(Result):
+    """The rows of several runs; the machine is that of the last."""
+
+    rows: Sequence[Summary]
+
+
+def with_summaries(result: Result) -> list[Summary]:
+    """The rows with their summaries.
+
+    The share of the product is of the fastest times: the least arithmetic in the fastest call, over its best rate.
     """
-    of_run = {name: result["machine"][name] for name in OF_RUN}
-    own = {_place(row): row["median_ms"] for row in result["rows"] if row["implementation"] == OWN}
+    of_run = {name: getattr(result.machine, name) for name in OF_RUN}
+    own = {_place(row): row.median_ms for row in result.rows if row.implementation == OWN}
     found = []
-    for row in result["rows"]:
+    for row in result.rows:
+        limit = result.limits[row.dtype]
         summary: dict[str, Any] = dict.fromkeys(("iqr_ms", "fastest_ms", "over_hyperkern", "of_product"))
-        if row["status"] == "ok":
-            summary |= spread(row["samples_ms"])
-            rate = result["limits"][row["dtype"]]["best_flops"]
-            summary["of_product"] = row["flops"] / (1e-3 * summary["fastest_ms"]) / rate
-            if own.get(_place(row)):
-                summary["over_hyperkern"] = row["median_ms"] / own[_place(row)]
-        samples = [float(f"{ms:.4g}") for ms in row["samples_ms"]]
-        run_of_row = of_run | {"product": result["limits"][row["dtype"]]}
-        found.append(row | {"samples_ms": samples} | summary | {"run": run_of_row})
+        if row.status == "ok":
+            low, high = (quantile(row.samples_ms, q) for q in (0.25, 0.75))
+            fastest = min(row.samples_ms)
+            assert limit.best_flops is not None
+            summary |= {"iqr_ms": high - low, "fastest_ms": fastest}
+            summary["of_product"] = row.flops / (1e-3 * fastest) / limit.best_flops
+            if row.median_ms and (by := own.get(_place(row))):
+                summary["over_hyperkern"] = row.median_ms / by
+        values = {name: getattr(row, name) for name in COLUMNS} | summary
+        values["samples_ms"] = tuple(float(f"{ms:.4g}") for ms in row.samples_ms)
+        found.append(Summary(**values, run=of_run | {"product": limit}))
     return found
 
 
-def merged(saved: Result | None, new: Result) -> Result:
+def merged(saved: Summaries | None, new: Result) -> Summaries:
     """A result with the rows of another in place of those of the same points; what was left out replaces nothing."""
-    rows = {key(row): row for row in (saved["rows"] if saved else [])}
+    rows = {row.key: row for row in (saved.rows if saved else [])}
     for row in with_summaries(new):
-        if row["status"] != "skipped" or key(row) not in rows:
-            rows[key(row)] = row
+        if row.status != "skipped" or row.key not in rows:
+            rows[row.key] = row
     order = {name: i for i, name in enumerate(CASES)}
-    in_order = sorted(rows.values(), key=lambda row: (order.get(row["case"], len(order)), row["d"], row["n"]))
-    return new | {"rows": in_order}
+    in_order = sorted(rows.values(), key=lambda row: (order.get(row.case, len(order)), row.d, row.n))
+    return Summaries(schema=new.schema, machine=new.machine, limits=new.limits, rows=in_order)
 
 
-def lines(rows: Sequence[Row]) -> list[list[str]]:
+def lines(rows: Sequence[Summary]) -> list[list[str]]:
     """The table: one line for each case, N and D."""
-    places: dict[tuple[str, int, int], dict[str, Row]] = {}
+    places: dict[tuple[str, int, int], dict[str, Summary]] = {}
     for row in rows:
-        places.setdefault(_place(row), {})[row["implementation"]] = row
+        places.setdefault(_place(row), {})[row.implementation] = row
     found = []
     for (case, n, d), by_name in places.items():
         at = [by_name.get(name) for name in NAMES]
-        timed = [row if row is not None and row["status"] == "ok" else None for row in at]
+        timed = [row if row is not None and row.status == "ok" else None for row in at]
         times = [_time(row) if row else "" for row in at]
-        ratios = [f"{row['over_hyperkern']:.2f}" if row and row["over_hyperkern"] else "" for row in timed[1:]]
-        share = f"{timed[0]['of_product']:.2f}" if timed[0] else ""
-        peaks = " / ".join(f"{row['peak_bytes'] / 1e6:.0f}" if row and row["peak_bytes"] else "–" for row in timed)
+        ratios = [f"{row.over_hyperkern:.2f}" if row and row.over_hyperkern else "" for row in timed[1:]]
+        share = f"{timed[0].of_product:.2f}" if timed[0] else ""
+        peaks = " / ".join(f"{row.peak_bytes / 1e6:.0f}" if row and row.peak_bytes else "–" for row in timed)
         found.append([case, str(n), str(d), *times, *ratios, share, peaks])
     return found
 
 
-def _time(row: Row) -> str:
-    return in_words(row) if row["status"] == "ok" else str(row["status"].upper())
+def _time(row: Summary) -> str:
+    return in_words(vars(row)) if row.status == "ok" else row.status.upper()
 
 
 def _place(row: Row) -> tuple[str, int, int]:
-    return row["case"], row["n"], row["d"]
+    return row.case, row.n, row.d
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, matrix = _asked(arguments)
     if (warning := busy()) is not None:
         print(f"warning: {warning}", file=sys.stderr)
-    saved = read(args.json) if args.json and args.json.exists() else None
+    saved = read_as(args.json, Summaries) if args.json and args.json.exists() else None
     started, failed = time.monotonic(), False
     for i, case in enumerate(matrix.cases):
         if time.monotonic() - started > 60 * args.minutes:
@@ -116,12 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.json:
             write(args.json, saved)
         print_table(HEADS, lines(with_summaries(new)), 1)
-        rate = new["limits"]["float32"]
-        print(f"product: {rate['flops'] / 1e9:.0f} GFLOP/s, at best {rate['best_flops'] / 1e9:.0f}\n", flush=True)
-        for row in new["rows"]:
-            if row["status"] == "failed":
+        rate = new.limits["float32"]
+        print(f"product: {rate.flops / 1e9:.0f} GFLOP/s, at best {(rate.best_flops or 0.0) / 1e9:.0f}\n", flush=True)
+        for row in new.rows:
+            if row.status == "failed":
                 failed = True
-                print(f"failed: {case}, N {row['n']}, D {row['d']}, {row['implementation']}: {row['reason']}")
+                print(f"failed: {case}, N {row.n}, D {row.d}, {row.implementation}: {row.reason}")
     print(
         "ms: median ± half of the interquartile range (fastest). of product: the least arithmetic over hyperkern's "
         "fastest time, over the best rate of the library's product in the same run. peaks: extra memory, as ordered."

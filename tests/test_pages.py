@@ -1,6 +1,7 @@
 """The figures in the documentation are those of the committed results."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,12 +37,12 @@ def test_a_stale_table_is_seen(page, old: str) -> None:
 
 
 def test_a_faster_peer_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(name: str, ms: float) -> dict:
+    def row(name: str, ms: float, status: str = "ok") -> SimpleNamespace:
         figures = {"median_ms": ms, "of_limit": 0.5, "peak_bytes": 1e6}
-        return {"case": "clip", "implementation": name, "n": 8, "d": 4, "status": "ok", **figures}
+        return SimpleNamespace(case="clip", implementation=name, n=8, d=4, status=status, **figures)
 
-    rows = [row("hyperkern", 2.0), row("dense", 5.0), row("other", 1.0), row("wrong", 0.1) | {"status": "failed"}]
-    monkeypatch.setattr(readme, "result", lambda name: {"rows": rows})
+    rows = [row("hyperkern", 2.0), row("dense", 5.0), row("other", 1.0), row("wrong", 0.1, "failed")]
+    monkeypatch.setattr(readme, "bench", lambda: SimpleNamespace(rows=rows))
     assert "| 2\u00a0ms | 50 % | 2.5× | 0.5× (other) |" in readme.losses()
 
 

@@ -22,9 +22,10 @@ from .steps import BUDGETS, PLAN
 # In a process of its own: one that has a GPU open shares what other processes do to it.
 PROBE = """
 import json, sys, torch
+from dataclasses import asdict
 from hyperkern.bench.machine import describe
 device = sys.argv[1]
-print(json.dumps(describe(device) if device == "cpu" or torch.cuda.is_available() else None))
+print(json.dumps(asdict(describe(device)) if device == "cpu" or torch.cuda.is_available() else None))
 """
 ON_GPU = 'import torch; torch.ones(1, device="cuda").sum().item()'
 

@@ -1,13 +1,17 @@
-"""One call in a process of its own, where it may die of too little memory: its peak, its time, its value."""
+"""What runs in a process of its own, where it may die of too little memory; a call there: its peak, time and value."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import os
+import pickle
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,47 +65,57 @@ def each_alone(name: str, execution: str, setups: Sequence[Setup], files: Sequen
     """
     found: list[Alone | str] = []
     while len(found) < len(setups):
-        request = {
-            "implementation": name,
-            "execution": execution,
-            "setups": [setup._asdict() for setup in setups[len(found) :]],
-            "files": [str(file) for file in files],
-            "threads": torch.get_num_threads(),
-        }
-        child = subprocess.run(
-            [sys.executable, "-m", "hyperkern.bench.child"], input=json.dumps(request), capture_output=True, text=True
-        )
-        answers = [json.loads(line[len(_MARK) :]) for line in child.stdout.splitlines() if line.startswith(_MARK)]
-        found += [answer if isinstance(answer, str) else Alone(*answer) for answer in answers]
-        if len(found) < len(setups):
-            found.append(_death(child.returncode, child.stderr))
+        answers, death = run(_alone, name, execution, setups[len(found) :], files=files)
+        found += answers
+        if death is not None and len(found) < len(setups):
+            found.append(death)
     return found
 
 
-_MARK = "alone: "
+def _alone(name: str, execution: str, setups: Sequence[Setup]) -> Iterator[Alone | str]:
+    for setup in setups:
+        try:
+            answer: Alone | str = once(name, execution, setup)
+        except Exception as failure:
+            answer = f"{type(failure).__name__}: {first_line(failure)}"
+        yield answer
 
 
-def _death(status: int, errors: str) -> str:
-    if status == -9:
-        return "killed by the system, as it does when memory runs out"
-    lines = errors.strip().splitlines()
-    return f"its process ended with status {status}" + (f": {lines[-1][:200]}" if lines else "")
+def run(function: Callable[..., Iterator[Any]], *args: Any, files: Sequence[Path] = ()) -> tuple[list[Any], str | None]:
+    """Runs a function in a process of its own, with all cases registered and as many threads as here.
+
+    Args:
+        function: of a module, yields answers that can be pickled.
+        args: can be pickled.
+        files: your own, with further cases and implementations.
+
+    Returns:
+        What it yielded, and why its process did not come to the end; ``None`` where it did.
+    """
+    request = pickle.dumps((function, args, files, torch.get_num_threads()))
+    child = subprocess.run([sys.executable, "-m", "hyperkern.bench.child"], input=request, capture_output=True)
+    output, answers = io.BytesIO(child.stdout), []
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it died while it wrote
+        while output.tell() < len(child.stdout):
+            answers.append(pickle.load(output))
+    if child.returncode == -signal.SIGKILL:
+        return answers, "killed by the system, as it does when memory runs out"
+    lines = child.stderr.decode(errors="replace").strip().splitlines()
+    why = f"its process ended with status {child.returncode}" + (f": {lines[-1][:200]}" if lines else "")
+    return answers, why if child.returncode else None
 
 
 def main() -> None:
-    """The child: a request on the standard input, a line for each point."""
-    request = json.load(sys.stdin)
-    torch.set_num_threads(request["threads"])
-    load_all()
-    for file in request["files"]:
-        load_file(Path(file))
-    for fields in request["setups"]:
-        answer: Alone | str
-        try:
-            answer = once(request["implementation"], request["execution"], Setup(**fields))
-        except Exception as failure:
-            answer = f"{type(failure).__name__}: {first_line(failure)}"
-        print(_MARK + json.dumps(answer), flush=True)
+    """The child: a request on the standard input, the answers on the output, to which nothing else gets."""
+    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
+        os.dup2(2, 1)
+        function, args, files, threads = pickle.load(sys.stdin.buffer)
+        torch.set_num_threads(threads)
+        load_all()
+        for file in files:
+            load_file(file)
+        for answer in function(*args):
+            answers.write(pickle.dumps(answer))
 
 
 if __name__ == "__main__":

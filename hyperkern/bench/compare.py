@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .result import BenchError, Result, Row, baseline_of, key, quantile
+from . import child
+from .matrix import Matrix
+from .registry import BenchError
+from .result import Provenance, Result, Row, quantile
 
 RESAMPLES = 10_000
 # The chance that any row of a comparison is called slower by chance.
@@ -16,6 +21,13 @@ ERROR_RATE = 0.01
 FEWEST = 5
 # What must agree for times to be comparable.
 SAME = ("device", "processor", "threads")
+# How often what looks slower is measured again, in other processes.
+TIMES = 2
+# What of a matrix is which column of a row.
+_OPTIONS = {
+    **{"cases": "case", "names": "implementation", "sizes": "n", "dims": "d"},
+    **{"dtypes": "dtype", "modes": "mode", "executions": "execution"},
+}
 
 
 class Change(NamedTuple):
@@ -43,15 +55,16 @@ class Change(NamedTuple):
         return self.verdict == "slower" or self.verdict.startswith("fails")
 
 
-def check_comparable(old: Result, machine: dict[str, Any]) -> None:
+def check_comparable(old: Result, machine: Provenance) -> None:
     """Whether a file is of this machine.
 
     Raises:
         BenchError: it is not.
     """
     for name in SAME:
-        if old["machine"][name] != machine[name]:
-            raise BenchError(f"the runs are of different machines: {name} {old['machine'][name]!r}, {machine[name]!r}")
+        before, now = getattr(old.machine, name), getattr(machine, name)
+        if before != now:
+            raise BenchError(f"the runs are of different machines: {name} {before!r}, {now!r}")
 
 
 def compare(old: Result, new: Result, threshold: float) -> list[Change]:
@@ -69,9 +82,9 @@ def compare(old: Result, new: Result, threshold: float) -> list[Change]:
     Raises:
         BenchError: the runs are of different machines, or have no row in common.
     """
-    check_comparable(old, new["machine"])
-    before, after = ({key(row): row for row in result["rows"]} for result in (old, new))
-    shared = [found for found in after if found in before and before[found]["status"] == "ok"]
+    check_comparable(old, new.machine)
+    before, after = ({row.key: row for row in result.rows} for result in (old, new))
+    shared = [found for found in after if found in before and before[found].status == "ok"]
     if not shared:
         raise BenchError("the runs have no row in common that the first of them has measured")
     confidence = ERROR_RATE / len(shared)
@@ -90,27 +103,27 @@ def _change(
     seed: int,
 ) -> Change:
     row = rows[1][found]
-    if row["status"] != "ok":
+    if row.status != "ok":
         # A package that is not installed has not become slower; a wrong result is worse than a slow one.
-        verdict = f"fails: {row['reason']}" if row["status"] == "failed" else f"skipped: {row['reason']}"
+        verdict = f"fails: {row.reason}" if row.status == "failed" else f"skipped: {row.reason}"
         return Change(row, None, None, None, "", verdict)
     old, new = (each[found] for each in rows)
-    bases = [baseline_of(each[found], each) for each in rows]
+    bases = [each[found].baseline_in(each) for each in rows]
     generator = torch.Generator().manual_seed(seed)
-    if all(base is not None for base in bases) and old["implementation"] != old["baseline"]:
-        corrected = f"by {row['baseline']}"
+    if all(base is not None for base in bases) and old.implementation != old.baseline:
+        corrected = f"by {row.baseline}"
         sides = [
-            _resampled(each["samples_ms"], base["samples_ms"] if base else None, generator)
+            _resampled(each.samples_ms, base.samples_ms if base else None, generator)
             for each, base in zip((old, new), bases, strict=True)
         ]
     else:
-        rates = [result["limits"].get(row["dtype"], {}).get("flops") for result in results]
-        corrected = "by the machine's rate" if all(rates) else "not"
-        drift = rates[0] / rates[1] if all(rates) else 1.0
-        sides = [_resampled(each["samples_ms"], None, generator) for each in (old, new)]
+        rates = [result.limits[row.dtype].flops for result in results if row.dtype in result.limits]
+        corrected = "by the machine's rate" if len(rates) == 2 else "not"
+        drift = rates[0] / rates[1] if len(rates) == 2 else 1.0
+        sides = [_resampled(each.samples_ms, None, generator) for each in (old, new)]
         sides[1] = (sides[1][0] / drift, sides[1][1] / drift)
     ratio = (sides[1][0] / sides[0][0]).item()
-    if min(len(old["samples_ms"]), len(new["samples_ms"])) < FEWEST:
+    if min(len(old.samples_ms), len(new.samples_ms)) < FEWEST:
         return Change(row, ratio, None, None, corrected, "too few samples")
     spread = sides[1][1] / sides[0][1]
     low, high = quantile(spread.tolist(), confidence / 2), quantile(spread.tolist(), 1 - confidence / 2)
@@ -118,7 +131,9 @@ def _change(
     return Change(row, ratio, low, high, corrected, verdict)
 
 
-def _resampled(samples: list[float], base: list[float] | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _resampled(
+    samples: Sequence[float], base: Sequence[float] | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """A median, and those of resampled samples: of ratios to the baseline's where they were taken in turns."""
     times = torch.tensor(samples, dtype=torch.float64)
     if base is None:
@@ -133,3 +148,51 @@ def _resampled(samples: list[float], base: list[float] | None, generator: torch.
 def _medians(values: Tensor, generator: torch.Generator) -> Tensor:
     chosen = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
     return values[chosen].quantile(0.5, dim=1)
+
+
+def confirmed(
+    old: Result, changes: Sequence[Change], threshold: float, again: Callable[[Sequence[Row]], Result]
+) -> list[Change]:
+    """The changes, of which those count as slower that are slower every time.
+
+    Addresses, the order of pages in memory and what else differs between two processes move a median by more than the
+    samples within one of them tell.
+
+    Args:
+        old: the run that is the measure.
+        changes: of the first new run.
+        threshold: as for `compare`.
+        again: measures rows again.
+    """
+    found = list(changes)
+    for _ in range(TIMES):
+        slower = [change.row for change in found if change.verdict == "slower"]
+        if not slower:
+            break
+        seen = {change.row.key: change for change in compare(old, again(slower), threshold)}
+        for i, change in enumerate(found):
+            if change.verdict == "slower" and (other := seen.get(change.row.key)) and not other.regression:
+                found[i] = change._replace(verdict="slower, but not every time")
+    return found
+
+
+def measure_again(matrix: Matrix, rows: Sequence[Row]) -> Result:
+    """Measures those rows of a matrix, in a process of its own.
+
+    Raises:
+        BenchError: the process failed.
+    """
+    options: dict[str, Any] = {
+        option: tuple(dict.fromkeys(getattr(row, name) for row in rows)) for option, name in _OPTIONS.items()
+    }
+    results, death = child.run(_measured, replace(matrix, memory=False, **options), files=matrix.files)
+    if death is not None:
+        raise BenchError(f"measuring again failed: {death}")
+    found: Result = results[0]
+    return found
+
+
+def _measured(matrix: Matrix) -> Iterator[Result]:
+    from .run import run
+
+    yield run(matrix)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .. import format
 from . import svg
-from .model import Limit, Panel, Result, Row, unique
+from .result import Limit, Result, Row
 from .svg import WIDTH, Axis, Mark
 
+T = TypeVar("T")
 KINDS = ("time", "memory", "roofline", "ratio")
 LEFT, TOP, PLOT = 58, 30, 210
 SPOKEN = 8  # values in a caption; the label has them all
@@ -24,6 +25,54 @@ TITLES = {
 }
 
 
+class Setting(NamedTuple):
+    """How the work was run; times of one setting stand in one figure."""
+
+    mode: str
+    execution: str
+    dtype: str
+
+    def __str__(self) -> str:
+        """For a heading."""
+        mode = "forward and backward" if self.mode == "both" else self.mode
+        return f"{mode}, {self.execution}, {self.dtype}"
+
+
+class Panel(NamedTuple):
+    """The rows of one case, one setting and one feature dimension: what a group of figures shows."""
+
+    case: str
+    setting: Setting
+    d: int
+    rows: list[Row]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Every N, in order."""
+        return sorted({row.n for row in self.rows})
+
+
+def unique(values: Iterable[T]) -> list[T]:
+    """Every value once, in the order of first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def settings(result: Result) -> list[Setting]:
+    """The settings, in the order of the file."""
+    return unique(Setting(row.mode, row.execution, row.dtype) for row in result.rows)
+
+
+def panels(result: Result, case: str | None = None) -> list[Panel]:
+    """The panels of one case or of all, by case, setting and D."""
+    found: dict[tuple[str, Setting, int], list[Row]] = {}
+    for row in result.rows:
+        if case in (None, row.case):
+            found.setdefault((row.case, Setting(row.mode, row.execution, row.dtype), row.d), []).append(row)
+    cases, order = unique(row.case for row in result.rows), settings(result)
+    keys = sorted(found, key=lambda key: (cases.index(key[0]), order.index(key[1]), key[2]))
+    return [Panel(*key, found[key]) for key in keys]
+
+
 class Drawing(NamedTuple):
     """A figure, and what it says in a sentence."""
 
@@ -34,7 +83,9 @@ class Drawing(NamedTuple):
 def marks(result: Result) -> dict[str, Mark]:
     """One look for each implementation, the same in every figure."""
     own = {row.implementation for row in result.rows if row.package == "hyperkern"}
-    return {name: Mark(index, name in own) for index, name in enumerate(result.implementations)}
+    own_first = sorted(result.rows, key=lambda row: row.package != "hyperkern")
+    names = unique(row.implementation for row in own_first)
+    return {name: Mark(index, name in own) for index, name in enumerate(names)}
 
 
 def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> Drawing:
@@ -179,16 +230,16 @@ def _roof(x: Axis, y: Axis, peak: float, copy: float | None) -> list[str]:
 
 
 def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
-    sizes = [row.n for row in panel.rows if row.speedup]
+    sizes = [row.n for row in panel.rows if row.vs_baseline]
     if not sizes:
         return _empty("ratio", panel, "The baseline was not timed.")
     n = max(sizes)
     at_n = [row for row in panel.rows if row.n == n]
-    ranked = sorted((row for row in at_n if row.speedup), key=lambda row: -(row.speedup or 0.0))
-    others = [row for row in at_n if not row.speedup]
+    ranked = sorted((row for row in at_n if row.vs_baseline), key=lambda row: -(row.vs_baseline or 0.0))
+    others = [row for row in at_n if not row.vs_baseline]
     height, pitch = 12.0, 34.0
     bottom = TOP + pitch * len(ranked) + 4
-    values = [row.speedup or 1.0 for row in ranked]
+    values = [row.vs_baseline or 1.0 for row in ranked]
     x = Axis.around([*values, 1.0], 0, WIDTH, least=4)
     parts = []
     for tick in x.decimals(5):
@@ -210,12 +261,12 @@ def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
         parts.append(svg.words(WIDTH, top - 5, format.times(speedup), f"end {name}"))
     y = bottom + 40
     for row in others:
-        why = "no ratio" if row.timed else row.status
+        why = "no ratio" if row.status == "ok" else row.status
         parts.append(svg.words(0, y, f"{row.implementation}: {why}", "muted", WIDTH))
         y += 17
     baseline = " and ".join(unique(row.baseline for row in ranked if row.baseline)) or "the baseline"
     title = f"Speed relative to {baseline}, N = {n}"
-    spoken = ", ".join(f"{row.implementation} {format.times(row.speedup or 1.0)}" for row in ranked)
+    spoken = ", ".join(f"{row.implementation} {format.times(row.vs_baseline or 1.0)}" for row in ranked)
     parts.insert(0, svg.words(0, 16, title, "name", WIDTH))
     caption = f"Time of {baseline} divided by the own time at N = {n}; to the right is faster."
     return Drawing(svg.document(parts, y - 12, f"{_where(panel)}. {title}: {spoken}. {caption}"), caption)
@@ -225,7 +276,7 @@ def _series(panel: Panel, looks: Mapping[str, Mark], value: Callable[[Row], floa
     """What was measured, by implementation: our own first, the others as they end on the plot, topmost first."""
     found: dict[str, list[Row]] = {}
     for row in sorted(panel.rows, key=lambda row: row.n):
-        if row.timed and value(row):
+        if row.status == "ok" and value(row):
             found.setdefault(row.implementation, []).append(row)
     names = sorted(found, key=lambda name: (not looks[name].own, -found[name][-1].n, -(value(found[name][-1]) or 0.0)))
     return {name: found[name] for name in names}
@@ -258,7 +309,7 @@ def _values(
     panel: Panel, value: Callable[[Row], float | None], unit: Callable[[float], str], *, more_is_better: bool = False
 ) -> list[str]:
     """What was reached at the largest size that any was timed at, the best first."""
-    found = [(row.n, number, row.implementation) for row in panel.rows if row.timed and (number := value(row))]
+    found = [(row.n, number, row.implementation) for row in panel.rows if row.status == "ok" and (number := value(row))]
     largest = max(n for n, _, _ in found)
     ends = sorted(((number, name) for n, number, name in found if n == largest), reverse=more_is_better)
     return [f"N = {largest}", *(f"{name} {unit(number)}" for number, name in ends)]

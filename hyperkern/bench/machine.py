@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,30 +17,15 @@ from torch import Tensor
 from ..backends import backend_info
 from .clock import once, ready, sample, synchronize
 from .registry import DTYPES, BenchError
+from .result import Limit, Provenance, quantile
 
-
-class Limit(NamedTuple):
-    """Rates of a machine.
-
-    Attributes:
-        flops: FLOP/s of a large matrix product of the library.
-        bytes: bytes/s of a large copy, read and write counted.
-    """
-
-    flops: float
-    bytes: float
-
-    def floor_ms(self, flops: float, size: float) -> float:
-        """The least time, of arithmetic and traffic that overlap perfectly."""
-        return 1e3 * max(flops / self.flops, size / self.bytes)
-
-
-# One H200: half precision and copy as measured (docs/performance.md), the others from its data sheet.
+# One H200, for plans without one: all assumed. Half precision and copy are as others published them
+# (docs/performance.md), the rest stands in its data sheet.
 H200 = {
-    "bfloat16": Limit(790e12, 4.3e12),
-    "float16": Limit(790e12, 4.3e12),
-    "float32": Limit(67e12, 4.3e12),
-    "float64": Limit(67e12, 4.3e12),
+    "bfloat16": Limit(flops=790e12, bytes=4.3e12),
+    "float16": Limit(flops=790e12, bytes=4.3e12),
+    "float32": Limit(flops=67e12, bytes=4.3e12),
+    "float64": Limit(flops=67e12, bytes=4.3e12),
 }
 
 
@@ -88,16 +72,12 @@ class Rates:
             else:
                 times = sample(ready(run, self._device), "eager", self._device)
             synchronize(self._device)
-            median = torch.tensor(times, dtype=torch.float64).quantile(0.5).item()
-            self.found[name].append(1e3 * self._counts[name] / median)
+            self.found[name].append(1e3 * self._counts[name] / quantile(times, 0.5))
 
     def limit(self, since: int = 0) -> Limit:
         """The medians, of all figures or of those since a number of them."""
-        medians = {
-            name: torch.tensor(rates[since:] or rates, dtype=torch.float64).quantile(0.5).item()
-            for name, rates in self.found.items()
-        }
-        return Limit(**medians)
+        medians = {name: quantile(rates[since:] or rates, 0.5) for name, rates in self.found.items()}
+        return Limit(**medians, best_flops=max(self.found["flops"]))
 
 
 def check_device(device: str) -> None:
@@ -116,28 +96,28 @@ def check_device(device: str) -> None:
         raise BenchError(f"argument --device: PyTorch finds {torch.cuda.device_count()} GPUs, got {device!r}")
 
 
-def describe(device: str) -> dict[str, Any]:
-    """The machine, in the words of the result file."""
+def describe(device: str) -> Provenance:
+    """This machine, its versions, the commit and the date: what every result file carries."""
     info = backend_info()["versions"]
     on_gpu = device != "cpu"
     try:
         own = importlib.metadata.version("hyperkern")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
         own = "0+source"
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "clocks": clocks(device),
-        "torch": info["torch"],
-        "triton": info["triton"],
-        "cuda": info["cuda"] if on_gpu else None,
-        "driver": _smi("driver_version", device) if on_gpu else None,
-        "python": platform.python_version(),
-        "hyperkern": own,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    return Provenance(
+        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        processor=processor(),
+        threads=torch.get_num_threads(),
+        clocks=clocks(device),
+        torch=info["torch"],
+        triton=info["triton"],
+        cuda=info["cuda"] if on_gpu else None,
+        driver=_smi("driver_version", device) if on_gpu else None,
+        python=platform.python_version(),
+        hyperkern=own,
+        commit=commit(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
 
 
 def busy() -> str | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from .machine import Limit
 from .registry import (
     CASES,
     DTYPES,
@@ -20,6 +20,7 @@ from .registry import (
     Setup,
     implementations,
 )
+from .result import Limit, Row, Status, quantile
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,47 @@ class Point(NamedTuple):
     def floor_ms(self, limit: Limit) -> float:
         """The least time at a machine's own rates."""
         return limit.floor_ms(self.flops, self.bytes)
+
+    def row(
+        self,
+        limit: Limit,
+        status: Status,
+        reason: str | None = None,
+        error: float | None = None,
+        samples: Sequence[float] = (),
+        peak: int | None = None,
+    ) -> Row:
+        """Its row of a result; the ratio to the baseline comes with that of the baseline."""
+        setup, by = self.setup, self.implementation
+        median, p20, p80 = (quantile(samples, q) if samples else None for q in (0.5, 0.2, 0.8))
+        floor = self.floor_ms(limit)
+        return Row(
+            case=setup.case,
+            implementation=by.name,
+            package=by.package,
+            version=by.version,
+            mode=setup.mode,
+            execution=self.execution,
+            dtype=setup.dtype,
+            n=setup.n,
+            d=setup.d,
+            status=status,
+            reason=reason,
+            error=error if error is None or math.isfinite(error) else None,  # JSON knows no infinity
+            samples_ms=tuple(samples),
+            median_ms=median,
+            p20_ms=p20,
+            p80_ms=p80,
+            peak_bytes=peak,
+            flops=self.flops,
+            bytes=self.bytes,
+            floor_ms=floor,
+            tflops=self.flops / median / 1e9 if median else None,
+            gbs=self.bytes / median / 1e6 if median else None,
+            of_limit=floor / median if median else None,
+            baseline=CASES[setup.case].baseline,
+            vs_baseline=None,
+        )
 
     def guess_ms(self, limit: Limit) -> float:
         """What it may take: a multiple of the floor, and what any call costs."""

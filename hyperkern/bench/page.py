@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from .. import format
-from ..files import OutputError, check_outputs, write_files
+from ..files import check_outputs, write_files
 from . import figures, page_tables, svg
-from .model import Panel, Result, Setting, check
+from .figures import Panel, Setting, panels, unique
+from .result import Result, read
 from .svg import escape
 
 _SHORT_COMMIT = 12
@@ -28,21 +28,18 @@ _GUIDE = {
 }
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Result) -> str:
     """Show a benchmark result as an HTML page that needs nothing beside it.
 
     Args:
-        result: as the benchmark writes it to JSON.
+        result: of the benchmark.
 
     Returns:
         The page: what was measured and where, figures for each case and D, and every number in tables.
 
-    Raises:
-        ValueError: another schema, a missing key, or a value of the wrong kind; the text names the key.
     """
-    checked = check(result)
-    title = f"hyperkern benchmark: {_machine_name(checked)}"
-    sections = [_case(checked, index, case) for index, case in enumerate(checked.cases)]
+    title = f"hyperkern benchmark: {_machine_name(result)}"
+    sections = [_case(result, index, case) for index, case in enumerate(_cases(result))]
     styles = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     return "\n".join(
         [
@@ -57,11 +54,11 @@ def render(result: dict[str, Any]) -> str:
             f"<style>{styles}{svg.style()}</style>",
             "</head>",
             "<body>",
-            _header(checked),
+            _header(result),
             "<main>",
-            *_reading(checked),
+            *_reading(result),
             *sections,
-            *page_tables.numbers(checked),
+            *page_tables.numbers(result),
             "</main>",
             "</body>",
             "</html>",
@@ -70,11 +67,11 @@ def render(result: dict[str, Any]) -> str:
     )
 
 
-def figure(result: dict[str, Any], kind: str, case: str, d: int, *, setting: Setting | None = None) -> str:
+def figure(result: Result, kind: str, case: str, d: int, *, setting: Setting | None = None) -> str:
     """Draw one figure of the page as an SVG file of its own.
 
     Args:
-        result: as the benchmark writes it to JSON.
+        result: of the benchmark.
         kind: ``time``, ``memory``, ``roofline`` or ``ratio``.
         case: name of the case.
         d: feature dimension.
@@ -84,43 +81,41 @@ def figure(result: dict[str, Any], kind: str, case: str, d: int, *, setting: Set
         The file's content; light or dark as the reader's screen.
 
     Raises:
-        ValueError: a result that is not one, or a kind, case, D or setting that is not in it.
+        ValueError: a kind, case, D or setting that is not in it.
     """
-    checked = check(result)
     if kind not in figures.KINDS:
         raise ValueError(f"kind must be one of {', '.join(figures.KINDS)}, got {kind!r}")
-    for panel in checked.panels(case):
+    for panel in panels(result, case):
         if panel.d == d and setting in (None, panel.setting):
-            return _stand_alone(checked, kind, panel)
-    found = ", ".join(f"{panel.case} at D = {panel.d} ({panel.setting})" for panel in _panels(checked))
+            return _stand_alone(result, kind, panel)
+    found = ", ".join(f"{panel.case} at D = {panel.d} ({panel.setting})" for panel in panels(result))
     wanted = f"{case} at D = {d}" + (f" ({Setting(*setting)})" if setting else "")
     raise ValueError(f"the result has no rows of {wanted}; it has {found or 'none'}")
 
 
-def files(result: dict[str, Any]) -> dict[str, str]:
+def files(result: Result) -> dict[str, str]:
     """Every figure that has something to show, by file name.
 
     Args:
-        result: as the benchmark writes it to JSON.
+        result: of the benchmark.
 
     Returns:
         The contents; names are of case, D and kind, and of the setting where there are several.
     """
-    checked = check(result)
     contents: dict[str, str] = {}
-    for panel in _panels(checked):
-        if not any(row.timed for row in panel.rows):
+    for panel in panels(result):
+        if not any(row.status == "ok" for row in panel.rows):
             continue
-        setting = panel.setting if len(checked.settings) > 1 else ()
+        setting = panel.setting if len(figures.settings(result)) > 1 else ()
         stem = "-".join(_slug(part) for part in (panel.case, f"d{panel.d}", *setting))
         while f"{stem}-time.svg" in contents:  # two names that differ in signs alone
             stem += "_"
-        contents |= {f"{stem}-{kind}.svg": _stand_alone(checked, kind, panel) for kind in figures.KINDS}
+        contents |= {f"{stem}-{kind}.svg": _stand_alone(result, kind, panel) for kind in figures.KINDS}
     return contents
 
 
-def _panels(result: Result) -> Iterable[Panel]:
-    return (panel for case in result.cases for panel in result.panels(case))
+def _cases(result: Result) -> list[str]:
+    return unique(row.case for row in result.rows)
 
 
 def _stand_alone(result: Result, kind: str, panel: Panel) -> str:
@@ -133,7 +128,7 @@ def _slug(text: str) -> str:
 
 
 def _machine_name(result: Result) -> str:
-    device, processor = result.machine["device"], result.machine["processor"]
+    device, processor = result.machine.device, result.machine.processor
     return str(processor if processor and device in (None, "", "cpu") else device or "unknown machine")
 
 
@@ -143,7 +138,7 @@ def _together(text: str) -> str:
 
 
 def _header(result: Result) -> str:
-    facts = dict(result.machine)
+    facts = asdict(result.machine)
     if re.fullmatch("[0-9a-f]{40}", str(facts["commit"])):
         facts["commit"] = facts["commit"][:_SHORT_COMMIT]
     limits = [
@@ -152,7 +147,7 @@ def _header(result: Result) -> str:
         f"{format.rate(limit.bytes, 'B/s') if limit.bytes else 'no copy rate'}</dd></div>"
         for dtype, limit in result.limits.items()
     ]
-    links = [f'<li><a href="#case-{index}">{escape(case)}</a></li>' for index, case in enumerate(result.cases)]
+    links = [f'<li><a href="#case-{index}">{escape(case)}</a></li>' for index, case in enumerate(_cases(result))]
     return "\n".join(
         [
             "<header>",
@@ -194,10 +189,10 @@ def _summary(result: Result) -> str:
         return "Nothing was measured."
     n = sorted({row.n for row in result.rows})
     d = sorted({row.d for row in result.rows})
-    count = len(result.implementations)
-    settings = "; ".join(str(setting) for setting in result.settings)
+    count = len(figures.marks(result))
+    settings = "; ".join(str(setting) for setting in figures.settings(result))
     return _together(
-        f"{count} implementation{'s' if count > 1 else ''} of {', '.join(result.cases)}, "
+        f"{count} implementation{'s' if count > 1 else ''} of {', '.join(_cases(result))}, "
         f"at N = {format.sizes(n)} and D = {format.sizes(d)} ({settings})."
     )
 
@@ -214,10 +209,10 @@ def _gate(result: Result) -> str:
 def _case(result: Result, index: int, case: str) -> str:
     looks = figures.marks(result)
     parts = [f'<section id="case-{index}">', f"<h2>{escape(case)}</h2>", *page_tables.untimed(result, case)]
-    for panel in result.panels(case):
-        setting = f", {panel.setting}" if len(result.settings) > 1 else ""
+    for panel in panels(result, case):
+        setting = f", {panel.setting}" if len(figures.settings(result)) > 1 else ""
         parts.append(f"<h3>{_together(f'{case}: D = {panel.d}{setting}')}</h3>")
-        if not any(row.timed for row in panel.rows):
+        if not any(row.status == "ok" for row in panel.rows):
             parts.append("<p>No implementation was timed.</p>")
             continue
         parts.append('<div class="charts">')
@@ -244,18 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_outputs({"out": options.out}, [options.result])
-        result = json.loads(options.result.read_text(encoding="utf-8"))
+        result = read(options.result)
         contents = {options.out: render(result)}
         if options.svg_dir:
             options.svg_dir.mkdir(parents=True, exist_ok=True)
             contents |= {options.svg_dir / name: image for name, image in files(result).items()}
         write_files({path: text.encode(errors="backslashreplace") for path, text in contents.items()})
-    except json.JSONDecodeError as error:
-        parser.error(f"{options.result} is not JSON: {error}")
-    except OutputError as error:
+    except (ImportError, OSError, ValueError) as error:  # of the result, or of a file that cannot be written
         parser.error(str(error))
-    except (OSError, ValueError) as error:
-        parser.error(f"{options.result}: {error}" if isinstance(error, ValueError) else str(error))
     return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .model import Panel, Result, Row, unique
+from .figures import Panel, panels, unique
+from .result import Result, Row
 from .svg import escape
 
 
@@ -16,7 +17,7 @@ def _fixed(places: int, scale: float = 1.0) -> Callable[[float], str]:
 # Heading, value, how it is written.
 _COLUMNS: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
     ("median, ms", lambda row: row.median_ms, _fixed(3)),
-    ("speed to baseline", lambda row: row.speedup, lambda value: f"{value:.2f}×"),
+    ("speed to baseline", lambda row: row.vs_baseline, lambda value: f"{value:.2f}×"),
     ("peak, MiB", lambda row: row.peak_bytes, _fixed(1, 2.0**-20)),
     ("20 %, ms", lambda row: row.p20_ms, _fixed(3)),
     ("80 %, ms", lambda row: row.p80_ms, _fixed(3)),
@@ -32,7 +33,7 @@ def untimed(result: Result, case: str) -> list[str]:
     rows = [row for row in result.rows if row.case == case]
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        if not row.timed:
+        if row.status != "ok":
             found.setdefault((row.status, row.implementation, _reason(row)), []).append(row)
     if not found:
         return []
@@ -55,9 +56,8 @@ def numbers(result: Result) -> list[str]:
         "limit</em>: the floor over the own time, which is the share reached of the rate that bounds the work. "
         "<em>Error</em>: relative to the result in float64.</p>"
     )
-    for case in result.cases:
-        for panel in result.panels(case):
-            parts += _table(panel)
+    for panel in panels(result):
+        parts += _table(panel)
     return [*parts, "</section>"]
 
 
@@ -88,7 +88,7 @@ def _table(panel: Panel) -> list[str]:
 def _line(row: Row) -> str:
     own = ' class="own"' if row.package == "hyperkern" else ""
     head = f'<tr{own}><th scope="row" class="who">{escape(row.implementation)}</th>'
-    if not row.timed:
+    if row.status != "ok":
         error = "" if row.error is None else f" (error {row.error:.1e})"
         reason = escape(_reason(row) + error)
         why = f'<span class="{row.status}">{row.status}</span>: {reason}'
@@ -102,7 +102,7 @@ def _reason(row: Row) -> str:
 
 
 def _rank(row: Row) -> tuple[int, float, str]:
-    if row.timed:
+    if row.status == "ok":
         return 0, row.median_ms or 0.0, row.implementation
     return (1 if row.status == "failed" else 2), 0.0, row.implementation
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from . import clock, gate
-from .machine import H200, Limit, Rates
+from .machine import H200, Rates
 from .matrix import Matrix, Point, groups, rounds_with_rates
 from .registry import CASES, Setup
+from .result import Limit
 
 # Seconds: of a compilation, of a process for the memory of one implementation, of all that a run begins with.
 COMPILE, PROCESS, START = 5.0, 4.0, 10.0

@@ -1,35 +1,151 @@
-"""The result of a run: its rows, and its files."""
+"""What a result file holds, and how it is written and read: the one model of it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
-from collections.abc import Iterable, Sequence
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from .machine import Limit
-from .matrix import Point
-from .registry import CASES, BenchError
+from .registry import BenchError
 
-SCHEMA = 1
-MACHINE = (
-    *("device", "processor", "threads", "clocks", "torch", "triton", "cuda"),
-    *("driver", "python", "hyperkern", "commit", "date"),
-)
-COLUMNS = (
-    *("case", "implementation", "package", "version", "mode", "execution", "dtype", "n", "d"),
-    *("status", "reason", "error", "samples_ms", "median_ms", "p20_ms", "p80_ms", "peak_bytes"),
-    *("flops", "bytes", "floor_ms", "tflops", "gbs", "of_limit", "baseline", "vs_baseline"),
-)
-STATUSES = ("ok", "failed", "skipped")
-KEY = ("case", "implementation", "mode", "execution", "dtype", "n", "d")
-Row = dict[str, Any]
-Result = dict[str, Any]
+SCHEMA: Literal[1] = 1
+Status = Literal["ok", "failed", "skipped"]
+T = TypeVar("T")
+_TIMES = ("median_ms", "p20_ms", "p80_ms")
+_RATES = ("flops", "bytes", "floor_ms", "tflops", "gbs", "of_limit", "vs_baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What the figures of a file belong to: the machine, its clocks and versions, the commit and the date.
+
+    `hyperkern.bench.machine.describe` makes it. Every result file has it, under ``machine``; text that cannot be found
+    out is ``None``.
+    """
+
+    device: str | None
+    processor: str | None
+    threads: int | None
+    clocks: str | None
+    torch: str | None
+    triton: str | None
+    cuda: str | None
+    driver: str | None
+    python: str | None
+    hyperkern: str | None
+    commit: str | None
+    date: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """Rates of a machine in one dtype.
+
+    Attributes:
+        flops: FLOP/s of a large matrix product of the library, above 0.
+        bytes: bytes/s of a large copy, read and write counted, above 0.
+        best_flops: the most that the product reached in a run; older files lack it.
+    """
+
+    flops: float
+    bytes: float
+    best_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses rates that are none."""
+        _require(self, ("flops", "bytes"), lambda value: value > 0, "above 0")
+
+    def floor_ms(self, flops: float, size: float) -> float:
+        """The least time, of arithmetic and traffic that overlap perfectly."""
+        return 1e3 * max(flops / self.flops, size / self.bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One implementation at one point.
+
+    Times are in milliseconds, ``None`` where the status is not ``ok``; ``flops`` and ``bytes`` the least of the work,
+    ``floor_ms`` the time that they take at the machine's rates, ``of_limit`` the floor over the median, ``error``
+    relative to float64, ``vs_baseline`` the baseline's median over the own.
+    """
+
+    case: str
+    implementation: str
+    package: str
+    version: str | None
+    mode: str
+    execution: str
+    dtype: str
+    n: int
+    d: int
+    status: Status
+    reason: str | None
+    error: float | None
+    samples_ms: tuple[float, ...]
+    median_ms: float | None
+    p20_ms: float | None
+    p80_ms: float | None
+    peak_bytes: int | None
+    flops: float
+    bytes: float
+    floor_ms: float
+    tflops: float | None
+    gbs: float | None
+    of_limit: float | None
+    baseline: str
+    vs_baseline: float | None
+
+    def __post_init__(self) -> None:
+        """Refuses values that no run gives: an axis has no place for them."""
+        _require(self, ("n", "d"), lambda value: value >= 1, "at least 1")
+        _require(self, ("error", "peak_bytes", *_RATES), lambda value: value >= 0, "at least 0")
+        _require(self, _TIMES, lambda value: value > 0, "above 0")
+        _require(self, ("samples_ms",), lambda samples: all(sample > 0 for sample in samples), "above 0")
+        for name in ("samples_ms", *_TIMES) if self.status == "ok" else ():
+            if not getattr(self, name):
+                raise ValueError(f"{name} must be there where status is ok, got {getattr(self, name)!r}")
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, int, int]:
+        """What a row is of."""
+        return self.case, self.implementation, self.mode, self.execution, self.dtype, self.n, self.d
+
+    def baseline_in(self, rows: Mapping[tuple[Any, ...], Row]) -> Row | None:
+        """The row that this is set against: in the same execution, else in the eager one."""
+        for execution in (self.execution, "eager"):
+            found = rows.get(replace(self, implementation=self.baseline, execution=execution).key)
+            if found is not None and found.status == "ok":
+                return found
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A run: where, the machine's own rates in it by dtype, and its rows."""
+
+    schema: Literal[1]
+    machine: Provenance
+    limits: Mapping[str, Limit]
+    rows: Sequence[Row]
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+MACHINE = tuple(field.name for field in fields(Provenance))
+
+
+def _require(of: Limit | Row, names: Iterable[str], holds: Callable[[Any], bool], what: str) -> None:
+    for name in names:
+        value = getattr(of, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
 def quantile(samples: Sequence[float], q: float) -> float:
@@ -37,76 +153,21 @@ def quantile(samples: Sequence[float], q: float) -> float:
     return torch.tensor(samples, dtype=torch.float64).quantile(q).item()
 
 
-def row(point: Point, limit: Limit | None, status: str, reason: str | None = None, error: float | None = None) -> Row:
-    """A row without a time."""
-    setup, implementation = point.setup, point.implementation
-    return {
-        "case": setup.case,
-        "implementation": implementation.name,
-        "package": implementation.package,
-        "version": implementation.version,
-        "mode": setup.mode,
-        "execution": point.execution,
-        "dtype": setup.dtype,
-        "n": setup.n,
-        "d": setup.d,
-        "status": status,
-        "reason": reason,
-        "error": error if error is None or math.isfinite(error) else None,  # JSON knows no infinity
-        "samples_ms": [],
-        **dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "peak_bytes")),
-        "flops": point.flops,
-        "bytes": point.bytes,
-        "floor_ms": None if limit is None else point.floor_ms(limit),
-        **dict.fromkeys(("tflops", "gbs", "of_limit")),
-        "baseline": CASES[setup.case].baseline,
-        "vs_baseline": None,
-    }
-
-
-def timed(found: Row, samples: Sequence[float], peak: int | None) -> Row:
-    """The row with its times."""
-    median = quantile(samples, 0.5)
-    return found | {
-        "samples_ms": list(samples),
-        "median_ms": median,
-        "p20_ms": quantile(samples, 0.2),
-        "p80_ms": quantile(samples, 0.8),
-        "peak_bytes": peak,
-        "tflops": found["flops"] / median / 1e9,
-        "gbs": found["bytes"] / median / 1e6,
-        "of_limit": found["floor_ms"] / median,
-    }
-
-
-def baseline_of(row: Row, rows: dict[tuple[Any, ...], Row]) -> Row | None:
-    """The row that another is set against: in the same execution, else in the eager one."""
-    for execution in (row["execution"], "eager"):
-        wanted = row | {"implementation": row["baseline"], "execution": execution}
-        found = rows.get(key(wanted))
-        if found is not None and found["status"] == "ok":
-            return found
-    return None
-
-
-def key(row: Row) -> tuple[Any, ...]:
-    """What a row is of."""
-    return tuple(row[name] for name in KEY)
-
-
-def with_baselines(rows: list[Row]) -> list[Row]:
+def with_baselines(rows: Sequence[Row]) -> list[Row]:
     """The rows with the number of times that each is faster than its baseline."""
-    by_key = {key(row): row for row in rows}
+    by_key = {row.key: row for row in rows}
     found = []
     for row in rows:
-        base = baseline_of(row, by_key) if row["status"] == "ok" else None
-        found.append(row | {"vs_baseline": None if base is None else base["median_ms"] / row["median_ms"]})
+        base = row.baseline_in(by_key) if row.status == "ok" else None
+        ratio = base.median_ms / row.median_ms if base and base.median_ms and row.median_ms else None
+        found.append(replace(row, vs_baseline=ratio))
     return found
 
 
-def as_json(result: Result) -> bytes:
-    """The file that `read` reads."""
-    return (json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+def as_json(content: Any) -> bytes:
+    """The content of a result file, whether a `Result` or what a script found: of dataclasses, mappings and lists."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=asdict)
+    return (text + "\n").encode(errors="backslashreplace")
 
 
 def as_csv(result: Result) -> bytes:
@@ -114,13 +175,13 @@ def as_csv(result: Result) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, [*COLUMNS, *MACHINE], lineterminator="\n")
     writer.writeheader()
-    for row in result["rows"]:
-        samples = " ".join(f"{sample:.6g}" for sample in row["samples_ms"])
-        writer.writerow({**row, "samples_ms": samples, **result["machine"]})
+    for row in result.rows:
+        samples = " ".join(f"{sample:.6g}" for sample in row.samples_ms)
+        writer.writerow(asdict(row) | {"samples_ms": samples} | asdict(result.machine))
     return text.getvalue().encode(errors="backslashreplace")
 
 
-def append(path: Path, rows: Iterable[Row]) -> None:
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds rows to a file, a line of JSON each.
 
     Each by one write at the end of the file: what ends the process leaves whole lines, but for the last one at most,
@@ -133,44 +194,47 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> Result:
+    """A result file of the benchmark; see `read_as`."""
+    return read_as(path, Result)
+
+
+def read_as(path: Path, kind: type[T]) -> T:
     """A result file.
 
+    Args:
+        path: a file that `as_json` made.
+        kind: a dataclass that says what it holds. What a file has beyond that is left out.
+
+    Returns:
+        The content, every value of the type that the dataclass gives it.
+
     Raises:
-        BenchError: it cannot be read, is no result, or one of another version.
+        BenchError: it cannot be read, or is not of that kind; the text names the file, the place in it and the value.
+        ImportError: msgspec, which checks it, is not installed.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        result = json.loads(text)
+        # Python's own reader and writer know numbers that JSON does not: an error that is none has no value.
+        content = json.loads(text, parse_constant=lambda name: None)
     except ValueError as error:
         raise BenchError(f"{str(path)!r} is no JSON: {error}") from error
-    problem = _problem(result)
-    if problem is not None:
-        raise BenchError(f"{str(path)!r} is no result of hyperkern bench: {problem}")
-    found: Result = result
-    return found
+    try:
+        import msgspec
+    except ImportError as error:
+        raise ImportError("reading a result needs msgspec: pip install 'hyperkern[bench]'") from error
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise BenchError(f"{str(path)!r} is no result of hyperkern bench: {_problem(str(error), content)}") from error
 
 
-def _problem(result: Any) -> str | None:
-    if not isinstance(result, dict) or "schema" not in result:
-        return "it has no schema"
-    if result["schema"] != SCHEMA:
-        return f"its schema is {result['schema']!r}, expected {SCHEMA}"
-    if not isinstance(result.get("machine"), dict) or not set(MACHINE) <= set(result["machine"]):
-        return "its machine is incomplete"
-    if not isinstance(result.get("limits"), dict) or not isinstance(result.get("rows"), list):
-        return "it has no limits or no rows"
-    for i, row in enumerate(result["rows"]):
-        if not isinstance(row, dict) or not set(COLUMNS) <= set(row):
-            missing = sorted(set(COLUMNS) - set(row)) if isinstance(row, dict) else ["everything"]
-            return f"row {i} lacks {', '.join(missing)}"
-        if row["status"] not in STATUSES:
-            return f"row {i} has the status {row['status']!r}, expected one of {', '.join(STATUSES)}"
-        samples = row["samples_ms"]
-        if not isinstance(samples, list) or not all(isinstance(s, float | int) and s > 0 for s in samples):
-            return f"row {i} has samples that are no positive numbers"
-        if row["status"] == "ok" and not samples:
-            return f"row {i} is ok and has no samples"
-    return None
+def _problem(error: str, content: Any) -> str:
+    """The error with the place and the value in it: msgspec says where, but not what."""
+    what, _, place = error.partition(" - at `$")
+    for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", place.partition("[...]")[0]):  # keys of mappings it leaves out
+        content = content[key or int(index)]
+    place = place.strip(".`")
+    return f"{place}{': ' if place else ''}{what} ({reprlib.repr(content)})"

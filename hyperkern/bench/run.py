@@ -19,7 +19,7 @@ from .child import Alone, each_alone
 from .machine import Rates, describe
 from .matrix import Matrix, Point, groups, rounds_with_rates
 from .registry import CASES, Setup
-from .result import SCHEMA, Result, Row, row, timed, with_baselines
+from .result import SCHEMA, Result, Row, with_baselines
 
 Progress = Callable[[int, int], None]
 Finished = Callable[[Sequence[Row]], None]
@@ -70,14 +70,8 @@ def run(
         rows += measured
         done += len(group)
         progress(done, total)
-    return {
-        "schema": SCHEMA,
-        "machine": machine,
-        "limits": {
-            dtype: {**rate.limit()._asdict(), "best_flops": max(rate.found["flops"])} for dtype, rate in rates.items()
-        },
-        "rows": rows,
-    }
+    limits = {dtype: measured.limit() for dtype, measured in rates.items()}
+    return Result(schema=SCHEMA, machine=machine, limits=limits, rows=rows)
 
 
 def _in_children(wanted: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
@@ -148,6 +142,7 @@ def _measure(
     _forget_graphs()
     limit, since = rates.limit(), len(rates.found["flops"])
     rows: dict[Point, Row] = {}
+    errors: dict[Point, float | None] = {}
     ready: dict[Point, clock.Runner] = {}
     samples: dict[Point, list[float]] = {}
     values: dict[str, float] = {}
@@ -155,7 +150,7 @@ def _measure(
     for point in group:
         reason = refusals[point]
         if reason is not None:
-            rows[point] = row(point, limit, "skipped", reason)
+            rows[point] = point.row(limit, "skipped", reason)
             continue
         error: float | None = None
         try:
@@ -166,33 +161,29 @@ def _measure(
                 if isinstance(own, str):
                     raise gate.GateFailure(own, error)
                 if own is not None and own.ms > LONG * 1e3 * matrix.seconds and point.setup.mode != "backward":
+                    _hold_value(point, own.value, values)
                     samples[point] = [own.ms]
-                    value = own.value
                 else:
                     inputs = inputs or _draw(point.setup)
-                    ready[point] = _ready(point, inputs, matrix)
-                    value = ready[point].value
-            _hold_value(point, value, values)
-            rows[point] = row(point, limit, "ok", None, error)
+                    runner = _ready(point, inputs, matrix)
+                    _hold_value(point, runner.value, values)
+                    ready[point] = runner
+            errors[point] = error
         except gate.GateFailure as failure:
-            rows[point] = row(point, limit, "failed", str(failure), failure.error)
+            rows[point] = point.row(limit, "failed", str(failure), failure.error)
         except Exception as failure:
-            rows[point] = row(point, limit, "failed", _reason(failure), error)
-        if rows[point]["status"] != "ok":
-            samples.pop(point, None)
-            ready.pop(point, None)
+            rows[point] = point.row(limit, "failed", _reason(failure), error)
     taken, failures = _samples(matrix, ready, rates)
     limit = rates.limit(since)
     for point, times in (samples | taken).items():
-        found = rows[point] | {"floor_ms": point.floor_ms(limit)}
         if point in failures:
-            rows[point] = found | {"status": "failed", "reason": failures[point]}
+            rows[point] = point.row(limit, "failed", failures[point], errors[point])
             continue
         own = alone.get(point)
         peak = own.peak_bytes if isinstance(own, Alone) else None
         if matrix.memory and matrix.device != "cpu":
             peak = _peak_on_device(ready[point], matrix.device)
-        rows[point] = timed(found, times, peak)
+        rows[point] = point.row(limit, "ok", None, errors[point], times, peak)
     ready.clear()
     gc.collect()
     return [rows[point] for point in group]

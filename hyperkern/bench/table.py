@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 
 from .compare import Change
@@ -20,38 +21,36 @@ WORDS = 6  # columns that are no figures, N and D among them
 
 def cells(row: Row) -> list[str]:
     """A measured or failed row."""
-    name = row["implementation"] if row["execution"] == "eager" else f"{row['implementation']} ({row['execution']})"
-    head = [row["case"], str(row["n"]), str(row["d"]), row["dtype"], row["mode"], name]
-    if row["status"] != "ok":
-        return [*head, row["status"].upper(), *[""] * (len(HEADS) - WORDS - 1)]
+    name = row.implementation if row.execution == "eager" else f"{row.implementation} ({row.execution})"
+    head = [row.case, str(row.n), str(row.d), row.dtype, row.mode, name]
+    if row.status != "ok":
+        return [*head, row.status.upper(), *[""] * (len(HEADS) - WORDS - 1)]
     return [
         *head,
-        f"{row['median_ms']:.4g}",
-        f"{row['p20_ms']:.4g}–{row['p80_ms']:.4g}" if len(row["samples_ms"]) > 1 else "once",
-        f"{row['tflops']:.3g}",
-        f"{row['gbs']:.3g}",
-        f"{row['of_limit']:.2f}",
-        "" if row["vs_baseline"] is None else f"{row['vs_baseline']:.2f}",
-        "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
+        f"{row.median_ms:.4g}",
+        f"{row.p20_ms:.4g}–{row.p80_ms:.4g}" if len(row.samples_ms) > 1 else "once",
+        f"{row.tflops:.3g}",
+        f"{row.gbs:.3g}",
+        f"{row.of_limit:.2f}",
+        "" if row.vs_baseline is None else f"{row.vs_baseline:.2f}",
+        "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
     ]
 
 
 def print_result(result: Result) -> None:
     """The rows, then what failed and what was skipped, with the reasons."""
-    machine = result["machine"]
+    machine = asdict(result.machine)
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "triton", "cuda", "driver") if machine[name])
     print(
         f"{machine['device']}, {machine['processor']}, {machine['threads']} threads, clocks {machine['clocks']}; "
         f"{versions}; hyperkern {machine['hyperkern']}, commit {machine['commit']}, {machine['date']}"
     )
-    for dtype, limit in result["limits"].items():
-        print(f"{dtype}: matrix product {limit['flops'] / 1e12:.4g} TFLOP/s, copy {limit['bytes'] / 1e9:.4g} GB/s")
-    rows = [row for row in result["rows"] if row["status"] != "skipped"]
+    for dtype, limit in result.limits.items():
+        print(f"{dtype}: matrix product {limit.flops / 1e12:.4g} TFLOP/s, copy {limit.bytes / 1e9:.4g} GB/s")
+    rows = [row for row in result.rows if row.status != "skipped"]
     print_table(HEADS, [cells(row) for row in rows], WORDS)
     for status in ("failed", "skipped"):
-        found = Counter(
-            (row["case"], row["implementation"], row["reason"]) for row in result["rows"] if row["status"] == status
-        )
+        found = Counter((row.case, row.implementation, row.reason) for row in result.rows if row.status == status)
         for (case, name, reason), count in found.items():
             print(f"{status}: {case}, {name}: {reason}" + (f" ({count} rows)" if count > 1 else ""))
     print(
@@ -65,7 +64,7 @@ def print_changes(changes: Sequence[Change], threshold: float) -> None:
     lines = []
     for change in sorted(changes, key=lambda each: each.regression):
         row = change.row
-        where = [row["case"], str(row["n"]), str(row["d"]), row["dtype"], row["mode"], row["implementation"]]
+        where = [row.case, str(row.n), str(row.d), row.dtype, row.mode, row.implementation]
         figures = [
             "" if change.ratio is None else f"{change.ratio:.3f}",
             "" if change.low is None or change.high is None else f"{change.low:.3f}–{change.high:.3f}",

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,10 +145,8 @@ def _bench(args: argparse.Namespace) -> int:
     if args.plan:
         print("\n".join(lines(plan(matrix), matrix)))
         return 0
-    from ..bench.compare import check_comparable, compare
+    from ..bench.compare import check_comparable, compare, confirmed, measure_again
     from ..bench.machine import busy
-    from ..bench.remeasure import confirmed
-    from ..bench.remeasure import measure as measure_again
     from ..bench.run import run as measure
 
     inputs = [*args.load, *([] if args.baseline is None else [args.baseline])]
@@ -162,7 +160,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     def finished(rows: Sequence[Row]) -> None:
         if args.jsonl is not None:
-            append(args.jsonl, [{**row, "backend": backend} for row in rows])
+            append(args.jsonl, [asdict(row) | {"backend": backend} for row in rows])
 
     with progress_bar(COMMAND) as progress:
         result = measure(matrix, progress, finished)

@@ -1,13 +1,16 @@
 """Results made by hand, and a matrix so small that it takes a second."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from benchmarks import PEERS
 from hyperkern.bench import registry
-from hyperkern.bench.result import COLUMNS, MACHINE, SCHEMA, quantile
+from hyperkern.bench.result import MACHINE, SCHEMA, Limit, Provenance, Result, Row, quantile
+
+TIMES = ("median_ms", "p20_ms", "p80_ms")
 
 registry.load_all()  # before tests are collected that run over all of them
 
@@ -53,24 +56,27 @@ def written(path: Path, text: str) -> str:
     return str(path)
 
 
-def machine(**changes: Any) -> dict[str, Any]:
-    return {**dict.fromkeys(MACHINE, "same"), "threads": 1, **changes}
+def machine(**changes: Any) -> Provenance:
+    return Provenance(**{**dict.fromkeys(MACHINE, "same"), "threads": 1, **changes})
 
 
-def row(name: str, samples: list[float], **changes: Any) -> dict[str, Any]:
-    found = dict.fromkeys(COLUMNS)
-    found |= {"case": "uniformity", "implementation": name, "mode": "both", "execution": "eager", "dtype": "float32"}
-    found |= {"n": 512, "d": 64, "status": "ok", "samples_ms": samples, "flops": 1e9, "bytes": 1e6, "floor_ms": 1.0}
-    found |= {"median_ms": quantile(samples, 0.5) if samples else None, "baseline": "dense", "package": "torch"}
-    return found | changes
+def row(name: str, samples: Sequence[float], **changes: Any) -> Row:
+    times = {key: quantile(samples, q) if samples else None for key, q in zip(TIMES, (0.5, 0.2, 0.8), strict=True)}
+    found = {
+        **{"case": "uniformity", "implementation": name, "package": "torch", "version": None, "mode": "both"},
+        **{"execution": "eager", "dtype": "float32", "n": 512, "d": 64, "status": "ok", "reason": None, "error": None},
+        **{"samples_ms": tuple(samples), **times, "peak_bytes": None, "flops": 1e9, "bytes": 1e6, "floor_ms": 1.0},
+        **{"tflops": None, "gbs": None, "of_limit": None, "baseline": "dense", "vs_baseline": None},
+    }
+    return Row(**found | changes)
 
 
-def result(rows: list[dict[str, Any]], rate: float = 1e11, **changes: Any) -> dict[str, Any]:
-    limits = {"float32": {"flops": rate, "bytes": 1e10}}
-    return {"schema": SCHEMA, "machine": machine(**changes), "limits": limits, "rows": rows}
+def result(rows: Sequence[Row], rate: float = 1e11, **changes: Any) -> Result:
+    limits = {"float32": Limit(flops=rate, bytes=1e10, best_flops=2 * rate)}
+    return Result(schema=SCHEMA, machine=machine(**changes), limits=limits, rows=list(rows))
 
 
-def simulated(seed: int, *, slower: float = 1.0, rounds: int = 11) -> dict[str, Any]:
+def simulated(seed: int, *, slower: float = 1.0, rounds: int = 11) -> Result:
     """A run on a noisy machine: each run has its own speed, each round too, each sample an error of 8 %."""
     draw = random.Random(seed)
     speed = draw.lognormvariate(0, 0.15)

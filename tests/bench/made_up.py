@@ -3,6 +3,10 @@
 import random
 from typing import Any
 
+import msgspec
+
+from hyperkern.bench.result import Result
+
 MACHINE = {
     "device": "cpu",
     "processor": "AMD EPYC 7B13",
@@ -94,8 +98,8 @@ def row(**values: Any) -> dict[str, Any]:
     return found
 
 
-def result(rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    """A result with these rows, and ratios to the baseline where it was timed."""
+def content(rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    """What a file has of these rows, with ratios to the baseline where it was timed."""
     times = {key(one): one["median_ms"] for one in rows if one["implementation"] == one["baseline"]}
     for one in rows:
         if one["median_ms"] and one["vs_baseline"] is None and times.get(key(one)):
@@ -103,11 +107,16 @@ def result(rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
     return {"schema": 1, "machine": dict(MACHINE), "limits": LIMITS, "rows": rows} | values
 
 
+def result(rows: list[dict[str, Any]], **values: Any) -> Result:
+    """A result of `content`."""
+    return msgspec.convert(content(rows, **values), Result)
+
+
 def key(one: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(one[name] for name in ("case", "mode", "execution", "dtype", "n", "d"))
 
 
-def realistic() -> dict[str, Any]:
+def realistic() -> Result:
     """Four cases, nine implementations, six sizes, two dimensions; some failed, some skipped."""
     rows = []
     for case in ("uniformity", "align_uniform", "nt_xent", "clip"):

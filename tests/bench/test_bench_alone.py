@@ -1,6 +1,6 @@
 """What runs in a process of its own: its memory, and the time and the value of what takes long."""
 
-import json
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -36,19 +36,27 @@ def wrong():
 
 def test_a_process_that_dies_for_memory_fails_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
     setups = [Setup("uniformity", "float32", n, 8, "both") for n in (8, 16, 32)]
-    children = [(-9, "alone: [100, 1.5, -2.0]\n"), (1, ""), (0, "noise\nalone: [300, 2.5, null]\n")]
+    first, last = child.Alone(100, 1.5, -2.0), child.Alone(300, 2.5, None)
+    children = [(-9, pickle.dumps(first) + pickle.dumps(last)[:-9]), (1, b""), (0, pickle.dumps(last))]
     asked = []
 
-    def child(command: list[str], input: str, **options: object) -> types.SimpleNamespace:
-        asked.append([fields["n"] for fields in json.loads(input)["setups"]])
+    def process(command: list[str], input: bytes, **options: object) -> types.SimpleNamespace:
+        asked.append([setup.n for setup in pickle.loads(input)[1][2]])
         status, output = children[len(asked) - 1]
-        return types.SimpleNamespace(returncode=status, stdout=output, stderr="the reason\n")
+        return types.SimpleNamespace(returncode=status, stdout=output, stderr=b"the reason\n")
 
-    monkeypatch.setattr(child.subprocess, "run", child)
+    monkeypatch.setattr(child.subprocess, "run", process)
     found = child.each_alone("dense", "eager", [*setups, setups[0]], [])
-    assert found == [(100, 1.5, -2.0), "killed by the system, as it does when memory runs out", *found[2:]]
-    assert found[2:] == ["its process ended with status 1: the reason", (300, 2.5, None)]
+    assert found == [first, "killed by the system, as it does when memory runs out", *found[2:]]
+    assert found[2:] == ["its process ended with status 1: the reason", last]
     assert asked == [[8, 16, 32, 8], [32, 8], [8]]
+
+
+def test_what_is_printed_is_no_answer(tmp_path: Path) -> None:
+    noisy, setup = tmp_path / "noisy.py", Setup("uniformity", "float32", 8, 8, "both")
+    written(noisy, "import os\nprint('noise', flush=True)\nos.write(1, b'more')")
+    (found,) = child.each_alone("dense", "eager", [setup], [noisy])
+    assert isinstance(found, child.Alone)
 
 
 def test_memory_grows_with_what_is_stored() -> None:
@@ -71,12 +79,12 @@ def test_a_long_call_is_timed_once_where_its_memory_is_measured(
     out, own = tmp_path / "a.json", written(tmp_path / "slow.py", LONG)
     options = ["--cases", "uniformity", "--implementations", "slow,wrong when large", "--sizes", "600", "--load", own]
     assert main(["bench", *WITH_MEMORY, *options, "--json", str(out)]) == 0
-    dense, slow, wrong = read(out)["rows"]
-    assert (len(dense["samples_ms"]), len(slow["samples_ms"])) == (2, 1)
-    assert slow["median_ms"] == 1e6
-    assert isinstance(slow["peak_bytes"], int) or sys.platform != "linux"
-    assert (wrong["status"], wrong["median_ms"]) == ("failed", None)
-    assert "at N 600 its value is 0.01 off that of 'dense'" in wrong["reason"]
+    dense, slow, wrong = read(out).rows
+    assert (len(dense.samples_ms), len(slow.samples_ms)) == (2, 1)
+    assert slow.median_ms == 1e6
+    assert isinstance(slow.peak_bytes, int) or sys.platform != "linux"
+    assert (wrong.status, wrong.median_ms) == ("failed", None)
+    assert "at N 600 its value is 0.01 off that of 'dense'" in wrong.reason
 
 
 def test_every_process_draws_the_same_features() -> None:
@@ -96,7 +104,7 @@ def test_compiled_by_the_execution(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     options = ["--cases", "uniformity", "--implementations", "compiled", "--executions", "compile"]
     assert main(["bench", *WITH_MEMORY, *options, "--json", str(out)]) == 0
-    rows = read(out)["rows"]
-    found = [(r["implementation"], r["execution"], r["status"]) for r in rows]
+    rows = read(out).rows
+    found = [(r.implementation, r.execution, r.status) for r in rows]
     assert found == [("dense", "compile", "ok"), ("compiled", "compile", "skipped")]
-    assert isinstance(rows[0]["peak_bytes"], int) or sys.platform != "linux"
+    assert isinstance(rows[0].peak_bytes, int) or sys.platform != "linux"

@@ -38,30 +38,32 @@ def test_json_and_csv_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "a.json", tmp_path / "a.csv"
     assert main(["bench", *TINY, *options, "--json", str(out[0]), "--csv", str(out[1])]) == 0
     found = read(out[0])
-    assert set(found) == {"schema", "machine", "limits", "rows"}
-    assert set(found["machine"]) == set(MACHINE)
-    assert found["limits"]["float32"].keys() == {"flops", "bytes", "best_flops"}
-    assert found["limits"]["float32"]["best_flops"] >= found["limits"]["float32"]["flops"]
+    written_as = json.loads(out[0].read_text(encoding="utf-8"))
+    assert list(written_as) == ["schema", "machine", "limits", "rows"]
+    assert tuple(written_as["machine"]) == MACHINE
+    assert all(tuple(of_json) == COLUMNS for of_json in written_as["rows"])
+    best, rate = found.limits["float32"].best_flops, found.limits["float32"].flops
+    assert best is not None
+    assert best >= rate
     with out[1].open(encoding="utf-8") as file:
         lines_of = list(csv.DictReader(file))
-    assert len(lines_of) == len(found["rows"]) == 4
-    for of_csv, of_json in zip(lines_of, found["rows"], strict=True):
-        assert set(of_json) == set(COLUMNS)
-        assert of_csv["implementation"] == of_json["implementation"]
-        assert float(of_csv["median_ms"]) == of_json["median_ms"]
+    assert len(lines_of) == len(found.rows) == 4
+    for of_csv, of_json in zip(lines_of, found.rows, strict=True):
+        assert of_csv["implementation"] == of_json.implementation
+        assert float(of_csv["median_ms"]) == of_json.median_ms
         samples = [float(sample) for sample in of_csv["samples_ms"].split()]
-        assert samples == pytest.approx(of_json["samples_ms"], rel=1e-5)
+        assert samples == pytest.approx(of_json.samples_ms, rel=1e-5)
         assert of_csv["torch"] == torch.__version__
-        assert of_json["p20_ms"] <= of_json["median_ms"] <= of_json["p80_ms"]
-        assert of_json["of_limit"] == pytest.approx(of_json["floor_ms"] / of_json["median_ms"])
-    hyperkern = next(r for r in found["rows"] if r["implementation"] == "hyperkern")
-    dense = next(r for r in found["rows"] if r["implementation"] == "dense")
-    assert hyperkern["vs_baseline"] == pytest.approx(dense["median_ms"] / hyperkern["median_ms"])
-    assert hyperkern["flops"] == 3 * 40 * 40 * 8
-    assert hyperkern["bytes"] == 2 * 40 * 8 * 4
-    assert found["rows"][-1]["error"] is None  # a yardstick has no truth
+        assert of_json.p20_ms <= of_json.median_ms <= of_json.p80_ms
+        assert of_json.of_limit == pytest.approx(of_json.floor_ms / of_json.median_ms)
+    hyperkern = next(r for r in found.rows if r.implementation == "hyperkern")
+    dense = next(r for r in found.rows if r.implementation == "dense")
+    assert hyperkern.vs_baseline == pytest.approx(dense.median_ms / hyperkern.median_ms)
+    assert hyperkern.flops == 3 * 40 * 40 * 8
+    assert hyperkern.bytes == 2 * 40 * 8 * 4
+    assert found.rows[-1].error is None  # a yardstick has no truth
     assert f"written: {out[0]}" in capsys.readouterr().out
-    assert json.loads(as_json(found)) == found
+    assert as_json(found) == out[0].read_bytes()
     assert as_csv(found) == out[1].read_bytes()
 
 
@@ -69,7 +71,7 @@ def test_a_processor_with_an_index_is_the_processor(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     options = ["--device", "cpu:0", "--cases", "uniformity", "--implementations", "dense", "--json", str(out)]
     assert main(["bench", *TINY, *options]) == 0
-    assert read(out)["machine"]["device"] == "cpu"
+    assert read(out).machine.device == "cpu"
 
 
 @pytest.mark.parametrize("mode", ["forward", "backward", "both"])
@@ -77,7 +79,7 @@ def test_every_mode(tmp_path: Path, mode: str) -> None:
     out = tmp_path / "a.json"
     options = ["--cases", "clip", "--modes", mode, "--implementations", "hyperkern,chunked", "--json", str(out)]
     assert main(["bench", *TINY, *options]) == 0
-    assert [(r["mode"], r["status"]) for r in read(out)["rows"]] == [(mode, "ok")] * 3
+    assert [(r.mode, r.status) for r in read(out).rows] == [(mode, "ok")] * 3
 
 
 def test_cases_of_a_file_of_ones_own(tmp_path: Path) -> None:
@@ -85,12 +87,12 @@ def test_cases_of_a_file_of_ones_own(tmp_path: Path) -> None:
     own = written(tmp_path / "own.py", OWN)
     memory_too = [option for option in TINY if option != "--no-memory"]
     assert main(["bench", *memory_too, "--load", own, "--cases", "norm", "--json", str(out)]) == 0
-    rows = read(out)["rows"]
-    assert [(r["implementation"], r["status"], r["flops"]) for r in rows] == [
+    rows = read(out).rows
+    assert [(r.implementation, r.status, r.flops) for r in rows] == [
         ("plain", "ok", 640),
         ("by torch", "ok", 640),
     ]
-    assert all(isinstance(r["peak_bytes"], int) for r in rows) or sys.platform != "linux"
+    assert all(isinstance(r.peak_bytes, int) for r in rows) or sys.platform != "linux"
 
 
 def test_names_are_taken_once() -> None:
@@ -126,7 +128,7 @@ def test_what_is_skipped_is_in_the_result(tmp_path: Path, capsys: pytest.Capture
     options = ["--cases", "clip", "--implementations", "liger", "--executions", "eager,cudagraph", "--json", str(out)]
     options += ["--load", str(PEERS)]
     assert main(["bench", *TINY, *options]) == 0
-    found = [(r["implementation"], r["execution"], r["status"], r["reason"]) for r in read(out)["rows"]]
+    found = [(r.implementation, r.execution, r.status, r.reason) for r in read(out).rows]
     assert found[1:] == [
         ("dense", "cudagraph", "skipped", "a CUDA graph needs a GPU"),
         ("liger", "eager", "skipped", "runs on cuda only, got cpu"),
@@ -190,8 +192,11 @@ def test_arguments_of_the_wrong_type(options: list[str], message: str, capsys: p
     assert message in capsys.readouterr().err
 
 
-def broken(**changes: object) -> str:
-    return json.dumps({**result([row("a", [1.0])]), **changes})
+def broken(of_row: dict[str, object] | None = None, **changes: object) -> str:
+    found = json.loads(as_json(result([row("a", [1.0])]))) | changes
+    if of_row is not None:
+        found["rows"][0] |= of_row
+    return json.dumps(found)
 
 
 @pytest.mark.usefixtures("no_measuring")
@@ -199,16 +204,22 @@ def broken(**changes: object) -> str:
     ("text", "message"),
     [
         ("", "is no JSON"),
-        ("[1, 2]", "is no result of hyperkern bench: it has no schema"),
-        ('{"rows": []}', "it has no schema"),
-        (broken(schema=2), "its schema is 2, expected 1"),
-        (broken(machine={}), "its machine is incomplete"),
-        (broken(rows=None), "it has no limits or no rows"),
-        (broken(rows=[{"case": "a"}]), "row 0 lacks baseline, "),
-        (broken(rows=[3]), "row 0 lacks everything"),
-        (broken(rows=[row("a", [1.0], status="fine")]), "row 0 has the status 'fine'"),
-        (broken(rows=[row("a", [0.0])]), "row 0 has samples that are no positive numbers"),
-        (broken(rows=[row("a", [])]), "row 0 is ok and has no samples"),
+        ("[1, 2]", "base.json' is no result of hyperkern bench: Expected `object`, got `array` ([1, 2])"),
+        ('{"rows": []}', "Object missing required field `schema` ({'rows': []})"),
+        (broken(schema=2), "schema: Invalid enum value 2 (2)"),
+        (broken(machine={}), "machine: Object missing required field `device` ({})"),
+        (broken(rows=None), "rows: Expected `array`, got `null` (None)"),
+        (broken(rows=[{"case": "a"}]), "rows[0]: Object missing required field `implementation` ({'case': 'a'})"),
+        (broken(rows=[3]), "rows[0]: Expected `object`, got `int` (3)"),
+        (broken({"status": "fine"}), "rows[0].status: Invalid enum value 'fine' ('fine')"),
+        (broken({"n": True}), "rows[0].n: Expected `int`, got `bool` (True)"),
+        (broken({"samples_ms": [0.0]}), "rows[0]: samples_ms must be above 0, got (0.0,)"),
+        (broken({"samples_ms": []}), "rows[0]: samples_ms must be there where status is ok, got ()"),
+        (
+            broken(limits={"float32": {"flops": 1, "bytes": "x"}}),
+            "limits[...].bytes: Expected `float`, got `str` ({",
+        ),
+        (broken(limits={"float32": {"flops": 0, "bytes": 1}}), "limits[...]: flops must be above 0, got 0.0"),
         (broken(), "the runs are of different machines: device 'same', 'cpu'"),
     ],
 )
@@ -256,7 +267,7 @@ def test_rows_are_in_the_file_as_soon_as_they_are_measured(
     assert main(["bench", *TINY, *two, "--jsonl", str(lines_file), "--json", str(whole)]) == 0
     before, *found = map(json.loads, lines_file.read_text(encoding="utf-8").splitlines())
     assert before == {}  # of the run before
-    assert found == [{**row, "backend": "reference"} for row in read(whole)["rows"]]
+    assert found == [{**row, "backend": "reference"} for row in json.loads(whole.read_text(encoding="utf-8"))["rows"]]
     assert all(row["vs_baseline"] > 0 for row in found)
     # What is interrupted in its second group has the rows of the first.
     samples, calls = runs._samples, []
@@ -370,16 +381,16 @@ def test_what_fails_while_it_is_timed_is_shown_as_failed(tmp_path: Path, monkeyp
     out = tmp_path / "a.json"
     options = ["--cases", "uniformity", "--implementations", "hyperkern", "--json", str(out)]
     assert main(["bench", *TINY, *options]) == 0
-    rows = read(out)["rows"]
-    assert {r["status"] for r in rows} == {"failed"}
-    assert {r["reason"] for r in rows} == {"RuntimeError: no memory left"}
-    assert all(r["median_ms"] is None and r["samples_ms"] == [] for r in rows)
+    rows = read(out).rows
+    assert {r.status for r in rows} == {"failed"}
+    assert {r.reason for r in rows} == {"RuntimeError: no memory left"}
+    assert all(r.median_ms is None and r.samples_ms == () for r in rows)
 
 
 def test_a_formula_of_ones_own_that_fails_is_shown_as_failed(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     own = written(tmp_path / "own.py", OWN.replace("x.square()", "x.squire()"))
     assert main(["bench", *TINY, "--load", own, "--cases", "norm,uniformity", "--json", str(out)]) == 0
-    rows = [r for r in read(out)["rows"] if r["case"] == "norm"]
-    assert {r["status"] for r in rows} == {"failed"}
-    assert all("AttributeError" in r["reason"] for r in rows)
+    rows = [r for r in read(out).rows if r.case == "norm"]
+    assert {r.status for r in rows} == {"failed"}
+    assert all("AttributeError" in r.reason for r in rows)

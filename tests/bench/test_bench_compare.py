@@ -10,14 +10,14 @@ import pytest
 from bench_runs import TINY, machine, result, row, simulated, written
 from torch import Tensor
 
-from hyperkern.bench import clock, remeasure
+from hyperkern.bench import clock
+from hyperkern.bench import compare as comparison
 from hyperkern.bench import machine as machine_of_run
 from hyperkern.bench import run as runs
-from hyperkern.bench.compare import check_comparable, compare
+from hyperkern.bench.compare import check_comparable, compare, confirmed, measure_again
 from hyperkern.bench.matrix import Matrix, Point
 from hyperkern.bench.registry import IMPLEMENTATIONS, BenchError
-from hyperkern.bench.remeasure import confirmed, measure
-from hyperkern.bench.result import as_json
+from hyperkern.bench.result import Result, Row, as_json
 from hyperkern.cli import main
 
 pytestmark = pytest.mark.usefixtures("registry_as_it_was", "small_rates")
@@ -33,7 +33,7 @@ def test_noise_alone_is_no_regression() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_slower_is_found_and_nothing_else(seed: int) -> None:
     changes = compare(simulated(2 * seed), simulated(2 * seed + 1, slower=2.0), 0.05)
-    assert {c.row["implementation"] for c in changes if c.regression} == {"hyperkern"}
+    assert {c.row.implementation for c in changes if c.regression} == {"hyperkern"}
     assert sum(c.regression for c in changes) == 3
     found = next(c for c in changes if c.regression)
     assert found.low is not None
@@ -45,15 +45,15 @@ def test_what_is_slower_is_found_and_nothing_else(seed: int) -> None:
 
 def test_what_is_faster_is_no_regression() -> None:
     changes = compare(simulated(1, slower=2.0), simulated(2), 0.05)
-    assert {c.verdict for c in changes if c.row["implementation"] == "hyperkern"} == {"faster"}
+    assert {c.verdict for c in changes if c.row.implementation == "hyperkern"} == {"faster"}
     assert not any(c.regression for c in changes)
 
 
 def test_a_slower_machine_is_not_a_slower_kernel() -> None:
     old, new = simulated(1), simulated(1)
-    for of_new in new["rows"]:
-        of_new["samples_ms"] = [3 * sample for sample in of_new["samples_ms"]]
-    new["limits"]["float32"]["flops"] /= 3
+    limit = new.limits["float32"]
+    slower = [replace(row, samples_ms=tuple(3 * sample for sample in row.samples_ms)) for row in new.rows]
+    new = replace(new, rows=slower, limits={"float32": replace(limit, flops=limit.flops / 3)})
     assert {c.verdict for c in compare(old, new, 0.05)} == {"same"}
     assert {c.corrected for c in compare(old, new, 0.05)} == {"by dense", "by the machine's rate"}
 
@@ -115,7 +115,7 @@ def test_comparing_changes_nothing() -> None:
     assert (old, new) == before
 
 
-def files(tmp_path: Path, *results: dict) -> list[str]:
+def files(tmp_path: Path, *results: Result) -> list[str]:
     paths = [tmp_path / f"{i}.json" for i in range(len(results))]
     for path, of_path in zip(paths, results, strict=True):
         path.write_bytes(as_json(of_path))
@@ -141,7 +141,7 @@ def test_slower_is_what_is_slower_every_time(speeds: list[float], regressions: i
     old, first, *others = simulated(1), *(simulated(i, slower=speed) for i, speed in enumerate(speeds, 2))
     asked = []
 
-    def measured_again(rows: Sequence[dict]) -> dict:
+    def measured_again(rows: Sequence[Row]) -> Result:
         asked.append(len(rows))
         return others[len(asked) - 1]
 
@@ -155,7 +155,8 @@ def test_slower_is_what_is_slower_every_time(speeds: list[float], regressions: i
 
 def test_what_fails_when_measured_again_is_a_regression() -> None:
     old, first, second = simulated(1), simulated(2, slower=2.0), simulated(3)
-    second["rows"] = [row | {"status": "failed", "reason": "wrong", "samples_ms": []} for row in second["rows"]]
+    failed = [replace(row, status="failed", reason="wrong", samples_ms=()) for row in second.rows]
+    second = replace(second, rows=failed)
     changes = confirmed(old, compare(old, first, 0.05), 0.05, lambda rows: second)
     assert sum(change.regression for change in changes) == 3
 
@@ -166,14 +167,14 @@ def test_measured_again_are_those_rows_in_another_process(tmp_path: Path) -> Non
     matrix = Matrix(
         "cpu", ("clip", "uniformity"), (20, 30), (8, 16), ("float32",), rounds=5, seconds=1e3, files=(mine,)
     )
-    found = measure(matrix, [row("mine", [1.0], n=30, d=8)])
-    assert [(r["implementation"], r["n"], r["d"], len(r["samples_ms"])) for r in found["rows"]] == [
+    found = measure_again(matrix, [row("mine", [1.0], n=30, d=8)])
+    assert [(r.implementation, r.n, r.d, len(r.samples_ms)) for r in found.rows] == [
         ("dense", 30, 8, 5),
         ("mine", 30, 8, 5),
     ]
-    assert found["rows"][0]["status"] == "ok"
+    assert found.rows[0].status == "ok"
     with pytest.raises(BenchError, match=r"measuring again failed: .*no\.py"):
-        measure(replace(matrix, files=(tmp_path / "no.py",)), [row("mine", [1.0])])
+        measure_again(replace(matrix, files=(tmp_path / "no.py",)), [row("mine", [1.0])])
 
 
 MINE = """
@@ -215,16 +216,16 @@ def test_a_run_against_another(
 ) -> None:
     asked = []
 
-    def measured_again(matrix: Matrix, rows: Sequence[dict]) -> dict:
-        asked.append([row["implementation"] for row in rows])
+    def measured_again(matrix: Matrix, rows: Sequence[Row]) -> Result:
+        asked.append([row.implementation for row in rows])
         milliseconds["mine"] = then
         return runs.run(matrix)
 
-    monkeypatch.setattr(remeasure, "measure", measured_again)
+    monkeypatch.setattr(comparison, "measure_again", measured_again)
     base, mine = tmp_path / "base.json", written(tmp_path / "mine.py", MINE)
     options = [*TINY, "--cases", "uniformity", "--implementations", "mine", "--rounds", "11", "--load", mine]
     assert main(["bench", *options, "--json", str(base)]) == 0
     del IMPLEMENTATIONS["uniformity", "mine"]
     milliseconds["mine"] = now
     assert main(["bench", *options, "--baseline", str(base), "--fail-over", "100%"]) == status
-    assert asked == [["mine"]] * {None: 0, 30.0: remeasure.TIMES, 1.0: 1}[then]
+    assert asked == [["mine"]] * {None: 0, 30.0: comparison.TIMES, 1.0: 1}[then]

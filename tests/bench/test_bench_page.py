@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import pytest
 
 from hyperkern import format
 from hyperkern.bench import figures, page, page_tables, svg
-from hyperkern.bench.model import Setting, check
+from hyperkern.bench.figures import Setting
 
 pytestmark = pytest.mark.usefixtures("small_rates")
 VOID = {"meta", "link", "br", "rect", "path", "polyline", "polygon"}
@@ -79,10 +80,10 @@ def images(text):
 
 def test_everything_appears(realistic, rendered):
     found = Page(rendered)
-    for row in realistic["rows"]:
-        for key in ("case", "implementation", "reason"):
-            assert row[key] is None or row[key] in found.text
-    for value in realistic["machine"].values():
+    for row in realistic.rows:
+        for value in (row.case, row.implementation, row.reason):
+            assert value is None or value in found.text
+    for value in asdict(realistic.machine).values():
         assert value is None or str(value)[:12] in found.text
     assert "316 passed, 24 failed" in found.text
     assert "92 were skipped" in found.text
@@ -180,16 +181,12 @@ def test_lines_are_where_the_values_are(realistic):
     image = page.figure(realistic, "time", "uniformity", 128)
     line = re.search(r'<polyline class="line s0 own" points="([^"]*)"', image).group(1)
     points = [tuple(map(float, point.split(","))) for point in line.split()]
-    rows = [
-        row
-        for row in realistic["rows"]
-        if (row["case"], row["implementation"], row["d"]) == ("uniformity", "hyperkern", 128)
-    ]
+    rows = [row for row in realistic.rows if (row.case, row.implementation, row.d) == ("uniformity", "hyperkern", 128)]
     steps = {round(b[0] - a[0], 0) for a, b in itertools.pairwise(points)}
     assert len(points) == len(rows)
     assert len(steps) <= 2  # doubling N is one step
     slopes = [
-        (y - points[0][1]) / math.log(row["median_ms"] / rows[0]["median_ms"])
+        (y - points[0][1]) / math.log(row.median_ms / rows[0].median_ms)
         for (_, y), row in zip(points[1:], rows[1:], strict=True)
     ]
     assert max(slopes) == pytest.approx(min(slopes), rel=0.01)
@@ -233,8 +230,8 @@ def test_names_are_escaped():
     ]
     rows.append(made_up.row(implementation="x\x00y", status="failed", reason=SPECIAL))
     rows[1]["vs_baseline"] = 1.0
-    result = made_up.result(rows, limits={SPECIAL: {"flops": 1e12, "bytes": 1e11}})
-    result["machine"] = dict.fromkeys(made_up.MACHINE, SPECIAL)
+    machine = dict.fromkeys(made_up.MACHINE, SPECIAL) | {"threads": 2}
+    result = made_up.result(rows, limits={SPECIAL: {"flops": 1e12, "bytes": 1e11}}, machine=machine)
     text = page.render(result)
     assert "<script" not in text
     assert "alert(1)" in Page(text).text
@@ -288,28 +285,9 @@ def test_settings_stand_apart():
 
 
 def test_none_everywhere():
-    optional = (
-        "package",
-        "version",
-        "error",
-        "peak_bytes",
-        "flops",
-        "bytes",
-        "floor_ms",
-        "tflops",
-        "gbs",
-        "of_limit",
-        "vs_baseline",
-        "baseline",
-    )
-    rows = [made_up.row(n=n) | dict.fromkeys(optional) for n in (512, 1024)]
-    result = {
-        "schema": 1,
-        "machine": dict.fromkeys(made_up.MACHINE),
-        "limits": {"float32": {"flops": None, "bytes": None}},
-        "rows": rows,
-    }
-    text = page.render(result)
+    optional = ("version", "error", "peak_bytes", "tflops", "gbs", "of_limit", "vs_baseline")
+    rows = [made_up.row(n=n, implementation="other") | dict.fromkeys(optional) for n in (512, 1024)]
+    text = page.render(made_up.result(rows, machine=dict.fromkeys(made_up.MACHINE), limits={}))
     assert "None" not in text
     assert "unknown machine" in text
     assert len(images(text)) == 4
@@ -331,9 +309,8 @@ def test_twenty_implementations_of_one_size():
 
 
 def test_captions_name_the_best_and_count_the_others():
-    rows = [
-        made_up.row(implementation=f"number {number}", n=4096) | {"median_ms": 30.0 - number} for number in range(10)
-    ]
+    times = ({"median_ms": 30.0 - i, "p20_ms": 29.0 - i, "p80_ms": 31.0 - i} for i in range(10))
+    rows = [made_up.row(implementation=f"number {i}", n=4096) | of_row for i, of_row in enumerate(times)]
     text = Page(page.render(made_up.result(rows))).text
     assert "At N = 4096: number 9 21 ms, number 8 22 ms, number 7 23 ms" in text
     assert "number 2 28 ms and 2 more." in text
@@ -365,7 +342,7 @@ def test_ratios_are_written(value, written):
 
 
 def test_tables_begin_with_the_fastest(realistic):
-    text = "".join(page_tables.numbers(check(realistic)))
+    text = "".join(page_tables.numbers(realistic))
     first = re.search(r"<tbody>.*?</tbody>", text, re.S).group(0)
     medians = [float(median) for median in re.findall(r"</th><td>([\d.]+)</td>", first)]
     assert len(medians) == 7

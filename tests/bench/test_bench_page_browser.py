@@ -1,7 +1,6 @@
 """The page in a real browser: at the width of a phone and of a desk, light and dark, and on paper."""
 
 import base64
-import json
 import os
 import shutil
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ import made_up
 import pytest
 
 from hyperkern.bench import page
+from hyperkern.bench.result import read
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = [
@@ -58,7 +58,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["made up", "committed"])
 def address(request, tmp_path_factory):
-    result = made_up.realistic() if request.param == "made up" else json.loads(COMMITTED.read_text(encoding="utf-8"))
+    result = made_up.realistic() if request.param == "made up" else read(COMMITTED)
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(page.render(result), encoding="utf-8")
     return path.as_uri()

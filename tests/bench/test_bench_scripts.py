@@ -13,10 +13,9 @@ from conftest import DEVICE, needs_cuda_kernels, needs_triton
 
 import benchmarks
 from benchmarks import busy, host_time, measure, short_path
-from hyperkern.bench import machine, textbook
-from hyperkern.bench.model import check
+from hyperkern.bench import machine, page, textbook
 from hyperkern.bench.registry import IMPLEMENTATIONS, BenchError, implementation
-from hyperkern.bench.result import read
+from hyperkern.bench.result import Result, Row, read, read_as
 
 pytestmark = pytest.mark.usefixtures("registry_as_it_was", "small_rates")
 QUICK = ["--implementations", "hyperkern", "dense", "--rounds", "2", "--seconds", "100", "--no-memory"]
@@ -27,13 +26,11 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
 
 
-def run_of(date: str, *rows: dict) -> dict:
-    found = result(list(rows), date=date)
-    found["limits"]["float32"]["best_flops"] = 2e11
-    return found
+def run_of(date: str, *rows: Row) -> Result:
+    return result(rows, date=date)
 
 
-def trio(n: int, own: list[float], dense: list[float], **changes: object) -> list[dict]:
+def trio(n: int, own: list[float], dense: list[float], **changes: object) -> list[Row]:
     return [row("dense", dense, n=n, **changes), row("hyperkern", own, n=n, **changes)]
 
 
@@ -46,16 +43,16 @@ def test_spread() -> None:
 class TestShortPath:
     def test_ratios_are_those_of_the_medians_and_the_share_that_of_the_fastest(self) -> None:
         dense, own = short_path.with_summaries(run_of("today", *trio(512, [20.0, 10.0, 30.0], [50.0, 60.0, 40.0])))
-        assert (dense["over_hyperkern"], own["over_hyperkern"]) == (2.5, 1.0)
-        assert (own["fastest_ms"], own["iqr_ms"]) == (10.0, 10.0)
-        assert own["of_product"] == pytest.approx(1e9 / 0.010 / 2e11)
-        assert own["run"]["date"] == "today"
-        assert own["run"]["product"]["best_flops"] == 2e11
+        assert (dense.over_hyperkern, own.over_hyperkern) == (2.5, 1.0)
+        assert (own.fastest_ms, own.iqr_ms) == (10.0, 10.0)
+        assert own.of_product == pytest.approx(1e9 / 0.010 / 2e11)
+        assert own.run["date"] == "today"
+        assert own.run["product"].best_flops == 2e11
 
     def test_a_run_replaces_its_own_rows_alone(self) -> None:
         first = short_path.merged(None, run_of("first", *trio(512, [2.0], [4.0]), *trio(1024, [5.0], [6.0])))
         both = short_path.merged(first, run_of("second", *trio(512, [1.0], [8.0]), *trio(128, [1.0], [1.0])))
-        found = [(r["n"], r["implementation"], r["median_ms"], r["run"]["date"]) for r in both["rows"]]
+        found = [(r.n, r.implementation, r.median_ms, r.run["date"]) for r in both.rows]
         assert found == [
             (128, "dense", 1.0, "second"),
             (128, "hyperkern", 1.0, "second"),
@@ -64,20 +61,20 @@ class TestShortPath:
             (1024, "dense", 6.0, "first"),
             (1024, "hyperkern", 5.0, "first"),
         ]
-        assert both["machine"]["date"] == "second"
+        assert both.machine.date == "second"
 
     def test_what_is_left_out_replaces_nothing_and_what_fails_does(self) -> None:
         first = short_path.merged(None, run_of("first", *trio(512, [2.0], [4.0])))
         skipped = [row(name, [], status="skipped", median_ms=None) for name in ("dense", "compiled")]
         second = short_path.merged(first, run_of("second", *skipped))
-        assert [(r["implementation"], r["status"]) for r in second["rows"]] == [
+        assert [(r.implementation, r.status) for r in second.rows] == [
             ("dense", "ok"),
             ("hyperkern", "ok"),
             ("compiled", "skipped"),
         ]
         third = short_path.merged(second, run_of("third", row("hyperkern", [], status="failed", median_ms=None)))
-        assert third["rows"][1]["status"] == "failed"
-        assert short_path.lines(third["rows"])[0][3:5] == ["FAILED", "4 ± 0 (4)"]
+        assert third.rows[1].status == "failed"
+        assert short_path.lines(third.rows)[0][3:5] == ["FAILED", "4 ± 0 (4)"]
 
     def test_it_measures_what_is_asked_for_into_one_file(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -86,13 +83,13 @@ class TestShortPath:
         options = [*QUICK, "--dims", "8", "--json", str(out)]
         assert short_path.main([*options, "--cases", "sup_con", "clip_learned", "--sizes", "32", "40"]) == 0
         assert short_path.main([*options, "--cases", "uniformity", "--sizes", "40"]) == 0
-        found = read(out)
-        places = [(r["case"], r["n"]) for r in found["rows"] if r["implementation"] == "hyperkern"]
+        found = read_as(out, short_path.Summaries)
+        places = [(r.case, r.n) for r in found.rows if r.implementation == "hyperkern"]
         of_old = [("sup_con", 32), ("sup_con", 40), ("clip_learned", 32), ("clip_learned", 40)]
         assert places == [("uniformity", 40), *of_old]
-        assert {r["status"] for r in found["rows"]} == {"ok"}
-        assert all(len(r["samples_ms"]) == 2 and r["error"] < 1e-4 for r in found["rows"])
-        assert check(found).cases == ["uniformity", "sup_con", "clip_learned"]  # the page takes it
+        assert {r.status for r in found.rows} == {"ok"}
+        assert all(len(r.samples_ms) == 2 and r.error < 1e-4 for r in found.rows)
+        assert "clip_learned" in page.render(read(out))
         printed = capsys.readouterr().out
         assert "of product" in printed
         assert "left out" not in printed
@@ -105,7 +102,7 @@ class TestShortPath:
         out = tmp_path / "out.json"
         options = [*QUICK, "--dims", "8", "--sizes", "32", "--json", str(out), "--minutes", "2"]
         assert short_path.main([*options, "--cases", "dcl", "siglip", "clip", "info_nce"]) == 0
-        assert {r["case"] for r in read(out)["rows"]} == {"dcl", "siglip"}
+        assert {r.case for r in read(out).rows} == {"dcl", "siglip"}
         assert "left out after 2 minutes: --cases clip info_nce\n" in capsys.readouterr().out
 
     def test_what_is_wrong_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
