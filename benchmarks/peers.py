@@ -301,12 +301,12 @@ for _name, _options, _module, _like in (
 
 _METRIC_LEARNING = ("pytorch-metric-learning", "pytorch_metric_learning.losses")
 _drop_in(
-    *("PML NTXentLoss, two views", *_METRIC_LEARNING, _labelled("NTXentLoss", lambda n: torch.arange(n) % (n // 2))),
+    *("PML NTXentLoss (two views)", *_METRIC_LEARNING, _labelled("NTXentLoss", lambda n: torch.arange(n) % (n // 2))),
     like="nt_xent",
     most_rows=256,  # as above
 )
 _drop_in(
-    *(f"PML SupConLoss, {CLASSES} classes", *_METRIC_LEARNING),
+    *(f"PML SupConLoss ({CLASSES} classes)", *_METRIC_LEARNING),
     _labelled("SupConLoss", lambda n: torch.arange(n) % CLASSES),
     like="nt_xent",
 )

@@ -15,7 +15,7 @@ from hyperkern.bench.gate import check, step
 from hyperkern.bench.machine import Rates
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
 
-from . import PEERS
+from .studies import PEERS
 
 ROUNDS = 15
 registry.load_file(PEERS)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import pages, readme, scaling
+from benchmarks.tables import result
 from tools.kernels import predict
 from tools.kernels import report as kernels
 from tools.kernels.rows import Row
@@ -48,7 +49,7 @@ def test_a_faster_peer_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None
 
 class TestTheReportOfKernels:
     def test_it_has_every_field_of_every_backend_and_is_small(self) -> None:
-        found = pages.result(kernels.RESULT)
+        found = result(kernels.RESULT)
         assert found["fields"] == list(Row._fields)
         rows = kernels.read()
         assert {(row["backend"], row["architecture"]) for row in rows} >= {("triton", "sm_90"), ("cuda", "sm_90")}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks import PEERS
+from benchmarks.studies import PEERS
 from hyperkern.bench import registry
 from hyperkern.bench.result import MACHINE, SCHEMA, Limit, Provenance, Result, Row, quantile
 

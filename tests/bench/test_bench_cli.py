@@ -11,7 +11,7 @@ import pytest
 import torch
 from bench_runs import OWN, TINY, result, row, written
 
-from benchmarks import PEERS
+from benchmarks.studies import PEERS
 from hyperkern.bench import registry
 from hyperkern.bench import run as runs
 from hyperkern.bench.matrix import DEFAULTS, groups

@@ -10,7 +10,7 @@ import torch
 from bench_runs import TINY, WRONG, with_peers, written
 from torch import Tensor
 
-from benchmarks import PEERS
+from benchmarks.studies import PEERS
 from hyperkern.bench import gate
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Implementation, Setup, load_file
 from hyperkern.bench.textbook import dense_uniformity

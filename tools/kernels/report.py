@@ -9,11 +9,13 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import result, table
+from hyperkern.bench.machine import describe
 from hyperkern.files import OutputError, check_outputs, write_files
 
 from .rows import Row, print_rows
@@ -38,7 +40,8 @@ def made(architectures: Sequence[str], quick: bool, jobs: int) -> tuple[list[Row
     from . import cuda, triton
 
     rows = triton.report(architectures, quick, jobs)
-    about = {"triton": version("triton"), "cuda": None, "triton_sources": triton.source_digests()}
+    about = {"machine": asdict(describe("cpu")), "triton": version("triton"), "cuda": None}
+    about |= {"triton_sources": triton.source_digests()}
     if cuda.LIBRARY.exists():
         rows += cuda.report(architectures)
         about |= {"cuda": toolkit(cuda.LIBRARY.read_bytes())}
@@ -103,7 +106,7 @@ def pairwise(backend: str) -> str:
 
 def by_triton() -> str:
     """Instructions for each pair as several releases of Triton compile them."""
-    found = result(RELEASES)
+    found = result(RELEASES)["releases"]
     heads = ["kernel", "problem", "D", *(f"Triton {release}" for release in found)]
     lines = []
     for kernel, problem in COMPARED:
@@ -123,7 +126,7 @@ def add_release(path: Path) -> None:
     """Writes what the installed Triton makes of the kernels shown beside what others made of them."""
     from . import triton
 
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content = json.loads(path.read_text(encoding="utf-8"))["releases"] if path.exists() else {}
     rows = triton.report([SHOWN["architecture"]], only=lambda case: case.operand == SHOWN["operand"])
     names = ("kernel", "problem", "dim", "registers", "spill_bytes", "per_pair", "serialised", "hazards")
     content[version("triton")] = [{name: getattr(row, name) for name in names} for row in rows]
@@ -131,7 +134,9 @@ def add_release(path: Path) -> None:
     for release in sorted(content, key=lambda release: [*map(int, release.split("."))]):
         lines = ",\n  ".join(map(json.dumps, content[release]))
         blocks.append(f' "{release}": [\n  {lines}\n ]')
-    write_files({path: ("{\n" + ",\n".join(blocks) + "\n}\n").encode()})
+    head = json.dumps({"machine": asdict(describe("cpu"))}, indent=1)[:-2]
+    releases = ",\n".join(blocks)
+    write_files({path: f'{head},\n "releases": {{\n{releases}\n }}\n}}\n'.encode()})
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
