@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from tools.kernels import pages as kernels
 from tools.kernels import predict
-from tools.kernels import report as kernels
 
 from . import readme, scaling, shown
 from .tables import ROOT

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.tables import result, table
 
-from . import report as kernels
+from . import pages as kernels
+from .report import SHOWN
 
 N = 65_536
-SHOWN = {"architecture": "sm_90", "operand": "bfloat16"}
 # Longer rows stream through a kernel beside the columns. What is reported of two D is there to be compared.
 LONGEST_HELD, SHOWS_PADDING = 256, (100, 112)
 
