@@ -53,6 +53,7 @@ class OnCores(Measurements):
     """A result file, and what the machine has."""
 
     cores: int | None
+    rows: Sequence[Beside]
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class Calls(Measurements):
     """A result file, and whose kernels are not launched, where it is some backend's."""
 
     backend: str | None = None
+    rows: Sequence[Call]
 
 
 def cases() -> tuple[str, ...]:
@@ -144,9 +145,9 @@ def lines(rows: Sequence[Call]) -> list[list[str]]:
     found = []
     for case in dict.fromkeys(row.case for row in rows):
         at = [by_place[case, name] for name in NAMES]
-        times = [f"{1e3 * row.median_ms:.0f} ± {1e3 * row.half_ms:.0f}" for row in at]
+        times = [f"{1e3 * row.ms:.0f} ± {1e3 * row.half_ms:.0f}" for row in at]
         functions = [str(row.functions) for row in at]
-        found.append([case, *times, f"{at[0].median_ms / at[1].median_ms:.2f}", *functions])
+        found.append([case, *times, f"{at[0].ms / at[1].ms:.2f}", *functions])
     return found
 
 

@@ -49,8 +49,14 @@ class Measured:
     def of(cls: type[Own], samples_ms: Sequence[float], **fields: Any) -> Own:
         """A row of some times."""
         low, median, high = (quantile(samples_ms, q) for q in (0.25, 0.5, 0.75))
-        summary = {"median_ms": median, "iqr_ms": high - low, "fastest_ms": min(samples_ms)}
-        return cls(samples_ms=tuple(samples_ms), **summary, **fields)
+        fields |= {"samples_ms": tuple(samples_ms), "median_ms": median, "iqr_ms": high - low}
+        return cls(fastest_ms=min(samples_ms), **fields)
+
+    @property
+    def ms(self) -> float:
+        """The median of a row that has one."""
+        assert self.median_ms is not None, self
+        return self.median_ms
 
     @property
     def half_ms(self) -> float:
@@ -68,12 +74,12 @@ class Measured:
     @property
     def time(self) -> str:
         """Median ± half of the interquartile range (fastest)."""
-        return f"{self.median_ms:.3g} ± {self.half_ms:.2g} ({self.fastest_ms:.3g})"
+        return f"{self.ms:.3g} ± {self.half_ms:.2g} ({self.fastest_ms:.3g})"
 
     @property
     def time_and_memory(self) -> str:
         """For a cell."""
-        return f"{self.median_ms:.0f} ± {self.half_ms:.0f} ms, {self.mib:.0f} MiB"
+        return f"{self.ms:.0f} ± {self.half_ms:.0f} ms, {self.mib:.0f} MiB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,12 @@ class Measurements:
     rows: Sequence[Measured]
 
 
-def read(name: str, kind: type[T] = Measurements) -> T:  # type: ignore[assignment]
+def read(name: str) -> Measurements:
+    """A committed result file of rows like these."""
+    return read_committed(name, Measurements)
+
+
+def read_committed(name: str, kind: type[T]) -> T:
     """A committed result file."""
     return read_as(RESULTS / f"{name}.json", kind)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from .estimate import Estimates
 from .estimate import lines as of_estimates
-from .measured import Measured, Measurements, read
+from .measured import Measured, Measurements, read, read_committed
 from .ranks import TRANSPORTS, Ranked
 from .repeats import Repeats
 from .studies import DROP_INS
@@ -33,9 +33,7 @@ def _beside(rows: Sequence[Measured]) -> Beside:
 
 def _ratios(original: Measured, own: Measured) -> tuple[float, float]:
     """How often the drop-in is faster, and smaller."""
-    assert original.median_ms is not None
-    assert own.median_ms is not None
-    return original.median_ms / own.median_ms, original.mib / own.mib
+    return original.ms / own.ms, original.mib / own.mib
 
 
 def drop_ins() -> str:
@@ -83,7 +81,7 @@ def peaks_on() -> str:
 
 def ranks() -> str:
     """Losses over ranks beside one process."""
-    found = read("ranks_cpu", Ranked)
+    found = read_committed("ranks_cpu", Ranked)
     kinds = ("one process", *TRANSPORTS)
     heads = ["loss + gradient", "N", "one process", f"{found.ranks} ranks, gathered", f"{found.ranks} ranks, ring"]
     places = {(row.case, row.implementation): row for row in found.rows}
@@ -101,7 +99,7 @@ def cached() -> str:
     for n in sorted({n for _, _, n in places}):
         ways = (("align_uniform", "hyperkern"), *(("step of align_uniform", w) for w in ("cached_step", "one-shot")))
         sizes = [f"{places[case, name, n].mib:.0f} MiB" for case, name in ways]
-        own, by_hand = (places["step of alignment", way, n].median_ms for way in ("cached_step", "by-hand"))
+        own, by_hand = (places["step of alignment", way, n].ms for way in ("cached_step", "by-hand"))
         embeddings = 2 * n * places["align_uniform", "hyperkern", n].d * 4 / (1 << 20)
         lines.append([f"{n:,}", f"{embeddings:.0f} MiB", *sizes, f"{own / by_hand:.2f}"])
     return table(heads, lines)
@@ -110,12 +108,12 @@ def cached() -> str:
 def estimate() -> str:
     """How good the estimate of uniformity is."""
     heads = ["features", "deviation of columns alone", "deviation", "variance ÷", "the interval covers"]
-    return table(heads, of_estimates(read("estimate", Estimates).rows))
+    return table(heads, of_estimates(read_committed("estimate", Estimates).rows))
 
 
 def repeats() -> str:
     """How often nothing was called a regression."""
-    found = read("repeats_cpu", Repeats)
+    found = read_committed("repeats_cpu", Repeats)
     runs = found.runs
     failed, once = sum(run.status != 0 for run in runs), sum(run.not_again for run in runs)
     low, high = min(run.smallest_ratio for run in runs), max(run.largest_ratio for run in runs)

@@ -99,12 +99,12 @@ def _enter(name: str, loss: Loss, like: str) -> None:
     counted = f"the loss alone, as {like}; no encoder"
     flops = CASES[like].flops if like in CASES else lambda n, d, mode: 2.0 * n * d
     case(name, inputs=2, flops=flops, counted=counted, baseline="one-shot", own=draw)(_step(one_shot, loss))
-    sizes = {"multiple_of": DIM, "devices": ("cpu",), "modes": ("both",)}
-    implementation(name, "one-shot", most_rows=MOST_AT_ONCE, slowdown=50, **sizes)(lambda: _step(one_shot, loss))
-    implementation(name, "cached_step", package="hyperkern", slowdown=50, **sizes)(lambda: _step(cached, loss))
-    implementation(name, "by-hand", slowdown=50, **sizes)(lambda: _step(by_hand, loss))
+    enter = functools.partial(implementation, name, multiple_of=DIM, devices=("cpu",), modes=("both",), slowdown=50)
+    enter("one-shot", most_rows=MOST_AT_ONCE)(lambda: _step(one_shot, loss))
+    enter("cached_step", package="hyperkern")(lambda: _step(cached, loss))
+    enter("by-hand")(lambda: _step(by_hand, loss))
 
 
 # Of all pairs, which take ever more of the time, and of the pairs of a row: what is left is the encoding.
 _enter("step of align_uniform", lambda x, y: hk.align_uniform(x, y).loss, "align_uniform")
-_enter("step of alignment", functools.partial(hk.alignment), "alignment")
+_enter("step of alignment", hk.alignment, "alignment")

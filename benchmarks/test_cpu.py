@@ -5,6 +5,7 @@ FILE`` writes the result, in whose ``extra_info`` stand the rate and its ratio t
 """
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def rates() -> Rates:
 
 
 @pytest.mark.parametrize(("case", "name", "n", "dim"), RUNS)
-def test_loss_and_gradient(benchmark, case, name, n, dim):
+def test_loss_and_gradient(benchmark: Any, case: str, name: str, n: int, dim: int) -> None:
     setup, implementation = Setup(case, "float32", n, dim, "both"), IMPLEMENTATIONS[case, name]
     if reason := implementation.refusal(setup):
         pytest.skip(reason)
@@ -50,9 +51,10 @@ def test_loss_and_gradient(benchmark, case, name, n, dim):
     benchmark.extra_info |= {"gflops": rate / 1e9, "of_sgemm": rate / rates().limit(since).flops}
 
 
-def test_uniformity_peak_memory(benchmark):
+def test_uniformity_peak_memory(benchmark: Any) -> None:
     setup = Setup("uniformity", "float32", 65536, 128, "both")
     found = benchmark.pedantic(each_alone, args=("hyperkern", "eager", [setup], []), rounds=1)
     assert isinstance(found[0], Alone), found[0]
-    benchmark.extra_info |= {"peak_bytes": found[0].peak_bytes, "ms": found[0].ms}
-    assert found[0].peak_bytes < 300e6, f"peak extra memory {found[0].peak_bytes / 1e6:.0f} MB"
+    peak = found[0].peak_bytes
+    benchmark.extra_info |= {"peak_bytes": peak, "ms": found[0].ms}
+    assert peak is None or peak < 300e6, f"peak extra memory {peak / 1e6:.0f} MB"

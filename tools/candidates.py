@@ -44,7 +44,7 @@ class Candidate(NamedTuple):
 REPEATS = 10
 
 
-def _bfloat16(kernel: str, dim: int | None, mode: str | None, *choices: tuple):
+def _bfloat16(kernel: str, dim: int | None, mode: str | None, *choices: tuple[Any, ...]) -> list[Candidate]:
     return [Candidate(Use(kernel, "bfloat16", dim, mode), Config(*choice)) for choice in choices]
 
 
@@ -103,7 +103,9 @@ def _problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | 
     return None if all(torch.equal(other, result) for other in others) else f"wrong: other bits at a repeat, N {rows}"
 
 
-def measured(use: Use, choices: list[Config], rows: int, device: torch.device) -> Iterator[tuple[Config, dict]]:
+def measured(
+    use: Use, choices: list[Config], rows: int, device: torch.device
+) -> Iterator[tuple[Config, dict[str, Any]]]:
     """Times of the configurations, in turns with the library's product."""
     base, truth, run = shipped(use, device), tune.expected(use, rows, device), tune.runner(use, rows, device)
     right: list[Config] = []
