@@ -1,6 +1,7 @@
 """The figures in the documentation are those of the committed results."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,18 @@ FILES = pages.files()
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_files_are_those_of_the_results(path) -> None:
-    assert path.read_text(encoding="utf-8") == FILES[path], "run python -m benchmarks.pages"
+    written = path.read_text(encoding="utf-8")
+    if path.suffix == ".svg":  # what is said, not what this release of matplotlib makes of it
+        assert words(written) == words(FILES[path]), "run python -m benchmarks.pages"
+    else:
+        assert written == FILES[path], "run python -m benchmarks.pages"
+
+
+def words(image: str) -> list[str]:
+    """The label, which has the values, and every text."""
+    found: list[str] = re.findall(r'aria-label="[^"]*"|(?<=>)[^<]+(?=</text>)', image)
+    assert len(found) > 10
+    return found
 
 
 @pytest.mark.parametrize("name", pages.BLOCKS)

@@ -56,7 +56,7 @@ def runner(
     def both() -> Tensor:
         clear(inputs)
         value = loss(*inputs)
-        value.backward(_ones(value))
+        torch.autograd.backward(value, _ones(value))
         return value
 
     if mode == "backward":
@@ -65,7 +65,7 @@ def runner(
 
         def backward() -> None:
             clear(inputs)
-            graph.backward(ones, retain_graph=True)
+            torch.autograd.backward(graph, ones, retain_graph=True)
 
         run: Callable[[], object] = backward
     else:

@@ -87,60 +87,53 @@ def compare(old: Result, new: Result, threshold: float) -> list[Change]:
     shared = [found for found in after if found in before and before[found].status == "ok"]
     if not shared:
         raise BenchError("the runs have no row in common that the first of them has measured")
-    confidence = ERROR_RATE / len(shared)
     changes = []
-    for i, found in enumerate(shared):
-        changes.append(_change((old, new), (before, after), found, threshold, confidence, seed=i))
+    for i, place in enumerate(shared):
+        was, now = ((rows[place], rows[place].baseline_in(rows)) for rows in (before, after))
+        rates = [result.limits[now[0].dtype].flops for result in (old, new) if now[0].dtype in result.limits]
+        changes.append(_change(was, now, rates, threshold, ERROR_RATE / len(shared), seed=i))
     return changes
 
 
 def _change(
-    results: tuple[Result, Result],
-    rows: tuple[dict[tuple[Any, ...], Row], dict[tuple[Any, ...], Row]],
-    found: tuple[Any, ...],
+    before: tuple[Row, Row | None],
+    now: tuple[Row, Row | None],
+    rates: Sequence[float],
     threshold: float,
     confidence: float,
     seed: int,
 ) -> Change:
-    row = rows[1][found]
-    if row.status != "ok":
+    """What became of a row, each with its baseline."""
+    (old, old_base), (new, new_base) = before, now
+    if new.status != "ok":
         # A package that is not installed has not become slower; a wrong result is worse than a slow one.
-        verdict = f"fails: {row.reason}" if row.status == "failed" else f"skipped: {row.reason}"
-        return Change(row, None, None, None, "", verdict)
-    old, new = (each[found] for each in rows)
-    bases = [each[found].baseline_in(each) for each in rows]
-    generator = torch.Generator().manual_seed(seed)
-    if all(base is not None for base in bases) and old.implementation != old.baseline:
-        corrected = f"by {row.baseline}"
-        sides = [
-            _resampled(each.samples_ms, base.samples_ms if base else None, generator)
-            for each, base in zip((old, new), bases, strict=True)
-        ]
+        verdict = f"fails: {new.reason}" if new.status == "failed" else f"skipped: {new.reason}"
+        return Change(new, None, None, None, "", verdict)
+    if old_base and new_base and old.implementation != old.baseline:
+        corrected, drift = f"by {new.baseline}", 1.0
     else:
-        rates = [result.limits[row.dtype].flops for result in results if row.dtype in result.limits]
-        corrected = "by the machine's rate" if len(rates) == 2 else "not"
-        drift = rates[0] / rates[1] if len(rates) == 2 else 1.0
-        sides = [_resampled(each.samples_ms, None, generator) for each in (old, new)]
-        sides[1] = (sides[1][0] / drift, sides[1][1] / drift)
-    ratio = (sides[1][0] / sides[0][0]).item()
+        old_base = new_base = None
+        corrected, drift = ("by the machine's rate", rates[0] / rates[1]) if len(rates) == 2 else ("not", 1.0)
+    generator = torch.Generator().manual_seed(seed)
+    old_median, old_medians = _resampled(old, old_base, generator)
+    median, medians = _resampled(new, new_base, generator)
+    ratio = (median / drift / old_median).item()
     if min(len(old.samples_ms), len(new.samples_ms)) < FEWEST:
-        return Change(row, ratio, None, None, corrected, "too few samples")
-    spread = sides[1][1] / sides[0][1]
-    low, high = quantile(spread.tolist(), confidence / 2), quantile(spread.tolist(), 1 - confidence / 2)
+        return Change(new, ratio, None, None, corrected, "too few samples")
+    spread = (medians / drift / old_medians).tolist()
+    low, high = quantile(spread, confidence / 2), quantile(spread, 1 - confidence / 2)
     verdict = "slower" if low > 1 + threshold else "faster" if high < 1 / (1 + threshold) else "same"
-    return Change(row, ratio, low, high, corrected, verdict)
+    return Change(new, ratio, low, high, corrected, verdict)
 
 
-def _resampled(
-    samples: Sequence[float], base: Sequence[float] | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _resampled(row: Row, base: Row | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A median, and those of resampled samples: of ratios to the baseline's where they were taken in turns."""
-    times = torch.tensor(samples, dtype=torch.float64)
+    times = torch.tensor(row.samples_ms, dtype=torch.float64)
     if base is None:
         return times.quantile(0.5), _medians(times, generator)
-    others = torch.tensor(base, dtype=torch.float64)
+    others = torch.tensor(base.samples_ms, dtype=torch.float64)
     if len(times) == len(others):
-        return _resampled((times / others).tolist(), None, generator)
+        return (times / others).quantile(0.5), _medians(times / others, generator)
     median = times.quantile(0.5) / others.quantile(0.5)
     return median, _medians(times, generator) / _medians(others, generator)
 

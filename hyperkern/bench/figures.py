@@ -1,28 +1,72 @@
-"""The figures of a benchmark: time and memory against N, the roofline, ratios to the baseline."""
+"""The figures of a benchmark by matplotlib: time and memory against N, the roofline, ratios to the baseline."""
 
 from __future__ import annotations
 
+import html
+import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from .. import format
-from . import svg
 from .result import Limit, Result, Row
-from .svg import WIDTH, Axis, Mark
 
 T = TypeVar("T")
-KINDS = ("time", "memory", "roofline", "ratio")
-LEFT, TOP, PLOT = 58, 30, 210
-SPOKEN = 8  # values in a caption; the label has them all
-SMALLEST_MEMORY = 1024.0  # what needs none has no place on a logarithmic axis either
 TITLES = {
     "time": "Time against N",
     "memory": "Peak memory against N",
     "roofline": "Roofline: FLOP/s against FLOP per byte",
     "ratio": "Speed relative to the baseline",
 }
+# After Okabe and Ito, whose colours stay apart under the common colour-vision deficiencies; darker on white and
+# lighter on black, until each has the contrast of 3 that graphics need. Drawn with the first, named in the image.
+COLORS = {
+    **{"s0": ("#0072b2", "#5ab8ee"), "s1": ("#c95800", "#f58a42"), "s2": ("#00825f", "#35c79b")},
+    **{"s3": ("#a8478a", "#e48fc2"), "s4": ("#826600", "#e0c445"), "s5": ("#4d5560", "#b9c1cb")},
+    **{"s6": ("#2389bf", "#86d5ef"), "s7": ("#7a52c7", "#b49af2"), "ground": ("#ffffff", "#171b21")},
+    **{"ink": ("#1b1f24", "#e8ebef"), "muted": ("#59616b", "#a3acb8"), "grid": ("#dfe3e8", "#333a44")},
+}
+GROUND, INK, MUTED, GRID = (COLORS[name][0] for name in ("ground", "ink", "muted", "grid"))
+# Seven shapes, filled and hollow, and four dashes: 28 implementations that a reader without colour tells apart.
+MARKERS, DASHES = "os^DvPX", ("-", (0, (5, 2)), (0, (1.3, 1.5)), (0, (6, 2, 1.3, 2)))
+# In points, which are user units of the image: about the width of a phone, where text keeps its size.
+WIDTH, LEFT, TOP, PLOT, FONT, LINE = 380, 60, 30, 210, 12, 18
+CHARACTER = 0.62 * FONT  # width of a letter, of the wider fonts
+SPOKEN = 8  # values in a caption; the label has them all
+_RC: Any = {
+    **{"svg.fonttype": "none", "text.parse_math": False, "font.size": FONT, "text.color": INK, "axes.linewidth": 0},
+    **{"xtick.labelsize": FONT, "ytick.labelsize": FONT, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED},
+    **{"axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "axes.facecolor": "none"},
+    **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans Mono"},
+}
+# Of what matplotlib writes: groups keep the names they were given, numbers a digit, and fonts are the style sheet's.
+_SMALLER = (
+    (r"font-(size|family): [^;\"]*;? ?|; stroke-linecap: square", ""),
+    (r" transform=\"rotate\(-0 [^)]*\)\"| clip-path=\"[^\"]*\"|xlink:", ""),
+    (r'(?<=<g) id="(?:(line|band|bar|limit)|[^"]*)"', lambda found: f' class="{found[1]}"' if found[1] else ""),
+    (r"(\.\d)\d+", r"\1"),
+    (r"\s+(?=[LzM\"])", ""),
+)
+# Of each figure against N or intensity: the value of a row, and how it is written. No memory has no logarithm.
+_OF_KIND: dict[str, tuple[Callable[[Row], float | None], Callable[[float], str]]] = {
+    "time": (lambda row: row.median_ms, format.milliseconds),
+    "memory": (lambda row: None if row.peak_bytes is None else max(row.peak_bytes, 1024.0), format.memory),
+    "roofline": (lambda row: row.tflops and row.tflops * 1e12, lambda rate: format.rate(rate, "FLOP/s")),
+}
+_LEGEND: dict[str, Any] = {
+    **{"loc": "lower left", "bbox_to_anchor": (0, 0), "borderaxespad": 0.2, "borderpad": 0, "frameon": False},
+    **{"handlelength": 2.2, "handletextpad": 0.6, "columnspacing": 1.0, "labelspacing": 0.4},
+}
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 class Setting(NamedTuple):
@@ -46,10 +90,44 @@ class Panel(NamedTuple):
     d: int
     rows: list[Row]
 
+    def __str__(self) -> str:
+        """For a heading."""
+        return f"{self.case}, D = {self.d}, {self.setting}"
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is a time to show."""
+        return any(row.status == "ok" for row in self.rows)
+
     @property
     def sizes(self) -> list[int]:
         """Every N, in order."""
         return sorted({row.n for row in self.rows})
+
+
+class Mark(NamedTuple):
+    """How one implementation looks, in every figure of a page; our own in bold."""
+
+    number: int
+    own: bool = False
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """Of its line and markers, for matplotlib."""
+        color, hollow = COLORS[f"s{self.number % 8}"][0], self.number // len(MARKERS) % 2
+        face, edge = (GROUND, color) if hollow else (color, GROUND)
+        return {
+            **{"color": color, "linestyle": DASHES[self.number % len(DASHES)], "linewidth": 3.2 if self.own else 1.6},
+            **{"marker": MARKERS[self.number % len(MARKERS)], "markersize": 8, "markerfacecolor": face},
+            **{"markeredgecolor": edge, "markeredgewidth": 1.6 if hollow else 0.8},
+        }
+
+    @property
+    def swatch(self) -> str:
+        """Line and marker, as an image that says nothing to a reader who does not see it."""
+        figure = Figure(figsize=(34 / 72, 16 / 72))
+        figure.add_artist(Line2D([0.1, 0.5, 0.9], [0.5] * 3, markevery=[1], **self.style))
+        return _svg(figure, "")
 
 
 def unique(values: Iterable[T]) -> list[T]:
@@ -57,282 +135,227 @@ def unique(values: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(values))
 
 
-def settings(result: Result) -> list[Setting]:
-    """The settings, in the order of the file."""
-    return unique(Setting(row.mode, row.execution, row.dtype) for row in result.rows)
-
-
-def panels(result: Result, case: str | None = None) -> list[Panel]:
-    """The panels of one case or of all, by case, setting and D."""
+def panels(result: Result) -> list[Panel]:
+    """The panels, by case and setting in the order of the file, and D."""
     found: dict[tuple[str, Setting, int], list[Row]] = {}
     for row in result.rows:
-        if case in (None, row.case):
-            found.setdefault((row.case, Setting(row.mode, row.execution, row.dtype), row.d), []).append(row)
-    cases, order = unique(row.case for row in result.rows), settings(result)
-    keys = sorted(found, key=lambda key: (cases.index(key[0]), order.index(key[1]), key[2]))
+        found.setdefault((row.case, Setting(row.mode, row.execution, row.dtype), row.d), []).append(row)
+    order = [unique(key[i] for key in found) for i in (0, 1)]
+    keys = sorted(found, key=lambda key: (order[0].index(key[0]), order[1].index(key[1]), key[2]))
     return [Panel(*key, found[key]) for key in keys]
 
 
-class Drawing(NamedTuple):
-    """A figure, and what it says in a sentence."""
-
-    image: str
-    caption: str
-
-
 def marks(result: Result) -> dict[str, Mark]:
-    """One look for each implementation, the same in every figure."""
-    own = {row.implementation for row in result.rows if row.package == "hyperkern"}
-    own_first = sorted(result.rows, key=lambda row: row.package != "hyperkern")
-    names = unique(row.implementation for row in own_first)
-    return {name: Mark(index, name in own) for index, name in enumerate(names)}
+    """One look for each implementation, the same in every figure: our own first, then in the order of the file."""
+    rows = sorted(result.rows, key=lambda row: row.package != "hyperkern")
+    own = {row.implementation for row in rows if row.package == "hyperkern"}
+    return {name: Mark(i, name in own) for i, name in enumerate(unique(row.implementation for row in rows))}
 
 
-def draw(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> Drawing:
-    """Draw one figure.
+def style() -> str:
+    """The style sheet of the figures, for a page or a file of its own; on paper they are light."""
+    light, dark = (";".join(f"--{name}:{pair[i]}" for name, pair in COLORS.items()) for i in (0, 1))
+    return (
+        f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}.chart text{{font:{FONT}px "
+        "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;"
+        "paint-order:stroke;stroke:var(--ground);stroke-width:3px;stroke-linejoin:round}"  # where a line crosses words
+    )
+
+
+def printable(text: object) -> str:
+    """Text without what neither XML nor a reader takes."""
+    return _UNPRINTABLE.sub("\ufffd", str(text))
+
+
+def draw(
+    kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None, *, alone: bool = False
+) -> tuple[str, str]:
+    """Draws one figure.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `TITLES`.
         panel: what it shows.
         looks: from `marks`.
         limit: what the machine reaches in the panel's dtype, if it was measured.
+        alone: whether it is a file of its own, with a heading, a ground and a margin.
 
     Returns:
-        An SVG element that carries its caption as its label, and the caption.
+        An SVG element that carries title and values as its label, and a caption.
     """
+    with warnings.catch_warnings(), matplotlib.style.context(["default", _RC]):  # whatever a user has set
+        warnings.simplefilter("ignore")  # of letters that the font lacks: it measures and does not draw
+        figure, caption, label = _ratio(panel, looks) if kind == "ratio" else _curves(kind, panel, looks, limit)
+        heading = (f"{panel.case}, D = {panel.d}", str(panel.setting)) if alone else ()
+        image = _svg(figure, f"{panel}. {label}", heading)
+    whole = [printable(text) for text in (*heading, *(row.implementation for row in panel.rows))]
+
+    def with_tooltip(found: re.Match[str]) -> str:
+        title = next((text for text in whole if text.startswith(html.unescape(found[1]))), "")
+        return f"><title>{html.escape(title)}</title>{found[0][1:]}"
+
+    return re.sub(">([^<>]+)…</text>", with_tooltip, image), caption
+
+
+def _curves(kind: str, panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> tuple[Figure, str, str]:
+    """A line for each implementation; the figure, its caption and its label."""
+    value, unit = _OF_KIND[kind]
+    rows = {(row.implementation, row.n): row for row in panel.rows if row.status == "ok"}
+    values = {place: found for place, row in rows.items() if (found := value(row))}
+    if not values:
+        return _empty(kind, "No value was recorded.")
+    last = {name: (-n, -values[name, n]) for name, n in sorted(values, key=lambda place: place[1])}
+    names = sorted(last, key=lambda name: (not looks[name].own, last[name]))  # the topmost first
+    roof = limit if kind == "roofline" else None
+    bound: dict[str, Any] = {"color": INK, "linewidth": 1.6, "linestyle": "-" if roof else (0, (1, 2))}
+    entries = {name: looks[name].style for name in names}
+    if kind == "time" or roof:
+        entries[f"limit, copy {format.rate(roof.bytes, 'B/s')}" if roof else "floor"] = bound
+    figure, axes = _with_legend(TITLES[kind], entries, sum(looks[name].own for name in names))
+    axes.set(xscale="log", yscale="log")
+    for name in reversed(names):  # our own last, above the others
+        own, look = {n: rows[of, n] for of, n in values if of == name}, looks[name].style
+        across = [own[n].flops / own[n].bytes if kind == "roofline" and n in own else n for n in panel.sizes]
+        # No line crosses a size without a time.
+        axes.plot(across, [values.get((name, n), math.nan) for n in panel.sizes], gid="line", **look)
+        if kind == "time":
+            low, high = ([getattr(row, side) for row in own.values()] for side in ("p20_ms", "p80_ms"))
+            axes.vlines(list(own), low, high, look["color"], linewidth=9, alpha=0.25, gid="band")
+    left, right = _wider(axes.get_xlim(), 2.5)
     if kind == "time":
-        return _time(panel, looks)
-    if kind == "memory":
-        return _memory(panel, looks)
+        floor = [min(row.floor_ms for row in panel.rows if row.n == n) for n in panel.sizes]
+        alone = len(floor) == 1
+        axes.plot((left, right) if alone else panel.sizes, floor * 2 if alone else floor, gid="limit", **bound)
+    if roof:
+        ridge = roof.flops / roof.bytes
+        left, right = min(left, ridge / 2), max(right, 2 * ridge)
+        begin = max(left, min(axes.get_ylim()[0] / roof.bytes, ridge))
+        axes.plot([begin, ridge, right], [begin * roof.bytes, roof.flops, roof.flops], gid="limit", **bound)
+        label = f"matrix rate {format.rate(roof.flops, 'FLOP/s')}"
+        axes.annotate(label, (right, roof.flops), (0, 5), textcoords="offset points", ha="right")
+    axes.set(xlim=(left, right), ylim=_wider(axes.get_ylim(), 6.0))
+    label = "FLOP per byte" if kind == "roofline" else "N"
+    axes.text(1, -28 / PLOT, label, transform=axes.transAxes, ha="right", color=MUTED)
     if kind == "roofline":
-        return _roofline(panel, looks, limit)
-    return _ratio(panel, looks)
+        _ticks(axes.xaxis, format.digits, 10, 5)
+        _ticks(axes.yaxis, lambda rate: format.rate(rate, ""), 10)
+    else:
+        _ticks(axes.xaxis, "{:.0f}".format, 2, 6)
+        _ticks(axes.yaxis, unit, 2 if kind == "memory" else 10)
+    unit_x = (WIDTH - LEFT) / math.log(right / left)
+    touch = (unit_x * math.log(b / a) < CHARACTER * (len(str(b)) + 1) for a, b in pairwise(panel.sizes))
+    if kind != "roofline" and len(panel.sizes) <= 6 and not any(touch):
+        axes.xaxis.set_major_locator(FixedLocator(panel.sizes))
+    largest = max(n for _, n in values)
+    best = sorted(((values[name, n], name) for name, n in values if n == largest), reverse=kind == "roofline")
+    said = [f"{name} {unit(found)}" for found, name in best]
+    rest = f" and {len(said) - SPOKEN} more" if len(said) > SPOKEN else ""
+    at = f"At N = {largest}: "
+    return figure, f"{at}{', '.join(said[:SPOKEN])}{rest}.", f"{TITLES[kind]}. {at}{', '.join(said)}."
 
 
-def _time(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
-    floor = {n: min(row.floor_ms for row in panel.rows if row.n == n and row.floor_ms) for n in _floored(panel)}
-
-    def value(row: Row) -> float | None:
-        return row.median_ms
-
-    def band(row: Row) -> tuple[float, float]:
-        median = row.median_ms or 0.0
-        return row.p20_ms or median, row.p80_ms or median
-
-    return _against_n("time", panel, looks, value, format.milliseconds, band=band, floor=floor)
-
-
-def _memory(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
-    def value(row: Row) -> float | None:
-        return None if row.peak_bytes is None else max(row.peak_bytes, SMALLEST_MEMORY)
-
-    return _against_n("memory", panel, looks, value, format.memory)
-
-
-def _against_n(
-    kind: str,
-    panel: Panel,
-    looks: Mapping[str, Mark],
-    value: Callable[[Row], float | None],
-    unit: Callable[[float], str],
-    *,
-    band: Callable[[Row], tuple[float, float]] | None = None,
-    floor: Mapping[int, float] | None = None,
-) -> Drawing:
-    series = _series(panel, looks, value)
-    if not series:
-        return _empty(kind, panel, "No value was recorded.")
-    floor = floor or {}
-    shown = [
-        number for rows in series.values() for row in rows for number in [value(row), *(band(row) if band else ())]
-    ]
-    x = Axis.around(panel.sizes, LEFT, WIDTH - 8, least=2.5)
-    apart = all(x.at(b) - x.at(a) > len(f"{b}") * svg.CHARACTER + 8 for a, b in pairwise(panel.sizes))
-    sizes = panel.sizes if apart and len(panel.sizes) <= 6 else x.powers(2, 6)
-    y = Axis.around([*(number for number in shown if number), *floor.values()], TOP + PLOT, TOP)
-    ticks = y.powers(2, 6) if kind == "memory" else y.decimals()
-    parts = svg.grid(x, y, [(n, f"{n:.0f}") for n in sizes], [(tick, unit(tick)) for tick in ticks])
-    entries: list[svg.Entry] = []
-    for name, rows in reversed(series.items()):  # our own last, above the others
-        mark = looks[name]
-        for run in _unbroken(rows, panel.sizes):
-            points = [(x.at(row.n), y.at(value(row) or 1.0)) for row in run]
-            if band:
-                lower, upper = ([(x.at(row.n), y.at(band(row)[side])) for row in run] for side in (0, 1))
-                parts.append(svg.area(lower, upper, mark))
-            parts.append(mark.line(points))
-            parts += [mark.marker(*point) for point in points]
-        entries.insert(0, (name, "name" if mark.own else "", mark.swatch))
-    if floor:
-        line = [(x.at(n), y.at(ms)) for n, ms in floor.items()]
-        if len(line) == 1:
-            line = [(line[0][0] - 40, line[0][1]), (line[0][0] + 40, line[0][1])]
-        parts.append(_limit_line(line))
-        entries.append(("floor", "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)])))
-    return _finish(kind, panel, parts, entries, "N", _values(panel, value, unit))
-
-
-def _roofline(panel: Panel, looks: Mapping[str, Mark], limit: Limit | None) -> Drawing:
-    def intensity(row: Row) -> float:
-        return (row.flops or 0.0) / (row.bytes or math.inf)
-
-    def achieved(row: Row) -> float | None:
-        return row.tflops * 1e12 if row.tflops and intensity(row) else None
-
-    def unit(number: float) -> str:
-        return format.rate(number, "FLOP/s")
-
-    series = _series(panel, looks, achieved)
-    if not series:
-        return _empty("roofline", panel, "No FLOPs or bytes were recorded.")
-    across = [intensity(row) for rows in series.values() for row in rows]
-    up = [number for rows in series.values() for row in rows if (number := achieved(row))]
-    peak, copy = (limit.flops, limit.bytes) if limit else (None, None)
-    ridge = peak / copy if peak and copy else None
-    if peak:
-        up.append(peak)
-    if ridge:
-        across += [ridge / 2, ridge * 2]
-    x = Axis.around(across, LEFT, WIDTH - 8)
-    y = Axis.around(up, TOP + PLOT, TOP + 6)
-    parts = svg.grid(
-        x,
-        y,
-        [(tick, format.digits(tick)) for tick in x.decimals(5)],
-        [(tick, format.rate(tick, "")) for tick in y.decimals()],
-    )
-    if peak:
-        parts += _roof(x, y, peak, copy)
-    entries: list[svg.Entry] = []
-    for name, rows in reversed(series.items()):
-        mark = looks[name]
-        points = [(x.at(intensity(row)), y.at(achieved(row) or 1.0)) for row in rows]
-        parts.append(mark.line(points))
-        parts += [mark.marker(*point) for point in points]
-        entries.insert(0, (name, "name" if mark.own else "", mark.swatch))
-    if copy:
-        key = f"limit, copy {format.rate(copy, 'B/s')}"
-        entries.append((key, "muted", lambda left, at: _limit_line([(left, at), (left + 26, at)], " roof")))
-    return _finish(
-        "roofline", panel, parts, entries, "FLOP per byte", _values(panel, achieved, unit, more_is_better=True)
-    )
-
-
-def _roof(x: Axis, y: Axis, peak: float, copy: float | None) -> list[str]:
-    ridge = max(peak / copy, x.low) if copy else x.low
-    line = [(x.at(ridge), y.at(peak)), (x.end, y.at(peak))]
-    label = f"matrix rate {format.rate(peak, 'FLOP/s')}"
-    parts = [svg.words(x.end, y.at(peak) - 6, label, "tick end")]
-    if copy and ridge > x.low:
-        begin = max(x.low, y.low / copy)
-        line.insert(0, (x.at(begin), y.at(begin * copy)))
-    return [_limit_line(line, " roof"), *parts]
-
-
-def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> Drawing:
-    sizes = [row.n for row in panel.rows if row.vs_baseline]
-    if not sizes:
-        return _empty("ratio", panel, "The baseline was not timed.")
-    n = max(sizes)
-    at_n = [row for row in panel.rows if row.n == n]
-    ranked = sorted((row for row in at_n if row.vs_baseline), key=lambda row: -(row.vs_baseline or 0.0))
-    others = [row for row in at_n if not row.vs_baseline]
-    height, pitch = 12.0, 34.0
-    bottom = TOP + pitch * len(ranked) + 4
-    values = [row.vs_baseline or 1.0 for row in ranked]
-    x = Axis.around([*values, 1.0], 0, WIDTH, least=4)
-    parts = []
-    for tick in x.decimals(5):
-        at = x.at(tick)
-        parts.append(f'<path class="grid" d="M{at:.1f},{TOP:.1f}V{bottom:.1f}"/>')
-        parts.append(svg.tick(at, bottom + 17, f"{format.digits(tick)}×"))
-    one = x.at(1.0)
-    parts.append(f'<path class="limit roof" d="M{one:.1f},{TOP + 16:.1f}V{bottom:.1f}"/>')
-    for index, (row, speedup) in enumerate(zip(ranked, values, strict=True)):
-        mark = looks[row.implementation]
-        top = TOP + index * pitch + 18
-        left, right = sorted((x.at(1.0), x.at(speedup)))
-        parts.append(
-            f'<rect class="bar {mark.classes}" x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 2):.1f}" '
-            f'height="{height}" rx="2"/>'
-        )
-        name = "name" if mark.own else ""
-        parts.append(svg.words(0, top - 5, row.implementation, name, WIDTH - 90))
-        parts.append(svg.words(WIDTH, top - 5, format.times(speedup), f"end {name}"))
-    y = bottom + 40
-    for row in others:
-        why = "no ratio" if row.status == "ok" else row.status
-        parts.append(svg.words(0, y, f"{row.implementation}: {why}", "muted", WIDTH))
-        y += 17
-    baseline = " and ".join(unique(row.baseline for row in ranked if row.baseline)) or "the baseline"
-    title = f"Speed relative to {baseline}, N = {n}"
-    spoken = ", ".join(f"{row.implementation} {format.times(row.vs_baseline or 1.0)}" for row in ranked)
-    parts.insert(0, svg.words(0, 16, title, "name", WIDTH))
+def _ratio(panel: Panel, looks: Mapping[str, Mark]) -> tuple[Figure, str, str]:
+    """A bar for each implementation, at the largest size that has a ratio."""
+    n = max((row.n for row in panel.rows if row.vs_baseline), default=None)
+    if n is None:
+        return _empty("ratio", "The baseline was not timed.")
+    rows = [row for row in panel.rows if row.n == n]
+    ranked = sorted(((row.vs_baseline, row) for row in rows if row.vs_baseline), key=lambda pair: -pair[0])
+    others = [row for row in rows if not row.vs_baseline]
+    baseline = " and ".join(unique(row.baseline for _, row in ranked))
+    title, height = f"Speed relative to {baseline}, N = {n}", 34 * len(ranked) + 8
+    figure, axes = _axes(title, height, 26 + LINE * len(others), left=4)
+    ends = min(1.0, ranked[-1][0]) / 1.1, max(1.0, ranked[0][0]) * 1.1
+    axes.set(xscale="log", xlim=_wider(ends, 4.0), ylim=(height, 0), yticks=[])
+    _ticks(axes.xaxis, lambda tick: f"{format.digits(tick)}×", 10, 5)
+    axes.axvline(1, color=INK, linewidth=1.6, gid="limit")
+    for i, (ratio, row) in enumerate(ranked):
+        place: dict[str, Any] = {"y": 34 * i + 14, "transform": axes.get_yaxis_transform()}
+        place["weight"] = "bold" if looks[row.implementation].own else "normal"
+        axes.barh(34 * i + 24, ratio - 1, 12, left=1, color=looks[row.implementation].style["color"], gid="bar")
+        axes.text(0, s=_short(row.implementation, WIDTH - 90), **place)
+        axes.text(1, s=format.times(ratio), ha="right", **place)
+    for i, row in enumerate(reversed(others)):
+        text = _short(f"{row.implementation}: {'no ratio' if row.status == 'ok' else row.status}", WIDTH)
+        figure.text(0.01, (i * LINE + 5) / figure.bbox.height, text, color=MUTED)
     caption = f"Time of {baseline} divided by the own time at N = {n}; to the right is faster."
-    return Drawing(svg.document(parts, y - 12, f"{_where(panel)}. {title}: {spoken}. {caption}"), caption)
+    said = ", ".join(f"{row.implementation} {format.times(ratio)}" for ratio, row in ranked)
+    return figure, caption, f"{title}: {said}. {caption}"
 
 
-def _series(panel: Panel, looks: Mapping[str, Mark], value: Callable[[Row], float | None]) -> dict[str, list[Row]]:
-    """What was measured, by implementation: our own first, the others as they end on the plot, topmost first."""
-    found: dict[str, list[Row]] = {}
-    for row in sorted(panel.rows, key=lambda row: row.n):
-        if row.status == "ok" and value(row):
-            found.setdefault(row.implementation, []).append(row)
-    names = sorted(found, key=lambda name: (not looks[name].own, -found[name][-1].n, -(value(found[name][-1]) or 0.0)))
-    return {name: found[name] for name in names}
+def _empty(kind: str, why: str) -> tuple[Figure, str, str]:
+    figure, axes = _axes(TITLES[kind], 60, 0)
+    axes.set_axis_off()
+    figure.text(0.5, 0.35, "nothing to show", ha="center", color=MUTED)
+    return figure, why, f"{TITLES[kind]}: {why}"
 
 
-def _unbroken(rows: Sequence[Row], sizes: Sequence[int]) -> list[list[Row]]:
-    """Rows of neighbouring sizes: no line crosses a size at which the implementation has no time."""
-    runs: list[list[Row]] = []
-    for row in rows:
-        if runs and sizes.index(row.n) - sizes.index(runs[-1][-1].n) == 1:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    return runs
+def _axes(title: str, plot: float, below: float, left: float = LEFT) -> tuple[Figure, Axes]:
+    """A plot of a height, with its title above it and room below."""
+    total = TOP + plot + below
+    figure = Figure(figsize=(WIDTH / 72, total / 72), dpi=72)
+    figure.text(0, 1 - 16 / total, _short(title, WIDTH), weight="bold")
+    return figure, figure.add_axes((left / WIDTH, below / total, (WIDTH - left - 10) / WIDTH, plot / total))
 
 
-def _floored(panel: Panel) -> list[int]:
-    return sorted({row.n for row in panel.rows if row.floor_ms})
+def _with_legend(title: str, entries: Mapping[str, dict[str, Any]], bold: int) -> tuple[Figure, Axes]:
+    """Axes with a legend below, the first entries bold, in two columns where the names allow it."""
+    names, half = list(entries), math.ceil(len(entries) / 2)
+    wide = sum(max(map(len, side), default=0) for side in (names[:half], names[half:]))
+    columns = 2 if wide * CHARACTER + 2 * 40 <= WIDTH else 1
+    figure, axes = _axes(title, PLOT, 48 + LINE * math.ceil(len(names) / columns))
+    handles = [Line2D([], [], label=_short(name, WIDTH - 40), **style) for name, style in entries.items()]
+    for text in figure.legend(handles=handles, ncols=columns, **_LEGEND).get_texts()[:bold]:
+        text.set_fontweight("bold")
+    return figure, axes
 
 
-def _limit_line(points: Sequence[svg.Point], classes: str = "") -> str:
-    return f'<path class="limit{classes}" d="M{"L".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+def _wider(ends: tuple[float, float], least: float) -> tuple[float, float]:
+    """Ends of a logarithmic axis that are a factor of ``least`` apart at least."""
+    pad = math.sqrt(max(1.0, least * ends[0] / ends[1]))
+    return ends[0] / pad, ends[1] * pad
 
 
-def _where(panel: Panel) -> str:
-    return f"{panel.case}, D = {panel.d}, {panel.setting}"
+def _ticks(axis: Any, label: Callable[[float], str], base: int, most: int = 7) -> None:
+    """Powers of the base; with their double and quintuple where few powers of ten are on the axis."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(base, (1, 2, 5) if base == 10 and high / low < 1000 else (1,), numticks=most))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, place: label(value))
 
 
-def _values(
-    panel: Panel, value: Callable[[Row], float | None], unit: Callable[[float], str], *, more_is_better: bool = False
-) -> list[str]:
-    """What was reached at the largest size that any was timed at, the best first."""
-    found = [(row.n, number, row.implementation) for row in panel.rows if row.status == "ok" and (number := value(row))]
-    largest = max(n for n, _, _ in found)
-    ends = sorted(((number, name) for n, number, name in found if n == largest), reverse=more_is_better)
-    return [f"N = {largest}", *(f"{name} {unit(number)}" for number, name in ends)]
+def _short(text: str, width: float) -> str:
+    text, most = printable(text), int(width / CHARACTER)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _finish(
-    kind: str,
-    panel: Panel,
-    parts: Sequence[str],
-    entries: Sequence[svg.Entry],
-    across: str,
-    values: Sequence[str],
-) -> Drawing:
-    below = TOP + PLOT
-    title = svg.words(0, 16, TITLES[kind], "name")
-    axis = svg.words(WIDTH - 8, below + 32, across, "tick end muted")
-    key, end = svg.legend(entries, below + 42)
-    at, *ends = values
-    rest = f" and {len(ends) - SPOKEN} more" if len(ends) > SPOKEN else ""
-    caption, whole = f"At {at}: {', '.join(ends[:SPOKEN])}{rest}.", f"At {at}: {', '.join(ends)}."
-    return Drawing(svg.document([title, *parts, axis, *key], end, f"{_where(panel)}. {TITLES[kind]}. {whole}"), caption)
+def _svg(figure: Figure, label: str, heading: tuple[str, ...] = ()) -> str:
+    """The image: what matplotlib writes, made smaller, its colours by name; with a heading a file of its own."""
+    figure.patch.set_visible(False)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label or "swatch"}):  # no two have equal ids
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    body = file.getvalue().split("</defs>", 1)[1].rsplit("</svg>", 1)[0]
+    body = re.sub(r"<defs>\s*<clipPath.*?</defs>", "", re.sub("<[^>]*>", _smaller, body), flags=re.DOTALL)
+    body = re.sub(r">\s+<", "><", re.sub(r"<g/>|<g>\s*</g>", "", body))
+    width, height = (round(inches * 72) for inches in figure.get_size_inches())
+    spoken = f'role="img" aria-label="{html.escape(printable(label))}"' if label else 'aria-hidden="true"'
+    box = f'viewBox="0 0 {width} {height}"'
+    if heading:
+        size = f'width="{width + 24}" height="{height + 62}"'
+        box = f'viewBox="-12 -50 {width + 24} {height + 62}" {size}'
+        title, beside = (html.escape(_short(text, width)) for text in heading)
+        body = (
+            f'<style>{style()}</style><rect x="-12" y="-50" {size} rx="8" style="fill:var(--ground)"/>'
+            f'<text y="-26" style="font-weight:bold;fill:var(--ink)">{title}</text>'
+            f'<text y="-8" style="fill:var(--muted)">{beside}</text>{body}'
+        )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" {box} {spoken}>{body}</svg>'
 
 
-def _empty(kind: str, panel: Panel, why: str) -> Drawing:
-    parts = [svg.words(0, 16, TITLES[kind], "name"), svg.words(WIDTH / 2, 60, "nothing to show", "middle muted")]
-    return Drawing(svg.document(parts, 90, f"{_where(panel)}. {TITLES[kind]}: {why}"), why)
+def _smaller(tag: re.Match[str]) -> str:
+    text = tag[0]
+    for pattern, new in _SMALLER:
+        text = re.sub(pattern, new, text)
+    for name, (light, _) in COLORS.items():
+        text = text.replace(light, f"var(--{name})")
+    return text

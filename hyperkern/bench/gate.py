@@ -34,7 +34,7 @@ def step(loss: Loss, inputs: Sequence[Tensor], mode: str = "both") -> list[Tenso
             return [loss(*inputs)]
     clear(inputs)
     value = loss(*inputs)
-    value.backward(torch.ones_like(value))  # a yardstick has no single number
+    torch.autograd.backward(value, torch.ones_like(value))  # a yardstick has no single number
     gradients = [x.grad for x in inputs]
     return [value.detach(), *(grad for grad in gradients if grad is not None)]
 

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -80,20 +81,22 @@ class Rates:
         return Limit(**medians, best_flops=max(self.found["flops"]))
 
 
-def check_device(device: str) -> None:
-    """Whether there is such a device.
+def find_device(name: str | None, *, here: bool = True) -> str:
+    """The device of a name, ``cpu`` or ``cuda`` with or without an index; by default a GPU if there is one.
 
     Raises:
-        BenchError: there is none, or it is neither a CPU nor a GPU.
+        BenchError: it is neither, or, where it is to be ``here``, there is none.
     """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise BenchError(f"argument --device: {str(error).splitlines()[0]}, got {device!r}") from error
-    if kind not in ("cpu", "cuda"):
-        raise BenchError(f"argument --device: must be cpu or cuda, got {device!r}")
-    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise BenchError(f"argument --device: PyTorch finds {torch.cuda.device_count()} GPUs, got {device!r}")
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    found = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", name)
+    if found is None:
+        raise BenchError(f"argument --device: must be cpu, cuda or cuda:<index>, got {name!r}")
+    if found[1] == "cpu":
+        return "cpu"  # of which there is one, whatever its index
+    if here and int(found[2] or 0) >= torch.cuda.device_count():
+        raise BenchError(f"argument --device: PyTorch finds {torch.cuda.device_count()} GPUs, got {name!r}")
+    return name
 
 
 def describe(device: str) -> Provenance:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .registry import (
     CASES,
@@ -177,35 +177,30 @@ def check(matrix: Matrix) -> None:
     Raises:
         BenchError: it does not; the message names the argument.
     """
-    known = {name for _, name in IMPLEMENTATIONS}
-    choices: dict[str, tuple[Iterable[str], Collection[str]]] = {
-        "--cases": (matrix.cases, CASES),
-        "--dtypes": (matrix.dtypes, DTYPES),
-        "--modes": (matrix.modes, MODES),
-        "--executions": (matrix.executions, EXECUTIONS),
-        "--implementations": (matrix.names or (), sorted(known)),
+    names = matrix.names or ()
+    known = sorted({name for _, name in IMPLEMENTATIONS})
+    given: dict[str, tuple[Sequence[Any], Collection[str] | int]] = {
+        **{"--cases": (matrix.cases, CASES), "--dtypes": (matrix.dtypes, DTYPES), "--modes": (matrix.modes, MODES)},
+        **{"--executions": (matrix.executions, EXECUTIONS), "--implementations": (names, known)},
+        **{"--sizes": (matrix.sizes, 2), "--dims": (matrix.dims, 1)},
     }
-    for option, (given, possible) in choices.items():
-        names = list(given)
-        for name in names:
-            if name not in possible:
-                raise BenchError(f"argument {option}: choose from {', '.join(possible)}, got {name!r}")
-        if len(set(names)) < len(names):
-            raise BenchError(f"argument {option}: twice the same, got {','.join(names)!r}")
-    for option, numbers, least in (("--sizes", matrix.sizes, 2), ("--dims", matrix.dims, 1)):
-        for number in numbers:
-            if number < least:
-                raise BenchError(f"argument {option}: must be at least {least}, got {number}")
-        if len(set(numbers)) < len(numbers):
-            raise BenchError(f"argument {option}: twice the same, got {','.join(map(str, numbers))!r}")
+    for option, (values, possible) in given.items():
+        for value in values:
+            if isinstance(possible, int):
+                if value < possible:
+                    raise BenchError(f"argument {option}: must be at least {possible}, got {value}")
+            elif value not in possible:
+                raise BenchError(f"argument {option}: choose from {', '.join(possible)}, got {value!r}")
+        if len(set(values)) < len(values):
+            raise BenchError(f"argument {option}: twice the same, got {','.join(map(str, values))!r}")
     if matrix.rounds < 1:
         raise BenchError(f"argument --rounds: must be at least 1, got {matrix.rounds}")
     for option, seconds in (("--seconds", matrix.seconds), ("--longest", matrix.longest)):
         if not 0 < seconds < float("inf"):
             raise BenchError(f"argument {option}: must be positive, got {seconds:g}")
     for name in matrix.cases:
-        if matrix.names is not None and not {n for c, n in IMPLEMENTATIONS if c == name} & set(matrix.names):
-            raise BenchError(f"argument --implementations: none of {', '.join(matrix.names)} computes {name!r}")
+        if matrix.names is not None and not any((name, by) in IMPLEMENTATIONS for by in names):
+            raise BenchError(f"argument --implementations: none of {', '.join(names)} computes {name!r}")
 
 
 def groups(matrix: Matrix) -> Iterator[list[Point]]:

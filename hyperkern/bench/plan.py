@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 import torch
 
+from .. import format
 from . import clock, gate
-from .machine import H200, Rates
+from .machine import H200, SIDE, Rates
 from .matrix import Matrix, Point, groups, rounds_with_rates
-from .registry import CASES, Setup
+from .registry import CASES
 from .result import Limit
+from .table import aligned
 
 # Seconds: of a compilation, of a process for the memory of one implementation, of all that a run begins with.
 COMPILE, PROCESS, START = 5.0, 4.0, 10.0
+HEADS = ("case", "dtype", "mode", "N", "D", "FLOPs", "bytes", "floor ms", "implementations", "seconds")
 
 
 class Planned(NamedTuple):
@@ -56,7 +59,7 @@ def plan(matrix: Matrix) -> Plan:
         limits = {dtype: Rates(matrix.device, dtype).limit() for dtype in matrix.dtypes}
         source = "measured on this machine"
     else:
-        limits, source = {dtype: H200[dtype] for dtype in matrix.dtypes}, "of one H200, which is not here"
+        limits, source = {dtype: H200[dtype] for dtype in matrix.dtypes}, "assumed, of one H200, which is not here"
     planned, gated, prepared = [], set(), set()
     for group in groups(matrix):
         for point in group:
@@ -75,7 +78,10 @@ def plan(matrix: Matrix) -> Plan:
     total = sum(p.seconds for p in planned)
     if matrix.device == "cpu" and matrix.memory:
         total += PROCESS * len(processes)
-    total += START + sum(_rates_seconds(limits[s.dtype], matrix) for s in _measured(planned))
+    of_rates = sum(
+        _rates_seconds(limits[setup.dtype], matrix) for setup in {p.point.setup for p in planned if not p.refusal}
+    )
+    total += START + of_rates
     return Plan(planned, limits, source, total)
 
 
@@ -100,47 +106,31 @@ def _rounds(point: Point, limit: Limit, matrix: Matrix) -> int:
     return clock.rounds(guess, matrix.seconds, matrix.rounds, matrix.device)
 
 
-def _measured(planned: list[Planned]) -> set[Setup]:
-    return {p.point.setup for p in planned if p.refusal is None}
-
-
 def _rates_seconds(limit: Limit, matrix: Matrix) -> float:
     """Of the machine's own rates in each round of a group."""
-    size = 2048 if matrix.device == "cpu" else 8192
-    once = 2 * size**3 / limit.flops
-    return len(rounds_with_rates(matrix.rounds, matrix.rates)) * (once if matrix.device == "cpu" else 0.06)
+    once = 2 * SIDE["cpu"] ** 3 / limit.flops if matrix.device == "cpu" else 0.06
+    return len(rounds_with_rates(matrix.rounds, matrix.rates)) * once
 
 
 def lines(found: Plan, matrix: Matrix) -> list[str]:
     """The plan as text."""
     text = [f"rates {found.source}:"]
-    text += [f"  {dtype}: {_si(limit.flops)}FLOP/s, {_si(limit.bytes)}B/s" for dtype, limit in found.limits.items()]
-    heads = f"\n{'case':<18}{'dtype':<10}{'mode':<9}{'N':>7}{'D':>6}{'FLOPs':>10}{'bytes':>10}{'floor ms':>11}"
-    text.append(f"{heads}{'implementations':>17}{'seconds':>9}")
+    for dtype, limit in found.limits.items():
+        text.append(f"  {dtype}: {format.rate(limit.flops, 'FLOP/s')}, {format.rate(limit.bytes, 'B/s')}")
+    rows = []
     for setup in dict.fromkeys(p.point.setup for p in found.planned):
-        of_setup = [p for p in found.planned if p.point.setup == setup]
-        runs = [p for p in of_setup if p.refusal is None]
-        flops = CASES[setup.case].flops(setup.n, setup.d, setup.mode)
-        size = CASES[setup.case].least_bytes(setup)
-        floor = found.limits[setup.dtype].floor_ms(flops, size)
-        line = (
-            f"{setup.case:<18}{setup.dtype:<10}{setup.mode:<9}{setup.n:>7}{setup.d:>6}{_si(flops):>10}{_si(size):>10}"
-        )
-        text.append(f"{line}{floor:>11.4g}{len(runs):>17}{sum(p.seconds for p in runs):>9.1f}")
-    text.append("")
-    for case in dict.fromkeys(p.point.setup.case for p in found.planned):
-        text.append(f"{case}: counted {CASES[case].counted}")
+        case, limit = CASES[setup.case], found.limits[setup.dtype]
+        flops, size = case.flops(setup.n, setup.d, setup.mode), case.least_bytes(setup)
+        runs = [p for p in found.planned if p.point.setup == setup and p.refusal is None]
+        figures = [format.rate(flops, ""), format.rate(size, ""), f"{limit.floor_ms(flops, size):.4g}", str(len(runs))]
+        seconds = f"{sum(p.seconds for p in runs):.1f}"
+        rows.append([setup.case, setup.dtype, setup.mode, str(setup.n), str(setup.d), *figures, seconds])
+    text += ["", *aligned(HEADS, rows, words=3), ""]
+    text += [f"{case}: counted {CASES[case].counted}" for case in dict.fromkeys(row[0] for row in rows)]
     left_out = Counter((p.point.setup.case, p.point.implementation.name, p.refusal) for p in found.planned if p.refusal)
     if left_out:
         text.append("\nleft out:")
         text += [f"  {case}, {name}: {why} ({count} rows)" for (case, name, why), count in left_out.items()]
-    rows = sum(p.refusal is None for p in found.planned)
-    text.append(f"\n{rows} rows, about {found.seconds / 60:.1f} minutes on this plan")
+    count = sum(p.refusal is None for p in found.planned)
+    text.append(f"\n{count} rows, about {found.seconds / 60:.1f} minutes on this plan")
     return text
-
-
-def _si(value: float) -> str:
-    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}"
-    return f"{value:.3g} "

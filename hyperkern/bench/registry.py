@@ -75,7 +75,7 @@ class Case:
     truth: Loss | None
     flops: Count
     counted: str
-    baseline: str
+    baseline: str = "dense"
     unit: bool = False
     copies: tuple[int, int, int] = (1, 2, 2)
     queue: int = 0
@@ -200,40 +200,19 @@ CASES: dict[str, Case] = {}
 IMPLEMENTATIONS: dict[tuple[str, str], Implementation] = {}
 
 
-def case(
-    name: str,
-    *,
-    inputs: int,
-    flops: Count,
-    counted: str,
-    baseline: str = "dense",
-    unit: bool = False,
-    queue: int = 0,
-    classes: int = 0,
-    scalars: tuple[float, ...] = (),
-    own: Draw | None = None,
-) -> Callable[[Loss], Loss]:
+def case(name: str, **attributes: Any) -> Callable[[Loss], Loss]:
     """Registers the decorated textbook formula as a case.
 
     Args:
         name: of the case; a name that is taken is refused.
-        inputs: number of feature tensors that the formula takes.
-        flops: the least arithmetic, of N, D and mode.
-        counted: in words, what that counts.
-        baseline: name of the implementation that the others are set against.
-        unit: whether its rows are to have unit length, for a formula that does not normalise them.
-        queue: rows of a queue that it takes besides, see `Case`.
-        classes: of how many classes the rows are whose labels it takes, see `Case`.
-        scalars: values of the learnable numbers that it takes, see `Case`.
-        own: draws what it takes instead of feature tensors, see `Case`.
+        attributes: the others of `Case`; ``inputs``, ``flops`` and ``counted`` are required.
 
     Raises:
         BenchError: the name is taken.
     """
 
     def enter(truth: Loss) -> Loss:
-        further: dict[str, Any] = {"queue": queue, "classes": classes, "scalars": scalars, "own": own}
-        add_case(Case(name, inputs, truth, flops, counted, baseline, unit, **further))
+        add_case(Case(name=name, truth=truth, **attributes))
         return truth
 
     return enter
@@ -251,25 +230,16 @@ def add_case(found: Case) -> None:
 
 
 def implementation(
-    of: str,
-    name: str,
-    *,
-    package: str = "torch",
-    module: str | None = None,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-    dtypes: tuple[str, ...] = tuple(DTYPES),
-    modes: tuple[str, ...] = MODES,
-    most_rows: int = 1 << 40,
-    multiple_of: int = 1,
-    rows_multiple_of: int = 1,
-    slowdown: float = 8.0,
-    first_s: float = 0.0,
-    flops: Count | None = None,
-    compiled: bool = False,
+    of: str, name: str, *, package: str = "torch", module: str | None = None, **attributes: Any
 ) -> Callable[[Callable[[], Loss]], Callable[[], Loss]]:
     """Registers the decorated function, which makes a loss of the case's tensors and imports what that needs.
 
-    The arguments are the attributes of `Implementation`; ``module`` is the package's name with underscores by default.
+    Args:
+        of: name of the case.
+        name: of the implementation.
+        package: the distribution it comes from.
+        module: the module whose absence means that the package is not installed, by default named as the package.
+        attributes: the others of `Implementation`.
 
     Raises:
         BenchError: the case is unknown, or the name taken.
@@ -280,23 +250,8 @@ def implementation(
             raise BenchError(f"there is no case {of!r}; there are {', '.join(CASES)}")
         if (of, name) in IMPLEMENTATIONS:
             raise BenchError(f"case {of!r} has an implementation {name!r} already")
-        IMPLEMENTATIONS[of, name] = Implementation(
-            of,
-            name,
-            make,
-            package,
-            package.replace("-", "_") if module is None else module,
-            devices,
-            dtypes,
-            modes,
-            most_rows,
-            multiple_of,
-            rows_multiple_of,
-            slowdown,
-            first_s,
-            flops,
-            compiled,
-        )
+        found = Implementation(of, name, make, package, module or package.replace("-", "_"), **attributes)
+        IMPLEMENTATIONS[of, name] = found
         return make
 
     return enter

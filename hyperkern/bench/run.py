@@ -54,13 +54,13 @@ def run(
     refusals = {p: p.refusal(limits[p.setup.dtype], matrix.longest) for group in points for p in group}
     wanted = [point for point, reason in refusals.items() if reason is None]
     gated = _gated(matrix, wanted)
-    in_children = _in_children(wanted) if matrix.memory and matrix.device == "cpu" else {}
-    done, total = 0, sum(map(len, points)) + sum(map(len, in_children.values()))
+    # Before anything is timed: there it may die of too little memory.
+    in_children = _by_process(wanted) if matrix.memory and matrix.device == "cpu" else []
+    done, total = 0, sum(map(len, points)) + sum(map(len, in_children))
     progress(done, total)
     alone: dict[Point, Alone | str] = {}
-    for (name, execution), those in in_children.items():
-        found = each_alone(name, execution, [point.setup for point in those], matrix.files)
-        alone |= dict(zip(those, found, strict=True))
+    for those in in_children:
+        alone |= dict(zip(those, _alone(those, matrix), strict=True))
         done += len(those)
         progress(done, total)
     rows: list[Row] = []
@@ -74,12 +74,17 @@ def run(
     return Result(schema=SCHEMA, machine=machine, limits=limits, rows=rows)
 
 
-def _in_children(wanted: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
-    """What is run in processes of their own, before anything is timed: there it may die of too little memory."""
+def _by_process(points: Iterable[Point]) -> list[list[Point]]:
+    """The points by what runs in one process, one after the other."""
     found: dict[tuple[str, str], list[Point]] = {}
-    for point in wanted:
+    for point in points:
         found.setdefault((point.implementation.name, point.execution), []).append(point)
-    return found
+    return list(found.values())
+
+
+def _alone(points: Sequence[Point], matrix: Matrix, most_rows: int = 1 << 40) -> list[Alone | str]:
+    setups = [point.setup._replace(n=min(point.setup.n, most_rows)) for point in points]
+    return each_alone(points[0].implementation.name, points[0].execution, setups, matrix.files)
 
 
 def _gated(matrix: Matrix, wanted: Iterable[Point]) -> Gated:
@@ -89,18 +94,16 @@ def _gated(matrix: Matrix, wanted: Iterable[Point]) -> Gated:
     """
     points = {_of_gate(point): point for point in wanted}
     slow = {key: point for key, point in points.items() if point.implementation.first_s > 0}
-    names = dict.fromkeys((point.implementation.name, point.execution) for point in slow.values())
-
-    def build() -> None:
-        for name, execution in names:
-            of_name = [p for p in slow.values() if (p.implementation.name, p.execution) == (name, execution)]
-            each_alone(name, execution, [p.setup._replace(n=min(p.setup.n, FEW_ROWS)) for p in of_name], matrix.files)
-
-    building = threading.Thread(target=build)
+    building = threading.Thread(target=_built, args=(_by_process(slow.values()), matrix))
     building.start()
     found = {key: _gate(point) for key, point in points.items() if key not in slow}
     building.join()
     return found | {key: _gate(point) for key, point in slow.items()}
+
+
+def _built(processes: Iterable[Sequence[Point]], matrix: Matrix) -> None:
+    for points in processes:
+        _alone(points, matrix, FEW_ROWS)
 
 
 def _of_gate(point: Point) -> tuple[Setup, str, str]:
@@ -153,18 +156,21 @@ def _measure(
             rows[point] = point.row(limit, "skipped", reason)
             continue
         error: float | None = None
+        setup = point.setup
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the libraries' own, of every call anew
-                error = _passed(gated[_of_gate(point)])
-                own = alone.get(point)
+                found = gated[_of_gate(point)]
+                if isinstance(found, gate.GateFailure):
+                    raise found
+                error, own = found, alone.get(point)
                 if isinstance(own, str):
                     raise gate.GateFailure(own, error)
-                if own is not None and own.ms > LONG * 1e3 * matrix.seconds and point.setup.mode != "backward":
+                if own is not None and own.ms > LONG * 1e3 * matrix.seconds and setup.mode != "backward":
                     _hold_value(point, own.value, values)
                     samples[point] = [own.ms]
                 else:
-                    inputs = inputs or _draw(point.setup)
+                    inputs = inputs or CASES[setup.case].draw(setup.n, setup.d, setup.dtype, setup.device)
                     runner = _ready(point, inputs, matrix)
                     _hold_value(point, runner.value, values)
                     ready[point] = runner
@@ -187,16 +193,6 @@ def _measure(
     ready.clear()
     gc.collect()
     return [rows[point] for point in group]
-
-
-def _passed(found: float | gate.GateFailure | None) -> float | None:
-    if isinstance(found, gate.GateFailure):
-        raise found
-    return found
-
-
-def _draw(setup: Setup) -> list[Tensor]:
-    return CASES[setup.case].draw(setup.n, setup.d, setup.dtype, setup.device)
 
 
 def _reason(failure: Exception) -> str:

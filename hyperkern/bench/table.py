@@ -22,7 +22,7 @@ WORDS = 6  # columns that are no figures, N and D among them
 def cells(row: Row) -> list[str]:
     """A measured or failed row."""
     name = row.implementation if row.execution == "eager" else f"{row.implementation} ({row.execution})"
-    head = [row.case, str(row.n), str(row.d), row.dtype, row.mode, name]
+    head = [*_place(row), name]
     if row.status != "ok":
         return [*head, row.status.upper(), *[""] * (len(HEADS) - WORDS - 1)]
     return [
@@ -63,16 +63,18 @@ def print_changes(changes: Sequence[Change], threshold: float) -> None:
     """A comparison, the regressions last."""
     lines = []
     for change in sorted(changes, key=lambda each: each.regression):
-        row = change.row
-        where = [row.case, str(row.n), str(row.d), row.dtype, row.mode, row.implementation]
-        figures = [
-            "" if change.ratio is None else f"{change.ratio:.3f}",
-            "" if change.low is None or change.high is None else f"{change.low:.3f}–{change.high:.3f}",
-        ]
-        lines.append([*where, *figures, change.corrected, change.verdict])
+        ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
+        interval = "" if change.low is None or change.high is None else f"{change.low:.3f}–{change.high:.3f}"
+        lines.append(
+            [*_place(change.row), change.row.implementation, ratio, interval, change.corrected, change.verdict]
+        )
     print_table((*HEADS[:WORDS], "new / old", "interval", "drift removed", "verdict"), lines, WORDS)
     slower = sum(change.regression for change in changes)
     print(f"{len(changes)} rows compared, {slower} slower by more than {100 * threshold:g} % or failing")
+
+
+def _place(row: Row) -> list[str]:
+    return [row.case, str(row.n), str(row.d), row.dtype, row.mode]
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> None:
@@ -83,26 +85,36 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int)
         rows: of cells.
         words: how many of the first columns may be words; the others are figures.
     """
-    left = [head not in ("N", "D") and i < words for i, head in enumerate(heads)]
-    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    lines = aligned(heads, rows, words)
     # A figure that is cut off says nothing: lines that wrap do.
-    fits = sum(widths) + 4 * len(widths) <= shutil.get_terminal_size().columns
-    if fits and sys.stdout.isatty() and find_spec("rich") is not None:
-        import rich.box
-        import rich.table
-        from rich.console import Console
-        from rich.text import Text
-
-        drawn = rich.table.Table(box=rich.box.SIMPLE)
-        for head, of_words in zip(heads, left, strict=True):
-            drawn.add_column(head, justify="left" if of_words else "right", no_wrap=True)
-        for row in rows:
-            drawn.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in row))
-        Console().print(drawn)
+    fits = max(map(len, lines)) + 2 * len(heads) <= shutil.get_terminal_size().columns
+    if not fits or not sys.stdout.isatty() or find_spec("rich") is None:
+        print("\n".join(lines))
         return
-    for line in (heads, *rows):
-        aligned = (
-            cell.ljust(width) if of_words else cell.rjust(width)
-            for cell, width, of_words in zip(line, widths, left, strict=True)
-        )
-        print("  ".join(aligned).rstrip())
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE)
+    for i, head in enumerate(heads):
+        drawn.add_column(head, justify="left" if _of_words(head, i, words) else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in row))
+    Console().print(drawn)
+
+
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """The lines of a table, see `print_table`."""
+    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    return [
+        "  ".join(
+            cell.ljust(widths[i]) if _of_words(heads[i], i, words) else cell.rjust(widths[i])
+            for i, cell in enumerate(line)
+        ).rstrip()
+        for line in (heads, *rows)
+    ]
+
+
+def _of_words(head: str, place: int, words: int) -> bool:
+    return place < words and head not in ("N", "D")

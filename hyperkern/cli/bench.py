@@ -17,7 +17,7 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from ..bench.compare import Change
     from ..bench.matrix import Matrix
-    from ..bench.result import Row
+    from ..bench.result import Result, Row
 
 COMMAND = "hyperkern bench"
 REGRESSION = 3
@@ -33,27 +33,27 @@ def add_parser(commands: Any) -> None:
         "minutes. `hyperkern bench compare A B` sets two result files side by side.",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<index> (default: a GPU if there is one)")
-    for option, what in (
-        ("cases", "cases"),
-        ("implementations", "implementations; a case's baseline is measured in any case"),
-        ("dtypes", "float64, float32, bfloat16, float16"),
-        ("modes", "forward, backward, both"),
-        ("executions", "eager, compile, cudagraph"),
+    for option, kind, metavar, what in (
+        ("cases", _words, "A,B", "cases"),
+        ("implementations", _words, "A,B", "implementations; a case's baseline is measured in any case"),
+        ("dtypes", _words, "A,B", "float64, float32, bfloat16, float16"),
+        ("modes", _words, "A,B", "forward, backward, both"),
+        ("executions", _words, "A,B", "eager, compile, cudagraph"),
+        ("sizes", _numbers, "N,N", "rows of a feature tensor"),
+        ("dims", _numbers, "D,D", "their dimension"),
+        ("rounds", int, "N", "rounds, each with a sample of every implementation"),
+        ("seconds", float, "S", "for the samples of one row"),
+        ("longest", float, "S", "leave out what the plan gives a longer call"),
+        ("csv", Path, "FILE", "write the rows there"),
+        ("json", Path, "FILE", "write the result there, to be compared with"),
+        ("jsonl", Path, "FILE", "add each row there as soon as it is measured"),
+        ("html", Path, "FILE", "write a page with plots there"),
+        ("baseline", Path, "FILE", "set the run beside this result"),
     ):
-        parser.add_argument(f"--{option}", type=_words, metavar="A,B", help=what)
-    parser.add_argument("--sizes", type=_numbers, metavar="N,N", help="rows of a feature tensor")
-    parser.add_argument("--dims", type=_numbers, metavar="D,D", help="their dimension")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds, each with a sample of every implementation")
-    parser.add_argument("--seconds", type=float, metavar="S", help="for the samples of one row")
-    parser.add_argument("--longest", type=float, metavar="S", help="leave out what the plan gives a longer call")
+        parser.add_argument(f"--{option}", type=kind, metavar=metavar, help=what)
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--load", type=Path, action="append", default=[], metavar="FILE.py", help="your own kernels")
     parser.add_argument("--plan", action="store_true", help="print cases, arithmetic, floors and total time, and end")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, to be compared with")
-    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="add each row there as soon as it is measured")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
-    parser.add_argument("--baseline", type=Path, metavar="FILE", help="set the run beside this result")
     _add_threshold(parser, 0.05)
     parser.set_defaults(run=run)
     below = parser.add_subparsers(dest="subcommand", metavar="compare")
@@ -118,7 +118,7 @@ def _guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
     except BrokenPipeError:  # of what is printed, see `main`
         raise
     except ImportError as error:
-        return _failed(1, str(error))
+        return _failed(1, f"{error}: pip install 'hyperkern[bench]'")
     except (BenchError, OutputError, OSError) as error:
         return _failed(2, f"error: {error}")
     except KeyboardInterrupt:
@@ -127,11 +127,10 @@ def _guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace
 
 
 def _bench(args: argparse.Namespace) -> int:
-    import torch
 
     from ..backends import ENVIRONMENT_VARIABLE
     from ..bench import registry
-    from ..bench.machine import check_device, describe
+    from ..bench.machine import describe
     from ..bench.plan import lines, plan
     from ..bench.result import append, as_csv, as_json, read
     from ..bench.table import print_result
@@ -140,8 +139,6 @@ def _bench(args: argparse.Namespace) -> int:
     for file in args.load:
         registry.load_file(file)
     matrix = _matrix(args)
-    if not args.plan or torch.cuda.is_available():  # a plan may be of a GPU that is elsewhere
-        check_device(matrix.device)
     if args.plan:
         print("\n".join(lines(plan(matrix), matrix)))
         return 0
@@ -151,6 +148,12 @@ def _bench(args: argparse.Namespace) -> int:
 
     inputs = [*args.load, *([] if args.baseline is None else [args.baseline])]
     check_outputs({"json": args.json, "csv": args.csv, "html": args.html, "jsonl": args.jsonl}, inputs)
+    writers: dict[Path, Callable[[Result], bytes]]
+    writers = {path: make for path, make in ((args.json, as_json), (args.csv, as_csv)) if path is not None}
+    if args.html is not None:
+        from ..bench.page import render  # now: what it needs may not be installed
+
+        writers[args.html] = lambda result: render(result).encode()
     baseline = None if args.baseline is None else read(args.baseline)
     if baseline is not None:
         check_comparable(baseline, describe(matrix.device))
@@ -164,17 +167,10 @@ def _bench(args: argparse.Namespace) -> int:
 
     with progress_bar(COMMAND) as progress:
         result = measure(matrix, progress, finished)
-    contents = {}
-    for path, make in ((args.json, as_json), (args.csv, as_csv)):
-        if path is not None:
-            contents[path] = make(result)
-    if args.html is not None:
-        from ..bench.page import render
-
-        contents[args.html] = render(result).encode(errors="backslashreplace")
-    write_files(contents)  # before anything is printed, which may find that nobody listens
+    # Before anything is printed, which may find that nobody listens.
+    write_files({path: make(result) for path, make in writers.items()})
     print_result(result)
-    for path in contents:
+    for path in writers:
         print(f"written: {path}")
     if baseline is None:
         return 0
@@ -206,20 +202,12 @@ def _matrix(args: argparse.Namespace) -> Matrix:
     """The standard matrix of the device, with what the arguments say instead."""
     import torch
 
+    from ..bench.machine import find_device
     from ..bench.matrix import DEFAULTS, check
     from ..bench.registry import BenchError
 
-    device = args.device
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in DEFAULTS:
-        raise BenchError(f"argument --device: must be cpu, cuda or cuda:<index>, got {device!r}")
-    if kind == "cpu":
-        device = kind  # of which there is one, whatever its index
+    # A plan may be of a GPU that is elsewhere.
+    device = find_device(args.device, here=not args.plan or torch.cuda.is_available())
     given = {
         name: getattr(args, name)
         for name in ("cases", "sizes", "dims", "dtypes", "modes", "executions", "rounds", "seconds", "longest")
@@ -230,7 +218,9 @@ def _matrix(args: argparse.Namespace) -> Matrix:
             raise BenchError(f"argument --{name}: names nothing")
     if args.implementations is not None:
         given["names"] = args.implementations
-    matrix = replace(DEFAULTS[kind], device=device, memory=not args.no_memory, files=tuple(args.load), **given)
+    matrix = replace(
+        DEFAULTS[device.partition(":")[0]], device=device, memory=not args.no_memory, files=tuple(args.load), **given
+    )
     check(matrix)
     return matrix
 

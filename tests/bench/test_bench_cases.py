@@ -13,8 +13,9 @@ from hyperkern.bench.cases import CLASSES, MOCO_QUEUE
 from hyperkern.bench.clock import runner
 from hyperkern.bench.matrix import Matrix, Point, rounds_with_rates
 from hyperkern.bench.plan import lines, plan
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup, load_all
 
+load_all()
 LOSSES = [name for name, case in CASES.items() if case.truth is not None]
 
 

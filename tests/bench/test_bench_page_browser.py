@@ -91,7 +91,7 @@ def test_seen(browser, address, size, scheme):
     boxes = browser.execute_script(
         "return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect().toJSON())"
     )
-    assert len(boxes) == len(page.figures.KINDS) * panels(browser)
+    assert len(boxes) == len(page.TITLES) * panels(browser)
     assert all(box["width"] > 300 and box["height"] > 100 for box in boxes)
     assert all(box["left"] >= 0 and box["right"] <= width for box in boxes)
     columns = {box["left"] for box in boxes}
@@ -166,7 +166,7 @@ def test_a_figure_of_its_own_is_seen(browser, tmp_path):
     path.write_text(page.figure(made_up.realistic(), "time", "clip", 512), encoding="utf-8")
     show(browser, path.as_uri(), "desktop", "light")
     assert browser.get_log("browser") == []
-    assert browser.execute_script("return document.querySelectorAll('polyline').length") > 10
+    assert browser.execute_script("return document.querySelectorAll('g.line path').length") > 10
 
 
 def test_a_name_does_not_run(browser, tmp_path):

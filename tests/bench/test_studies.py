@@ -1,6 +1,5 @@
 """The studies ask for what there is, their files keep what was promised, and their cases pass the gate."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,9 @@ from benchmarks import shown, studies
 from benchmarks.measured import Measured, read
 from hyperkern.bench import child, gate, registry
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
-from hyperkern.bench.result import Provenance, read_as
 from hyperkern.bench.result import read as read_result
 
 pytestmark = pytest.mark.usefixtures("registry_as_it_was", "small_rates")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What every result file has."""
-
-    machine: Provenance
-
-
 VARIANTS, STEPS = (studies.FOLDER / name for name in ("variants.py", "steps.py"))
 
 
@@ -114,13 +103,6 @@ class TestCommittedResults:
             assert (row.n, row.d) == (32768, 256)
             assert row.peak_bytes is not None
             assert row.peak_bytes < shown.MOST_BYTES, row.case
-
-    @pytest.mark.parametrize("path", sorted((studies.FOLDER / "results").glob("*.json")), ids=lambda path: path.stem)
-    def test_every_file_says_when_and_where(self, path: Path) -> None:
-        machine = read_as(path, Made).machine
-        assert machine.commit
-        assert machine.date
-        assert machine.date.startswith("20")
 
 
 def made(case: str, name: str, n: int, ms: float, mib: float) -> Measured:
