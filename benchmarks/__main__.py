@@ -13,6 +13,10 @@ from .studies import PEERS, STUDIES
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its status."""
     study = STUDIES.get(words[0]) if words else None
+    if study is None and words and not words[0].startswith("-") and words[0] != "compare":
+        lines = [f"  {name}: {study.asks}" for name, study in STUDIES.items()]
+        print(f"there is no study {words[0]!r}; there are", *lines, sep="\n", file=sys.stderr)
+        return 2
     if study is None:
         return hyperkern(["bench", "--load", str(PEERS), *words])
     if study.threads is not None:

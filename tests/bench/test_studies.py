@@ -41,6 +41,18 @@ def test_without_a_study_the_peers_are_there(capsys: pytest.CaptureFixture[str])
     assert "clip, liger: runs on cuda only" in capsys.readouterr().out
 
 
+def test_studies_are_listed_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["ordnary"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "there is no study 'ordnary'; there are"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == list(studies.STUDIES)
+
+
+def test_two_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
 def test_names_are_those_of_the_files() -> None:
     registry.load_file(studies.PEERS)
     assert tuple(case for case, name in IMPLEMENTATIONS if name == "original") == studies.DROP_INS
