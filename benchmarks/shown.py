@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from .estimate import Estimates
+from .estimate import HEADS, Estimates
 from .estimate import lines as of_estimates
 from .measured import Measured, Measurements, read, read_committed
 from .ranks import TRANSPORTS, Ranked
@@ -107,8 +107,7 @@ def cached() -> str:
 
 def estimate() -> str:
     """How good the estimate of uniformity is."""
-    heads = ["features", "deviation of columns alone", "deviation", "variance ÷", "the interval covers"]
-    return table(heads, of_estimates(read_committed("estimate", Estimates).rows))
+    return table(list(HEADS), of_estimates(read_committed("estimate", Estimates).rows))
 
 
 def repeats() -> str:
