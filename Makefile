@@ -72,7 +72,7 @@ bench-pytest: $(VENV)/.has-test  ## the same cases in pytest-benchmark
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 bench-integrations: $(INTEGRATIONS)/.ready  ## time and memory of the drop-ins beside the libraries' losses
-	$(INTEGRATIONS)/bin/python -m benchmarks.contrastive $(ARGS)
+	$(INTEGRATIONS)/bin/python -m benchmarks drop-ins $(ARGS)
 
 kernels-report: $(VENV)/.built  ## what the compilers made of every kernel, Triton's and those in CUDA C++: no GPU needed
 	$(BIN)/python -m tools.kernels $(ARGS)

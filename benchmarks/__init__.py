@@ -1,1 +1,1 @@
-"""Speed and memory of hyperkern, measured beside its baselines in one run: ``pytest benchmarks --benchmark-only``."""
+"""Speed and memory of hyperkern, measured beside its peers by the harness in `hyperkern.bench`."""

@@ -1,8 +1,28 @@
-"""``python -m benchmarks``: the same as ``hyperkern bench``, from a source tree."""
+"""``python -m benchmarks [STUDY] …``: ``hyperkern bench`` with the peers, or of a study, from a source tree."""
 
 import sys
+from collections.abc import Sequence
 
-from hyperkern.cli import main
+import torch
+
+from hyperkern.cli import main as hyperkern
+
+from .studies import PEERS, STUDIES
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its status."""
+    study = STUDIES.get(words[0]) if words else None
+    if study is None and words and not words[0].startswith("-") and words[0] != "compare":
+        lines = [f"  {name}: {study.asks}" for name, study in STUDIES.items()]
+        print(f"there is no study {words[0]!r}; there are", *lines, sep="\n", file=sys.stderr)
+        return 2
+    if study is None:
+        return hyperkern(["bench", "--load", str(PEERS), *words])
+    if study.threads is not None:
+        torch.set_num_threads(study.threads)
+    return hyperkern(["bench", *study.arguments(), *words[1:]])
+
 
 if __name__ == "__main__":
-    raise SystemExit(main(["bench", *sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

@@ -11,16 +11,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hyperkern.bench import clock, gate
 from hyperkern.bench.machine import describe
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup, load_all
+from hyperkern.bench.result import quantile
 from hyperkern.files import OutputError, check_outputs
 from hyperkern.terminal import print_table
 
-from .measure import in_words, spread, write
+from .measured import Measured, Measurements, write
 
 # The product multiplies as much as the loss at least has to.
 MEASURED = (("clip", "hyperkern"), ("clip", "dense"), ("yardstick", "matrix product"))
@@ -36,6 +37,23 @@ while os.getppid() == int(sys.argv[1]):
         pass
 """
 HEADS = ("implementation", "busy processes", "ms", "slowdown", "of the fastest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(Measured):
+    """Times beside so many busy processes, and the median and the fastest over those without any."""
+
+    processes: int
+    median_slowdown: float
+    fastest_slowdown: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnCores(Measurements):
+    """A result file, and what the machine has."""
+
+    cores: int | None
+    rows: Sequence[Beside]
 
 
 @contextlib.contextmanager
@@ -81,23 +99,25 @@ def samples(
     return found
 
 
-def summarised(found: dict[tuple[str, int], list[float]]) -> list[dict[str, Any]]:
+def summarised(found: dict[tuple[str, int], list[float]], n: int, d: int) -> list[Beside]:
     """The rows: times, and how often those without busy processes go into them."""
+    case_of = {name: case for case, name in MEASURED}
     rows = []
     for (name, count), times in found.items():
-        row, idle = spread(times), spread(found[name, 0])
-        slowdowns = {f"{which}_slowdown": row[f"{which}_ms"] / idle[f"{which}_ms"] for which in ("median", "fastest")}
-        rows.append({"implementation": name, "processes": count, "samples_ms": times, **row, **slowdowns})
+        idle = found[name, 0]
+        slowdowns = {
+            "median_slowdown": quantile(times, 0.5) / quantile(idle, 0.5),
+            "fastest_slowdown": min(times) / min(idle),
+        }
+        fields = {"case": case_of.get(name, name), "implementation": name, "n": n, "d": d, "processes": count}
+        rows.append(Beside.of(times, **fields, **slowdowns))
     return rows
 
 
-def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+def lines(rows: Sequence[Beside]) -> list[list[str]]:
     """The table."""
     return [
-        [
-            *(row["implementation"], str(row["processes"]), in_words(row)),
-            *(f"{row[f'{which}_slowdown']:.2f}" for which in ("median", "fastest")),
-        ]
+        [row.implementation, str(row.processes), row.time, f"{row.median_slowdown:.2f}", f"{row.fastest_slowdown:.2f}"]
         for row in rows
     ]
 
@@ -123,10 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     load_all()
     counts = sorted({0, *args.processes})
-    rows = summarised(samples(runners(args.size, args.dim), counts, args.cycles, args.rounds))
-    content = {"machine": describe("cpu"), "n": args.size, "d": args.dim, "cores": os.cpu_count(), "rows": rows}
+    found = samples(runners(args.size, args.dim), counts, args.cycles, args.rounds)
+    rows = summarised(found, args.size, args.dim)
     if args.json:
-        write(args.json, content)
+        write(args.json, OnCores(machine=describe("cpu"), cores=os.cpu_count(), rows=rows))
     print(f"loss + gradient of two sides of {args.size} × {args.dim}, {os.cpu_count()} cores")
     print_table(HEADS, lines(rows), 1)
     print("ms: median ± half of the interquartile range (fastest). slowdown: over the median, or the fastest, of 0.")

@@ -7,14 +7,11 @@ committed result shows right, which nobody asks about.
 """
 
 import argparse
-import functools
 import itertools
 import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,15 +20,15 @@ import torch
 
 from hyperkern import backends
 from hyperkern.backends import Problem, reference
+from hyperkern.bench import clock
 from hyperkern.bench.machine import describe
 from hyperkern.check import first_use, records
 from hyperkern.check.scope import Scope
 from hyperkern.spec import PairSpec
 
-from .measure import write
+from .measured import Measured, Measurements, write
 
 NAME, CPU = "recorded", torch.device("cpu")
-CALLS = 2000
 _SCALES = itertools.count(1)
 
 
@@ -58,14 +55,6 @@ def anew() -> None:
     backends.select(None, Problem("row_lse", CPU, torch.float32, 128, spec, "bfloat16"))
 
 
-def microseconds(call: Callable[[], None]) -> float:
-    """Of one call."""
-    start = time.perf_counter_ns()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter_ns() - start) / CALLS / 1e3
-
-
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description="What the choice of a backend costs a call.")
@@ -82,21 +71,18 @@ def main() -> None:
                 install(evidence)
                 first_use._verdicts.clear()
                 for name, call in (("again", again), ("anew", anew)):
-                    call()
+                    ready = clock.ready(call, "cpu")
                     assert backends.select(None, Problem("loss", CPU, torch.bfloat16, 128, None, "bfloat16")).LOSSES
-                    samples.setdefault(f"{name}, {kind}", []).append(microseconds(call))
+                    samples.setdefault(f"{name}, {kind}", []).extend(clock.sample(ready, "eager", "cpu"))
     rows = []
     for name, found in samples.items():
-        low, _, high = statistics.quantiles(found, n=4)
-        rows.append({"choice": name, "median_us": statistics.median(found), "iqr_us": high - low, "samples_us": found})
-        print(f"{name:<20}{rows[-1]['median_us']:8.3f} us  ± {rows[-1]['iqr_us'] / 2:.3f}")
-    paired = functools.partial(zip, strict=True)
+        rows.append(Measured.of(found, case="choice of a backend", implementation=name, n=1, d=128))
+        print(f"{name:<20}{1e3 * rows[-1].ms:8.3f} us  ± {1e3 * rows[-1].half_ms:.3f}")
     for name in ("again", "anew"):
-        more = [a - b for a, b in paired(samples[f"{name}, recorded"], samples[f"{name}, committed"])]
-        rows.append({"choice": f"{name}, what a record costs", "median_us": statistics.median(more)})
-        print(f"{name}, what a record costs: {rows[-1]['median_us']:.3f} us")
+        pairs = zip(samples[f"{name}, recorded"], samples[f"{name}, committed"], strict=True)
+        print(f"{name}, what a record costs: {1e3 * statistics.median(a - b for a, b in pairs):.3f} us")
     if args.json is not None:
-        write(args.json, {"machine": describe("cpu"), "calls": CALLS, "rows": rows})
+        write(args.json, Measurements(machine=describe("cpu"), rows=rows))
 
 
 if __name__ == "__main__":

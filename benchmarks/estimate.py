@@ -4,20 +4,25 @@
 """
 
 import argparse
-import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import hyperkern as hk
+from hyperkern.bench.machine import describe
+from hyperkern.bench.result import Provenance
+from hyperkern.terminal import print_table
+
+from .measured import write
 
 ROWS, DIM, COLUMNS, T = 6000, 64, 128, 2.0
+HEADS = ("features", "deviation of columns alone", "deviation", "variance ÷", "the interval covers")
 
 
 def uniform() -> Tensor:
@@ -61,7 +66,34 @@ def plain_variance(x: Tensor) -> float:
     return (means.var() / means.mean() ** 2 * (1 - COLUMNS / len(x)) / COLUMNS).item()
 
 
-def measure(name: str, draws: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Estimated:
+    """Errors of repeated estimates of the uniformity of some features, beside those of plain column sampling."""
+
+    features: str
+    draws: int
+    exact: float
+    deviation: float
+    plain_deviation: float
+    variance_ratio: float
+    bias_of_deviation: float
+    claimed_of_deviation: float
+    coverage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates:
+    """A result file."""
+
+    machine: Provenance
+    n: int
+    d: int
+    columns: int
+    t: float
+    rows: Sequence[Estimated]
+
+
+def measure(name: str, draws: int) -> Estimated:
     """A row of the table."""
     torch.manual_seed(0)
     x = F.normalize(FEATURES[name]().double())
@@ -70,29 +102,28 @@ def measure(name: str, draws: int) -> dict[str, Any]:
     errors = torch.tensor([result.uniformity - exact for result in results], dtype=torch.float64)
     claimed = math.sqrt(sum(result.standard_error**2 for result in results) / draws)
     plain = plain_variance(x)
-    return {
-        "features": name,
-        "draws": draws,
-        "exact": exact,
-        "deviation": errors.std().item(),
-        "plain_deviation": math.sqrt(plain),
-        "variance_ratio": plain / errors.var().item(),
-        "bias_of_deviation": (errors.mean() / errors.std()).item(),
-        "claimed_of_deviation": claimed / errors.std().item(),
-        "coverage": sum(low <= exact <= high for low, high in (result.interval for result in results)) / draws,
-    }
+    return Estimated(
+        features=name,
+        draws=draws,
+        exact=exact,
+        deviation=errors.std().item(),
+        plain_deviation=math.sqrt(plain),
+        variance_ratio=plain / errors.var().item(),
+        bias_of_deviation=(errors.mean() / errors.std()).item(),
+        claimed_of_deviation=claimed / errors.std().item(),
+        coverage=sum(low <= exact <= high for low, high in (result.interval for result in results)) / draws,
+    )
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| features | deviation, columns alone | deviation | variance ÷ | coverage of 95 % |"]
-    lines.append("|---|---:|---:|---:|---:|")
-    for row in rows:
-        deviations = f"{row['plain_deviation']:.1e} | {row['deviation']:.1e}"
-        lines.append(
-            f"| {row['features']} | {deviations} | {row['variance_ratio']:.1f} | {100 * row['coverage']:.1f} % |"
-        )
-    return "\n".join(lines)
+def lines(rows: Sequence[Estimated]) -> list[list[str]]:
+    """The table."""
+    return [
+        [
+            *(row.features, f"{row.plain_deviation:.1e}", f"{row.deviation:.1e}"),
+            *(f"{row.variance_ratio:.1f}", f"{100 * row.coverage:.1f} %"),
+        ]
+        for row in rows
+    ]
 
 
 def main() -> None:
@@ -104,10 +135,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = [measure(name, args.draws) for name in FEATURES]
-    print(table(rows))
+    print_table(HEADS, lines(rows), 1)
     if args.json:
-        options = {"n": ROWS, "d": DIM, "columns": COLUMNS, "t": T}
-        args.json.write_text(json.dumps(options | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write(args.json, Estimates(machine=describe("cpu"), n=ROWS, d=DIM, columns=COLUMNS, t=T, rows=rows))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -24,12 +25,27 @@ from hyperkern.bench.run import run
 from hyperkern.files import OutputError, check_outputs
 from hyperkern.terminal import print_table
 
-from .measure import spread, write
+from .measured import Measured, Measurements, write
 
 NAMES = ("hyperkern", "dense")
 N, D = 32, 16
 ROUNDS, RATES = 51, 2
 HEADS = ("case", *(f"{name}, µs" for name in NAMES), "own ÷ eager", *(f"{name}, functions" for name in NAMES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Measured):
+    """Times of a call, and the Python functions that it enters."""
+
+    functions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls(Measurements):
+    """A result file, and whose kernels are not launched, where it is some backend's."""
+
+    backend: str | None = None
+    rows: Sequence[Call]
 
 
 def cases() -> tuple[str, ...]:
@@ -73,7 +89,7 @@ def without_launches(backend: str) -> None:
         if backend == "triton":
             if module.INTERPRETED:
                 raise BenchError("argument --backend: without TRITON_INTERPRET, got 'triton' with it")
-            from .fake_gpu import Gpu
+            from tools.fake_gpu import Gpu
 
             gpu, patch = Gpu(), SimpleNamespace(setattr=setattr)
             gpu.noted = False
@@ -88,7 +104,7 @@ def without_launches(backend: str) -> None:
     os.environ[backends.ENVIRONMENT_VARIABLE] = backend
 
 
-def unchecked(matrix: Matrix, backend: str) -> dict[str, Any]:
+def unchecked(matrix: Matrix, backend: str) -> Calls:
     """Times and counts of a backend that launches nothing."""
     (n,), (d,) = matrix.sizes, matrix.dims
     rows = []
@@ -102,34 +118,36 @@ def unchecked(matrix: Matrix, backend: str) -> dict[str, Any]:
         for i in range(matrix.rounds):
             for name in NAMES if i % 2 else reversed(NAMES):
                 samples[name] += clock.sample(runners[name], "eager", "cpu")
-        for name, times in samples.items():
-            of_row = {"case": case, "implementation": name, "n": n, "d": d, "samples_ms": times}
-            rows.append(of_row | spread(times) | {"functions": functions_of(case, name, n, d)})
-    return {"machine": describe("cpu"), "backend": backend, "rows": rows}
+        rows += [call(case, name, n, d, times) for name, times in samples.items()]
+    return Calls(machine=describe("cpu"), backend=backend, rows=rows)
 
 
-def measured(matrix: Matrix) -> dict[str, Any]:
+def measured(matrix: Matrix) -> Calls:
     """Times and counts."""
     result = run(matrix)
     rows = []
     for row in result.rows:
         if row.status != "ok":
             raise BenchError(f"{row.case}, {row.implementation}: {row.reason}")
-        of_row = {name: getattr(row, name) for name in ("case", "implementation", "n", "d", "samples_ms")}
-        functions = functions_of(row.case, row.implementation, row.n, row.d)
-        rows.append(of_row | spread(row.samples_ms) | {"functions": functions})
-    return {"machine": result.machine, "rows": rows}
+        rows.append(call(row.case, row.implementation, row.n, row.d, row.samples_ms))
+    return Calls(machine=result.machine, rows=rows)
 
 
-def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+def call(case: str, name: str, n: int, d: int, samples_ms: Sequence[float]) -> Call:
+    """A row."""
+    fields = {"case": case, "implementation": name, "n": n, "d": d}
+    return Call.of(samples_ms, **fields, functions=functions_of(case, name, n, d))
+
+
+def lines(rows: Sequence[Call]) -> list[list[str]]:
     """The table."""
-    by_place = {(row["case"], row["implementation"]): row for row in rows}
+    by_place = {(row.case, row.implementation): row for row in rows}
     found = []
-    for case in dict.fromkeys(row["case"] for row in rows):
+    for case in dict.fromkeys(row.case for row in rows):
         at = [by_place[case, name] for name in NAMES]
-        times = [f"{1e3 * row['median_ms']:.0f} ± {1e3 * row['iqr_ms'] / 2:.0f}" for row in at]
-        ratio = at[0]["median_ms"] / at[1]["median_ms"]
-        found.append([case, *times, f"{ratio:.2f}", *(str(row["functions"]) for row in at)])
+        times = [f"{1e3 * row.ms:.0f} ± {1e3 * row.half_ms:.0f}" for row in at]
+        functions = [str(row.functions) for row in at]
+        found.append([case, *times, f"{at[0].ms / at[1].ms:.2f}", *functions])
     return found
 
 
@@ -168,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))  # what a backend does not serve
     if args.json:
         write(args.json, found)
-    print_table(HEADS, lines(found["rows"]), 1)
+    print_table(HEADS, lines(found.rows), 1)
     print("µs: median ± half of the interquartile range. functions: Python functions that loss and gradient enter.")
     if args.backend:
         print(f"hyperkern by its {args.backend} kernels, which are not launched; the usual code computes on the CPU.")

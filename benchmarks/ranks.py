@@ -6,11 +6,8 @@ process.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 import hyperkern as hk
+from hyperkern.bench import clock, gate
+from hyperkern.bench.machine import describe
 from hyperkern.memory import PeakMemory
+
+from .measured import Measured, Measurements, write
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "uniformity": lambda x, y, **k: hk.uniformity(x, **k),
@@ -30,80 +31,63 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 TRANSPORTS = ("gather", "ring")
 
 
-def step(loss: Callable[..., Tensor], views: list[Tensor], **options: Any) -> list[Tensor]:
-    """Loss and gradients."""
-    leaves = [view.detach().requires_grad_() for view in views]
-    value = loss(*leaves, **options)
-    value.backward()
-    return [value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Measurements):
+    """A result file, and the number of ranks."""
+
+    ranks: int
 
 
 def own_rows(views: list[Tensor]) -> list[Tensor]:
     """This rank's part of every view."""
-    return [view.tensor_split(dist.get_world_size())[dist.get_rank()] for view in views]
+    parts = (view.detach().tensor_split(dist.get_world_size())[dist.get_rank()] for view in views)
+    return [part.clone().requires_grad_() for part in parts]
 
 
-def seconds(run: Callable[[], Any], rounds: int) -> list[float]:
-    """The times of several runs that all ranks start together."""
-    times = []
-    for i in range(rounds + 1):
-        dist.barrier()
-        start = time.perf_counter()
-        run()
-        if i > 0:  # the first one warms up
-            times.append(time.perf_counter() - start)
-    return times
+def samples(run: Callable[[], Any], rounds: int) -> list[float]:
+    """Milliseconds of several runs that all ranks start together; the first one warms up."""
+    return [(dist.barrier(), clock.once(run, "cpu"))[1] for _ in range(rounds + 1)][1:]
 
 
 def peak(run: Callable[[], Any]) -> float:
-    """Extra resident MiB of a run, the most of all ranks; the gradients are counted."""
+    """Extra resident bytes of a run, the most of all ranks; the gradients are counted."""
     dist.barrier()
     with PeakMemory(torch.device("cpu")) as memory:
         kept = run()
     del kept
-    found = torch.tensor(float(memory.rise))
+    found = torch.tensor(float(memory.rise or 0))
     dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.item() / (1 << 20)
+    return found.item()
 
 
 def check(loss: Callable[..., Tensor], views: list[Tensor], options: dict[str, Any]) -> None:
     """The gate before the clock, in float64: every rank against one process with the whole batch."""
-    views = [view.double() for view in views]
-    expected, found = step(loss, views), step(loss, own_rows(views), **options)
-    for got, want in zip(found, [expected[0], *own_rows(expected[1:])], strict=True):
-        assert (got - want).abs().max() <= 1e-12 * want.abs().max()
+    views = [view.detach().double().requires_grad_() for view in views]
+    value, *gradients = gate.step(loss, views)
+    found = gate.step(lambda *own: loss(*own, **options), own_rows(views))
+    error = gate.largest_error(found, [value, *own_rows(gradients)])
+    assert error <= 1e-12, error
 
 
-def measure(name: str, rows: int, dim: int, rounds: int) -> dict[str, Any]:
-    """A line of the table."""
+def measure(name: str, rows: int, dim: int, rounds: int) -> list[Measured]:
+    """The rows of a loss."""
     loss, draw = LOSSES[name], torch.Generator().manual_seed(0)
-    views = list(torch.randn(2, rows, dim, generator=draw).unbind())
-    own, ranks = own_rows(views), dist.get_world_size()
-    row: dict[str, Any] = {"loss": name, "n": rows, "d": dim, "ranks": ranks, "rounds": rounds}
+    views = [view.clone().requires_grad_() for view in torch.randn(2, rows, dim, generator=draw)]
+    own = own_rows(views)
+
+    def row(implementation: str, run: Callable[[], Any], timed: Callable[[], Any]) -> Measured:
+        times = samples(timed, rounds)  # before the peak: what a library keeps of its first call is no part of it
+        return Measured.of(times, case=name, implementation=implementation, n=rows, d=dim, peak_bytes=peak(run))
 
     # The first rank alone; the others wait.
-    alone = (lambda: step(loss, views)) if dist.get_rank() == 0 else (lambda: None)
-    times = {"one_process": seconds(lambda: (alone(), dist.barrier()), rounds)}
-    row["one_process"] = {"peak_mib": peak(alone)}
+    alone = (lambda: gate.step(loss, views)) if dist.get_rank() == 0 else (lambda: [])
+    found = [row("one process", alone, lambda: (alone(), dist.barrier()))]
     for transport in TRANSPORTS:
         options = {"group": hk.Group(grad_scale="sum", transport=transport)}
         check(loss, [view[:257] for view in views], options)
-        run = lambda options=options: step(loss, own, **options)  # noqa: E731
-        times[transport] = seconds(run, rounds)
-        row[transport] = {"peak_mib": peak(run)}
-    for which, found in times.items():
-        low, median, high = statistics.quantiles(found, n=4)
-        row[which] |= {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low)}
-    return row
-
-
-def as_line(row: dict[str, Any]) -> str:
-    """A row of the table in Markdown."""
-    cells = [
-        f"{row[which]['median_ms']:.0f} ± {row[which]['iqr_ms'] / 2:.0f} ms, {row[which]['peak_mib']:.0f} MiB"
-        for which in ("one_process", *TRANSPORTS)
-    ]
-    return f"| {row['loss']} | {row['n']} | {' | '.join(cells)} |"
+        run = lambda options=options: gate.step(lambda *x: loss(*x, **options), own)  # noqa: E731
+        found.append(row(transport, run, run))
+    return found
 
 
 def main() -> None:
@@ -116,20 +100,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    first = dist.get_rank() == 0
-    ranks = dist.get_world_size()
-    if first:
-        print(f"| loss | N | one process | {ranks} ranks, gathered | {ranks} ranks, ring |")
-        print("|---|---:|---:|---:|---:|")
-    rows = []
+    first, ranks = dist.get_rank() == 0, dist.get_world_size()
+    rows: list[Measured] = []
     for name in LOSSES:
-        rows.append(measure(name, args.rows, args.dim, args.rounds))
+        found = measure(name, args.rows, args.dim, args.rounds)
+        rows += found
         if first:
-            print(as_line(rows[-1]), flush=True)
+            print(f"{name}, N {args.rows}, one process, {ranks} ranks gathered, {ranks} ranks in a ring:", flush=True)
+            print("  " + "; ".join(row.time_and_memory for row in found), flush=True)
     if first and args.json:
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        content = {**machine, "hyperkern": hk.__version__, "rows": rows}
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write(args.json, Ranked(machine=describe("cpu"), ranks=ranks, rows=rows))
     dist.destroy_process_group()
 
 

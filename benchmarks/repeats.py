@@ -7,18 +7,42 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hyperkern.bench.compare import compare
-from hyperkern.bench.result import read
+from hyperkern.bench.result import Provenance, read
 from hyperkern.cli.bench import REGRESSION
 from hyperkern.terminal import progress_bar
 
-from .measure import write
+from .measured import write
 
 OPTIONS = ["--device", "cpu", "--cases", "uniformity,clip", "--implementations", "dense,hyperkern", "--no-memory"]
 OPTIONS += ["--sizes", "512,2048", "--dims", "128"]
 THRESHOLD = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run beside the first one said."""
+
+    rows: int
+    status: int
+    slower_at_first: int
+    not_again: int
+    smallest_ratio: float
+    largest_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """A result file."""
+
+    machine: Provenance
+    options: Sequence[str]
+    threshold: float
+    runs: Sequence[Run]
 
 
 def main() -> None:
@@ -36,19 +60,18 @@ def main() -> None:
             changes = compare(read(first), read(other), THRESHOLD)
             ratios = [change.ratio for change in changes if change.ratio is not None]
             rows.append(
-                {
-                    "rows": len(changes),
-                    "status": status,
-                    "slower_at_first": sum(change.verdict == "slower" for change in changes),
-                    "not_again": text.count("slower, but not every time"),
-                    "smallest_ratio": min(ratios),
-                    "largest_ratio": max(ratios),
-                }
+                Run(
+                    rows=len(changes),
+                    status=status,
+                    slower_at_first=sum(change.verdict == "slower" for change in changes),
+                    not_again=text.count("slower, but not every time"),
+                    smallest_ratio=min(ratios),
+                    largest_ratio=max(ratios),
+                )
             )
             progress(i + 1, args.runs)
         machine = read(first).machine
-    content = {"machine": machine, "options": OPTIONS, "threshold": THRESHOLD, "runs": rows}
-    write(args.json, content)
+    write(args.json, Repeats(machine=machine, options=OPTIONS, threshold=THRESHOLD, runs=rows))
     print(args.json.read_text(encoding="utf-8"))
 
 

@@ -14,13 +14,13 @@ import torch
 from conftest import usable
 from torch import Tensor
 
-from benchmarks import first_tile
 from benchmarks.plan import command
 from benchmarks.plan.run import GRACE, PYTHON, ROOT, ROWS, Run, Session, Step, run_plan
 from benchmarks.plan.steps import ALL_LOSSES, BUDGETS, PLAN
 from hyperkern import backends
 from hyperkern.bench import registry
 from hyperkern.cli import main
+from tools import first_tile
 
 registry.load_all()  # before tests are collected that run over all of them
 SCRIPT = ROOT / "benchmarks/gpu_check.sh"
@@ -105,8 +105,8 @@ def test_every_step_has_what_it_needs() -> None:
             "synccheck",
         )
         for run in (step.full, step.smoke, step.cpu):
-            if run is not None and {"hyperkern", "benchmarks.first_tile", "benchmarks.candidates"} & {*run.command}:
-                measures = "bench" in run.command or "check" in run.command or "benchmarks" in run.command[2]
+            if run is not None and {"hyperkern", "tools.first_tile", "tools.candidates"} & {*run.command}:
+                measures = "bench" in run.command or "check" in run.command or "tools" in run.command[2]
                 assert (ROWS in run.command) == (measures and step.name != "warm-compiled")
     assert set(ALL_LOSSES) == {name for name, case in registry.CASES.items() if case.truth is not None}
 

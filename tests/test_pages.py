@@ -2,13 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import pages, predict, readme, scaling
-from tools.kernels import table as kernels
-from tools.kernels.report import Row
+from benchmarks import pages, readme, scaling
+from benchmarks.tables import result
+from tools.kernels import pages as kernels
+from tools.kernels import predict, report
+from tools.kernels.rows import Row
 
 FILES = pages.files()
 
@@ -61,7 +64,7 @@ def test_a_faster_peer_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None
 
 class TestTheReportOfKernels:
     def test_it_has_every_field_of_every_backend_and_is_small(self) -> None:
-        found = pages.result(kernels.RESULT)
+        found = result(kernels.RESULT)
         assert found["fields"] == list(Row._fields)
         rows = kernels.read()
         assert {(row["backend"], row["architecture"]) for row in rows} >= {("triton", "sm_90"), ("cuda", "sm_90")}
@@ -70,12 +73,12 @@ class TestTheReportOfKernels:
     def test_it_has_what_is_shipped(self) -> None:
         pytest.importorskip("triton")
         from hyperkern.backends.triton import config
-        from tools.kernels import triton as report
+        from tools.kernels import triton
 
         blocks = ("BLOCK_M", "BLOCK_N", "BLOCK_D")
         shipped = {
             (*case[1:5], "x".join(str(case.constants[name]) for name in blocks), case.options["num_stages"])
-            for case in report.cases(config.of_name("sm_90"))
+            for case in triton.cases(config.of_name("sm_90"))
             if "BLOCK_N" in case.constants
         }
         names = ("kernel", "operand", "dim", "problem", "tile", "stages")
@@ -88,12 +91,28 @@ class TestTheReportOfKernels:
 
     def test_a_file_is_read_as_it_was_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
         row = Row(*(f"{name}" for name in Row._fields[:4]), *range(len(Row._fields) - 4))
-        monkeypatch.setattr(kernels, "result", lambda name: json.loads(kernels.text([row, row], {"cuda": None})))
+        monkeypatch.setattr(kernels, "result", lambda name: json.loads(report.text([row, row], {"cuda": None})))
         assert kernels.read() == [row._asdict()] * 2
 
+    def test_releases_stand_beside_each_other_in_their_order(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("triton")
+        from tools.kernels import triton
+
+        row = Row(*(f"{name}" for name in Row._fields[:4]), *range(len(Row._fields) - 4))
+        monkeypatch.setattr(triton, "report", lambda *of, **options: [row, row])
+        for release in ("3.6.0", "3.10.0", "3.8.0"):
+            monkeypatch.setattr(report, "version", lambda name, release=release: release)
+            report.add_release(tmp_path / "releases.json")
+        found = json.loads((tmp_path / "releases.json").read_text())
+        assert list(found["releases"]) == ["3.6.0", "3.8.0", "3.10.0"]
+        assert found["machine"]["commit"]
+        assert found["releases"]["3.8.0"][1]["kernel"] == row.kernel
+
     def test_the_compiler_is_named(self) -> None:
-        assert kernels.toolkit(b"...Cuda compilation tools, release 13.0, V13.0.88...") == "13.0.88"
-        assert kernels.toolkit(b"") == "unknown"
+        assert report.toolkit(b"...Cuda compilation tools, release 13.0, V13.0.88...") == "13.0.88"
+        assert report.toolkit(b"") == "unknown"
 
 
 class TestTheModelOfScaling:

@@ -80,7 +80,7 @@ CPU_CHECK = ("--device", "cpu", "--quick")
 
 def first_tile(backend: str) -> Step:
     """One tile of every kernel."""
-    words = ("benchmarks.first_tile", "--backend", backend, "--jsonl", ROWS)
+    words = ("tools.first_tile", "--backend", backend, "--jsonl", ROWS)
     limit, smoke = {"cuda": (25.0, 8.0), "triton": (35.0, 14.0)}[backend]
     return Step(
         f"tile-{backend}",
@@ -136,13 +136,13 @@ def compiled() -> tuple[Step, ...]:
             "warm-compiled",
             "nothing: the compiler's cache is filled, many losses at a time",
             python(
-                *("benchmarks.beside", "--jobs", "13", "--each", ",".join(ALL_LOSSES), PYTHON, "-m"),
+                *("tools.beside", "--jobs", "13", "--each", ",".join(ALL_LOSSES), PYTHON, "-m"),
                 *bench("EACH", "256", "128", *COMPILED)[:-2],
                 limit=20,
             ),
             None,
             on_cpu(
-                *("benchmarks.beside", "--jobs", "2", "--each", "uniformity,siglip", PYTHON, "-m"),
+                *("tools.beside", "--jobs", "2", "--each", "uniformity,siglip", PYTHON, "-m"),
                 *tiny("EACH", "--executions", "eager")[:-2],
             ),
             COMPILER,
@@ -276,18 +276,18 @@ PLAN: tuple[Step, ...] = (
     Step(
         "candidates",
         "configurations that may be faster than the shipped ones of Triton's kernels",
-        python("benchmarks.candidates", "--jobs", "16", "--jsonl", ROWS, limit=22),
+        python("tools.candidates", "--jobs", "16", "--jsonl", ROWS, limit=22),
         None,
-        on_cpu("benchmarks.candidates", "--device", "cpu", "--rows", "128", "--first", "1", "--jsonl", ROWS),
+        on_cpu("tools.candidates", "--device", "cpu", "--rows", "128", "--first", "1", "--jsonl", ROWS),
         needs=("triton",),
     ),
     Step(
         "specialised",
         "the same of kernels in which some warps only load, beside the shipped ones",
-        python("benchmarks.candidates", "--list", "specialised", "--jobs", "16", "--jsonl", ROWS, limit=6, most=40),
+        python("tools.candidates", "--list", "specialised", "--jobs", "16", "--jsonl", ROWS, limit=6, most=40),
         None,
         on_cpu(
-            *("benchmarks.candidates", "--list", "specialised"),
+            *("tools.candidates", "--list", "specialised"),
             *("--device", "cpu", "--rows", "128", "--first", "1", "--jsonl", ROWS),
         ),
         needs=("triton",),

@@ -16,6 +16,7 @@ import sklearn
 import torch
 
 from hyperkern import __version__
+from hyperkern.bench.machine import describe
 
 from .config import DemoConfig
 from .huge_batch import HugeBatch
@@ -122,7 +123,9 @@ def to_json(results: Results) -> str:
     """Write all figures, the configuration and the versions as JSON."""
     config = dataclasses.asdict(results.config)
     del config["out"]  # says where, not what
+    on_gpu = not results.device.startswith("cpu")
     content = {
+        "machine": dataclasses.asdict(describe("cuda" if on_gpu else "cpu")),
         "config": config,
         "recipe": {"alpha": ALPHA, "t": T, "temperature": TEMPERATURE, "learning_rate": LEARNING_RATE},
         "objectives": {objective.name: objective.formula for objective in OBJECTIVES},

@@ -29,7 +29,7 @@ class Runner(NamedTuple):
         forget: drops the gradients that the last call left.
     """
 
-    run: Callable[[], Tensor | None]
+    run: Callable[[], object]
     calls: int
     first_ms: float
     settled_ms: float
@@ -67,20 +67,24 @@ def runner(
             clear(inputs)
             torch.autograd.backward(graph, ones, retain_graph=True)
 
-        run: Callable[[], Tensor | None] = backward
+        run: Callable[[], object] = backward
     else:
         run = forward if mode == "forward" else both
-    synchronize(device)
-    start = time.perf_counter()
-    value = run()
-    synchronize(device)
-    first = settled = 1e3 * (time.perf_counter() - start)
-    number = None if value is None or value.dim() > 0 else value.item()
+    return ready(run, device, patience_ms, compiled=compiled)._replace(forget=lambda: clear(inputs))
+
+
+def ready(
+    run: Callable[[], object], device: str, patience_ms: float = float("inf"), *, compiled: bool = False
+) -> Runner:
+    """Warms up any call, and finds how often it is called in a sample."""
+    found: list[object] = []
+    first = settled = once(lambda: found.append(run()), device)
+    value = found.pop()
+    number = value.item() if isinstance(value, Tensor) and value.dim() == 0 else None
     # One that takes long is not run again only to warm it up, unless the first call may have compiled something.
     if first <= patience_ms or compiled or device != "cpu":
         settled = once(run, device)
-    calls = max(1, int(SHORTEST_MS / max(settled, 1e-4)))
-    return Runner(run, calls, first, settled, number, lambda: clear(inputs))
+    return Runner(run, max(1, int(SHORTEST_MS / max(settled, 1e-4))), first, settled, number, lambda: None)
 
 
 def _ones(value: Tensor) -> Tensor | None:

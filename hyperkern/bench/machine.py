@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backends import backend_info
-from .clock import once, sample, synchronize
-from .clock import runner as prepare
+from .clock import once, ready, sample, synchronize
 from .registry import DTYPES, BenchError
 from .result import Limit, Provenance, quantile
 
@@ -72,7 +71,7 @@ class Rates:
             if self._device == "cpu":
                 times = [once(run, self._device)]
             else:
-                times = sample(prepare(run, [], "forward", self._device, 1e9), "eager", self._device)
+                times = sample(ready(run, self._device), "eager", self._device)
             synchronize(self._device)
             self.found[name].append(1e3 * self._counts[name] / quantile(times, 0.5))
 

@@ -16,6 +16,8 @@ from torch import Tensor
 Loss = Callable[..., Tensor]
 # Of rows N, dimension D and mode.
 Count = Callable[[int, int, str], float]
+# Of rows N, dimension D, dtype and device.
+Draw = Callable[[int, int, str, str], list[Tensor]]
 
 MODES = ("forward", "backward", "both")
 EXECUTIONS = ("eager", "compile", "cudagraph")
@@ -65,6 +67,7 @@ class Case:
         classes: of how many classes the rows of the features are, at most half of the rows; then their labels ``(N,)``,
             integers, come next. 0 for none.
         scalars: values of learnable numbers, each a tensor ``()`` with a gradient, at the end.
+        own: draws something else than feature tensors, of N, D, dtype and device, in place of all of these.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Case:
     queue: int = 0
     classes: int = 0
     scalars: tuple[float, ...] = ()
+    own: Draw | None = None
 
     def draw(self, n: int, d: int, dtype: str, device: str, *, most_queue: int | None = None) -> list[Tensor]:
         """Random feature tensors, since zeros would let a processor draw less power, and what else the case has.
@@ -91,6 +95,8 @@ class Case:
             device: where.
             most_queue: rows of the queue that are enough, by default all.
         """
+        if self.own is not None:
+            return self.own(n, d, dtype, device)
         generator, kind = torch.Generator(device).manual_seed(0), DTYPES[dtype]
         single = torch.promote_types(kind, torch.float32)
         drawn = torch.randn(self.inputs, n, d, generator=generator, device=device)
@@ -165,6 +171,8 @@ class Implementation:
     def unavailable(self) -> str | None:
         """Why it cannot be imported here, or ``None``."""
         if find_spec(self.module.split(".")[0]) is None:
+            if self.package == "hyperkern":  # a drop-in, set beside what it replaces
+                return f"{self.module} is not installed"
             return f"{self.package} is not installed (pip install {self.package})"
         return None
 
@@ -247,7 +255,7 @@ def implementation(
 
 def load_all() -> None:
     """Enters what comes with the package."""
-    from . import cases, peers  # noqa: F401
+    from . import baselines, cases  # noqa: F401
 
 
 def load_file(path: Path) -> None:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         if not torch.cuda.is_available():
             print("hyperkern tune: needs a CUDA GPU, and PyTorch finds none", file=sys.stderr)
             return 1
-        from ..backends.triton.tune import tune_device
+        from ..bench.tune import tune_device
 
         # What it prints on the way goes where a pipe that is gone does not end it.
         path = tune_device(args.out, args.rows, tuple(args.operand or OPERANDS), partial(print, file=sys.stderr))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.fake_gpu import Gpu
+from tools.fake_gpu import Gpu
 
 
 def run_losses(rows: int, dim: int) -> None:

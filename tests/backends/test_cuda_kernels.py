@@ -14,12 +14,12 @@ from conftest import DEVICE, needs_cuda_kernels
 from torch import Tensor
 
 import hyperkern
-from benchmarks.first_tile import SIZES
 from hyperkern import backends
 from hyperkern.backends.cuda import library, operands, primitives, schedule
 from hyperkern.backends.cuda import whole as whole_losses
 from hyperkern.check.scope import DIMS
 from hyperkern.spec import PairSpec, PairTerms
+from tools.first_tile import SIZES
 
 pytestmark = [needs_cuda_kernels, *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
 

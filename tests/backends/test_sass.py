@@ -10,7 +10,7 @@ import pytest
 from tools.kernels import cubin
 from tools.kernels.cubin import Instruction
 from tools.kernels.hazards import serialised, touched, walk
-from tools.kernels.report import of_code
+from tools.kernels.rows import of_code
 from tools.kernels.sass import Flow, Shape, main_loop
 
 CSRC = Path(__file__).parents[1] / "csrc"

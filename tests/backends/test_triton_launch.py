@@ -20,10 +20,10 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 import benchmarks
-from benchmarks.fake_gpu import Gpu
 from hyperkern.backends.triton import launch as module
 from hyperkern.backends.triton.config import Config
 from hyperkern.backends.triton.launch import Launch, launch
+from tools.fake_gpu import Gpu
 
 CHOICE = Config(64, 32, None, 4, 3)
 CONSTANTS = {"MODE": "exp", "BLOCK": 64}

@@ -4,7 +4,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from benchmarks.studies import PEERS
 from hyperkern.bench import registry
 from hyperkern.bench.result import MACHINE, SCHEMA, Limit, Provenance, Result, Row, quantile
 
@@ -40,6 +42,13 @@ def plain():
 def by_torch():
     return torch.linalg.vector_norm
 """
+
+
+def with_peers() -> list[tuple[str, str]]:
+    """Case and name of all implementations, those of the peers too; the registry stays as it is."""
+    with mock.patch.dict(registry.CASES), mock.patch.dict(registry.IMPLEMENTATIONS):
+        registry.load_file(PEERS)
+        return list(registry.IMPLEMENTATIONS)
 
 
 def written(path: Path, text: str) -> str:

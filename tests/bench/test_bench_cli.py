@@ -11,6 +11,7 @@ import pytest
 import torch
 from bench_runs import OWN, TINY, result, row, written
 
+from benchmarks.studies import PEERS
 from hyperkern.bench import registry
 from hyperkern.bench import run as runs
 from hyperkern.bench.matrix import DEFAULTS, groups
@@ -127,6 +128,7 @@ def test_what_cannot_be_measured_has_a_reason(changes: dict, setup: dict, reason
 def test_what_is_skipped_is_in_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.json"
     options = ["--cases", "clip", "--implementations", "liger", "--executions", "eager,cudagraph", "--json", str(out)]
+    options += ["--load", str(PEERS)]
     assert main(["bench", *TINY, *options]) == 0
     found = [(r.implementation, r.execution, r.status, r.reason) for r in read(out).rows]
     assert found[1:] == [
@@ -145,7 +147,7 @@ def test_what_is_skipped_is_in_the_result(tmp_path: Path, capsys: pytest.Capture
         (["--cases", ","], "argument --cases: names nothing"),
         (["--cases", "clip,clip"], "argument --cases: twice the same, got 'clip,clip'"),
         (["--implementations", "mine"], "argument --implementations: choose from "),
-        (["--implementations", "keops", "--cases", "align_uniform"], "none of keops computes 'align_uniform'"),
+        (["--implementations", "pdist", "--cases", "clip"], "none of pdist computes 'clip'"),
         (["--dtypes", "int8"], "argument --dtypes: choose from float64, "),
         (["--modes", "sideways"], "argument --modes: choose from forward, backward, both, got 'sideways'"),
         (["--executions", "fast"], "argument --executions: choose from eager, compile, cudagraph, got 'fast'"),
@@ -311,6 +313,7 @@ def test_a_plan_of_a_gpu_measures_nothing(capsys: pytest.CaptureFixture[str], mo
 def test_the_plan_of_the_gpu_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     matrix = DEFAULTS["cuda"]
+    registry.load_file(PEERS)
     found = plan(matrix)
     assert len(found.planned) == sum(map(len, groups(matrix)))
     assert found.seconds == pytest.approx(sum(p.seconds for p in found.planned), abs=120)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_runs import TINY, WRONG, written
+from bench_runs import TINY, WRONG, with_peers, written
 from torch import Tensor
 
+from benchmarks.studies import PEERS
 from hyperkern.bench import gate
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Implementation, Setup
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Implementation, Setup, load_file
 from hyperkern.bench.textbook import dense_uniformity
 from hyperkern.cli import main
 
@@ -103,8 +104,9 @@ def test_the_peers_of_torch_pass(case: str, name: str, dtype: str) -> None:
         assert error <= gate.TOLERANCES[dtype] / 4
 
 
-@pytest.mark.parametrize(("case", "name"), [key for key in IMPLEMENTATIONS if key[1] not in ("compiled", "keops")])
+@pytest.mark.parametrize(("case", "name"), [key for key in with_peers() if key[1] not in ("compiled", "keops")])
 def test_the_libraries_pass_where_they_are_installed(case: str, name: str) -> None:
+    load_file(PEERS)
     found, setup = IMPLEMENTATIONS[case, name], Setup(case, "float32", 70, 16, "both")
     if (reason := found.refusal(setup)) is not None:
         pytest.skip(reason)

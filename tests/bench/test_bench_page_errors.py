@@ -73,19 +73,12 @@ def test_wrong_values_are_named(tmp_path, values, named):
         read(written(tmp_path / "result.json", made_up.content([made_up.row()]) | values))
 
 
-@pytest.mark.parametrize("name", ["cpu", "large_cpu", "short_path_cpu"])
+@pytest.mark.parametrize("name", ["cpu", "large_cpu", "ordinary_cpu"])
 def test_committed_files_are_read_without_a_change(name):
     path = RESULTS / f"{name}.json"
     content, found = json.loads(path.read_text(encoding="utf-8")), json.loads(as_json(read(path)))
     assert found["machine"] == content["machine"]
     assert [{key: row[key] for key in COLUMNS} for row in content["rows"]] == found["rows"]
-
-
-# Older than the rule that a result says where it comes from.
-LACKING = {
-    *("cached_step_cpu", "contrastive_cpu", "demo", "estimate", "ranks_cpu"),
-    *("kernels_before", "kernels_by_triton", "kernels_report"),
-}
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
@@ -94,10 +87,10 @@ def test_every_result_says_what_it_belongs_to(path):
     class Anything:
         machine: Provenance
 
-    if path.stem in LACKING and "machine" not in json.loads(path.read_text(encoding="utf-8")):
-        pytest.skip("has no machine")
     machine = read_as(path, Anything).machine
-    assert all((machine.device, machine.processor, machine.commit, machine.date))
+    assert all((machine.device, machine.commit, machine.date))
+    # Of files that are older than the rule the history knows these alone: they say so.
+    assert machine.processor or "history" in json.loads(path.read_text(encoding="utf-8"))["note"]
 
 
 def test_files_of_scripts_are_read_by_dataclasses_of_their_own(tmp_path):

@@ -1,6 +1,6 @@
 """``python -m tools.kernels``; `make kernels-report`."""
 
-from .table import main
+from .report import main
 
 if __name__ == "__main__":
     main()

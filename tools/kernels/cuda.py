@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from .cubin import instructions, usage
-from .report import Row, of_code, print_rows
+from .rows import Row, of_code, print_rows
 from .sass import WARP, WARPGROUP, Shape
 
 LIBRARY = Path(__file__).parent / "kernels.so"

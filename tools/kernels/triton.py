@@ -39,7 +39,7 @@ from hyperkern.backends.triton.whole_grads import finish_rows_kernel
 from hyperkern.backends.triton.whole_rows import prepare_rows_kernel
 
 from .cubin import Instruction, disassembled, usage
-from .report import Row, of_code, print_rows
+from .rows import Row, of_code, print_rows
 from .sass import WARP, Shape
 
 KERNELS = {

@@ -1,4 +1,8 @@
-"""The peers, each imported from its own package when it is made: what PyTorch offers, and the libraries."""
+"""The libraries beside whose losses hyperkern's are measured, each imported from its own package when it is made.
+
+A file of further implementations as anybody may write one: ``hyperkern bench --load benchmarks/peers.py``, which
+``python -m benchmarks`` and `make bench` do.
+"""
 
 from __future__ import annotations
 
@@ -13,58 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import textbook
-from .cases import MOCO_QUEUE, by_mode
-from .registry import Loss, implementation
-
-MOST_DENSE = 16384
-HALF = ("bfloat16", "float16")
-
-
-def _with_torch(
-    case: str,
-    dense: Loss,
-    chunked: Loss | None,
-    pdist: Loss | None = None,
-    most_dense: int = MOST_DENSE,
-    guesses: tuple[float, float, float] = (3.3, 2.1, 9.0),
-) -> None:
-    """What PyTorch alone offers for a case; the guesses are those of the slowdowns: dense, compiled, chunked."""
-    implementation(case, "dense", most_rows=most_dense, slowdown=guesses[0])(lambda: dense)
-    implementation(case, "compiled", most_rows=most_dense, slowdown=guesses[1], compiled=True)(
-        lambda: torch.compile(dense, dynamic=False)
-    )
-    if chunked is not None:
-        implementation(case, "chunked", slowdown=guesses[2])(lambda: chunked)
-    if pdist is not None:
-        # It knows no half precision, and its gradient takes seconds from here on.
-        implementation(case, "pdist", most_rows=4096, dtypes=("float64", "float32"), slowdown=30)(lambda: pdist)
-
-
-SYMMETRIC = (2.5, 1.6, 7.0)
-
-_with_torch(
-    *("uniformity", textbook.dense_uniformity, textbook.chunked_uniformity, textbook.pdist_uniformity),
-    guesses=SYMMETRIC,
-)
-_with_torch(
-    *("align_uniform", textbook.dense_align_uniform, textbook.chunked_align_uniform, textbook.pdist_align_uniform),
-    guesses=SYMMETRIC,
-)
-_with_torch("uniformity_queue", textbook.dense_uniformity_queue, textbook.chunked_uniformity_queue)
-_with_torch("info_nce", textbook.dense_info_nce, textbook.chunked_info_nce)
-# As many logits as the others have at most.
-_with_torch(
-    *("info_nce_queue", textbook.dense_info_nce_queue, textbook.chunked_info_nce_queue), most_dense=MOST_DENSE // 2
-)
-_with_torch("info_nce_moco", textbook.dense_info_nce_moco, None, most_dense=MOST_DENSE**2 // MOCO_QUEUE)
-_with_torch("nt_xent", textbook.dense_nt_xent, textbook.chunked_nt_xent, most_dense=MOST_DENSE // 2)
-_with_torch("dcl", textbook.dense_dcl, textbook.chunked_dcl, most_dense=MOST_DENSE // 2)
-_with_torch("dclw", textbook.dense_dclw, textbook.chunked_dclw, most_dense=MOST_DENSE // 2)
-_with_torch("sup_con", textbook.dense_sup_con, textbook.chunked_sup_con, guesses=(5.0, 3.0, 10.0))
-_with_torch("clip", textbook.dense_clip, textbook.chunked_clip)
-_with_torch("clip_learned", textbook.dense_clip, textbook.chunked_clip)
-_with_torch("siglip", textbook.dense_siglip, textbook.chunked_siglip)
+from hyperkern.bench import case, implementation, textbook
+from hyperkern.bench.baselines import HALF, MOST_DENSE
+from hyperkern.bench.cases import CLASSES
+from hyperkern.bench.registry import CASES, Loss
+from hyperkern.integrations.align_uniform import uniform_loss
 
 
 def load(module: str) -> Any:
@@ -291,18 +248,75 @@ def inf_cl() -> Loss:
     return two_way(lambda x, y: loss(x, y, scale=textbook.LOGIT_SCALE).mean())
 
 
-@implementation("yardstick", "matrix product", most_rows=MOST_DENSE, slowdown=1)
-def matrix_product() -> Loss:
-    """The library's product of the rows with themselves, stored."""
-    return lambda x: x @ x.T
+# ---- losses of the libraries as cases of their own: the original, in float64 the truth, and the drop-in --------------
 
 
-@implementation("yardstick", "attention", dtypes=("float32", *HALF), slowdown=2, flops=by_mode(4, 10, 14))
-def attention() -> Loss:
-    """`scaled_dot_product_attention` with Q = K = V, one head."""
+def _drop_in(
+    name: str, package: str, module: str, make: Callable[[Any], Loss], *, like: str, most_rows: int = 1 << 40
+) -> None:
+    """Enters a loss of a library; ``make`` makes it from their module or ours, ``like`` has its arithmetic."""
+    root = module.split(".")[0]
 
-    def run(x: Tensor) -> Tensor:
-        rows = x[None, None]
-        return F.scaled_dot_product_attention(rows, rows, rows)
+    def truth(*views: Tensor) -> Tensor:
+        value: Tensor = make(load(module))(*views)
+        return value
 
-    return run
+    case(name, inputs=2, flops=CASES[like].flops, counted=f"as {like}", baseline="original")(truth)
+    of_library = implementation(name, "original", package=package, module=root, most_rows=most_rows)
+    of_library(lambda: make(load(module)))
+    own = implementation(name, "hyperkern", package="hyperkern", module=root, slowdown=1.5)
+    own(lambda: make(load(f"hyperkern.integrations.{root}")))
+
+
+def _labelled(name: str, labels: Callable[[int], Tensor]) -> Callable[[Any], Loss]:
+    """A loss of embeddings and labels as one of features alone, two views one behind the other."""
+
+    def make(module: Any) -> Loss:
+        loss = getattr(module, name)()
+        return lambda *views: loss(torch.cat(views), labels(sum(view.shape[0] for view in views)))
+
+    return make
+
+
+def _of_unit_rows(name: str, *options: float) -> Callable[[Any], Loss]:
+    """A loss of rows that its models have normalised, and of numbers that they have learned."""
+
+    def make(module: Any) -> Loss:
+        loss = getattr(module, name)()
+        return unit(lambda x, y: loss(x, y, *(torch.tensor(option, dtype=x.dtype) for option in options)))
+
+    return make
+
+
+for _name, _options, _module, _like in (
+    ("NTXentLoss", {"temperature": 0.2}, "lightly.loss", "nt_xent"),
+    ("DCLLoss", {}, "lightly.loss", "dcl"),
+    ("DCLWLoss", {}, "lightly.loss", "dclw"),
+    ("HypersphereLoss", {}, "lightly.loss.hypersphere_loss", "align_uniform"),
+):
+    _make = functools.partial(
+        lambda module, name, options: getattr(module, name)(**options), name=_name, options=_options
+    )
+    _drop_in(f"lightly {_name}", "lightly", _module, _make, like=_like)
+
+_METRIC_LEARNING = ("pytorch-metric-learning", "pytorch_metric_learning.losses")
+_drop_in(
+    *("PML NTXentLoss (two views)", *_METRIC_LEARNING, _labelled("NTXentLoss", lambda n: torch.arange(n) % (n // 2))),
+    like="nt_xent",
+    most_rows=256,  # as above
+)
+_drop_in(
+    *(f"PML SupConLoss ({CLASSES} classes)", *_METRIC_LEARNING),
+    _labelled("SupConLoss", lambda n: torch.arange(n) % CLASSES),
+    like="nt_xent",
+)
+_OPEN_CLIP = ("open-clip-torch", "open_clip.loss")
+_drop_in("OpenCLIP ClipLoss", *_OPEN_CLIP, _of_unit_rows("ClipLoss", textbook.LOGIT_SCALE), like="clip")
+_drop_in("OpenCLIP SigLipLoss", *_OPEN_CLIP, _of_unit_rows("SigLipLoss", 10.0, -10.0), like="siglip")
+
+PAPER = "paper's uniform_loss"
+case(PAPER, inputs=1, flops=CASES["uniformity"].flops, counted="as uniformity", baseline="pdist", unit=True)(
+    textbook.paper_uniform_loss
+)
+implementation(PAPER, "pdist", most_rows=4096, slowdown=30)(lambda: textbook.paper_uniform_loss)
+implementation(PAPER, "hyperkern", package="hyperkern")(lambda: uniform_loss)

@@ -7,12 +7,12 @@ comes out of the L2 cache. Which of these run at the same time is read from the 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tools.kernels import table as kernels
+from benchmarks.tables import result, table
 
-from .tables import result, table
+from . import pages as kernels
+from .report import SHOWN
 
 N = 65_536
-SHOWN = {"architecture": "sm_90", "operand": "bfloat16"}
 # Longer rows stream through a kernel beside the columns. What is reported of two D is there to be compared.
 LONGEST_HELD, SHOWS_PADDING = 256, (100, 112)
 

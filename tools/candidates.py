@@ -1,6 +1,6 @@
 """Configurations of the Triton kernels that may beat the shipped ones, each measured beside the one in its place.
 
-``python -m benchmarks.candidates [--list NAME] [--rows N] [--jsonl FILE]``. The list is explicit: `hyperkern tune`
+``python -m tools.candidates [--list NAME] [--rows N] [--jsonl FILE]``. The list is explicit: `hyperkern tune`
 tries everything, for an hour; these are the few that a reading of the compiled code speaks for. Each is first compiled
 and held against the dense formula on few rows, in a process of its own and many at a time: one that cannot run, or
 loses the GPU's context, is known before anything is timed. What passed is timed in one process, in turns with the
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperkern.backends.triton import config, tune
+from hyperkern.backends.triton import config
 from hyperkern.backends.triton.config import Config
-from hyperkern.backends.triton.tune import Use
-from hyperkern.bench import clock
+from hyperkern.bench import clock, gate, tune
+from hyperkern.bench.tune import Use
 from hyperkern.files import append
 
 from .beside import beside
@@ -44,7 +44,7 @@ class Candidate(NamedTuple):
 REPEATS = 10
 
 
-def _bfloat16(kernel: str, dim: int | None, mode: str | None, *choices: tuple):
+def _bfloat16(kernel: str, dim: int | None, mode: str | None, *choices: tuple[Any, ...]) -> list[Candidate]:
     return [Candidate(Use(kernel, "bfloat16", dim, mode), Config(*choice)) for choice in choices]
 
 
@@ -79,15 +79,10 @@ def shipped(use: Use, device: torch.device) -> Config:
     return found
 
 
-def allowed(truth: Tensor) -> float:
-    """How far a result may be off: as in `hyperkern tune`."""
-    return 2e-2 * truth.abs().max().item()
-
-
 def wrong(result: Tensor, truth: Tensor) -> str | None:
     """What is wrong with a result, or ``None``."""
-    error = (result - truth).abs().max().item()
-    return None if error <= allowed(truth) else f"wrong: off by {error:.3g}, {allowed(truth):.3g} is allowed"
+    error = gate.largest_error([result], [truth])
+    return None if error <= tune.ALLOWED else f"wrong: relative error {error:.3g}, {tune.ALLOWED:g} is allowed"
 
 
 def problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | None:
@@ -95,7 +90,7 @@ def problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | N
     try:
         return _problem_of(candidate, rows, device) or _problem_of(candidate, rows - 77, device)
     except Exception as error:  # too much shared memory, too many registers
-        return f"cannot run: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        return f"cannot run: {type(error).__name__}: {gate.first_line(error)}"
 
 
 def _problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | None:
@@ -108,7 +103,9 @@ def _problem_of(candidate: Candidate, rows: int, device: torch.device) -> str | 
     return None if all(torch.equal(other, result) for other in others) else f"wrong: other bits at a repeat, N {rows}"
 
 
-def measured(use: Use, choices: list[Config], rows: int, device: torch.device) -> Iterator[tuple[Config, dict]]:
+def measured(
+    use: Use, choices: list[Config], rows: int, device: torch.device
+) -> Iterator[tuple[Config, dict[str, Any]]]:
     """Times of the configurations, in turns with the library's product."""
     base, truth, run = shipped(use, device), tune.expected(use, rows, device), tune.runner(use, rows, device)
     right: list[Config] = []
@@ -141,22 +138,12 @@ def measured(use: Use, choices: list[Config], rows: int, device: torch.device) -
 
 def in_turns(calls: dict[Config | None, Callable[[], object]], device: str) -> dict[Config | None, list[float]]:
     """Milliseconds of each call, in rounds: what slows the GPU down meets all of them."""
-
-    def ready(call: Callable[[], object]) -> clock.Runner:
-        return clock.runner(lambda: _nothing(call()), [], "forward", device, 1e3)
-
-    runners = {name: ready(call) for name, call in calls.items()}
+    runners = {name: clock.ready(call, device) for name, call in calls.items()}
     times: dict[Config | None, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS if device != "cpu" else 1):
         for name, runner in runners.items():
             times[name] += clock.sample(runner, "eager", device)
     return times
-
-
-def _nothing(result: object) -> Tensor:
-    """The clock asks a loss for its value; a kernel has no single one."""
-    assert isinstance(result, Tensor)
-    return result.reshape(-1)
 
 
 def main() -> int:
@@ -181,7 +168,7 @@ def main() -> int:
             print(f"{everything[args.only]}: {problem}", flush=True)
             report(args.jsonl, everything[args.only], args.only < len(uses), failure(problem))
         return 0 if problem is None else 1
-    base = [sys.executable, "-m", "benchmarks.candidates", "--rows", str(few), "--device", args.device]
+    base = [sys.executable, "-m", "tools.candidates", "--rows", str(few), "--device", args.device]
     base += ["--list", args.list]
     base += [*(() if args.first is None else ("--first", str(args.first)))]
     base += [*(() if args.jsonl is None else ("--jsonl", str(args.jsonl)))]

@@ -9,8 +9,9 @@ from conftest import needs_triton
 
 pytest.importorskip("triton")
 
-from hyperkern.backends.triton import config, tune
+from hyperkern.backends.triton import config
 from hyperkern.backends.triton.config import Config
+from hyperkern.bench import tune
 from hyperkern.cli import main
 
 CPU = torch.device("cpu")

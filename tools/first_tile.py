@@ -1,6 +1,6 @@
 """The first thing to run on a new GPU: one tile of every kernel, from inputs that show which element is wrong.
 
-``python -m benchmarks.first_tile --backend NAME [--device cuda] [--jsonl FILE]`` asks a backend for each of its
+``python -m tools.first_tile --backend NAME [--device cuda] [--jsonl FILE]`` asks a backend for each of its
 primitives on 128 x 128 pairs and on a ragged part of a tile. Rows are one power of two each, columns are integers over
 128: every logit is exact in every dtype, and no two in a row are the same. A batch of problems, in each of which one
 column or one row counts, then reads the logits or the weights one by one: the report has the first row and column that
@@ -443,7 +443,7 @@ def main() -> int:
     if len(classes) == 1:
         torch.set_float32_matmul_precision("highest")
         return 0 if run_class(args.backend, args.device, *classes[0], sizes, args.jsonl) else 1
-    base = [sys.executable, "-m", "benchmarks.first_tile", "--backend", args.backend, "--device", args.device]
+    base = [sys.executable, "-m", "tools.first_tile", "--backend", args.backend, "--device", args.device]
     base += ["--sizes", args.sizes, *(() if args.jsonl is None else ("--jsonl", str(args.jsonl)))]
     statuses = beside([[*base, "--dtypes", dtype, "--dims", str(d)] for dtype, d in classes], args.jobs)
     for (dtype, d), status in zip(classes, statuses, strict=True):

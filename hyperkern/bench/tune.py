@@ -1,4 +1,4 @@
-"""Measures block sizes on the GPU at hand and writes the data file that `config` reads; ``hyperkern tune``."""
+"""Measures block sizes on the GPU at hand and writes them as the Triton backend reads them; ``hyperkern tune``."""
 
 import itertools
 import statistics
@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-from ...files import check_outputs
-from ...spec import PairSpec, PairTerms
-from ..host.pairwise import Factors
-from . import config
-from .config import Architecture, Config, Entry
-from .operands import SPECIALISING, Operands, as_operands
-from .primitives import contract, pair_sums
+from ..backends.host.pairwise import Factors
+from ..backends.triton import config
+from ..backends.triton.config import Architecture, Config, Entry
+from ..backends.triton.operands import SPECIALISING, Operands, as_operands
+from ..backends.triton.primitives import contract, pair_sums
+from ..files import check_outputs
+from ..spec import PairSpec, PairTerms
+from . import clock, gate
 
 # What PairSpec.precision or the float32 setting must be for an operand.
 _PRECISION = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
@@ -36,6 +37,8 @@ _WHOLE_ROW = {
     ("panel", "float32"): (),
 }
 _ANY = 768
+# Of the largest entry, how far a result in bfloat16 may be off.
+ALLOWED = 2e-2
 
 
 class Use(NamedTuple):
@@ -151,7 +154,7 @@ def best(
         except Exception as error:  # too much shared memory, too many registers: not a candidate on this GPU
             report(f"{use}: {choice} cannot run ({type(error).__name__})")
             continue
-        if not torch.allclose(result, truth, rtol=2e-2, atol=2e-2 * truth.abs().max().item()):
+        if not gate.largest_error([result], [truth]) <= ALLOWED:
             report(f"{use}: {choice} is WRONG, left out")
             continue
         found.append((milliseconds(lambda choice=choice: run(choice)), choice))  # type: ignore[misc]
@@ -224,14 +227,14 @@ def tune_device(out: Path | None, rows: int, only: tuple[str, ...], report: Call
     Raises:
         OutputError: it cannot be written; raised before anything is measured.
     """
-    from triton.testing import do_bench
-
     device = torch.device("cuda", torch.cuda.current_device())
     architecture = config.of_device(device.index)
     path = out or config.FOLDER / f"{architecture.name}.json"
     check_outputs({"out": path})
-    result = tune(
-        architecture, device, rows, only, lambda run: do_bench(run, warmup=10, rep=40, return_mode="median"), report
-    )
-    config.write(result, path)
+    config.write(tune(architecture, device, rows, only, lambda run: _milliseconds(run, device), report), path)
     return path
+
+
+def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    ready = clock.ready(run, str(device))
+    return statistics.median(clock.sample(ready, "eager", str(device)) + clock.sample(ready, "eager", str(device)))
