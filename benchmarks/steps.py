@@ -1,4 +1,4 @@
-"""`hyperkern.cached_step` beside the ordinary step: cases for ``hyperkern bench --load``, see `python -m benchmarks steps`.
+"""`hyperkern.cached_step` beside the ordinary step: cases that `python -m benchmarks steps` measures.
 
 A step takes two noisy views of the demo's images and the parameters of its encoder, whose gradients it makes. The
 encoder is in evaluation mode: nothing depends on the chunk, and the gate holds gradients made in chunks against those

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import OutputError, append, as_json, check_outputs, write_files
+from ..files import append, as_json, check_outputs, write_files
 from ..terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -100,34 +101,35 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         0; 1 if something it needs is not installed; 2 for an argument or a file that cannot work; 3 for a regression
-        against ``--baseline``; 130 if interrupted.
+        against ``--baseline``; 130 if interrupted. `hyperkern.cli.main` returns what it raises as 1 and 2.
     """
-    return _guarded(_bench, args)
+    with _told_to_install():
+        try:
+            return _bench(args)
+        except KeyboardInterrupt:
+            measured = "" if args.jsonl is None else " but the rows measured so far"
+            print(f"{COMMAND}: interrupted, nothing written{measured}", file=sys.stderr)
+            return 130
 
 
 def run_compare(args: argparse.Namespace) -> int:
     """Compares; returns as `run`."""
-    return _guarded(_compare, args)
+    from ..bench.compare import compare
+    from ..bench.result import read
+
+    with _told_to_install():
+        return _report(compare(read(args.old), read(args.new), args.fail_over), args.fail_over)
 
 
-def _guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    from ..bench.registry import BenchError
-
+@contextmanager
+def _told_to_install() -> Iterator[None]:
     try:
-        return work(args)
-    except BrokenPipeError:  # of what is printed, see `main`
-        raise
+        yield
     except ImportError as error:
-        return _failed(1, f"{error}: pip install 'hyperkern[bench]'")
-    except (BenchError, OutputError, OSError) as error:
-        return _failed(2, f"error: {error}")
-    except KeyboardInterrupt:
-        measured = getattr(args, "jsonl", None) is not None
-        return _failed(130, "interrupted, nothing written" + (" but the rows measured so far" if measured else ""))
+        raise ImportError(f"{error}: pip install 'hyperkern[bench]'") from error
 
 
 def _bench(args: argparse.Namespace) -> int:
-
     from ..backends import ENVIRONMENT_VARIABLE
     from ..bench import registry
     from ..bench.machine import describe
@@ -180,15 +182,9 @@ def _bench(args: argparse.Namespace) -> int:
         try:
             changes = confirmed(baseline, changes, args.fail_over, partial(measure_again, matrix))
         except KeyboardInterrupt:
-            return _failed(130, "interrupted, what looks slower was not measured again")
+            print(f"{COMMAND}: interrupted, what looks slower was not measured again", file=sys.stderr)
+            return 130
     return _report(changes, args.fail_over)
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from ..bench.compare import compare
-    from ..bench.result import read
-
-    return _report(compare(read(args.old), read(args.new), args.fail_over), args.fail_over)
 
 
 def _report(changes: Sequence[Change], threshold: float) -> int:
@@ -223,8 +219,3 @@ def _matrix(args: argparse.Namespace) -> Matrix:
     )
     check(matrix)
     return matrix
-
-
-def _failed(status: int, message: str) -> int:
-    print(f"{COMMAND}: {message}", file=sys.stderr)
-    return status

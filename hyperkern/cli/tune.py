@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..files import OutputError, check_outputs
+from ..files import check_outputs
 
 OPERANDS = ("bfloat16", "tf32", "float32")
 
@@ -36,19 +36,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     if args.rows < 128:
-        print(f"hyperkern tune: error: --rows must be at least 128, got {args.rows}", file=sys.stderr)
-        return 2
-    try:
-        check_outputs({"out": args.out})
-        if not torch.cuda.is_available():
-            print("hyperkern tune: needs a CUDA GPU, and PyTorch finds none", file=sys.stderr)
-            return 1
-        from ..bench.tune import tune_device
+        raise ValueError(f"--rows must be at least 128, got {args.rows}")
+    check_outputs({"out": args.out})
+    if not torch.cuda.is_available():
+        print("hyperkern tune: needs a CUDA GPU, and PyTorch finds none", file=sys.stderr)
+        return 1
+    from ..bench.tune import tune_device
 
-        # What it prints on the way goes where a pipe that is gone does not end it.
-        path = tune_device(args.out, args.rows, tuple(args.operand or OPERANDS), partial(print, file=sys.stderr))
-    except OutputError as error:
-        print(f"hyperkern tune: error: {error}", file=sys.stderr)
-        return 2
+    # What it prints on the way goes where a pipe that is gone does not end it.
+    path = tune_device(args.out, args.rows, tuple(args.operand or OPERANDS), partial(print, file=sys.stderr))
     print(f"written: {path}")
     return 0
