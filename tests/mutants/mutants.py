@@ -906,7 +906,7 @@ MUTANTS = [
     _mutant(
         "a candidate is no positive of its anchor in the gradient of the candidate",
         "backends/triton/contract.py",
-        "b_shares = b_share[:, None] + load_vector(p_col_share, o_n, n, 0.0, MASK)[None, :]",
+        "b_shares = b_share[:, None] + load_vector(p_col_share, col, o_n, n, 0.0, MASK)[None, :]",
         "b_shares = b_share[:, None]",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-queue]",
     ),
