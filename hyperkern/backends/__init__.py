@@ -86,12 +86,14 @@ class Backend(Protocol):
     problem is symmetric: the logit is ``scale * <x_i, x_j> + u_i + u_j``, there is no column side, and the row side
     holds the whole answer.
 
-    Attributes:
-        LOSSES: names of the losses that the backend computes as a whole, by `loss` and `loss_grad`; the others, and all
-            where there are none, are compositions of the primitives.
+    The only option is `LOSSES`: `loss` and `loss_grad` are asked for the losses named there alone. A backend that names
+    none may raise in both.
     """
 
-    LOSSES: Collection[str]
+    @property
+    def LOSSES(self) -> Collection[str]:
+        """The losses that the backend computes as a whole; the others are compositions of the primitives."""
+        ...
 
     def unsupported(self, problem: Problem) -> list[str]:
         """The reasons why this backend cannot serve the problem; empty when it can."""

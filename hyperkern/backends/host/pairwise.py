@@ -37,13 +37,7 @@ class Operands:
     def swapped(self: _Operands) -> _Operands:
         """The same pairs with the roles of rows and columns exchanged."""
         u, v, row_ids, col_ids = self.terms
-        spec = self.spec._replace(row_offset=self.spec.col_offset, col_offset=self.spec.row_offset)
-        return replace(self, x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids), spec=spec)
-
-    @property
-    def row_shift(self) -> int:
-        """The column that a row excludes is its own index plus this."""
-        return self.spec.row_offset - self.spec.col_offset
+        return replace(self, x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids))
 
     @property
     def plain(self) -> bool:

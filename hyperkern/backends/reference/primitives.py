@@ -243,7 +243,7 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
                 if v is not None:
                     logits += v[batch, None, cols]
                 if spec.exclude == "self":  # a diagonal of the block, much cheaper than the mask
-                    shift = spec.row_offset + rows.start - spec.col_offset - cols.start
+                    shift = rows.start - cols.start
                     if -shape[1] < shift < shape[2]:
                         logits.diagonal(shift, dim1=1, dim2=2).fill_(-torch.inf)
                 elif spec.exclude == "same_id":

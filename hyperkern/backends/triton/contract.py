@@ -109,10 +109,10 @@ def _contract_block(
         tl.store(p_value + o_m, natural(b_value, LOG2), mask=m_rows)
 
 
-@triton.jit(do_not_specialize=["m", "n", "splits", "row_shift", "batch"])
+@triton.jit(do_not_specialize=["m", "n", "splits", "batch"])
 def contract_kernel(
     p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b, p_grad, p_sum, p_value,
-    batch, m, n, splits, stride_xb, stride_xm, stride_yb, stride_yn, stride_gm, row_shift, scale, shift,
+    batch, m, n, splits, stride_xb, stride_xm, stride_yb, stride_yn, stride_gm, scale, shift,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXCLUDE: tl.constexpr,
     MODE: tl.constexpr, LOG2: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +127,7 @@ def contract_kernel(
         p_x + i_b * stride_xb, p_y + i_b * stride_yb,
         p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b, None, None, i_b * m, i_b * n,
         p_grad + out * stride_gm, p_sum + out, p_value + out,
-        i_m, i_split, m, n, splits, stride_xm, stride_yn, stride_gm, row_shift, scale, shift,
+        i_m, i_split, m, n, splits, stride_xm, stride_yn, stride_gm, 0, scale, shift,
         DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, PRECISION,
     )  # fmt: skip
 

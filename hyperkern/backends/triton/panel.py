@@ -9,10 +9,10 @@ import triton.language as tl
 
 from .tile import (
     INF,
-    load_block,
     load_ids,
     load_log_weights,
     load_vector,
+    load_whole,
     logits_of_columns,
     narrow,
     natural,
@@ -56,7 +56,7 @@ def panel_kernel(
     p_x += i_b * stride_xb
     p_y += i_b * stride_yb
     row, col = i_b * stride_row_b, i_b * stride_col_b
-    b_x = load_block(p_x, i_m, m, stride_xm, DIM, BLOCK_M, BLOCK_D, True)
+    b_x = load_whole(p_x, o_m, m, stride_xm, DIM, BLOCK_D, True)
     b_u = load_log_weights(p_u, row, o_m, m, LOG2, True)
     b_row_ids = load_ids(p_row_ids, row, o_m, m, True)
     b_l, o_n, _, b_col_ids = logits_of_columns(

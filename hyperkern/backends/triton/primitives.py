@@ -95,7 +95,7 @@ def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
     cuts = cut(batch * stripes, tiles, 4 * batch * (n if two_way else m), o.architecture.multiprocessors)
     numbers = (
         *(batch, m, n, stripes, cuts, *strides(o.x)[:2], *strides(o.y)[:2]),
-        *(o.row_shift, o.spec.scale * o.unit(mode)),
+        o.spec.scale * o.unit(mode),
     )
     constants = o.constants(choice, mode) | {"TRIANGLE": symmetric}
     parts = stripes * cuts if symmetric else stripes
@@ -181,7 +181,7 @@ def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None
     assert choice is not None
     numbers = (
         *(batch, m, o.y.shape[1], cuts, *strides(o.x)[:2], *strides(o.y)[:2], out.grad.stride(2)),
-        *(o.row_shift, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
+        *(o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
     )
     programs = batch * -(-m // choice.block_m) * cuts
     planned = Launch(contract_kernel, programs, numbers, choice, **o.constants(choice, mode))
@@ -232,7 +232,7 @@ def _panel(
     v, col_ids, col_lse, b = of_cols
     numbers = (
         *(batch, m, n, *strides(x)[:2], *strides(y)[:2], o.x.shape[1], o.y.shape[1], *w.stride()[:2]),
-        *(o.row_shift + rows.start - cols.start, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
+        *(rows.start - cols.start, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
     )
     programs = batch * row_sum.shape[0] * -(-m // choice.block_m)
     planned = Launch(panel_kernel, programs, numbers, choice, **o.constants(choice, mode), GROUP=8)

@@ -100,10 +100,10 @@ def _contract_block(
         tl.store(p_sum + o_m, b_sum * exp(shift, LOG2), mask=m_rows)
 
 
-@triton.jit(do_not_specialize=["m", "n", "splits", "row_shift", "batch"])
+@triton.jit(do_not_specialize=["m", "n", "splits", "batch"])
 def contract_specialised_kernel(
     p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b, p_grad, p_sum, p_value,
-    batch, m, n, splits, stride_xb, stride_xm, stride_yb, stride_yn, stride_gm, row_shift, scale, shift,
+    batch, m, n, splits, stride_xb, stride_xm, stride_yb, stride_yn, stride_gm, scale, shift,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXCLUDE: tl.constexpr,
     MODE: tl.constexpr, LOG2: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +111,7 @@ def contract_specialised_kernel(
     i_m, i_split, i_b = place(tl.program_id(0), tl.cdiv(m, BLOCK_M), splits)
     _contract_block(
         p_x + i_b * stride_xb, p_y + i_b * stride_yb, p_grad, p_sum, (i_split * batch + i_b) * m,
-        i_m, i_split, m, n, splits, stride_xm, stride_yn, stride_gm, row_shift, scale, shift,
+        i_m, i_split, m, n, splits, stride_xm, stride_yn, stride_gm, 0, scale, shift,
         DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, LOG2, PRECISION, REST,
     )  # fmt: skip
 
@@ -143,12 +143,12 @@ def contract_sides_specialised_kernel(
 
 @triton.jit
 def _add_sums(
-    b_sum, b_x, d_y, i_m, i_n, n, row_shift, scale, beyond,
+    b_sum, b_x, d_y, i_m, i_n, n, scale, beyond,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXCLUDE: tl.constexpr, LOG2: tl.constexpr, TRIANGLE: tl.constexpr,
     PRECISION: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     b_y = d_y.load([i_n * BLOCK_N, 0])
-    b_e = _weights(b_x, b_y, i_m, i_n, n, row_shift, scale, 0.0, BLOCK_M, BLOCK_N, EXCLUDE, LOG2, PRECISION, MASK)
+    b_e = _weights(b_x, b_y, i_m, i_n, n, 0, scale, 0.0, BLOCK_M, BLOCK_N, EXCLUDE, LOG2, PRECISION, MASK)
     if TRIANGLE:
         b_sum += tl.sum(b_e, 1) * tl.where(i_n * BLOCK_N >= beyond, 2.0, 1.0)
     else:
@@ -156,10 +156,10 @@ def _add_sums(
     return b_sum
 
 
-@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits", "row_shift"])
+@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits"])
 def sums_specialised_kernel(
     p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_top, p_row, p_col_top, p_col, p_classes, p_positives,
-    batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, row_shift, scale,
+    batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXCLUDE: tl.constexpr,
     MODE: tl.constexpr, LOG2: tl.constexpr, COLS: tl.constexpr, TRIANGLE: tl.constexpr, PRECISION: tl.constexpr,
     REST: tl.constexpr,
@@ -175,7 +175,7 @@ def sums_specialised_kernel(
     first = i_m * (BLOCK_M // BLOCK_N) if TRIANGLE else 0
     beyond = (i_m + 1) * BLOCK_M
     t_start, t_stop = range_of(i_split, splits, first, tl.cdiv(n, BLOCK_N))
-    lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
+    lo, hi, ragged = masked_tiles(i_m * BLOCK_M, 0, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
     start, stop = rounds(t_start, t_stop, lo, hi, ragged, REST)
     d_y = tl.make_tensor_descriptor(p_y, [n, DIM], [stride_yn, 1], [BLOCK_N, BLOCK_D])
     o_m = tl.arange(0, BLOCK_M)
@@ -187,7 +187,7 @@ def sums_specialised_kernel(
             b_sum = tl.load(p_row + o_m, mask=m_rows, other=0.0)
             for i_round in range(start, stop):
                 b_sum = _add_sums(
-                    b_sum, b_x, d_y, i_m, tile_of(i_round, t_stop, lo, hi, True), n, row_shift, scale, beyond,
+                    b_sum, b_x, d_y, i_m, tile_of(i_round, t_stop, lo, hi, True), n, scale, beyond,
                     BLOCK_M, BLOCK_N, EXCLUDE, LOG2, TRIANGLE, PRECISION, True,
                 )  # fmt: skip
             tl.store(p_row + o_m, b_sum, mask=m_rows)
@@ -196,7 +196,7 @@ def sums_specialised_kernel(
         b_sum = tl.zeros((BLOCK_M,), tl.float32)
         for i_round in tl.range(start, stop, warp_specialize=True):
             b_sum = _add_sums(
-                b_sum, b_x, d_y, i_m, tile_of(i_round, t_stop, lo, hi, False), n, row_shift, scale, beyond,
+                b_sum, b_x, d_y, i_m, tile_of(i_round, t_stop, lo, hi, False), n, scale, beyond,
                 BLOCK_M, BLOCK_N, EXCLUDE, LOG2, TRIANGLE, PRECISION, False,
             )  # fmt: skip
         tl.store(p_row + o_m, b_sum, mask=m_rows)

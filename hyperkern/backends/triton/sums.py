@@ -13,9 +13,9 @@ from .tile import (
     INF,
     LOG2E,
     exp,
-    load_block,
     load_ids,
     load_log_weights,
+    load_whole,
     logits_of_columns,
     masked_tiles,
     natural,
@@ -43,13 +43,13 @@ def _add_to_lse(b_top, b_sum, b_l, AXIS: tl.constexpr):
 @triton.jit
 def _add_tile(
     b_top, b_sum, b_positive, b_number, i_n, b_x, p_x, p_y, p_v, p_col_ids, col, p_col_top, p_col, o_m, b_u, b_row_ids,
-    m, n, stride_xm, stride_yn, row_shift, scale, beyond,
+    m, n, stride_xm, stride_yn, scale, beyond,
     HAS_U: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     EXCLUDE: tl.constexpr, MODE: tl.constexpr, LOG2: tl.constexpr, COLS: tl.constexpr, TRIANGLE: tl.constexpr,
     PRECISION: tl.constexpr, CLASSES: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     b_l, o_n, _, b_col_ids = logits_of_columns(
-        i_n, b_x, p_x, p_y, p_v, p_col_ids, col, o_m, b_u, b_row_ids, m, n, stride_xm, stride_yn, row_shift, scale,
+        i_n, b_x, p_x, p_y, p_v, p_col_ids, col, o_m, b_u, b_row_ids, m, n, stride_xm, stride_yn, 0, scale,
         HAS_U, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, LOG2, PRECISION, MASK,
     )  # fmt: skip
     if COLS:
@@ -81,10 +81,10 @@ def _add_tile(
     return b_top, b_sum, b_positive, b_number
 
 
-@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits", "row_shift"])
+@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits"])
 def sums_kernel(
     p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_top, p_row, p_col_top, p_col, p_classes, p_positives,
-    batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, row_shift, scale,
+    batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXCLUDE: tl.constexpr,
     MODE: tl.constexpr, LOG2: tl.constexpr, COLS: tl.constexpr, TRIANGLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +133,7 @@ def sums_kernel(
         i_m = i_round * stripes + tl.where(i_round % 2 == 0, i_stripe, stripes - 1 - i_stripe)
         if i_m < blocks:
             o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-            b_x = load_block(p_x, i_m, m, stride_xm, DIM, BLOCK_M, BLOCK_D, True)
+            b_x = load_whole(p_x, o_m, m, stride_xm, DIM, BLOCK_D, True)
             b_u = load_log_weights(p_u, row, o_m, m, LOG2, True)
             b_row_ids = load_ids(p_row_ids, row, o_m, m, True)
             b_top = tl.full((BLOCK_M,), -INF, tl.float32)
@@ -144,7 +144,7 @@ def sums_kernel(
             first = i_m * (BLOCK_M // BLOCK_N) if TRIANGLE else 0
             beyond = (i_m + 1) * BLOCK_M
             t_start, t_stop = range_of(i_split, splits, first, tiles)
-            lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
+            lo, hi, ragged = masked_tiles(i_m * BLOCK_M, 0, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
             for MASK in tl.static_range(1, -1, -1):  # the tiles with a mask, then the others
                 if MASK or EXCLUDE != "same_id":
                     start, stop = rounds(t_start, t_stop, lo, hi, ragged, MASK)
@@ -152,7 +152,7 @@ def sums_kernel(
                         b_top, b_sum, b_positive, b_number = _add_tile(
                             b_top, b_sum, b_positive, b_number, tile_of(i_tile, t_stop, lo, hi, MASK),
                             b_x, p_x, p_y, p_v, p_col_ids, col, p_col_top, p_col, o_m, b_u, b_row_ids,
-                            m, n, stride_xm, stride_yn, row_shift, scale, beyond,
+                            m, n, stride_xm, stride_yn, scale, beyond,
                             p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE,
                             PRECISION, p_classes is not None, MASK,
                         )  # fmt: skip

@@ -60,23 +60,23 @@ def load_rows(p_rows, o_rows, o_d, rows, stride, DIM: tl.constexpr, EVEN_D: tl.c
 
 
 @triton.jit
+def load_whole(p_rows, o_rows, rows, stride, DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASK_ROWS: tl.constexpr):
+    """Whole rows; nothing where they go chunk by chunk, see `similarity`."""
+    if BLOCK_D >= DIM:
+        b_rows = load_rows(p_rows, o_rows, tl.arange(0, BLOCK_D), rows, stride, DIM, DIM == BLOCK_D, MASK_ROWS)
+    else:
+        b_rows = tl.zeros((1, 1), tl.float32)
+    return b_rows
+
+
+@triton.jit
 def load_block(
     p_rows, i_block, rows, stride,
     DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, MASK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A block of whole rows; nothing where they go chunk by chunk, see `similarity`.
-
-    Offsets inside of the block are small numbers, which take fewer registers.
-    """
-    if BLOCK_D >= DIM:
-        p_block = p_rows + (i_block * BLOCK).to(tl.int64) * stride
-        o_d = tl.arange(0, BLOCK_D)
-        b_rows = load_rows(
-            p_block, tl.arange(0, BLOCK), o_d, rows - i_block * BLOCK, stride, DIM, DIM == BLOCK_D, MASK_ROWS
-        )
-    else:
-        b_rows = tl.zeros((1, 1), p_rows.dtype.element_ty)
-    return b_rows
+    """The same of a block. Offsets inside of it are small numbers, which take fewer registers in a loop."""
+    p_block = p_rows + (i_block * BLOCK).to(tl.int64) * stride
+    return load_whole(p_block, tl.arange(0, BLOCK), rows - i_block * BLOCK, stride, DIM, BLOCK_D, MASK_ROWS)
 
 
 @triton.jit

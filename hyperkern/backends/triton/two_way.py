@@ -13,6 +13,7 @@ from .tile import (
     load_block,
     load_ids,
     load_log_weights,
+    load_whole,
     logits,
     masked_tiles,
     place,
@@ -26,7 +27,7 @@ from .tile import (
 @triton.jit
 def _add_tile(
     b_held, i_m, p_x, p_y, b_y, p_u, p_row_ids, row, p_row, o_n, b_v, b_col_ids,
-    m, n, stride_xm, stride_yn, row_shift, scale, beyond,
+    m, n, stride_xm, stride_yn, scale, beyond,
     HAS_V: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     EXCLUDE: tl.constexpr, LOG2: tl.constexpr, TRIANGLE: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
@@ -37,9 +38,7 @@ def _add_tile(
     )
     b_u = load_log_weights(p_u, row, o_m, m, LOG2, MASK)
     b_row_ids = load_ids(p_row_ids, row, o_m, m, MASK)
-    b_l = logits(
-        b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, p_u is not None, HAS_V, EXCLUDE, MASK
-    )
+    b_l = logits(b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, 0, scale, p_u is not None, HAS_V, EXCLUDE, MASK)
     if MASK:
         b_l = tl.where((o_m < m)[:, None], b_l, -INF)
     b_e = exp(b_l, LOG2)
@@ -50,10 +49,10 @@ def _add_tile(
     return b_held + b_e
 
 
-@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits", "row_shift"])
+@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits"])
 def two_way_sums_kernel(
     p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row, p_col,
-    batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, row_shift, scale,
+    batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXCLUDE: tl.constexpr,
     MODE: tl.constexpr, LOG2: tl.constexpr, TRIANGLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -88,7 +87,7 @@ def two_way_sums_kernel(
         i_n = i_round * stripes + tl.where(i_round % 2 == 0, i_stripe, stripes - 1 - i_stripe)
         if i_n < blocks:
             o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-            b_y = load_block(p_y, i_n, n, stride_yn, DIM, BLOCK_N, BLOCK_D, True)
+            b_y = load_whole(p_y, o_n, n, stride_yn, DIM, BLOCK_D, True)
             b_v = load_log_weights(p_v, col, o_n, n, LOG2, True)
             b_col_ids = load_ids(p_col_ids, col, o_n, n, True)
             b_held = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -96,7 +95,7 @@ def two_way_sums_kernel(
             first = i_n * (BLOCK_N // BLOCK_M) if TRIANGLE else 0
             beyond = (i_n + 1) * BLOCK_N
             t_start, t_stop = range_of(i_split, splits, first, tiles)
-            lo, hi, ragged = masked_tiles(i_n * BLOCK_N, -row_shift, m, t_start, t_stop, BLOCK_N, BLOCK_M, EXCLUDE)
+            lo, hi, ragged = masked_tiles(i_n * BLOCK_N, 0, m, t_start, t_stop, BLOCK_N, BLOCK_M, EXCLUDE)
             if beyond > n:  # columns over the end count for no row
                 lo, hi, ragged = t_start, t_stop, 0
             for MASK in tl.static_range(1, -1, -1):  # the tiles with a mask, then the others
@@ -106,7 +105,7 @@ def two_way_sums_kernel(
                         b_held = _add_tile(
                             b_held, tile_of(i_tile, t_stop, lo, hi, MASK),
                             p_x, p_y, b_y, p_u, p_row_ids, row, p_row, o_n, b_v, b_col_ids,
-                            m, n, stride_xm, stride_yn, row_shift, scale, beyond, p_v is not None,
+                            m, n, stride_xm, stride_yn, scale, beyond, p_v is not None,
                             DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, LOG2, TRIANGLE, PRECISION, MASK,
                         )  # fmt: skip
             tl.store(p_col + o_n, tl.sum(b_held, 0), mask=o_n < n)
