@@ -125,19 +125,9 @@ class Backend(Protocol):
         ...
 
     def pair_grad(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        terms: PairTerms,
-        spec: PairSpec,
-        row_lse: Tensor,
-        col_lse: Tensor | None,
-        a: Tensor,
-        b: Tensor | None,
-        *,
-        need_x: bool,
-        need_y: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec,
+        row_lse: Tensor, col_lse: Tensor | None, a: Tensor, b: Tensor | None, *, need_x: bool, need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """``w_ij = a_i exp(l_ij - row_lse_i) + b_j exp(l_ij - col_lse_j)``, contracted on both sides.
 
         ``l_ij`` has the bits that it has in `row_lse`, on either side and in the mirror image of a symmetric problem:
@@ -150,16 +140,9 @@ class Backend(Protocol):
         ...
 
     def energy(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        terms: PairTerms,
-        spec: PairSpec,
-        potential: str,
-        *,
-        need_x: bool,
-        need_y: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, potential: str,
+        *, need_x: bool, need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """``sum_ij phi(l_ij)`` ``(B,)`` over all ordered pairs and, in the same pass, what `pair_grad` returns.
 
         The weights are ``w_ij = phi'(l_ij)``. ``potential`` is ``"exp"`` (needs ``spec.bounded``) or

@@ -112,18 +112,9 @@ def _add_relative(sums: Tensor, top: Tensor, logits: Tensor, dim: int) -> None:
 
 
 def pair_grad(
-    x: Tensor,
-    y: Tensor | None,
-    terms: PairTerms,
-    spec: PairSpec,
-    row_lse: Tensor,
-    col_lse: Tensor | None,
-    a: Tensor,
-    b: Tensor | None,
-    *,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec,
+    row_lse: Tensor, col_lse: Tensor | None, a: Tensor, b: Tensor | None, *, need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The weighted sums of rows and columns; in the bounded regime one exponential serves both weights."""
     x, y, terms, symmetric = _operands(x, y, terms)
     if symmetric:
@@ -159,14 +150,7 @@ def pair_grad(
 
 
 def energy(
-    x: Tensor,
-    y: Tensor | None,
-    terms: PairTerms,
-    spec: PairSpec,
-    potential: str,
-    *,
-    need_x: bool,
-    need_y: bool,
+    x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, potential: str, *, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Total and both gradients from one visit of each block."""
     x, y, terms, symmetric = _operands(x, y, terms)

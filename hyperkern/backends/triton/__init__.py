@@ -10,24 +10,13 @@ import torch
 
 from .. import Problem
 from . import config
-from .normalize import normalize_backward, prepare
+from .normalize import normalize_backward as normalize_backward
+from .normalize import prepare as prepare
 from .primitives import pairwise
 from .tile import INTERPRETED
-from .whole import LOSSES, loss, loss_grad
-
-__all__ = [
-    "LOSSES",
-    "energy",
-    "evidence",
-    "loss",
-    "loss_grad",
-    "normalize_backward",
-    "pair_grad",
-    "prepare",
-    "row_lse",
-    "unsupported",
-    "unverified",
-]
+from .whole import LOSSES as LOSSES
+from .whole import loss as loss
+from .whole import loss_grad as loss_grad
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_DIM = 16384  # a row is normalised by one program, in registers

@@ -118,10 +118,7 @@ def sum_parts(planned: PlannedSums, x: Tensor, y: Tensor, terms: PairTerms, clas
     row_top = torch.empty_like(row) if running else None
     col_top = torch.empty_like(col) if running and col is not None else None
     positive = None if classes is None else row.new_empty((2, *planned.row))
-    if planned.launch.kernel is two_way_sums_kernel:
-        launch(planned.launch, x.device, x, y, *terms, row, col)
-    else:
-        launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
+    launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
     return SumParts(row, row_top, col, col_top, positive)
 
 

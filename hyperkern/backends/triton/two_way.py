@@ -51,7 +51,7 @@ def _add_tile(
 
 @triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits"])
 def two_way_sums_kernel(
-    p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row, p_col,
+    p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_top, p_row, p_col_top, p_col, p_classes, p_positives,
     batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXCLUDE: tl.constexpr,
     MODE: tl.constexpr, LOG2: tl.constexpr, TRIANGLE: tl.constexpr, PRECISION: tl.constexpr,
@@ -60,7 +60,8 @@ def two_way_sums_kernel(
 
     A program serves one stripe of column blocks of one batch element and one of ``splits`` ranges of rows. There are
     ``stripes`` parts, and with ``TRIANGLE`` (``y = x``, the tiles on and below the diagonal alone), which needs
-    ``BLOCK_N % BLOCK_M == 0``, as many for each range.
+    ``BLOCK_N % BLOCK_M == 0``, as many for each range. The arguments are those of `sums_kernel`, of which there are
+    no maxima, classes and positives here.
     """
     tl.static_assert(MODE == "exp")
     i_stripe, i_split, i_b = place(tl.program_id(0), stripes, splits)
