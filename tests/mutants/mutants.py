@@ -296,10 +296,10 @@ MUTANTS = [
         f"{BLOCKS}[composition-cpu-7-23-5-None-uniformity-default]",
     ),
     _mutant(
-        "the excluded diagonal of a block is on the other side",
+        "the diagonal is excluded from the first block alone",
         "backends/reference/primitives.py",
-        "shift = rows.start - cols.start",
-        "shift = cols.start - rows.start",
+        "rows.start == cols.start:",
+        "rows.start == cols.start == 0:",
         f"{PRIMITIVES}::test_row_lse[reference-cpu-False-two-sided-self--]",
     ),
     _mutant(

@@ -226,10 +226,9 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
                     logits += u[batch, rows, None]
                 if v is not None:
                     logits += v[batch, None, cols]
-                if spec.exclude == "self":  # a diagonal of the block, much cheaper than the mask
-                    shift = rows.start - cols.start
-                    if -shape[1] < shift < shape[2]:
-                        logits.diagonal(shift, dim1=1, dim2=2).fill_(-torch.inf)
+                # Blocks of rows and columns are of one size, unless one is all there are: the diagonal hits its own.
+                if spec.exclude == "self" and rows.start == cols.start:  # much cheaper than a mask
+                    logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
                 elif spec.exclude == "same_id":
                     assert row_ids is not None
                     assert col_ids is not None
