@@ -13,10 +13,11 @@ from .tile import (
     load_log_weights,
     load_vector,
     load_whole,
-    logits_of_columns,
+    logits,
     narrow,
     natural,
     positives,
+    similarity,
     weights,
 )
 
@@ -52,16 +53,22 @@ def panel_kernel(
     i_m = group_start + i_tile % (GROUP * blocks_n) % group_rows
     i_n = i_tile % (GROUP * blocks_n) // group_rows
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
 
     p_x += i_b * stride_xb
     p_y += i_b * stride_yb
     row, col = i_b * stride_row_b, i_b * stride_col_b
     b_x = load_whole(p_x, o_m, m, stride_xm, DIM, BLOCK_D, True)
-    b_u = load_log_weights(p_u, row, o_m, m, LOG2, True)
-    b_row_ids = load_ids(p_row_ids, row, o_m, m, True)
-    b_l, o_n, _, b_col_ids = logits_of_columns(
-        i_n, b_x, p_x, p_y, p_v, p_col_ids, col, o_m, b_u, b_row_ids, m, n, stride_xm, stride_yn, row_shift, scale,
-        p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, LOG2, PRECISION, True,
+    b_y = load_whole(p_y, o_n, n, stride_yn, DIM, BLOCK_D, True)
+    b_s = similarity(
+        b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+    )
+    # Behind the product, which needs the registers.
+    b_u, b_v = load_log_weights(p_u, row, o_m, m, LOG2, True), load_log_weights(p_v, col, o_n, n, LOG2, True)
+    b_row_ids, b_col_ids = load_ids(p_row_ids, row, o_m, m, True), load_ids(p_col_ids, col, o_n, n, True)
+    b_l = logits(
+        b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
+        p_u is not None, p_v is not None, EXCLUDE, True,
     )  # fmt: skip
     b_a, b_row_lse = load_vector(p_a, row, o_m, m, 0.0, True), load_vector(p_row_lse, row, o_m, m, INF, True)
     b_b, b_col_lse = load_vector(p_b, col, o_n, n, 0.0, True), load_vector(p_col_lse, col, o_n, n, INF, True)
