@@ -63,15 +63,15 @@ def panel_kernel(
     b_s = similarity(
         b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
-    # Behind the product, which needs the registers.
+    # Behind the product, which needs the registers; in another order they spill.
+    b_a, b_row_lse = load_vector(p_a, row, o_m, m, 0.0, True), load_vector(p_row_lse, row, o_m, m, INF, True)
+    b_b, b_col_lse = load_vector(p_b, col, o_n, n, 0.0, True), load_vector(p_col_lse, col, o_n, n, INF, True)
     b_u, b_v = load_log_weights(p_u, row, o_m, m, LOG2, True), load_log_weights(p_v, col, o_n, n, LOG2, True)
     b_row_ids, b_col_ids = load_ids(p_row_ids, row, o_m, m, True), load_ids(p_col_ids, col, o_n, n, True)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
         p_u is not None, p_v is not None, EXCLUDE, True,
     )  # fmt: skip
-    b_a, b_row_lse = load_vector(p_a, row, o_m, m, 0.0, True), load_vector(p_row_lse, row, o_m, m, INF, True)
-    b_b, b_col_lse = load_vector(p_b, col, o_n, n, 0.0, True), load_vector(p_col_lse, col, o_n, n, INF, True)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, p_a is not None, p_b is not None, MODE, LOG2)
     m_rows, m_cols = o_m < m, o_n < n
     if p_row_share is not None:
