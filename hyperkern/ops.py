@@ -9,7 +9,7 @@ compiled graph.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -20,25 +20,42 @@ from .backends import Problem
 from .backends.host.precision import float32_setting
 from .spec import NO_TERMS, PairSpec, PairTerms, accumulate_dtype
 
+if TYPE_CHECKING:  # each module has all of the contract
+    from .backends import Backend, cuda, reference, triton
+
+    _backends: tuple[Backend, ...] = (cuda, triton, reference)
+
 NAMESPACE = "hyperkern"
 
 library = Library(NAMESPACE, "DEF")
 
-# The fields of PairTerms and of PairSpec, in their order.
-_TERMS = "Tensor? u, Tensor? v, Tensor? row_ids, Tensor? col_ids"
-_SPEC = "float scale, bool bounded, str exclude, SymInt row_offset, SymInt col_offset, str precision"
-_SPECIFIED = 1 + len(PairTerms._fields) + len(PairSpec._fields)  # arguments with y, behind x
 
+def schema_of(fields: type, *taken: str) -> str:
+    """The fields of a named tuple as a schema has them, which knows no tuples: a call takes ``*fields`` apart.
+
+    Those whose name is ``taken`` get an underscore.
+    """
+    kinds: dict[Any, str] = {str: "str", float: "float", bool: "bool", Tensor: "Tensor", Tensor | None: "Tensor?"}
+    hints = get_type_hints(fields)
+    return ", ".join(f"{kinds[kind]} {name}{'_' * (name in taken)}" for name, kind in hints.items())
+
+
+_OPERANDS = f"Tensor x, Tensor? y, {schema_of(PairTerms)}, {schema_of(PairSpec)}"
+_TERMS = 1 + len(PairTerms._fields)  # arguments behind x, with y
+_SPECIFIED = _TERMS + len(PairSpec._fields)
 
 # The same fields come back at every call, and the constructor of a named tuple is one more.
 _spec = functools.lru_cache(maxsize=1024)(PairSpec)
 _problem = functools.lru_cache(maxsize=1024)(Problem)
 
 
-def define(schema: str) -> Callable[[Callable], Callable]:
+_Operator = TypeVar("_Operator", bound=Callable[..., Any])
+
+
+def define(schema: str) -> Callable[[_Operator], _Operator]:
     """Defines the operator and implements it by the decorated function, shielded from autocast."""
 
-    def register(function: Callable) -> Callable:
+    def register(function: _Operator) -> _Operator:
         def implementation(x: Any, *args: Any) -> Any:
             # Autocast would send the products of the backend to half precision behind its back.
             kind = (x if isinstance(x, Tensor) else x[0]).device.type
@@ -54,7 +71,17 @@ def define(schema: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def _primitive(schema: str, *keywords: str) -> Callable:
+def fake(name: str) -> Callable[[_Operator], _Operator]:
+    """What an operator returns while a graph is traced is made by the decorated function."""
+
+    def register(function: _Operator) -> _Operator:
+        register_fake(f"{NAMESPACE}::{name}", function, lib=library)
+        return function
+
+    return register
+
+
+def _primitive(schema: str, *keywords: str) -> Callable[..., Any]:
     """Defines the operator of a primitive, implemented by the backend that is chosen, and shielded from autocast.
 
     Args:
@@ -64,7 +91,7 @@ def _primitive(schema: str, *keywords: str) -> Callable:
     Returns:
         The implementation.
     """
-    name, pairwise = schema.split("(")[0], _SPEC in schema
+    name, pairwise = schema.split("(")[0], _OPERANDS in schema
 
     def implementation(x: Tensor, *args: Any) -> Any:
         if torch.is_autocast_enabled(x.device.type):  # see `define`
@@ -73,9 +100,9 @@ def _primitive(schema: str, *keywords: str) -> Callable:
         *given, requested = args
         spec, kind = None, ""
         if pairwise:
-            y, u, v, row_ids, col_ids = given[:5]
+            y, u, v, row_ids, col_ids = given[:_TERMS]
             terms = NO_TERMS if u is v is row_ids is col_ids is None else PairTerms(u, v, row_ids, col_ids)
-            spec = _spec(*given[5:_SPECIFIED])
+            spec = _spec(*given[_TERMS:_SPECIFIED])
             given = [y, terms, spec, *given[_SPECIFIED:]]
             kind = float32_setting() if x.is_cuda and spec.precision == "float32" else spec.precision
         found = backends.forced(None) if requested is None else (requested, "backend")
@@ -95,7 +122,7 @@ def _primitive(schema: str, *keywords: str) -> Callable:
 _prepare = _primitive("prepare(Tensor x, str? backend) -> (Tensor, Tensor)")
 
 
-@register_fake(f"{NAMESPACE}::prepare", lib=library)
+@fake("prepare")
 def _(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(x.dtype)
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:2], dtype=dtype)
@@ -106,44 +133,43 @@ _normalize_backward = _primitive(
 )
 
 
-@register_fake(f"{NAMESPACE}::normalize_backward", lib=library)
+@fake("normalize_backward")
 def _(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
     return unit.new_empty(unit.shape, dtype=dtype)
 
 
 _row_lse = _primitive(
-    f"row_lse(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, bool need_cols, str? backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    f"row_lse({_OPERANDS}, bool need_cols, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
     "need_cols",
 )
 
 
-@register_fake(f"{NAMESPACE}::row_lse", lib=library)
+@fake("row_lse")
 def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     rows, cols = x.shape[1], y.shape[1] if y is not None and args[-2] else 0
     return tuple(_new(x, length) for length in (rows, cols, rows, cols))
 
 
 _pair_grad = _primitive(
-    f"pair_grad(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, Tensor row_lse, Tensor? col_lse, Tensor a, Tensor? b, "
+    f"pair_grad({_OPERANDS}, Tensor row_lse, Tensor? col_lse, Tensor a, Tensor? b, "
     "bool need_x, bool need_y, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
     *("need_x", "need_y"),
 )
 
 
-@register_fake(f"{NAMESPACE}::pair_grad", lib=library)
+@fake("pair_grad")
 def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _new_sides(x, y, *args[-3:-1])
 
 
 _energy = _primitive(
-    f"energy(Tensor x, Tensor? y, {_TERMS}, {_SPEC}, str potential, bool need_x, bool need_y, str? backend) "
+    f"energy({_OPERANDS}, str potential, bool need_x, bool need_y, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     *("need_x", "need_y"),
 )
 
 
-@register_fake(f"{NAMESPACE}::energy", lib=library)
+@fake("energy")
 def _(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _new(x), *_new_sides(x, y, *args[-3:-1])
 

@@ -34,18 +34,14 @@ class PairSpec(NamedTuple):
         scale: factor of the inner product in the logit.
         bounded: promise that ``sum_j exp(l_ij)`` neither overflows nor underflows, see `is_bounded`. Without
             it a backend keeps a running maximum.
-        exclude: ``"none"``; ``"self"``, leave out pairs whose global row and column index agree;
-            ``"same_id"``, leave out pairs whose ids agree.
-        row_offset: global index of the first row of ``x`` (for shards of a larger batch).
-        col_offset: global index of the first row of ``y``.
+        exclude: ``"none"``; ``"self"``, leave out pairs whose row and column index agree; ``"same_id"``, leave out
+            pairs whose ids agree.
         precision: the dtype in which operands may be multiplied, see `product_precision`. Sums are not rounded to it.
     """
 
     scale: float
     bounded: bool = False
     exclude: str = "none"
-    row_offset: int = 0
-    col_offset: int = 0
     precision: str = "float32"
 
 
@@ -171,7 +167,8 @@ def is_bounded(scale: float, terms: int, dtype: torch.dtype) -> bool:
     down to a temperature of 0.018, and for the uniformity of 10^6 rows, 10^12 pairs, up to ``t = 20``.
     """
     # Without a logarithm, which would tie a compiled graph to one number of terms.
-    return terms <= 2.0 ** (LOG2_LIMIT[dtype] - scale * math.log2(math.e))
+    most: float = 2.0 ** (LOG2_LIMIT[dtype] - scale * math.log2(math.e))
+    return terms <= most
 
 
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
@@ -206,12 +203,9 @@ def excluded_pairs(terms: PairTerms, spec: PairSpec, rows: slice, cols: slice, d
         assert terms.row_ids is not None
         assert terms.col_ids is not None
         return terms.row_ids[:, rows, None] == terms.col_ids[:, None, cols]
-    if spec.exclude == "self":
-        row_start, row_stop = spec.row_offset + rows.start, spec.row_offset + rows.stop
-        col_start, col_stop = spec.col_offset + cols.start, spec.col_offset + cols.stop
-        if row_start < col_stop and col_start < row_stop:
-            row_index = torch.arange(row_start, row_stop, device=device)
-            return row_index[:, None] == torch.arange(col_start, col_stop, device=device)
+    if spec.exclude == "self" and rows.start < cols.stop and cols.start < rows.stop:
+        row_index = torch.arange(rows.start, rows.stop, device=device)
+        return row_index[:, None] == torch.arange(cols.start, cols.stop, device=device)
     return None
 
 

@@ -117,6 +117,49 @@ def test_the_walk_sees_what_it_should(source, module, bad):
     assert bool(upward_imports(source, module)) is bad
 
 
+def private_imports(source: str, module: list[str]) -> list[str]:
+    """The private names and modules that a file imports from a package it does not lie in."""
+    wrong = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or not (node.level or (node.module or "").split(".")[0] == "hyperkern"):
+            continue
+        base = module[: len(module) - node.level] if node.level else []
+        base = base + (node.module.removeprefix("hyperkern").strip(".").split(".") if node.module else [])
+        for alias in node.names:
+            path = [name for name in (*base, alias.name) if name]
+            private = [i for i, name in enumerate(path) if name.startswith("_") and not name.endswith("__")]
+            if not private:
+                continue
+            owner = path[: private[0]]
+            if len(owner) > 1 and PACKAGE.joinpath(*owner).with_suffix(".py").exists():
+                owner = owner[:-1]  # what a module has for itself the others of its package may share
+            if module[: len(owner)] != owner:
+                wrong.append(f"{'.'.join(module)} imports {'.'.join(path)}")
+    return wrong
+
+
+@pytest.mark.parametrize(("path", "module"), list(source_files()))
+def test_nothing_private_crosses_packages(path, module):
+    assert private_imports(path.read_text(), module) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "bad"),
+    [
+        ("from ..losses._logits import merged", ["integrations", "simcse"], True),
+        ("from ..losses import _logits", ["integrations", "simcse"], True),
+        ("from ..losses.uniformity import _MAX", ["evaluation", "evaluate"], True),
+        ("def f():\n    from hyperkern.backends.host.panels import _room", ["backends", "triton", "whole"], True),
+        ("from .spec import _NAMES", ["second_order"], True),
+        ("from . import _logits\nfrom ._logits import merged\nfrom .clip import _x", ["losses", "info_nce"], False),
+        ("from .. import __version__\nfrom ..losses import clip_loss as _clip", ["nn", "base"], False),
+        ("from torch._C import _functions", ["spec"], False),
+    ],
+)
+def test_the_walk_sees_what_is_private(source, module, bad):
+    assert bool(private_imports(source, module)) is bad
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "losses").glob("*.py")), ids=lambda path: path.stem)
 def test_losses_know_no_backend(path):
     names = {path[0] for path in imported_modules(path.read_text(), ["losses", path.stem])}

@@ -10,8 +10,9 @@ serves `torch.func.vmap`.
 `loss` is a loss in one function, for backends that have it; elsewhere it is a composition.
 """
 
+from ..classes import class_index
 from .across_ranks import logsumexp_over_ranks, remote_energy, remote_row_lse, share, sum_over_ranks
-from .classes import class_index, class_sums
+from .classes import class_sums
 from .compiled import eager
 from .normalize import check_backend, prepare, prepare_views, settle_backend
 from .pairs import energy, row_lse

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
+from ..classes import class_index, class_sums_of
 from ..distributed import Ranks, Remote, all_gather, outside_of_graphs
 from ..spec import NO_TERMS, PairSpec, PairTerms
-from .classes import class_index, class_sums_of
 from .pairs import operand_grads, sides_requiring_grad
 
 
@@ -231,7 +231,7 @@ class _RemoteRowLSE(Function):
         return row, col, (labelled * sums).sum(2), number
 
     @staticmethod
-    def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor, grad_positives: Tensor, _: Tensor) -> tuple:
+    def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor, grad_positives: Tensor, _: Tensor) -> tuple[Any, ...]:
         _refuse_second_order()
         x, y, u, v, row_ids, col_ids, labels, y_labels, sums, *saved = ctx.saved_tensors
         row, col, row_rounding, col_rounding, *state = saved
@@ -386,7 +386,7 @@ def _sums_by_label(rows: Tensor, row_labels: Tensor | None, labels: Tensor) -> T
 
 def _across(spec: PairSpec) -> PairSpec:
     """No row is its own column on another rank."""
-    return PairSpec(spec.scale, spec.bounded, "none", *spec[3:]) if spec.exclude == "self" else spec
+    return PairSpec(spec.scale, spec.bounded, "none", spec.precision) if spec.exclude == "self" else spec
 
 
 def _refuse_second_order() -> None:

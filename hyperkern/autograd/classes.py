@@ -5,10 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from ..classes import class_index, class_sums_of
+from ..classes import class_sums_of
 from .functions import applied, dual, eager, vmap_by_batch
-
-__all__ = ["class_index", "class_sums"]
 
 
 def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
@@ -38,7 +36,7 @@ class _ClassSums(Function):
         return class_sums_of(x, index, of, classes)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, index, of, ctx.classes = inputs
         ctx.save_for_backward(index, of)
 
@@ -48,14 +46,14 @@ class _ClassSums(Function):
         return applied(_ClassSums, grad, of, index, ctx.classes), None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(_ClassSums, info, in_dims, args)
 
 
 @dual
 class _DualClassSums(_ClassSums):
     @staticmethod
-    def tangents(ctx: Any, saved: list, tangent: Tensor, *_: Any) -> Tensor:
+    def tangents(ctx: Any, saved: list[Any], tangent: Tensor, *_: Any) -> Tensor:
         index, of = saved
         sums: Tensor = _DualClassSums.apply(tangent, index, of, ctx.classes)
         return sums

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.library import register_fake
 
 from .. import backends
-from ..backends import Problem, reference
+from ..backends import Problem
 from ..backends.reference import losses
-from ..ops import NAMESPACE, define, library
+from ..ops import NAMESPACE, define, fake, schema_of
 from ..spec import LossInputs, LossSpec, accumulate_dtype, gradient_limit, norm_eps
 
 # ``(inputs, spec, backend) -> outputs``, by the name of the loss: the function that a user calls.
 Eager = Callable[[LossInputs, LossSpec, str | None], tuple[Tensor, ...]]
 EAGER: dict[str, Eager] = {}
+
+_REFERENCE = backends.load("reference")
 
 
 def eager(loss: str) -> Callable[[Eager], Eager]:
@@ -52,25 +53,22 @@ def loss(inputs: LossInputs, spec: LossSpec, need: list[str], backend: str | Non
 
 
 # PyTorch's caches on disk know an operator by its name: when its outputs change it needs another.
-_tensors = ", ".join(f"Tensor{'' if name == 'x' else '?'} {name}" for name in LossInputs._fields)
-_names = [f"{name}_" if name in LossInputs._fields else name for name in LossSpec._fields]
-_kinds = [{str: "str", float: "float", bool: "bool"}[kind] for kind in LossSpec.__annotations__.values()]
-_static = ", ".join(f"{kind} {name}" for kind, name in zip(_kinds, _names, strict=True))
+_static = schema_of(LossSpec, *LossInputs._fields)
 
 
-@define(f"loss({_tensors}, {_static}, str need, str? backend) -> Tensor[]")
+@define(f"loss({schema_of(LossInputs)}, {_static}, str need, str? backend) -> Tensor[]")
 def _implementation(x: Tensor, *args: Any) -> list[Tensor]:
     """The outputs, and with ``need`` the state that `hyperkern.backends.reference.losses.loss_grad` takes."""
     inputs, spec, need, backend = _unpack(x, *args)
     chosen = backends.select(backend, Problem("loss", x.device, x.dtype, x.shape[-1], None, spec.precision))
-    found = losses.loss(inputs, spec, need) if chosen is reference else None
+    found = losses.loss(inputs, spec, need) if chosen is _REFERENCE else None
     if found is not None:
         return [*found.values, *found.state]
     with ThreadPoolExecutor(1) as thread:  # where autograd is on, which it is not inside of an operator
         return thread.submit(_by_autograd, inputs, spec, need, backend).result()
 
 
-@register_fake(f"{NAMESPACE}::loss", lib=library)
+@fake("loss")
 def _(x: Tensor, *args: Any) -> list[Tensor]:
     inputs, spec, need, _ = _unpack(x, *args)
     dtype = accumulate_dtype(x.dtype)
@@ -93,7 +91,7 @@ def _gradient(needed: list[Tensor], state: list[Tensor], cotangents: list[Tensor
     return found
 
 
-@register_fake(f"{NAMESPACE}::loss_grad", lib=library)
+@fake("loss_grad")
 def _(needed: list[Tensor], *_: Any) -> list[Tensor]:
     return [given.new_empty(given.shape) for given in needed]
 
@@ -125,7 +123,8 @@ def _by_autograd(inputs: LossInputs, spec: LossSpec, need: list[str], backend: s
 
 def _lengths(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(N, 1)``, those of rows of a dtype, not less than its `norm_eps`."""
-    return torch.linalg.vector_norm(x.to(accumulate_dtype(x.dtype)), dim=1, keepdim=True).clamp_min(norm_eps(dtype))
+    lengths: Tensor = torch.linalg.vector_norm(x.to(accumulate_dtype(x.dtype)), dim=1, keepdim=True)
+    return lengths.clamp_min(norm_eps(dtype))
 
 
 def _unpack(*args: Any) -> tuple[LossInputs, LossSpec, list[str], str | None]:

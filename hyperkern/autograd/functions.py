@@ -59,7 +59,7 @@ def dual(function: type[Function]) -> type[Function]:
     """
     base = cast(type[Function], function.__base__)
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         base.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*ctx.to_save)
 
@@ -69,7 +69,7 @@ def dual(function: type[Function]) -> type[Function]:
             saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
             return function.tangents(ctx, saved, *tangents)  # type: ignore[attr-defined]
 
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(function, info, in_dims, args)
 
     if "setup_context" not in vars(function):
@@ -79,7 +79,9 @@ def dual(function: type[Function]) -> type[Function]:
     return function
 
 
-def vmap_by_batch(function: type[Function], info: Any, in_dims: tuple, args: tuple) -> tuple:
+def vmap_by_batch(
+    function: type[Function], info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """Folds the mapped dimension into the leading batch dimension that every tensor here has."""
 
     def fold(arg: Any, dim: int | None) -> Any:

@@ -40,7 +40,7 @@ def prepare(x: Tensor, *, normalize: bool, backend: str | None = None) -> Tensor
         rows = x.to(accumulate_dtype(x.dtype))
         # Turns inf into nan: an infinite logit of the sign that counts for nothing would hide it in a finite loss.
         return rows + 0 * rows
-    unit, _ = applied(_Normalize, x if x.dim() == 3 else x.unsqueeze(0), backend)
+    unit: Tensor = applied(_Normalize, x if x.dim() == 3 else x.unsqueeze(0), backend)[0]
     return unit.view(x.shape)
 
 
@@ -103,10 +103,11 @@ class _Normalize(Function):
 
     @staticmethod
     def forward(x: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-        return ops.prepare(x, backend)
+        unit, rstd = ops.prepare(x, backend)
+        return unit, rstd
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.backend = inputs
         ctx.dtype = x.dtype
         ctx.save_for_backward(*output)
@@ -126,14 +127,14 @@ class _Normalize(Function):
         return dx, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(_Normalize, info, in_dims, args)
 
 
 @dual
 class _DualNormalize(_Normalize):
     @staticmethod
-    def tangents(ctx: Any, saved: list, tangent: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None]:
+    def tangents(ctx: Any, saved: list[Any], tangent: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None]:
         if tangent is None:
             return None, None
         unit, rstd = saved
@@ -149,10 +150,11 @@ class _Finish(Function):
 
     @staticmethod
     def forward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
-        return ops.normalize_backward(grad, unit, rstd, dtype, backend)
+        dx: Tensor = ops.normalize_backward(grad, unit, rstd, dtype, backend)
+        return dx
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:3])
         ctx.dtype = inputs[3]
 
@@ -171,22 +173,23 @@ class _Finish(Function):
         return d_grad, d_unit, d_rstd, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(_Finish, info, in_dims, args)
 
 
 @dual
 class _DualFinish(_Finish):
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _Finish.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
         ctx.dtype = output.dtype
 
     @staticmethod
-    def tangents(ctx: Any, saved: list, t_grad: Tensor, t_unit: Tensor, t_rstd: Tensor, *_: None) -> Tensor:
+    def tangents(ctx: Any, saved: list[Any], t_grad: Tensor, t_unit: Tensor, t_rstd: Tensor, *_: None) -> Tensor:
         grad, unit, rstd = saved
         radial = (grad * unit).sum(-1, keepdim=True)
         t_radial = (t_grad * unit + grad * t_unit).sum(-1, keepdim=True)
         through_rows = rstd.unsqueeze(-1) * (t_grad - t_radial * unit - radial * t_unit)
-        return (through_rows + t_rstd.unsqueeze(-1) * (grad - radial * unit)).to(ctx.dtype)
+        tangent: Tensor = through_rows + t_rstd.unsqueeze(-1) * (grad - radial * unit)
+        return tangent.to(ctx.dtype)

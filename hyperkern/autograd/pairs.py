@@ -78,7 +78,7 @@ def energy(
     if potential not in POTENTIALS or (potential == "exp" and not spec.bounded):
         raise ValueError(f"potential must be 'softplus', or 'exp' with spec.bounded, got {potential!r} with {spec}")
     operands = _operands(x, y, terms)
-    total = applied(_Energy, *operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
+    total: Tensor = applied(_Energy, *operands, spec, potential, *sides_requiring_grad(operands), backend)[0]
     return total if x.dim() == 3 else total.squeeze(0)
 
 
@@ -103,10 +103,11 @@ class _RowLSE(Function):
         need_cols: bool,
         backend: str | None,
     ) -> tuple[Tensor, ...]:
-        return ops.row_lse(x, y, u, v, row_ids, col_ids, *spec, need_cols, backend)
+        found: tuple[Tensor, ...] = ops.row_lse(x, y, u, v, row_ids, col_ids, *spec, need_cols, backend)
+        return found
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *operands, ctx.spec, ctx.need_cols, ctx.backend = inputs
         ctx.save_for_backward(*operands, *output)
         ctx.mark_non_differentiable(*output[2 if ctx.need_cols else 1 :])
@@ -120,14 +121,14 @@ class _RowLSE(Function):
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(_RowLSE, info, in_dims, args)
 
 
 @dual
 class _DualRowLSE(_RowLSE):
     @staticmethod
-    def tangents(ctx: Any, saved: list, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def tangents(ctx: Any, saved: list[Any], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         *operands, row, col, row_rounding, col_rounding = saved
         of_row, of_col = lse_tangents(operands, ctx.spec, row, col if ctx.need_cols else None, tangents[:4])
         return of_row * row_rounding, None if of_col is None else of_col * col_rounding, None, None
@@ -160,7 +161,7 @@ class _PairGrad(Function):
         return grad_x.mul_(spec.scale), sum_x, grad_y.mul_(spec.scale), sum_y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *operands, ctx.spec, row_lse, col_lse, a, b, _, _, _ = inputs
         ctx.save_for_backward(*operands, row_lse, col_lse, a, b)
 
@@ -171,20 +172,20 @@ class _PairGrad(Function):
         return *operand_grads, None, None, None, *weight_grads, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(_PairGrad, info, in_dims, args)
 
 
 @dual
 class _DualPairGrad(_PairGrad):
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _PairGrad.setup_context(ctx, inputs, output)
         *operands, _, row_lse, col_lse, a, b, ctx.need_x, ctx.need_y, _ = inputs
         ctx.save_for_forward(*operands, row_lse, col_lse, a, b)
 
     @staticmethod
-    def tangents(ctx: Any, saved: list, *tangents: Any) -> tuple[Tensor, ...]:
+    def tangents(ctx: Any, saved: list[Any], *tangents: Any) -> tuple[Tensor, ...]:
         *operands, row_lse, col_lse, a, b = saved
         weights, needs = (row_lse, col_lse, a, b), {"need_x": ctx.need_x, "need_y": ctx.need_y}
         return lse_grad_tangents(operands, ctx.spec, weights, tangents[:4], tangents[7:11], **needs)
@@ -208,10 +209,12 @@ class _Energy(Function):
         need_y: bool,
         backend: str | None,
     ) -> tuple[Tensor, ...]:
-        return ops.energy(x, y, u, v, row_ids, col_ids, *spec, potential, need_x, need_y, backend)
+        operands = x, y, u, v, row_ids, col_ids
+        found: tuple[Tensor, ...] = ops.energy(*operands, *spec, potential, need_x, need_y, backend)
+        return found
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *operands, ctx.spec, ctx.potential, _, _, ctx.backend = inputs
         ctx.save_for_backward(*operands, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
@@ -235,14 +238,14 @@ class _Energy(Function):
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(_Energy, info, in_dims, args)
 
 
 @dual
 class _DualEnergy(_Energy):
     @staticmethod
-    def tangents(ctx: Any, saved: list, *tangents: Any) -> tuple[Tensor | None, ...]:
+    def tangents(ctx: Any, saved: list[Any], *tangents: Any) -> tuple[Tensor | None, ...]:
         operands = saved[:6]
         return energy_tangent(operands, ctx.spec, ctx.potential, tangents[:4]), None, None, None, None
 
@@ -272,7 +275,7 @@ class _EnergyGrad(Function):
         return grad_x * per_element, sum_x * per_row, grad_y * per_element, sum_y * per_row
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.spec, ctx.potential, grad_total = inputs[-3:]
         ctx.save_for_backward(*inputs[:6], grad_total)
 
@@ -286,19 +289,19 @@ class _EnergyGrad(Function):
         return *scaled, *(None,) * 8, _per_pair(along, operands[1])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(_EnergyGrad, info, in_dims, args)
 
 
 @dual
 class _DualEnergyGrad(_EnergyGrad):
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _EnergyGrad.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:10], inputs[-1])
 
     @staticmethod
-    def tangents(ctx: Any, saved: list, *tangents: Any) -> tuple[Tensor, ...]:
+    def tangents(ctx: Any, saved: list[Any], *tangents: Any) -> tuple[Tensor, ...]:
         *operands_and_grads, grad_total = saved
         operands, contractions = operands_and_grads[:6], operands_and_grads[6:]
         needs = {"need_x": contractions[0].shape[1] > 0, "need_y": contractions[2].shape[1] > 0}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .. import backends
-from ..backends import Problem
+from ..backends import Backend, Problem, WholeLoss
 from ..backends.host.precision import float32_setting
 from ..spec import LossInputs, LossSpec
 from . import compiled
@@ -79,7 +79,7 @@ class _WholeLoss(Function):
         need: list[str],
         mask: list[bool],
         others: dict[str, Tensor],
-        backend: Any,
+        backend: Backend,
         composed: Composed,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
@@ -120,7 +120,7 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _shielded(backend: Any, inputs: LossInputs, spec: LossSpec, need: list[str]) -> Any:
+def _shielded(backend: Backend, inputs: LossInputs, spec: LossSpec, need: list[str]) -> WholeLoss | None:
     """`Backend.loss`, whose products autocast would send to half precision behind its back."""
     kind = inputs.x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):

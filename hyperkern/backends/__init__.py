@@ -108,12 +108,14 @@ class Backend(Protocol):
     problem is symmetric: the logit is ``scale * <x_i, x_j> + u_i + u_j``, there is no column side, and the row side
     holds the whole answer.
 
-    Attributes:
-        LOSSES: names of the losses that the backend computes as a whole, by `loss` and `loss_grad`; the others, and all
-            where there are none, are compositions of the primitives.
+    The only option is `LOSSES`: `loss` and `loss_grad` are asked for the losses named there alone. A backend that names
+    none may raise in both.
     """
 
-    LOSSES: Collection[str]
+    @property
+    def LOSSES(self) -> Collection[str]:
+        """The losses that the backend computes as a whole; the others are compositions of the primitives."""
+        ...
 
     def unsupported(self, problem: Problem) -> list[str]:
         """The reasons why this backend cannot serve the problem; empty when it can."""
@@ -145,19 +147,9 @@ class Backend(Protocol):
         ...
 
     def pair_grad(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        terms: PairTerms,
-        spec: PairSpec,
-        row_lse: Tensor,
-        col_lse: Tensor | None,
-        a: Tensor,
-        b: Tensor | None,
-        *,
-        need_x: bool,
-        need_y: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec,
+        row_lse: Tensor, col_lse: Tensor | None, a: Tensor, b: Tensor | None, *, need_x: bool, need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """``w_ij = a_i exp(l_ij - row_lse_i) + b_j exp(l_ij - col_lse_j)``, contracted on both sides.
 
         ``l_ij`` has the bits that it has in `row_lse`, on either side and in the mirror image of a symmetric problem:
@@ -170,16 +162,9 @@ class Backend(Protocol):
         ...
 
     def energy(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        terms: PairTerms,
-        spec: PairSpec,
-        potential: str,
-        *,
-        need_x: bool,
-        need_y: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, potential: str,
+        *, need_x: bool, need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """``sum_ij phi(l_ij)`` ``(B,)`` over all ordered pairs and, in the same pass, what `pair_grad` returns.
 
         The weights are ``w_ij = phi'(l_ij)``. ``potential`` is ``"exp"`` (needs ``spec.bounded``) or

@@ -40,28 +40,25 @@ class Pattern(NamedTuple):
         exclude: one of `hyperkern.spec.EXCLUSIONS`.
         bounded: whether exponentials are summed as they are.
         weighted: whether rows and columns have log-weights.
-        offsets: of rows and columns, as of shards of a larger batch.
     """
 
     symmetric: bool
     exclude: str
     bounded: bool
     weighted: bool
-    offsets: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
         """In words."""
         words = ["symmetric" if self.symmetric else "two sides", "bounded" if self.bounded else "running maximum"]
         words += [] if self.exclude == "none" else [f"without {self.exclude.replace('_', ' ')}"]
-        words += ["weighted"] if self.weighted else []
-        return ", ".join([*words, *(["shards"] if any(self.offsets) else [])])
+        return ", ".join(words + (["weighted"] if self.weighted else []))
 
 
 # The most telling first: a first use takes some of them.
 PATTERNS = (
     Pattern(True, "self", True, False),
-    Pattern(False, "self", False, True, (9, 4)),
+    Pattern(False, "self", False, True),
     Pattern(False, "same_id", True, False),
     Pattern(False, "none", True, False),
     Pattern(True, "self", False, True),
@@ -99,7 +96,7 @@ def drawn(pattern: Pattern, m: int, n: int, dim: int, precision: str, device: to
         row_ids if pattern.exclude == "same_id" else None,
         col_ids if pattern.exclude == "same_id" and y is not None else None,
     )
-    spec = PairSpec(SCALE, pattern.bounded, pattern.exclude, *pattern.offsets, precision)
+    spec = PairSpec(SCALE, pattern.bounded, pattern.exclude, precision)
     of_all = terms.as_columns() if y is None else terms
     logits = pair_logits(x.double(), (x if y is None else y).double(), of_all, spec, slice(0, m))
     return Given(x, y, terms, spec, logits)

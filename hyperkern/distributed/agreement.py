@@ -139,11 +139,11 @@ class Agreement:
             f"rank {other} {signatures[other]}"
         )
 
-    def _description(self, options: Group) -> tuple:
+    def _description(self, options: Group) -> tuple[Any, ...]:
         """All that must be equal on every rank, in small pieces that are compared as their text is."""
         first = next(iter(self._shards.values()))
         axis = first.dim() - 2  # of the rows, behind the batch if there is one
-        found: list[tuple] = []
+        found: list[tuple[Any, ...]] = []
         for name, t in self._shards.items():
             shape = *t.shape[:axis], "*", *t.shape[axis + 1 :]
             found.append((f"{name}: ", t.dtype, shape, t.device.type, t.requires_grad))
@@ -172,7 +172,7 @@ class Agreement:
 
 # A training step repeats the one before: its text and digest are made once.
 @functools.lru_cache(maxsize=256)
-def _signature(description: tuple) -> tuple[str, int]:
+def _signature(description: tuple[Any, ...]) -> tuple[str, int]:
     """The description for people to read, and its digest."""
     loss, found, grad_enabled, autocast, grad_scale, transport = description
     parts = [name + _described(of_tensor, grad_enabled) if of_tensor else name for name, *of_tensor in found]

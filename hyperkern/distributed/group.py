@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch.distributed as dist
 
 if dist.is_available():
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup as ProcessGroup  # for the other modules here
     from torch.distributed.device_mesh import DeviceMesh
 else:  # a PyTorch built without it: nothing is a group
 

@@ -40,7 +40,6 @@ def problem(
     exclude: str = "none",
     bounded: bool = False,
     weights: str = "",
-    offsets: tuple[int, int] = (0, 0),
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Dense:
@@ -65,12 +64,12 @@ def problem(
     right = u if symmetric else v
     logits = logits + (0 if right is None else right.double()[:, None, :])
     if exclude == "self":
-        logits = logits.masked_fill((torch.arange(m) + offsets[0])[:, None] == torch.arange(n) + offsets[1], -math.inf)
+        logits = logits.masked_fill(torch.arange(m)[:, None] == torch.arange(n), -math.inf)
     if exclude == "same_id":
         assert row_ids is not None
         right_ids = row_ids if col_ids is None else col_ids
         logits = logits.masked_fill(row_ids[:, :, None] == right_ids[:, None, :], -math.inf)
-    spec = PairSpec(SCALE, bounded, exclude, *offsets)
+    spec = PairSpec(SCALE, bounded, exclude)
     terms = PairTerms(*(None if t is None else t.to(device) for t in (u, v, row_ids, col_ids)))
     return Dense(x.to(device), None if y is None else y.to(device), terms, spec, logits)
 
@@ -85,9 +84,6 @@ def problems() -> Iterator[Any]:
                     yield pytest.param(
                         {"symmetric": symmetric, "exclude": exclude, "bounded": bounded, "weights": weights}, id=kind
                     )
-    for offsets in ((0, 7), (7, 0), (4, 4), (100, 0)):
-        yield pytest.param({"exclude": "self", "offsets": offsets}, id=f"offsets-{offsets}")
-    yield pytest.param({"exclude": "self", "symmetric": True, "offsets": (9, 9)}, id="offsets-symmetric")
     for m, n, d, batch in ((1, 1, 1, 1), (1, 17, 2, 1), (17, 1, 3, 3), (8, 16, 4, 1), (7, 9, 129, 1), (2, 3, 5, 70)):
         yield pytest.param({"m": m, "n": n, "d": d, "batch": batch}, id=f"shape-{batch}-{m}-{n}-{d}")
         yield pytest.param({"m": m, "d": d, "batch": batch, "symmetric": True}, id=f"shape-{batch}-{m}-{d}")
@@ -456,10 +452,13 @@ def test_products_in_half_precision(
         within_digits(sides, weighted(p, w), both, dtype)
 
 
-FAR = pytest.param({"exclude": "self", "offsets": (40, 0), "m": 70, "n": 90, "batch": 1}, id="offsets-of-tiles")
+TILES = [
+    pytest.param({"exclude": "self", "m": m, "n": n, "batch": 1}, id=f"several-tiles-{m}-{n}")
+    for m, n in ((70, 90), (90, 70))
+]
 
 
-@pytest.mark.parametrize("options", [*BOUNDED, FAR])
+@pytest.mark.parametrize("options", [*BOUNDED, *TILES])
 def test_bounded_problems_in_half_precision(
     options: dict, backend: str, device: torch.device, small_blocks: None, poisoned_allocations: None
 ) -> None:

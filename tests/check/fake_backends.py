@@ -133,10 +133,6 @@ def _without_ids(x: Any, y: Any, terms: Any, spec: Any, **options: Any) -> Any:
     return reference.row_lse(x, y, terms, spec._replace(exclude=exclude), **options)
 
 
-def _without_offsets(x: Any, y: Any, terms: Any, spec: Any, **options: Any) -> Any:
-    return reference.row_lse(x, y, terms, spec._replace(row_offset=0, col_offset=0), **options)
-
-
 def _rows_alone(*args: Any, need_cols: bool) -> Any:
     found = reference.row_lse(*args, need_cols=need_cols)
     return found if need_cols else found._replace(row=found.row + 1e-3)
@@ -199,7 +195,6 @@ _WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
     "wrong in one element": ("row_lse", _one_element),
     "nan in the last row": ("loss_grad", _last_row),
     "ignores ids": ("row_lse", _without_ids),
-    "ignores offsets": ("row_lse", _without_offsets),
     "wrong rows alone": ("row_lse", _rows_alone),
     "wrong on one side": ("pair_grad", _one_side),
     "dead rows": ("prepare", _dead_rows),

@@ -39,7 +39,6 @@ ENDS = {
     "a full disk": (None, r"not checked: OSError: \[Errno 28\] No space left on device"),
     "cannot be imported": (None, r"not checked: its process ended with status 1, before the first case.*no such file"),
     "ignores ids": ("failed", r"row_lse, two sides, bounded, without same id"),
-    "ignores offsets": ("failed", r"row_lse, two sides, running maximum, without self, weighted, shards"),
     "wrong on one side": ("failed", r"pair_grad, two sides"),
     "wrong rows alone": ("failed", r"row_lse, "),
     "dead rows": ("failed", r"rows, .*result 3 at .* is nan, expected 0"),

@@ -296,11 +296,11 @@ MUTANTS = [
         f"{BLOCKS}[composition-cpu-7-23-5-None-uniformity-default]",
     ),
     _mutant(
-        "the excluded diagonal is off by twice an offset",
+        "the diagonal is excluded from the first block alone",
         "backends/reference/primitives.py",
-        "+ rows.start - spec.col_offset",
-        "+ rows.start + spec.col_offset",
-        f"{PRIMITIVES}::test_row_lse[reference-cpu-False-offsets-(0, 7)]",
+        "rows.start == cols.start:",
+        "rows.start == cols.start == 0:",
+        f"{PRIMITIVES}::test_row_lse[reference-cpu-False-two-sided-self--]",
     ),
     _mutant(
         "the columns' weights are left out",
@@ -649,13 +649,6 @@ MUTANTS = [
         f"{HALF}[triton-cpu-symmetric-none-bounded-]",
     ),
     _mutant(
-        "the exclusion of streamed rows shifts the wrong way",
-        "backends/triton/two_way.py",
-        "i_n * BLOCK_N, -row_shift, m",
-        "i_n * BLOCK_N, row_shift, m",
-        f"{HALF}[triton-cpu-offsets-of-tiles]",
-    ),
-    _mutant(
         "factors of rows alone are forgotten",
         "backends/triton/contract.py",
         "        b_grad *= b_a[:, None]\n",
@@ -841,16 +834,10 @@ MUTANTS = [
     # Rows too long for one pass.
     _mutant(
         "the mirror image of a panel takes the other rows",
-        "backends/triton/whole.py",
+        "backends/host/panels.py",
         ".mT, x) if turned",
         ".mT, y) if turned",
         f"{PANELS}::test_values_and_gradients[triton-cpu-33-5-None-clip_loss]",
-    ),
-    _mutant(
-        "the mirror image of a stored panel takes the other rows",
-        "backends/cuda/whole.py",
-        ".mT, x) if turned",
-        ".mT, y) if turned",
         f"{PANELS}::test_values_and_gradients[cuda-cpu-33-5-None-clip_loss]",
     ),
     _mutant(
@@ -906,7 +893,7 @@ MUTANTS = [
     _mutant(
         "a candidate is no positive of its anchor in the gradient of the candidate",
         "backends/triton/contract.py",
-        "b_shares = b_share[:, None] + load_vector(p_col_share, o_n, n, 0.0, MASK)[None, :]",
+        "b_shares = b_share[:, None] + load_vector(p_col_share, col, o_n, n, 0.0, MASK)[None, :]",
         "b_shares = b_share[:, None]",
         f"{WHOLE}::test_values_and_gradients[triton-cpu-33-5-7-None-sup_con-queue]",
     ),
@@ -1226,21 +1213,21 @@ MUTANTS = [
         "backends/triton/specialised.py",
         "tl.load(p_block, mask=m_block, other=0.0) + b_grad",
         "b_grad",
-        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None, 0)-self]",
+        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None)-self]",
     ),
     _mutant(
         "sums of tiles with a mask start anew",
         "backends/triton/specialised.py",
         "b_sum = tl.load(p_row + o_m, mask=m_rows, other=0.0)",
         "b_sum = tl.zeros((BLOCK_M,), tl.float32)",
-        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None, 0)-self]",
+        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None)-self]",
     ),
     _mutant(
         "the tiles with a mask are not launched",
         "backends/triton/launch.py",
         "    for part in parts:\n",
         "    for part in parts[:1]:\n",
-        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None, 0)-self]",
+        f"{SPECIALISED}::TestValues::test_against_float64[bfloat16-64-1-(37, None)-self]",
     ),
     _mutant(
         "the allocator of descriptors stays for the kernels of others",

@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import torch
 
+import hyperkern
+
 from .cubin import instructions, usage
 from .rows import Row, of_code, print_rows
 from .sass import WARP, WARPGROUP, Shape
 
-LIBRARY = Path(__file__).parent / "kernels.so"
+LIBRARY = Path(hyperkern.__file__).parent / "backends" / "cuda" / "kernels.so"
 # The enums of csrc/, in their order.
 WEIGHTS = ("exp", "factor", "two", "softplus", "classes")
 TASKS = (

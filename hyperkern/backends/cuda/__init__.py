@@ -1,33 +1,20 @@
 """The primitives as CUDA C++ kernels: wgmma and TMA on sm_90a, ``mma.sync`` on compute capability 8.0 and newer.
 
 The kernels are in ``csrc/``; this package loads them (``library.py``), makes operands and terms (``operands.py``) and
-adds partial results (``primitives.py``, ``rows.py``, ``step.py``).
+adds partial results (``primitives.py``, ``whole.py``).
 """
 
 import torch
 
 from .. import Problem
+from ..host.limits import beyond_kernels
 from .library import objection, ops
-from .normalize import normalize_backward, prepare
+from .normalize import normalize_backward as normalize_backward
+from .normalize import prepare as prepare
 from .primitives import pairwise
-from .whole import LOSSES, loss, loss_grad
-
-__all__ = [
-    "LOSSES",
-    "energy",
-    "evidence",
-    "loss",
-    "loss_grad",
-    "normalize_backward",
-    "pair_grad",
-    "prepare",
-    "row_lse",
-    "unsupported",
-    "unverified",
-]
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_DIM = 16384
+from .whole import LOSSES as LOSSES
+from .whole import loss as loss
+from .whole import loss_grad as loss_grad
 
 # The committed result file of ``benchmarks/gpu_check.sh`` for a compute capability; none yet.
 CHECKED: dict[tuple[int, int], str] = {}
@@ -35,14 +22,8 @@ CHECKED: dict[tuple[int, int], str] = {}
 
 def unsupported(problem: Problem) -> list[str]:
     """The extension is not built, no GPU of compute capability 8.0 or more, another dtype than the three."""
-    reasons = []
-    if problem.dtype not in _DTYPES:
-        reasons.append(f"dtype {problem.dtype}: the tensor cores' sums are float32; the reference backend serves it")
-    if problem.dim > _MAX_DIM:
-        reasons.append(f"D = {problem.dim} is more than {_MAX_DIM}")
-    if problem.device.type not in ("cpu", "cuda"):
-        reasons.append(f"needs a CUDA device, got {problem.device}")
-    elif problem.device.type == "cpu" and objection("cpu") is not None:
+    reasons = beyond_kernels(problem)
+    if problem.device.type == "cpu" and objection("cpu") is not None:
         reasons += ["needs a GPU; on a CPU only its emulator runs it, for tests", *_extension_objections()]
     elif problem.device.type == "cuda" and objection("cuda") is not None:
         reasons += _extension_objections()

@@ -166,7 +166,7 @@ def _launch_sums(
     unit, (u, v, row_ids, col_ids) = o.unit, o.terms
     ops(o.x.device).sums(
         *(o.x, o.y, None if u is None else row_terms(u * unit), None if v is None else col_terms(v * unit)),
-        *(row_ids, col_ids, o.exclude, o.row_shift, 1, whole(o.x, o.y), o.spec.scale * unit, 0.0, False),
+        *(row_ids, col_ids, o.exclude, 0, 1, whole(o.x, o.y), o.spec.scale * unit, 0.0, False),
         *(task, o.split, triangle, stripes, row.shape[0], row, row_second, col, None),
     )
 
@@ -208,7 +208,7 @@ def _contract_rows(o: Operands, mode: str, factors: Factors) -> Side:
     unit = o.unit
     ops(o.x.device).contract(
         *(o.x, o.y, weighing.rows, weighing.cols, o.terms.row_ids, o.terms.col_ids),
-        *(o.exclude, o.row_shift, 1, whole(o.x, o.y, cuts), o.spec.scale * unit, weighing.offset, mode == "running"),
+        *(o.exclude, 0, 1, whole(o.x, o.y, cuts), o.spec.scale * unit, weighing.offset, mode == "running"),
         *(weighing.weight, o.split, weighing.out_scale, grad, sums, value if mode == "softplus" else None),
     )
     shape = (cuts, batch, m)
@@ -319,7 +319,7 @@ def _contract_by_panels(
             None if weighing.cols is None else weighing.cols[batches, :, cols.start :],
             None if row_ids is None else row_ids[batches, rows],
             None if col_ids is None else col_ids[batches, cols],
-            *(o.exclude, o.row_shift + rows.start - cols.start, 1, (0, 0, m, n, 1, 1), o.spec.scale * unit),
+            *(o.exclude, rows.start - cols.start, 1, (0, 0, m, n, 1, 1), o.spec.scale * unit),
             weighing.offset,
             *(mode == "running", task, o.split, False, stripes, cuts, row),
             *(second if mode == "softplus" else None, col, w),

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ...spec import EXCLUSIONS, norm_eps
-from ..host.jobs import Job, by_panels
+from ..host.jobs import Job, Side, by_panels
 from ..host.partials import cut
 from ..host.scheme import Scheme
 from .align_uniform import ROWS_PER_BLOCK
@@ -54,29 +53,6 @@ class PlannedSums(NamedTuple):
     stripes: int
     row: tuple[int, int, int]
     col: tuple[int, int, int] | None
-
-
-class Side(NamedTuple):
-    """One side of a contraction, and where its results are.
-
-    Attributes:
-        job: which rows meet which columns.
-        first: the first of its results.
-        shape: ``(cuts, B, rows)``: into so many ranges the columns are cut.
-    """
-
-    job: Job
-    first: int
-    shape: tuple[int, int, int]
-
-    @property
-    def end(self) -> int:
-        """Behind its results."""
-        return self.first + math.prod(self.shape)
-
-    def of(self, results: Tensor) -> Tensor:
-        """Its part of numbers of all sides."""
-        return results[self.first : self.end].view(self.shape)
 
 
 class Panel(NamedTuple):

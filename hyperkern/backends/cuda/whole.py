@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...spec import norm_eps
-from ..host.panels import product, room
+from ..host.panels import products, room
 from ..host.whole import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
 from .align_uniform import ROWS_PER_BLOCK, STEP
 from .library import ops
@@ -232,10 +232,7 @@ def _contract_by_panels(
             for first, count in ((job.row, job.rows), (job.col, job.cols))
         )
         ops(operand.device).sums(x, y, of_rows, of_cols, row_ids, col_ids, *told, sums, values, None, w)
-        for one, turned in ((side, False), (mirrored, True)):
-            if one is not None and (one.job.row > 0 or scheme.wants_x):
-                out = grad[one.first : one.end].view(scheme.batch, one.job.rows, schedule.width)
-                product(out, *((w[:, :, : one.job.rows].mT, x) if turned else (w, y)))
+        products(grad, w, x, y, side, mirrored, wants_x=scheme.wants_x)
         del w  # before there is room for the next
         found.parts.append(sums)
         found.values.append(sums if values is None else values)

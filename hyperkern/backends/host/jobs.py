@@ -1,7 +1,10 @@
 """Which rows of the operand of a whole loss meet which, in the sums and in the contraction."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 class Job(NamedTuple):
@@ -21,6 +24,29 @@ class Job(NamedTuple):
     col: int
     cols: int
     own: bool
+
+
+class Side(NamedTuple):
+    """One side of a contraction, and where its results are: those of all sides stand one behind the other.
+
+    Attributes:
+        job: which rows meet which columns.
+        first: the first of its results.
+        shape: ``(cuts, B, rows)``: into so many ranges the columns are cut.
+    """
+
+    job: Job
+    first: int
+    shape: tuple[int, int, int]
+
+    @property
+    def end(self) -> int:
+        """Behind its results."""
+        return self.first + math.prod(self.shape)
+
+    def of(self, results: Tensor) -> Tensor:
+        """Its part of numbers of all sides."""
+        return results[self.first : self.end].view(self.shape)
 
 
 def by_panels(jobs: Sequence[Job]) -> tuple[tuple[int, int | None], ...]:

@@ -37,13 +37,7 @@ class Operands:
     def swapped(self: _Operands) -> _Operands:
         """The same pairs with the roles of rows and columns exchanged."""
         u, v, row_ids, col_ids = self.terms
-        spec = self.spec._replace(row_offset=self.spec.col_offset, col_offset=self.spec.row_offset)
-        return replace(self, x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids), spec=spec)
-
-    @property
-    def row_shift(self) -> int:
-        """The column that a row excludes is its own index plus this."""
-        return self.spec.row_offset - self.spec.col_offset
+        return replace(self, x=self.y, y=self.x, terms=PairTerms(v, u, col_ids, row_ids))
 
     @property
     def plain(self) -> bool:
@@ -93,19 +87,9 @@ class Pairwise(NamedTuple):
         return LogSumExp(row_lse, col_lse, row_rounding, col_rounding)
 
     def pair_grad(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        terms: PairTerms,
-        spec: PairSpec,
-        row_lse: Tensor,
-        col_lse: Tensor | None,
-        a: Tensor,
-        b: Tensor | None,
-        *,
-        need_x: bool,
-        need_y: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec,
+        row_lse: Tensor, col_lse: Tensor | None, a: Tensor, b: Tensor | None, *, need_x: bool, need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Weighted sums of rows and columns; each side is a pass of its own over the pairs while D <= 256."""
         if y is None:
             col_lse, b = row_lse, a
@@ -117,16 +101,9 @@ class Pairwise(NamedTuple):
         return _results(x, *self.contract(o, mode, factors, need_x=need_x, need_y=need_y))
 
     def energy(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        terms: PairTerms,
-        spec: PairSpec,
-        potential: str,
-        *,
-        need_x: bool,
-        need_y: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        self, x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, potential: str,
+        *, need_x: bool, need_y: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Total and weighted sums; the total alone costs the upper triangle and no second product."""
         if not (need_x or need_y):
             rows, _ = self.pair_sums(self.as_operands(x, y, terms, spec), potential, need_cols=False, total=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import jobs
 from .partials import Side
 
 # Bytes of the weights of one panel, and the rows it has at least where there are as many.
@@ -92,6 +93,26 @@ def product(out: Tensor, left: Tensor, right: Tensor) -> None:
         torch.bmm(left, right, out_dtype=torch.float32, out=out)
     else:
         torch.bmm(left.float(), right.float(), out=out)
+
+
+def products(
+    grad: Tensor, w: Tensor, x: Tensor, y: Tensor, side: jobs.Side, mirrored: jobs.Side | None, *, wants_x: bool
+) -> None:
+    """The weighted sums of a side, all of whose weights are in one panel, and of the side that takes them turned over.
+
+    Args:
+        grad: ``(results, D)`` of all sides; filled where theirs are, those of the anchors only if anybody ``wants_x``.
+        w: ``(B, rows, cols)`` weights.
+        x: ``(B, rows, D)`` in the dtype of the product.
+        y: ``(B, cols, D)``, likewise.
+        side: whose rows are those of the weights.
+        mirrored: the side whose rows are their first columns, if there is one.
+        wants_x: see `hyperkern.backends.host.scheme.Scheme.wants_x`.
+    """
+    for one, turned in ((side, False), (mirrored, True)):
+        if one is not None and (one.job.row > 0 or wants_x):
+            out = grad[one.first : one.end].view(w.shape[0], one.job.rows, grad.shape[1])
+            product(out, *((w[:, :, : one.job.rows].mT, x) if turned else (w, y)))
 
 
 def add_product(out: Tensor, left: Tensor, right: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Plain PyTorch: the fallback on every device, and the oracle of the kernels.
 
 ``primitives.py`` holds the primitives, block by block; ``losses.py`` whole losses in one visit of the pairs, for the
-batches people train with, made of ``rows.py``, ``pairs.py`` and ``softmax.py``.
+batches people train with, made of ``normalize.py``, ``pairs.py`` and ``softmax.py``.
 """
 
 from . import losses, pairs, primitives

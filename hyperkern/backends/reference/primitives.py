@@ -111,18 +111,9 @@ def _add_relative(sums: Tensor, top: Tensor, logits: Tensor, dim: int) -> None:
 
 
 def pair_grad(
-    x: Tensor,
-    y: Tensor | None,
-    terms: PairTerms,
-    spec: PairSpec,
-    row_lse: Tensor,
-    col_lse: Tensor | None,
-    a: Tensor,
-    b: Tensor | None,
-    *,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec,
+    row_lse: Tensor, col_lse: Tensor | None, a: Tensor, b: Tensor | None, *, need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The weighted sums of rows and columns; in the bounded regime one exponential serves both weights."""
     x, y, terms, symmetric = _operands(x, y, terms)
     if symmetric:
@@ -158,14 +149,7 @@ def pair_grad(
 
 
 def energy(
-    x: Tensor,
-    y: Tensor | None,
-    terms: PairTerms,
-    spec: PairSpec,
-    potential: str,
-    *,
-    need_x: bool,
-    need_y: bool,
+    x: Tensor, y: Tensor | None, terms: PairTerms, spec: PairSpec, potential: str, *, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Total and both gradients from one visit of each block."""
     x, y, terms, symmetric = _operands(x, y, terms)
@@ -241,10 +225,9 @@ def _blocks(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, symmetric: b
                     logits += u[batch, rows, None]
                 if v is not None:
                     logits += v[batch, None, cols]
-                if spec.exclude == "self":  # a diagonal of the block, much cheaper than the mask
-                    shift = spec.row_offset + rows.start - spec.col_offset - cols.start
-                    if -shape[1] < shift < shape[2]:
-                        logits.diagonal(shift, dim1=1, dim2=2).fill_(-torch.inf)
+                # Blocks of rows and columns are of one size, unless one is all there are: the diagonal hits its own.
+                if spec.exclude == "self" and rows.start == cols.start:  # much cheaper than a mask
+                    logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
                 elif spec.exclude == "same_id":
                     assert row_ids is not None
                     assert col_ids is not None

@@ -63,7 +63,7 @@ class Softmax:
 
     def logits(self, x: Tensor, y: Tensor) -> Tensor:
         """``scale <x_i, y_i> - shift`` of each row of both."""
-        logits = torch.linalg.vecdot(x, y).mul_(self.scale)
+        logits: Tensor = torch.linalg.vecdot(x, y).mul_(self.scale)
         return logits.sub_(self.shift) if self.shift else logits
 
     def coupled(self, sums: Tensor, positives: Tensor) -> Tensor:

@@ -2,48 +2,29 @@
 
 ``tile.py`` holds the one tile of similarities that every pairwise kernel is built of: `sums_kernel` (log-sum-exps,
 values), `two_way_sums_kernel` (sums of rows and columns at once), `contract_kernel` (weighted sums of rows in one pass,
-D <= 256) and `panel_kernel` (weights for the library's product, any D). ``rows.py`` holds the row-wise kernels,
+D <= 256) and `panel_kernel` (weights for the library's product, any D). ``normalize.py`` holds the row-wise kernels,
 ``configs/`` the block sizes.
 """
 
 import torch
 
 from .. import Problem
+from ..host.limits import beyond_kernels
 from . import config
-from .normalize import normalize_backward, prepare
+from .normalize import normalize_backward as normalize_backward
+from .normalize import prepare as prepare
 from .primitives import pairwise
 from .tile import INTERPRETED
-from .whole import LOSSES, loss, loss_grad
-
-__all__ = [
-    "LOSSES",
-    "energy",
-    "evidence",
-    "loss",
-    "loss_grad",
-    "normalize_backward",
-    "pair_grad",
-    "prepare",
-    "row_lse",
-    "unsupported",
-    "unverified",
-]
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_DIM = 16384  # a row is normalised by one program, in registers
+from .whole import LOSSES as LOSSES
+from .whole import loss as loss
+from .whole import loss_grad as loss_grad
 
 
 def unsupported(problem: Problem) -> list[str]:
     """No GPU of compute capability 8.0 or more, another dtype than the three, a longer row."""
-    reasons = []
-    if problem.dtype not in _DTYPES:
-        reasons.append(f"dtype {problem.dtype}: the tensor cores' sums are float32; the reference backend serves it")
-    if problem.dim > _MAX_DIM:
-        reasons.append(f"D = {problem.dim} is more than {_MAX_DIM}")
+    reasons = beyond_kernels(problem)
     if problem.device.type == "cpu" and not INTERPRETED:
         reasons.append("needs a GPU; on a CPU only Triton's interpreter runs it (TRITON_INTERPRET=1), for tests")
-    elif problem.device.type not in ("cpu", "cuda"):
-        reasons.append(f"needs a CUDA device, got {problem.device}")
     elif problem.device.type == "cuda":
         if torch.version.hip is not None:
             reasons.append("needs an NVIDIA GPU, this PyTorch is built for AMD")

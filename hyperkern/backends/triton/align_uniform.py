@@ -42,28 +42,10 @@ def _distance_power(b_difference, alpha, SQUARE: tl.constexpr):
 # The numbers of zero rows stand behind the distances, at a multiple of the number of blocks.
 @triton.jit(do_not_specialize=["batch", "m", "blocks", "p_zeros"])
 def prepare_views_kernel(
-    p_x,
-    p_y,
-    p_operand,
-    p_align,
-    p_zeros,
-    batch,
-    m,
-    blocks,
-    stride_xb,
-    stride_xm,
-    stride_xd,
-    stride_yb,
-    stride_ym,
-    stride_yd,
-    eps,
-    alpha,
-    DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SQUARE: tl.constexpr,
-):
+    p_x, p_y, p_operand, p_align, p_zeros,
+    batch, m, blocks, stride_xb, stride_xm, stride_xd, stride_yb, stride_ym, stride_yd, eps, alpha,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, SQUARE: tl.constexpr,
+):  # fmt: skip
     """Unit rows of both views ``(2, B, M, WIDTH)`` in the dtype of the product, with zeros behind D; and for each
     block of rows the sum of the distances ``(B, blocks)`` and the numbers of zero rows ``(2, B, blocks)``.
     """
@@ -106,23 +88,10 @@ def _uniformity(p_sums, p_zeros, p_total, i_view, batch, m, blocks, cuts, t, pai
 
 @triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts", "p_zeros"])
 def combine_kernel(
-    p_align,
-    p_zeros,
-    p_sums,
-    p_total,
-    p_loss,
-    p_alignment,
-    p_uniformity,
-    batch,
-    m,
-    blocks,
-    cuts,
-    t,
-    align_weight,
-    uniform_weight,
-    pairs,
+    p_align, p_zeros, p_sums, p_total, p_loss, p_alignment, p_uniformity,
+    batch, m, blocks, cuts, t, align_weight, uniform_weight, pairs,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """Loss, alignment and uniformity ``(B,)`` and the sums over pairs ``(2, B)`` from the parts."""
     i_b = tl.program_id(0).to(tl.int64)
     align = sum_range(p_align + i_b * blocks, blocks, BLOCK) / m
@@ -158,36 +127,11 @@ def _pair_gradient(p_grad, p_total, o_rows, o_d, mask, i_view, rows, cuts, zero,
 
 @triton.jit(do_not_specialize=["batch", "m", "blocks", "cuts"])
 def finish_views_kernel(
-    p_x,
-    p_y,
-    p_grad,
-    p_total,
-    p_of_loss,
-    p_of_align,
-    p_of_uniform,
-    p_dx,
-    p_dy,
-    batch,
-    m,
-    blocks,
-    cuts,
-    stride_xb,
-    stride_xm,
-    stride_xd,
-    stride_yb,
-    stride_ym,
-    stride_yd,
-    eps,
-    alpha,
-    t,
-    align_weight,
-    uniform_weight,
-    DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SQUARE: tl.constexpr,
-):
+    p_x, p_y, p_grad, p_total, p_of_loss, p_of_align, p_of_uniform, p_dx, p_dy,
+    batch, m, blocks, cuts, stride_xb, stride_xm, stride_xd, stride_yb, stride_ym, stride_yd, eps, alpha, t,
+    align_weight, uniform_weight,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, SQUARE: tl.constexpr,
+):  # fmt: skip
     """The gradients of both inputs; their unit rows are made again, which reads less than keeping them."""
     i_b = (tl.program_id(0) // blocks).to(tl.int64)
     o_m = tl.program_id(0) % blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)

@@ -16,26 +16,10 @@ from .tile import INF, LN2
     ],
 )
 def classes_head_kernel(
-    p_row,
-    p_row_top,
-    p_positives,
-    p_factor,
-    p_lse,
-    p_share,
-    p_parts,
-    p_count,
-    p_loss,
-    p_anchors,
-    batch,
-    n,
-    rows,
-    blocks,
-    cuts,
-    unit,
-    range_of_weights,
-    MEAN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    p_row, p_row_top, p_positives, p_factor, p_lse, p_share, p_parts, p_count, p_loss, p_anchors,
+    batch, n, rows, blocks, cuts, unit, range_of_weights,
+    MEAN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The loss ``(B,)`` and what its sum was divided by ``(B,)``; for the gradient the factors ``(B, rows)``, the
     maxima of relative sums, and the share of an anchor in each of its positives.
 

@@ -93,35 +93,10 @@ def _store_mean(p_parts, p_count, p_mean, part, i_b, i_block, blocks, count):
     ],
 )
 def softmax_head_kernel(
-    p_row,
-    p_row_top,
-    p_col,
-    p_col_top,
-    p_positive,
-    p_scale,
-    p_factor,
-    p_lse,
-    p_own,
-    p_parts,
-    p_count,
-    p_loss,
-    batch,
-    n,
-    anchors,
-    rows,
-    blocks,
-    row_parts,
-    col_parts,
-    scale,
-    sigma,
-    count,
-    range_of_weights,
-    HEAD: tl.constexpr,
-    VIEWS: tl.constexpr,
-    TWO_WAY: tl.constexpr,
-    TEMPERATURE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    p_row, p_row_top, p_col, p_col_top, p_positive, p_scale, p_factor, p_lse, p_own, p_parts, p_count, p_loss,
+    batch, n, anchors, rows, blocks, row_parts, col_parts, scale, sigma, count, range_of_weights,
+    HEAD: tl.constexpr, VIEWS: tl.constexpr, TWO_WAY: tl.constexpr, TEMPERATURE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The loss ``(B,)``, a sum over ``count``; for the gradient the factors ``(B, rows)``, the maxima of relative sums,
     and the weights of the positives ``(B, anchors)``.
 
@@ -183,23 +158,10 @@ def over_cuts(p_sums, o, mask, cuts, stride):
     ],
 )
 def sigmoid_head_kernel(
-    p_value,
-    p_sum,
-    p_positive,
-    p_bias,
-    p_own,
-    p_parts,
-    p_count,
-    p_loss,
-    p_bias_sums,
-    batch,
-    n,
-    blocks,
-    cuts,
-    bias,
-    count,
+    p_value, p_sum, p_positive, p_bias, p_own, p_parts, p_count, p_loss, p_bias_sums,
+    batch, n, blocks, cuts, bias, count,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """The loss ``(B,)`` from the values of all other pairs ``(cuts, B, n)``; with their weights those of the positives
     ``(B, n)``, and all added up.
     """
@@ -228,22 +190,10 @@ def sigmoid_head_kernel(
     do_not_specialize_on_alignment=["p_queue", "p_distinct", "p_zeros", "p_total", "p_loss"],
 )
 def energy_head_kernel(
-    p_queue,
-    p_distinct,
-    p_zeros,
-    p_total,
-    p_loss,
-    batch,
-    n,
-    further,
-    blocks,
-    blocks_further,
-    cuts_queue,
-    cuts_distinct,
-    t,
-    pairs,
+    p_queue, p_distinct, p_zeros, p_total, p_loss,
+    batch, n, further, blocks, blocks_further, cuts_queue, cuts_distinct, t, pairs,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """``log(mean of exp(-t d^2))`` ``(B,)``; its sum is kept for the gradient.
 
     From the sums of rows with those of the queue, and with each other in both orders ``(cuts, B, n)``.

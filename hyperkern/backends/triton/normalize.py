@@ -68,20 +68,10 @@ def is_last(p_count, programs):
 
 @triton.jit(do_not_specialize=["rows", "m"])
 def prepare_kernel(
-    p_x,
-    p_unit,
-    p_rstd,
-    rows,
-    m,
-    stride_b,
-    stride_m,
-    stride_d,
-    stride_unit,
-    eps,
-    DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    p_x, p_unit, p_rstd,
+    rows, m, stride_b, stride_m, stride_d, stride_unit, eps,
+    DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """``x -> unit rows, rstd``, any strides."""
     o_rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_d = tl.arange(0, BLOCK_D)
@@ -106,19 +96,10 @@ def project(b_grad, b_unit, b_rstd, eps, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def normalize_backward_kernel(
-    p_grad,
-    p_unit,
-    p_rstd,
-    p_dx,
-    rows,
-    stride_grad,
-    stride_unit,
-    stride_dx,
-    eps,
-    DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    p_grad, p_unit, p_rstd, p_dx,
+    rows, stride_grad, stride_unit, stride_dx, eps,
+    DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """The tangent projection, the rescale and the cast to the dtype of the input."""
     o_rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_d = tl.arange(0, BLOCK_D)

@@ -11,8 +11,8 @@ from .tile import (
     INF,
     load_ids,
     load_log_weights,
-    load_rows,
     load_vector,
+    load_whole,
     logits,
     narrow,
     natural,
@@ -30,46 +30,13 @@ from .tile import (
     ],
 )
 def panel_kernel(
-    p_x,
-    p_y,
-    p_u,
-    p_v,
-    p_row_ids,
-    p_col_ids,
-    p_row_lse,
-    p_a,
-    p_col_lse,
-    p_b,
-    p_row_share,
-    p_col_share,
-    p_weights,
-    p_row_sum,
-    p_col_sum,
-    p_value,
-    batch,
-    m,
-    n,
-    stride_xb,
-    stride_xm,
-    stride_yb,
-    stride_yn,
-    stride_row_b,
-    stride_col_b,
-    stride_wb,
-    stride_wm,
-    row_shift,
-    scale,
-    shift,
-    DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    MODE: tl.constexpr,
-    LOG2: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_lse, p_a, p_col_lse, p_b, p_row_share, p_col_share,
+    p_weights, p_row_sum, p_col_sum, p_value,
+    batch, m, n, stride_xb, stride_xm, stride_yb, stride_yn, stride_row_b, stride_col_b, stride_wb, stride_wm,
+    row_shift, scale, shift,
+    DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
+    EXCLUDE: tl.constexpr, MODE: tl.constexpr, LOG2: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Weights ``(B, M, N)``, whose rows have room for N rounded up to a multiple of 16; and for each tile its row sums
     ``(tiles of N, B, M)`` and column sums ``(of M, B, N)``, where they are wanted.
 
@@ -90,51 +57,27 @@ def panel_kernel(
 
     p_x += i_b * stride_xb
     p_y += i_b * stride_yb
-    if p_u is not None:
-        p_u += i_b * stride_row_b
-    if p_v is not None:
-        p_v += i_b * stride_col_b
-    if p_row_ids is not None:
-        p_row_ids += i_b * stride_row_b
-        p_col_ids += i_b * stride_col_b
-    if p_a is not None:
-        p_a += i_b * stride_row_b
-    if p_b is not None:
-        p_b += i_b * stride_col_b
-    if p_row_lse is not None:
-        p_row_lse += i_b * stride_row_b
-    if p_col_lse is not None:
-        p_col_lse += i_b * stride_col_b
-    if p_row_share is not None:
-        p_row_share += i_b * stride_row_b
-        p_col_share += i_b * stride_col_b
-
-    if BLOCK_D >= DIM:
-        o_d = tl.arange(0, BLOCK_D)
-        b_x = load_rows(p_x, o_m, o_d, m, stride_xm, DIM, DIM == BLOCK_D, True)
-        b_y = load_rows(p_y, o_n, o_d, n, stride_yn, DIM, DIM == BLOCK_D, True)
-    else:
-        b_x = tl.zeros((1, 1), tl.float32)
-        b_y = b_x
+    row, col = i_b * stride_row_b, i_b * stride_col_b
+    b_x = load_whole(p_x, o_m, m, stride_xm, DIM, BLOCK_D, True)
+    b_y = load_whole(p_y, o_n, n, stride_yn, DIM, BLOCK_D, True)
     b_s = similarity(
         b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
-    b_u = load_log_weights(p_u, o_m, m, LOG2, True)
-    b_v = load_log_weights(p_v, o_n, n, LOG2, True)
-    b_row_ids = load_ids(p_row_ids, o_m, m, True)
-    b_col_ids = load_ids(p_col_ids, o_n, n, True)
+    # Behind the product, which needs the registers; in another order they spill.
+    b_a, b_row_lse = load_vector(p_a, row, o_m, m, 0.0, True), load_vector(p_row_lse, row, o_m, m, INF, True)
+    b_b, b_col_lse = load_vector(p_b, col, o_n, n, 0.0, True), load_vector(p_col_lse, col, o_n, n, INF, True)
+    b_u, b_v = load_log_weights(p_u, row, o_m, m, LOG2, True), load_log_weights(p_v, col, o_n, n, LOG2, True)
+    b_row_ids, b_col_ids = load_ids(p_row_ids, row, o_m, m, True), load_ids(p_col_ids, col, o_n, n, True)
     b_l = logits(
         b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
         p_u is not None, p_v is not None, EXCLUDE, True,
     )  # fmt: skip
-    b_a, b_row_lse = load_vector(p_a, o_m, m, 0.0, True), load_vector(p_row_lse, o_m, m, INF, True)
-    b_b, b_col_lse = load_vector(p_b, o_n, n, 0.0, True), load_vector(p_col_lse, o_n, n, INF, True)
     b_w, b_phi = weights(b_l, b_a, b_row_lse, b_b, b_col_lse, shift, p_a is not None, p_b is not None, MODE, LOG2)
     m_rows, m_cols = o_m < m, o_n < n
     if p_row_share is not None:
         # In float32: what is rounded is the small difference, and the weights of an anchor add up to 0 before.
-        b_shares = load_vector(p_row_share, o_m, m, 0.0, True)[:, None]
-        b_shares += load_vector(p_col_share, o_n, n, 0.0, True)[None, :]
+        b_shares = load_vector(p_row_share, row, o_m, m, 0.0, True)[:, None]
+        b_shares += load_vector(p_col_share, col, o_n, n, 0.0, True)[None, :]
         b_w -= tl.where(positives(b_l, b_row_ids, b_col_ids, True), b_shares, 0.0)
     b_w = tl.where(m_rows[:, None], b_w, 0.0)
 

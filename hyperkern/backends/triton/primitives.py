@@ -95,7 +95,7 @@ def plan_sums(o: Operands, mode: str, *, need_cols: bool, total: bool, classes: 
     cuts = cut(batch * stripes, tiles, 4 * batch * (n if two_way else m), o.architecture.multiprocessors)
     numbers = (
         *(batch, m, n, stripes, cuts, *strides(o.x)[:2], *strides(o.y)[:2]),
-        *(o.row_shift, o.spec.scale * o.unit(mode)),
+        o.spec.scale * o.unit(mode),
     )
     constants = o.constants(choice, mode) | {"TRIANGLE": symmetric}
     parts = stripes * cuts if symmetric else stripes
@@ -118,10 +118,7 @@ def sum_parts(planned: PlannedSums, x: Tensor, y: Tensor, terms: PairTerms, clas
     row_top = torch.empty_like(row) if running else None
     col_top = torch.empty_like(col) if running and col is not None else None
     positive = None if classes is None else row.new_empty((2, *planned.row))
-    if planned.launch.kernel is two_way_sums_kernel:
-        launch(planned.launch, x.device, x, y, *terms, row, col)
-    else:
-        launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
+    launch(planned.launch, x.device, x, y, *terms, row_top, row, col_top, col, classes, positive)
     return SumParts(row, row_top, col, col_top, positive)
 
 
@@ -181,7 +178,7 @@ def launch_contract(o: Operands, mode: str, factors: Factors, out: Side) -> None
     assert choice is not None
     numbers = (
         *(batch, m, o.y.shape[1], cuts, *strides(o.x)[:2], *strides(o.y)[:2], out.grad.stride(2)),
-        *(o.row_shift, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
+        *(o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
     )
     programs = batch * -(-m // choice.block_m) * cuts
     planned = Launch(contract_kernel, programs, numbers, choice, **o.constants(choice, mode))
@@ -232,7 +229,7 @@ def _panel(
     v, col_ids, col_lse, b = of_cols
     numbers = (
         *(batch, m, n, *strides(x)[:2], *strides(y)[:2], o.x.shape[1], o.y.shape[1], *w.stride()[:2]),
-        *(o.row_shift + rows.start - cols.start, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
+        *(rows.start - cols.start, o.spec.scale * o.unit(mode), o.shift(mode) * o.unit(mode)),
     )
     programs = batch * row_sum.shape[0] * -(-m // choice.block_m)
     planned = Launch(panel_kernel, programs, numbers, choice, **o.constants(choice, mode), GROUP=8)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...spec import PairSpec, PairTerms, norm_eps
-from ..host.jobs import Job, by_panels
+from ..host.jobs import Job, Side, by_panels
 from ..host.panels import room
 from ..host.partials import cut
 from ..host.scheme import UNPAIRED, Scheme
@@ -31,24 +31,6 @@ _NO_COLUMN = 1 << 30  # the shift of an exclusion that excludes nothing
 _LONGEST = 4096  # D: the row-wise kernels of whole losses hold several rows in registers
 
 
-class Sides(NamedTuple):
-    """The sides of the contraction, whose outputs stand one behind the other, ``(cuts, B, rows)`` of each.
-
-    Attributes:
-        jobs: which rows meet which.
-        cuts: into how many ranges the columns of each are cut.
-        starts: where the outputs of each start.
-        end: where the last ends.
-        of_x: how many are of the rows of ``x``. They come first.
-    """
-
-    jobs: tuple[Job, ...]
-    cuts: tuple[int, ...]
-    starts: tuple[int, ...]
-    end: int
-    of_x: int
-
-
 class Panel(NamedTuple):
     """All pairs of a side of the contraction, whose weights are stored for the library's products.
 
@@ -60,8 +42,8 @@ class Panel(NamedTuple):
     """
 
     launch: Launch
-    side: int
-    mirrored: int | None
+    side: Side
+    mirrored: Side | None
     sums: tuple[int, int, int] | None
 
 
@@ -162,19 +144,27 @@ class Schedule:
         return Launch(softmax_head_kernel, programs, numbers, None, **options)
 
     @functools.cached_property
-    def sides(self) -> Sides:
+    def sides(self) -> tuple[Side, ...]:
         """The sides of the contraction, and into how many ranges the columns of each are cut."""
-        scheme, jobs, choice = self.scheme, self.scheme.of_weights, self.choice
-        cuts: list[int] = []
-        starts: list[int] = []
-        end = 0
-        for i, job in enumerate(jobs):
-            cuts.append(1 if choice is None else self._cuts(job, choice))
+        scheme, choice = self.scheme, self.choice
+        sides: list[Side] = []
+        for i, job in enumerate(scheme.of_weights):
+            cuts = 1 if choice is None else self._cuts(job, choice)
+            first = sides[-1].end if sides else 0
             if i % 2 == 0:  # where a launch begins, addresses are aligned whatever the number of rows
-                end += -end % 4
-            starts.append(end)
-            end += cuts[-1] * scheme.batch * job.rows
-        return Sides(jobs, tuple(cuts), tuple(starts), end, sum(job.row == 0 for job in jobs))
+                first += -first % 4
+            sides.append(Side(job, first, (cuts, scheme.batch, job.rows)))
+        return tuple(sides)
+
+    @functools.cached_property
+    def of_x(self) -> int:
+        """How many sides are of the rows of ``x``. They come first."""
+        return sum(side.job.row == 0 for side in self.sides)
+
+    @functools.cached_property
+    def results(self) -> int:
+        """Rows of results of all sides."""
+        return self.sides[-1].end if self.sides else 0
 
     def _cuts(self, job: Job, choice: Config) -> int:
         scheme = self.scheme
@@ -185,21 +175,21 @@ class Schedule:
     @functools.cached_property
     def contract(self) -> tuple[tuple[int, Launch], ...]:
         """Launches of up to two sides each, and where the outputs of each start."""
-        scheme, choice, (jobs, cuts, starts, *_) = self.scheme, self.choice, self.sides
+        scheme, choice, sides = self.scheme, self.choice, self.sides
         assert choice is not None
         o, mode = self._operands(scheme.of_sums[0]), scheme.weights
-        own = any(job.own for job in jobs)
+        own = any(side.job.own for side in sides)
         constants = o.constants(choice, mode) | {"EXCLUDE": _exclusion(scheme, own)}
         units = (scheme.factor * o.unit(mode), o.shift(mode) * o.unit(mode))
         found = []
-        for i in range(0, len(jobs), 2):
+        for i in range(0, len(sides), 2):
             programs, told = [], []
-            for job, ranges in zip(jobs[i : i + 2], cuts[i : i + 2], strict=True):
+            for job, _, (ranges, *_) in sides[i : i + 2]:
                 programs.append(scheme.batch * -(-job.rows // choice.block_m) * ranges)
                 told.append((job.rows, job.cols, job.row, job.col, 0 if job.own else _NO_COLUMN, ranges))
             numbers = (scheme.batch, scheme.rows, programs[0], *told[0], *told[-1], *units)
             planned = Launch(contract_sides_kernel, sum(programs), numbers, choice, **constants)
-            found.append((starts[i], specialised(planned) if choice.specialised else planned))
+            found.append((sides[i].first, specialised(planned) if choice.specialised else planned))
         return tuple(found)
 
     @functools.cached_property
@@ -207,8 +197,9 @@ class Schedule:
         """The weights of all sides, where they do not go in one pass."""
         return tuple(self._panel(*sides) for sides in by_panels(self.scheme.of_weights))
 
-    def _panel(self, side: int, mirrored: int | None) -> Panel:
-        scheme, mode, job = self.scheme, self.scheme.weights, self.scheme.of_weights[side]
+    def _panel(self, i: int, mirrored: int | None) -> Panel:
+        scheme, mode, sides = self.scheme, self.scheme.weights, self.sides
+        job = sides[i].job
         o = self._operands(job)
         choice = o.find("panel", self._weighing)
         assert choice is not None
@@ -221,18 +212,25 @@ class Schedule:
         constants = o.constants(choice, mode) | {"GROUP": 8}
         launch = Launch(panel_kernel, scheme.batch * blocks * tiles, numbers, choice, **constants)
         # Partners alone have the same sum as the anchors.
-        summed = scheme.head in ("energy", "sigmoid") and side < max(1, self.sides.of_x)
-        return Panel(launch, side, mirrored, (tiles, scheme.batch, job.rows) if summed else None)
+        summed = scheme.head in ("energy", "sigmoid") and i < max(1, self.of_x)
+        of_mirror = None if mirrored is None else sides[mirrored]
+        return Panel(launch, sides[i], of_mirror, (tiles, scheme.batch, job.rows) if summed else None)
 
     @functools.cached_property
     def finish(self) -> Launch:
         """All gradients out of the results of the contraction."""
-        scheme, (jobs, cuts, _, _, of_x) = self.scheme, self.sides
+        scheme, of_x, cuts = self.scheme, self.of_x, [side.shape[0] for side in self.sides]
         # Those of the rows of x come first, then those of y and the queue; of two views there are none but the first.
         cuts_x, cuts_y = sum(cuts[:of_x]), sum(cuts[0 if scheme.views == 2 else of_x :])
         queue = ("y" if scheme.spec.loss in UNPAIRED else "queue") in scheme.need
         blocks = (self.blocks, self.blocks_further if queue else 0)
-        places = (self.anchors, jobs[-1].rows if jobs else 0, cuts_x, cuts_y, scheme.pairs if self.shares_side else 0)
+        places = (
+            self.anchors,
+            self.sides[-1].job.rows if cuts else 0,
+            cuts_x,
+            cuts_y,
+            scheme.pairs if self.shares_side else 0,
+        )
         options = (norm_eps(scheme.input_dtype), scheme.spec.scale, scheme.share, 1 / scheme.range)
         numbers = (scheme.batch, scheme.pairs, scheme.further, *blocks, *places, *self._strides, *options)
         return Launch(finish_rows_kernel, scheme.batch * sum(blocks), numbers, None, **self._shape)
@@ -246,7 +244,7 @@ class Schedule:
     def _parts(self) -> tuple[int, ...]:
         """How many partial sums of weights the sides of ``x`` have."""
         if self.choice is not None:
-            return self.sides.cuts
+            return tuple(side.shape[0] for side in self.sides)
         return tuple(panel.sums[0] for panel in self.panels if panel.sums is not None)
 
     @property

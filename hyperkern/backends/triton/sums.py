@@ -15,13 +15,16 @@ from .tile import (
     exp,
     load_ids,
     load_log_weights,
-    load_rows,
-    logits,
+    load_whole,
+    logits_of_columns,
     masked_tiles,
     natural,
+    place,
     positives,
-    similarity,
+    range_of,
+    rounds,
     softplus,
+    tile_of,
 )
 
 
@@ -39,56 +42,16 @@ def _add_to_lse(b_top, b_sum, b_l, AXIS: tl.constexpr):
 
 @triton.jit
 def _add_tile(
-    b_top,
-    b_sum,
-    b_positive,
-    b_number,
-    i_n,
-    b_x,
-    p_x,
-    p_y,
-    p_v,
-    p_col_ids,
-    p_col_top,
-    p_col,
-    o_m,
-    b_u,
-    b_row_ids,
-    m,
-    n,
-    stride_xm,
-    stride_yn,
-    row_shift,
-    scale,
-    beyond,
-    HAS_U: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    MODE: tl.constexpr,
-    LOG2: tl.constexpr,
-    COLS: tl.constexpr,
-    TRIANGLE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    CLASSES: tl.constexpr,
-    MASK: tl.constexpr,
-):
-    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    b_y = b_x
-    if BLOCK_D >= DIM:
-        p_tile = p_y + (i_n * BLOCK_N).to(tl.int64) * stride_yn
-        o_d = tl.arange(0, BLOCK_D)
-        b_y = load_rows(p_tile, tl.arange(0, BLOCK_N), o_d, n - i_n * BLOCK_N, stride_yn, DIM, DIM == BLOCK_D, MASK)
-    b_s = similarity(
-        b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
-    )
-    b_v = load_log_weights(p_v, o_n, n, LOG2, MASK)
-    b_col_ids = load_ids(p_col_ids, o_n, n, MASK)
-    b_l = logits(
-        b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
-    )
+    b_top, b_sum, b_positive, b_number, i_n, b_x, p_x, p_y, p_v, p_col_ids, col, p_col_top, p_col, o_m, b_u, b_row_ids,
+    m, n, stride_xm, stride_yn, scale, beyond,
+    HAS_U: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr, MODE: tl.constexpr, LOG2: tl.constexpr, COLS: tl.constexpr, TRIANGLE: tl.constexpr,
+    PRECISION: tl.constexpr, CLASSES: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    b_l, o_n, _, b_col_ids = logits_of_columns(
+        i_n, b_x, p_x, p_y, p_v, p_col_ids, col, o_m, b_u, b_row_ids, m, n, stride_xm, stride_yn, 0, scale,
+        HAS_U, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, LOG2, PRECISION, MASK,
+    )  # fmt: skip
     if COLS:
         b_l = tl.where((o_m < m)[:, None], b_l, -INF)  # rows over the end count for no column
         m_cols = o_n < n
@@ -118,42 +81,13 @@ def _add_tile(
     return b_top, b_sum, b_positive, b_number
 
 
-@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits", "row_shift"])
+@triton.jit(do_not_specialize=["m", "n", "batch", "stripes", "splits"])
 def sums_kernel(
-    p_x,
-    p_y,
-    p_u,
-    p_v,
-    p_row_ids,
-    p_col_ids,
-    p_row_top,
-    p_row,
-    p_col_top,
-    p_col,
-    p_classes,
-    p_positives,
-    batch,
-    m,
-    n,
-    stripes,
-    splits,
-    stride_xb,
-    stride_xm,
-    stride_yb,
-    stride_yn,
-    row_shift,
-    scale,
-    DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    MODE: tl.constexpr,
-    LOG2: tl.constexpr,
-    COLS: tl.constexpr,
-    TRIANGLE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    p_x, p_y, p_u, p_v, p_row_ids, p_col_ids, p_row_top, p_row, p_col_top, p_col, p_classes, p_positives,
+    batch, m, n, stripes, splits, stride_xb, stride_xm, stride_yb, stride_yn, scale,
+    DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EXCLUDE: tl.constexpr,
+    MODE: tl.constexpr, LOG2: tl.constexpr, COLS: tl.constexpr, TRIANGLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Row sums ``(splits, B, M)``, column sums ``(parts, B, N)``; with the mode ``running`` relative to maxima.
 
     With classes, one for each row of the operand that holds x and, unless rows leave themselves out, behind them y,
@@ -162,39 +96,32 @@ def sums_kernel(
     A program serves one stripe of row blocks of one batch element and one of ``splits`` ranges of columns. There are
     ``stripes`` parts, and with ``TRIANGLE``, which needs ``BLOCK_M % BLOCK_N == 0``, as many for each range.
     """
-    i_stripe = tl.program_id(0) % stripes
-    i_split = tl.program_id(0) // stripes % splits
-    i_b = (tl.program_id(0) // stripes // splits).to(tl.int64)
-
+    i_stripe, i_split, i_b = place(tl.program_id(0), stripes, splits)
     p_x += i_b * stride_xb
     p_y += i_b * stride_yb
     p_row += (i_split * batch + i_b) * m
     # The ranges of a triangle differ from round to round: there each range has partial sums of columns of its own.
     i_part = i_stripe + i_split * stripes if TRIANGLE else i_stripe
-    if p_classes is not None:
-        p_row_ids = p_classes + i_b * (stride_xb // DIM)
-        p_col_ids = p_row_ids if EXCLUDE == "self" else p_row_ids + m
-        p_positives += (i_split * batch + i_b) * m
     if COLS:
         p_col += (i_part * batch + i_b) * n
     if MODE == "running":
         p_row_top += (i_split * batch + i_b) * m
         if COLS:
             p_col_top += (i_part * batch + i_b) * n
-    if p_u is not None:
-        p_u += i_b * m
-    if p_v is not None:
-        p_v += i_b * n
-    if EXCLUDE == "same_id":
-        p_row_ids += i_b * m
-        p_col_ids += i_b * n
+    row, col = i_b * m, i_b * n
+    if p_classes is not None:
+        p_row_ids, p_col_ids = p_classes, p_classes
+        row = i_b * (stride_xb // DIM)
+        col = row if EXCLUDE == "self" else row + m
+        p_positives += (i_split * batch + i_b) * m
 
     blocks = tl.cdiv(m, BLOCK_M)
     tiles = tl.cdiv(n, BLOCK_N)
     if COLS:
         # Its own partial sums, to be added to.
-        z_start = 0 if TRIANGLE else (i_split.to(tl.int64) * tiles // splits).to(tl.int32)
-        z_stop = tiles if TRIANGLE else ((i_split + 1).to(tl.int64) * tiles // splits).to(tl.int32)
+        z_start, z_stop = 0, tiles
+        if not TRIANGLE:
+            z_start, z_stop = range_of(i_split, splits, 0, tiles)
         for i_n in range(z_start, z_stop):
             o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
             tl.store(p_col + o_n, tl.zeros((BLOCK_N,), tl.float32), mask=o_n < n)
@@ -206,12 +133,9 @@ def sums_kernel(
         i_m = i_round * stripes + tl.where(i_round % 2 == 0, i_stripe, stripes - 1 - i_stripe)
         if i_m < blocks:
             o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-            if BLOCK_D >= DIM:
-                b_x = load_rows(p_x, o_m, tl.arange(0, BLOCK_D), m, stride_xm, DIM, DIM == BLOCK_D, True)
-            else:
-                b_x = tl.zeros((1, 1), tl.float32)
-            b_u = load_log_weights(p_u, o_m, m, LOG2, True)
-            b_row_ids = load_ids(p_row_ids, o_m, m, True)
+            b_x = load_whole(p_x, o_m, m, stride_xm, DIM, BLOCK_D, True)
+            b_u = load_log_weights(p_u, row, o_m, m, LOG2, True)
+            b_row_ids = load_ids(p_row_ids, row, o_m, m, True)
             b_top = tl.full((BLOCK_M,), -INF, tl.float32)
             b_sum = tl.zeros((BLOCK_M,), tl.float32)
             b_positive = tl.zeros((BLOCK_M,), tl.float32)
@@ -219,28 +143,19 @@ def sums_kernel(
 
             first = i_m * (BLOCK_M // BLOCK_N) if TRIANGLE else 0
             beyond = (i_m + 1) * BLOCK_M
-            t_start = first + (i_split.to(tl.int64) * (tiles - first) // splits).to(tl.int32)
-            t_stop = first + ((i_split + 1).to(tl.int64) * (tiles - first) // splits).to(tl.int32)
-            lo, hi, ragged = masked_tiles(i_m * BLOCK_M, row_shift, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
-            for i_tile in range(hi - lo + ragged):
-                i_n = tl.where(i_tile < hi - lo, lo + i_tile, t_stop - 1)
-                b_top, b_sum, b_positive, b_number = _add_tile(
-                    b_top, b_sum, b_positive, b_number,
-                    i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
-                    m, n, stride_xm, stride_yn, row_shift, scale, beyond,
-                    p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
-                    p_classes is not None, True,
-                )  # fmt: skip
-            if EXCLUDE != "same_id":
-                for i_tile in range(t_start, t_stop - ragged - (hi - lo)):
-                    i_n = tl.where(i_tile < lo, i_tile, i_tile + (hi - lo))
-                    b_top, b_sum, b_positive, b_number = _add_tile(
-                        b_top, b_sum, b_positive, b_number,
-                        i_n, b_x, p_x, p_y, p_v, p_col_ids, p_col_top, p_col, o_m, b_u, b_row_ids,
-                        m, n, stride_xm, stride_yn, row_shift, scale, beyond,
-                        p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE, PRECISION,
-                        p_classes is not None, False,
-                    )  # fmt: skip
+            t_start, t_stop = range_of(i_split, splits, first, tiles)
+            lo, hi, ragged = masked_tiles(i_m * BLOCK_M, 0, n, t_start, t_stop, BLOCK_M, BLOCK_N, EXCLUDE)
+            for MASK in tl.static_range(1, -1, -1):  # the tiles with a mask, then the others
+                if MASK or EXCLUDE != "same_id":
+                    start, stop = rounds(t_start, t_stop, lo, hi, ragged, MASK)
+                    for i_tile in range(start, stop):
+                        b_top, b_sum, b_positive, b_number = _add_tile(
+                            b_top, b_sum, b_positive, b_number, tile_of(i_tile, t_stop, lo, hi, MASK),
+                            b_x, p_x, p_y, p_v, p_col_ids, col, p_col_top, p_col, o_m, b_u, b_row_ids,
+                            m, n, stride_xm, stride_yn, scale, beyond,
+                            p_u is not None, DIM, BLOCK_M, BLOCK_N, BLOCK_D, EXCLUDE, MODE, LOG2, COLS, TRIANGLE,
+                            PRECISION, p_classes is not None, MASK,
+                        )  # fmt: skip
             if MODE == "softplus":
                 b_sum = natural(b_sum, LOG2)
             tl.store(p_row + o_m, b_sum, mask=o_m < m)

@@ -60,6 +60,26 @@ def load_rows(p_rows, o_rows, o_d, rows, stride, DIM: tl.constexpr, EVEN_D: tl.c
 
 
 @triton.jit
+def load_whole(p_rows, o_rows, rows, stride, DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASK_ROWS: tl.constexpr):
+    """Whole rows; nothing where they go chunk by chunk, see `similarity`."""
+    if BLOCK_D >= DIM:
+        b_rows = load_rows(p_rows, o_rows, tl.arange(0, BLOCK_D), rows, stride, DIM, DIM == BLOCK_D, MASK_ROWS)
+    else:
+        b_rows = tl.zeros((1, 1), tl.float32)
+    return b_rows
+
+
+@triton.jit
+def load_block(
+    p_rows, i_block, rows, stride,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, MASK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """The same of a block. Offsets inside of it are small numbers, which take fewer registers in a loop."""
+    p_block = p_rows + (i_block * BLOCK).to(tl.int64) * stride
+    return load_whole(p_block, tl.arange(0, BLOCK), rows - i_block * BLOCK, stride, DIM, BLOCK_D, MASK_ROWS)
+
+
+@triton.jit
 def dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
     """``b_sum + b_left b_right`` with float32 sums.
 
@@ -106,22 +126,9 @@ def narrow(b_value, DTYPE: tl.constexpr):
 
 @triton.jit
 def similarity(
-    b_x,
-    b_y,
-    p_x,
-    p_y,
-    o_m,
-    o_n,
-    m,
-    n,
-    stride_x,
-    stride_y,
-    DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_x, stride_y,
+    DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Inner products ``(BLOCK_M, BLOCK_N)``: of the blocks given, or chunk by chunk where a row is longer."""
     b_s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if BLOCK_D >= DIM:
@@ -145,35 +152,35 @@ def exp(b_l, LOG2: tl.constexpr):
 
 
 @triton.jit
-def load_vector(p_vector, o, count, none, MASK: tl.constexpr):
-    """Numbers of rows or columns; ``none`` outside and where there are none."""
+def load_vector(p_vector, first, o, count, none, MASK: tl.constexpr):
+    """Numbers of rows or columns, counted from the ``first`` on; ``none`` outside and where there are none."""
     if p_vector is None:
         b_vector = tl.full(o.shape, none, tl.float32)
     elif MASK:
-        b_vector = tl.load(p_vector + o, mask=o < count, other=none)
+        b_vector = tl.load(p_vector + first + o, mask=o < count, other=none)
     else:
-        b_vector = tl.load(p_vector + o)
+        b_vector = tl.load(p_vector + first + o)
     return b_vector
 
 
 @triton.jit
-def load_log_weights(p_log_weights, o, count, LOG2: tl.constexpr, MASK: tl.constexpr):
+def load_log_weights(p_log_weights, first, o, count, LOG2: tl.constexpr, MASK: tl.constexpr):
     """Log-weights of rows or columns, in the units of the logit; 0 outside and where there are none."""
-    b_w = load_vector(p_log_weights, o, count, 0.0, MASK)
+    b_w = load_vector(p_log_weights, first, o, count, 0.0, MASK)
     if LOG2:
         b_w *= LOG2E
     return b_w
 
 
 @triton.jit
-def load_ids(p_ids, o, count, MASK: tl.constexpr):
+def load_ids(p_ids, first, o, count, MASK: tl.constexpr):
     """The ids of rows or columns, where an exclusion or positives ask for them."""
     if p_ids is None:
         b_ids = tl.zeros(o.shape, tl.int32)
     elif MASK:
-        b_ids = tl.load(p_ids + o, mask=o < count, other=0)
+        b_ids = tl.load(p_ids + first + o, mask=o < count, other=0)
     else:
-        b_ids = tl.load(p_ids + o)
+        b_ids = tl.load(p_ids + first + o)
     return b_ids
 
 
@@ -188,21 +195,9 @@ def positives(b_l, b_row_ids, b_col_ids, MASK: tl.constexpr):
 
 @triton.jit
 def logits(
-    b_s,
-    o_m,
-    o_n,
-    n,
-    b_u,
-    b_v,
-    b_row_ids,
-    b_col_ids,
-    row_shift,
-    scale,
-    HAS_U: tl.constexpr,
-    HAS_V: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    MASK: tl.constexpr,
-):
+    b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale,
+    HAS_U: tl.constexpr, HAS_V: tl.constexpr, EXCLUDE: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
     """``scale s_ij + u_i + v_j``; -inf for a pair left out, which only a tile with ``MASK`` can hold."""
     b_l = b_s * scale
     if HAS_U:
@@ -219,6 +214,26 @@ def logits(
             b_keep = b_keep & (b_row_ids[:, None] != b_col_ids[None, :])
         b_l = tl.where(b_keep, b_l, -INF)
     return b_l
+
+
+@triton.jit
+def logits_of_columns(
+    i_n, b_x, p_x, p_y, p_v, p_col_ids, col, o_m, b_u, b_row_ids, m, n, stride_xm, stride_yn, row_shift, scale,
+    HAS_U: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    EXCLUDE: tl.constexpr, LOG2: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """The logits of a block of rows and a tile of columns, and of the columns the indices, the rows and the ids."""
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_y = load_block(p_y, i_n, n, stride_yn, DIM, BLOCK_N, BLOCK_D, MASK)
+    b_s = similarity(
+        b_x, b_y, p_x, p_y, o_m, o_n, m, n, stride_xm, stride_yn, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+    )
+    b_v = load_log_weights(p_v, col, o_n, n, LOG2, MASK)
+    b_col_ids = load_ids(p_col_ids, col, o_n, n, MASK)
+    b_l = logits(
+        b_s, o_m, o_n, n, b_u, b_v, b_row_ids, b_col_ids, row_shift, scale, HAS_U, p_v is not None, EXCLUDE, MASK
+    )
+    return b_l, o_n, b_y, b_col_ids
 
 
 @triton.jit
@@ -267,17 +282,9 @@ def natural(b_value, LOG2: tl.constexpr):
 
 @triton.jit
 def weights(
-    b_l,
-    b_a,
-    b_row_lse,
-    b_b,
-    b_col_lse,
-    shift,
-    HAS_A: tl.constexpr,
-    HAS_B: tl.constexpr,
-    MODE: tl.constexpr,
-    LOG2: tl.constexpr,
-):
+    b_l, b_a, b_row_lse, b_b, b_col_lse, shift,
+    HAS_A: tl.constexpr, HAS_B: tl.constexpr, MODE: tl.constexpr, LOG2: tl.constexpr,
+):  # fmt: skip
     """The weights of the pairs, and the values of the potential where they differ from the weights."""
     b_value = b_l
     if MODE == "exp":
@@ -305,14 +312,7 @@ def weights(
 
 @triton.jit
 def masked_tiles(
-    row_start,
-    row_shift,
-    n,
-    t_start,
-    t_stop,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    EXCLUDE: tl.constexpr,
+    row_start, row_shift, n, t_start, t_stop, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXCLUDE: tl.constexpr
 ):
     """Which of the column tiles ``[t_start, t_stop)`` need a mask: ``[lo, hi)``, and perhaps the last one.
 
@@ -329,3 +329,37 @@ def masked_tiles(
         hi = t_stop
     ragged = (t_stop * BLOCK_N > n) & ((hi < t_stop) | (lo == hi)) & (t_start < t_stop)
     return lo, hi, ragged.to(tl.int32)
+
+
+@triton.jit
+def place(i_program, blocks, splits):
+    """Which block, which of ``splits`` ranges of tiles and which batch element a program serves."""
+    return i_program % blocks, i_program // blocks % splits, (i_program // blocks // splits).to(tl.int64)
+
+
+@triton.jit
+def range_of(i_split, splits, first, tiles):
+    """The tiles ``[start, stop)`` of one of ``splits`` ranges of those from ``first`` to ``tiles``."""
+    start = first + (i_split.to(tl.int64) * (tiles - first) // splits).to(tl.int32)
+    stop = first + ((i_split + 1).to(tl.int64) * (tiles - first) // splits).to(tl.int32)
+    return start, stop
+
+
+@triton.jit
+def rounds(t_start, t_stop, lo, hi, ragged, MASK: tl.constexpr):
+    """What a loop over the tiles with a mask counts, those of `masked_tiles`, or one over the others."""
+    if MASK:
+        start, stop = 0, hi - lo + ragged
+    else:
+        start, stop = t_start, t_stop - ragged - (hi - lo)
+    return start, stop
+
+
+@triton.jit
+def tile_of(i_round, t_stop, lo, hi, MASK: tl.constexpr):
+    """The tile of a round of such a loop."""
+    if MASK:
+        i_tile = tl.where(i_round < hi - lo, lo + i_round, t_stop - 1)
+    else:
+        i_tile = tl.where(i_round < lo, i_round, i_round + (hi - lo))
+    return i_tile

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...spec import PairTerms
-from ..host.panels import product, room
+from ..host.panels import products, room
 from ..host.whole import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
 from .align_uniform import STEP
 from .launch import launch
@@ -209,27 +209,26 @@ def _contract(
 ) -> _Contracted:
     """All sides that are needed, in one pass or by panels."""
     vectors = _Vectors(u, lse, factor, classes, share)
-    grad = rows.new_empty((schedule.sides.end, schedule.width), dtype=torch.float32)
+    grad = rows.new_empty((schedule.results, schedule.width), dtype=torch.float32)
     return (_by_panels if schedule.choice is None else _in_one_pass)(schedule, rows, vectors, grad)
 
 
 def _in_one_pass(schedule: Schedule, rows: Tensor, vectors: _Vectors, grad: Tensor) -> _Contracted:
     """Two sides in one launch."""
-    sums = grad.new_empty(schedule.sides.end)
+    sums = grad.new_empty(schedule.results)
     values = torch.empty_like(sums) if schedule.scheme.weights == "softplus" else sums
     for start, planned in schedule.contract:
         out = (grad, sums, values) if start == 0 else (grad[start:], sums[start:], values[start:])
         launch(planned, rows.device, rows, *vectors, *out)
-    starts = schedule.sides.starts
-    return _Contracted(grad, [sums[start:] for start in starts], [values[start:] for start in starts])
+    sides = schedule.sides
+    return _Contracted(grad, [sums[side.first :] for side in sides], [values[side.first :] for side in sides])
 
 
 def _by_panels(schedule: Schedule, rows: Tensor, vectors: _Vectors, grad: Tensor) -> _Contracted:
     """The weights of a side and of its mirror image in one launch, then a product of the library for each."""
-    scheme, (jobs, _, starts, *_) = schedule.scheme, schedule.sides
-    found = _Contracted(grad, [], [])
+    scheme, found = schedule.scheme, _Contracted(grad, [], [])
     for planned, side, mirrored, shape in schedule.panels:
-        job = jobs[side]
+        job = side.job
         x, y = rows_of(rows, job.row, job.rows), rows_of(rows, job.col, job.cols)
         u, row_lse, a, row_ids, row_share = vectors.of(job.row)
         _, col_lse, b, col_ids, col_share = vectors.of(job.col)
@@ -238,11 +237,7 @@ def _by_panels(schedule: Schedule, rows: Tensor, vectors: _Vectors, grad: Tensor
         values = torch.empty_like(sums) if sums is not None and scheme.weights == "softplus" else sums
         factors = (row_lse, a, col_lse, b, row_share, col_share)
         launch(planned, rows.device, x, y, u, None, row_ids, col_ids, *factors, w, sums, None, values)
-        for i, turned in ((side, False), (mirrored, True)):
-            if i is not None and (jobs[i].row > 0 or scheme.wants_x):
-                out = grad[starts[i] : starts[i] + scheme.batch * jobs[i].rows]
-                out = out.view(scheme.batch, jobs[i].rows, schedule.width)
-                product(out, *((w[:, :, : jobs[i].rows].mT, x) if turned else (w, y)))
+        products(grad, w, x, y, side, mirrored, wants_x=scheme.wants_x)
         del w  # before there is room for the next
         if sums is not None and values is not None:
             found.sums.append(sums)
@@ -266,9 +261,9 @@ def _finish(
     anchors: Tensor | None = None,
     bias_sums: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    of_x, (x, y, queue) = schedule.sides.of_x, (plan.x, plan.y, plan.queue)
+    of_x, sides, (x, y, queue) = schedule.of_x, schedule.sides, (plan.x, plan.y, plan.queue)
     grad_x = grad if of_x else None
-    grad_queue = grad[schedule.sides.starts[of_x] :] if of_x < len(schedule.sides.jobs) else None
+    grad_queue = grad[sides[of_x].first :] if of_x < len(sides) else None
     grad_y = grad_queue if schedule.shares_side else None
     if plan.scheme.views == 2:
         grad_y = grad_x
