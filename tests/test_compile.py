@@ -1,5 +1,6 @@
 """Every loss inside a compiled region, without graph breaks."""
 
+import inspect
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -246,12 +247,16 @@ def test_an_option_that_changes_from_step_to_step(option: str) -> None:
         torch.testing.assert_close(compiled(value), function(value))
 
 
-@pytest.mark.parametrize("module", [hk.CLIPLoss(learnable=True), hk.AlignUniformLoss(), hk.InfoNCELoss()], ids=repr)
-def test_modules(module: torch.nn.Module) -> None:
-    check(lambda x, y: (module(x, y),), list(torch.randn(2, 9, 4)))
-
-
-def test_bad_input_raises_the_same_error() -> None:
-    compiled = torch.compile(hk.uniformity, backend="aot_eager")
-    with pytest.raises(ValueError, match="x must have at least 2 rows"):
-        compiled(torch.randn(1, 4))
+@pytest.mark.parametrize("make", [hk.CLIPLoss, hk.AlignUniformLoss, hk.InfoNCELoss, hk.SigLIPLoss, hk.UniformityLoss])
+def test_modules(make: type[torch.nn.Module]) -> None:
+    x, y = torch.randn(2, 9, 4)
+    module = make(learnable=True) if "learnable" in inspect.signature(make).parameters else make()
+    check(lambda x, y: (module(x, y),), [x, y])
+    grads = []
+    for loss in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+        grads.append(torch.autograd.grad(loss(x.requires_grad_(), y), [x, *module.parameters()]))
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected)
+    # One that is made inside of a graph.
+    made = torch.compile(lambda x, y: make()(x, y), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(made(x, y), make()(x, y))

@@ -22,6 +22,7 @@ LAYERS = [
     {"second_order"},
     {"autograd"},
     {"arguments"},
+    {"options"},
     {"losses"},
     {"nn", "metrics", "queue", "cached"},
     {"evaluation"},  # evaluation shows a value beside that of the uniform distribution, from metrics
@@ -119,5 +120,5 @@ def test_the_walk_sees_what_it_should(source, module, bad):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "losses").glob("*.py")), ids=lambda path: path.stem)
 def test_losses_know_no_backend(path):
     names = {path[0] for path in imported_modules(path.read_text(), ["losses", path.stem])}
-    assert names <= {"losses", "arguments", "autograd", "distributed", "spec"}
+    assert names <= {"losses", "arguments", "options", "autograd", "distributed", "spec"}
     assert "torch.ops" not in path.read_text()

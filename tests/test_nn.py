@@ -1,12 +1,20 @@
 """The modules: each is its function with the options given at construction."""
 
+import copy
+import inspect
 import math
+import pickle
+import re
+from collections.abc import Callable
+from typing import Annotated
 
 import pytest
 import torch
 from torch import nn
 
 import hyperkern as hk
+from hyperkern.arguments import check_positive
+from hyperkern.options import Option
 
 X, Y, QUEUE = torch.randn(6, 4), torch.randn(6, 4), torch.randn(9, 4)
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
@@ -100,7 +108,7 @@ def test_every_module_is_tested() -> None:
 
 
 @pytest.mark.usefixtures("either_way")
-@pytest.mark.parametrize("module", [m for m in MODULES if "learnable" in m.__init__.__kwdefaults__])
+@pytest.mark.parametrize("module", [m for m in MODULES if "learnable" in inspect.signature(m).parameters])
 def test_every_learned_scale_has_a_gradient(module: type[nn.Module]) -> None:
     loss = module(learnable=True)
     loss(*arguments(module)).backward()
@@ -129,7 +137,7 @@ def test_repr_shows_the_options_as_they_were_given(module: type[nn.Module]) -> N
     assert "normalize=True" in shown
     # Nothing but arguments of the constructor: the text can be pasted back.
     for option in shown[len(module.__name__) + 1 : -1].split(", "):
-        assert option.split("=")[0] in module.__init__.__kwdefaults__
+        assert option.split("=")[0] in inspect.signature(module).parameters
 
 
 def test_repr_shows_a_learned_scale() -> None:
@@ -219,3 +227,68 @@ def test_a_wrong_backend_is_refused_at_construction() -> None:
     for name in ("nonsense", 3):
         with pytest.raises(ValueError, match=rf"backend={name!r} is unknown"):
             hk.UniformityLoss(backend=name)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_signature_and_documentation_are_complete(module: type[nn.Module]) -> None:
+    options = inspect.signature(module).parameters
+    arguments_of, _, raises = inspect.getdoc(module).partition("Args:")[2].partition("Raises:")
+    documented = [
+        line.strip().split(":")[0] for line in arguments_of.splitlines() if line[:4].strip() == "" != line[4:5].strip()
+    ]
+    assert documented == list(options)
+    assert "an unknown ``backend``" in raises
+    with pytest.raises(TypeError, match=rf"{module.__name__}.__init__\(\) got an unexpected keyword argument 'alfa'"):
+        module(alfa=1.0)
+
+
+def function_of(module: type[nn.Module]) -> Callable:
+    name = re.search(r"`hyperkern\.(\w+)`", module.__doc__).group(1)
+    return getattr(hk, name)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_options_are_those_of_the_function(module: type[nn.Module]) -> None:
+    options, function = inspect.signature(module).parameters, inspect.signature(function_of(module)).parameters
+    inputs = inspect.signature(module.forward).parameters
+    assert {*options, *inputs} - {"self", "learnable", "max_logit_scale"} == {*function}
+    for name in {*options} & {*function}:
+        assert function[name].default in (options[name].default, inspect.Parameter.empty)
+
+
+def test_a_subclass_has_options_or_a_constructor_of_its_own() -> None:
+    class Frozen(hk.InfoNCELoss):
+        margin: Annotated[float, Option("of the positive, > 0.", check_positive, "``margin <= 0``", False)] = 0.1
+        temperature: float = 0.2
+
+    class Fixed(hk.InfoNCELoss):
+        def __init__(self, size: int) -> None:
+            super().__init__(temperature=1 / size)
+
+    class Further(Fixed):
+        pass
+
+    assert next(iter(inspect.signature(Frozen).parameters)) == "temperature"
+    assert (Frozen(margin=0.3).margin, Frozen().temperature, Frozen(temperature=0.5).temperature) == (0.3, 0.2, 0.5)
+    assert torch.equal(Frozen()(X, Y), hk.info_nce(X, Y, temperature=0.2))
+    with pytest.raises(ValueError, match="margin must be a finite number > 0, got -1"):
+        Frozen(margin=-1)
+    for module in (Fixed, Further):
+        assert list(inspect.signature(module).parameters) == ["size"]
+        assert module(4).temperature == 0.25
+        torch.testing.assert_close(module(4)(X, Y), hk.info_nce(X, Y, temperature=0.25))
+
+
+def test_copies_and_pickles() -> None:
+    loss = hk.SigLIPLoss(logit_bias=-3.0, learnable=True)
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert repr(other) == repr(loss)
+        assert other.state_dict().keys() == {"log_logit_scale", "learned_bias"}
+        assert torch.equal(other(X, Y), loss(X, Y))
+
+
+def test_the_terms_of_align_uniform() -> None:
+    loss = hk.AlignUniformLoss(t=3.0, uniform_weight=0.5)
+    terms = loss.terms(X, Y)
+    assert all(map(torch.equal, terms, hk.align_uniform(X, Y, t=3.0, uniform_weight=0.5)))
+    assert torch.equal(loss(X, Y), terms.loss)

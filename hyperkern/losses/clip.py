@@ -1,8 +1,9 @@
 """The two-way losses of image-text models: CLIP's softmax and SigLIP's sigmoid."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .. import autograd
 from ..arguments import (
@@ -17,6 +18,7 @@ from ..arguments import (
     reduce_rows,
 )
 from ..distributed import Agreement, GroupLike, Ranks
+from ..options import Option, ScaledLoss, one_of
 from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, product_precision
 from ._logits import merged, nll_from_excess, number_or_tensor, positive_logits, scaled
 
@@ -102,6 +104,16 @@ def clip_loss(
     return autograd.loss(inputs, whole, composed, backend=backend)[0]
 
 
+class CLIPLoss(ScaledLoss):
+    """`hyperkern.clip_loss` as a module that can learn its scale."""
+
+    logit_scale: float = 1 / 0.07
+
+    def forward(self, x: Tensor, y: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        """The two-way loss of the partners ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
+        return clip_loss(x, y, ids=ids, **self.given())
+
+
 def siglip(
     x: Tensor,
     y: Tensor,
@@ -158,6 +170,27 @@ def siglip(
         return own
     total = autograd.sum_over_ranks(own, ranks)
     return total / ranks.total if reduction == "mean" else total
+
+
+class SigLIPLoss(ScaledLoss):
+    """`hyperkern.siglip` as a module that can learn its scale and bias."""
+
+    logit_scale: float = 10.0
+    logit_bias: float = -10.0
+    reduction: Annotated[str, Option('``"mean"`` or ``"sum"``.', one_of("mean", "sum"), "an unknown ``reduction``")] = (
+        "mean"
+    )
+
+    def _complete(self) -> None:
+        super()._complete()
+        self.learned_bias = nn.Parameter(torch.tensor(float(self.logit_bias))) if self.learnable else None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of all pairs of ``x`` and ``y``, both ``(N, D)`` or ``(B, N, D)``; row i goes with row i."""
+        options = self.given()
+        if self.learned_bias is not None:
+            options["logit_bias"] = self.learned_bias
+        return siglip(x, y, **options)
 
 
 def own_decisions(

@@ -21,6 +21,7 @@ from ..arguments import (
     reduce_rows,
 )
 from ..distributed import Agreement, GroupLike, Ranks
+from ..options import ScaledLoss
 from ..spec import LossInputs, LossSpec, PairSpec, product_precision
 from ._logits import merged, nll_from_excess, number_or_tensor, positive_logits, queue_lse, scaled_views
 
@@ -207,6 +208,37 @@ def dclw(
         return _decoupled(sides, checked._replace(temperature=temperature), ranks, (weights, weights), backend)
 
     return _of_two_views("dclw", x, y, checked, ranks, composed, backend, sigma=float(sigma))
+
+
+class NTXentLoss(ScaledLoss):
+    """`hyperkern.nt_xent` as a module that can learn its temperature."""
+
+    temperature: float = 0.5
+
+    def forward(self, x: Tensor, y: Tensor, *views: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """The loss of two or more views of the same samples, each ``(N, D)``, and ``(K, D)`` further negatives."""
+        return nt_xent(x, y, *views, negatives=negatives, **self.given())
+
+
+class DCLLoss(ScaledLoss):
+    """`hyperkern.dcl` as a module that can learn its temperature."""
+
+    temperature: float = 0.1
+
+    def forward(self, x: Tensor, y: Tensor, *, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The loss of the partners ``(x_i, y_i)``, both ``(N, D)``, and the weights ``(N,)`` of either's positives."""
+        return dcl(x, y, weights=weights, **self.given())
+
+
+class DCLWLoss(ScaledLoss):
+    """`hyperkern.dclw` as a module that can learn its temperature."""
+
+    temperature: float = 0.1
+    sigma: float = 0.5
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of the partners ``(x_i, y_i)``, both ``(N, D)``."""
+        return dclw(x, y, **self.given())
 
 
 class _Checked(NamedTuple):

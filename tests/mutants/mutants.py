@@ -382,16 +382,16 @@ MUTANTS = [
     ),
     _mutant(
         "a learned temperature is taken for its reciprocal",
-        "nn/base.py",
-        "if scale is None else 1 / scale",
-        "if scale is None else scale",
+        "options.py",
+        '{"temperature": 1 / scale}',
+        '{"temperature": scale}',
         "test_nn.py::test_learnable_temperature",
     ),
     _mutant(
         "a module keeps an option to itself",
-        "nn/contrastive.py",
-        "            in_batch=self.in_batch,\n",
-        "",
+        "options.py",
+        "if option.of_function)",
+        'if option.of_function and name != "in_batch")',
         "test_nn.py::test_same_as_the_function[info_nce-candidates]",
     ),
     _mutant(
