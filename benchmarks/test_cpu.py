@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import hyperkern
-from hyperkern.bench import registry, textbook
+from hyperkern import textbook
+from hyperkern.bench import registry
 from hyperkern.bench.cases import by_mode
 from hyperkern.bench.child import Alone, each_alone
 from hyperkern.bench.gate import check, step

@@ -14,7 +14,7 @@ BACKENDS = {path.stem for path in (PACKAGE / "backends").iterdir()} - {"__init__
 
 # From the ground up. A part may import from the layers below it, and from itself; not from another of its layer.
 LAYERS = [
-    {"spec", "distributed", "files", "format", "interrupt", "memory", "classes", "workspace", "check"},
+    {"spec", "distributed", "files", "format", "interrupt", "memory", "classes", "workspace", "check", "textbook"},
     {"backends"},  # the contract and the choice, which imports a backend by name
     {"backends.host"},
     {f"backends.{name}" for name in BACKENDS},

@@ -12,8 +12,7 @@ import functools
 
 from torch import Tensor
 
-from .. import losses
-from . import textbook
+from .. import losses, textbook
 from .registry import Case, Count, Loss, add_case, case, implementation
 
 MOCO_QUEUE = 131_072

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import textbook
+from .. import textbook
 from .cases import MOCO_QUEUE, by_mode
 from .registry import Loss, implementation
 
