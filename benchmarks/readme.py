@@ -6,6 +6,7 @@ from typing import Any
 from examples.digits.report import HEADER, table_rows
 from examples.digits.results import Spread
 from hyperkern.bench.page import figure
+from hyperkern.catalog import readme_rows
 from hyperkern.format import milliseconds
 
 from .tables import result, table
@@ -13,6 +14,11 @@ from .tables import result, table
 # Shown as pictures: kind, case and D.
 FIGURES = [(kind, case, 128) for case in ("uniformity", "clip") for kind in ("time", "memory")]
 Row = dict[str, Any]
+
+
+def catalog() -> str:
+    """The functions and their modules."""
+    return table(["function", "module", "what"], readme_rows()).replace("---:", "---")
 
 
 def demo() -> str:
@@ -101,4 +107,11 @@ def short_path() -> str:
     return table(["eager / compiled ÷ hyperkern", *(f"N = {n:,}" for n in sizes)], lines)
 
 
-BLOCKS = {"demo": demo, "batch": batch, "machine": machine, "losses": losses, "short path": short_path}
+BLOCKS = {
+    "catalog": catalog,
+    "demo": demo,
+    "batch": batch,
+    "machine": machine,
+    "losses": losses,
+    "short path": short_path,
+}

@@ -40,7 +40,7 @@ GRAPHS = [
     *("clip_loss-10", "clip_loss-ids", "clip_loss-learnable", "clip_loss-none"),
     *("nt_xent-default", "nt_xent-learnable", "nt_xent-views-none"),
     *("dcl-learnable", "dclw-default", "sup_con-learnable", "siglip-learnable"),
-    *("logsumexp-none", "logsumexp-same_id-one-side", "logsumexp-weights"),
+    *("pairwise_logsumexp-none", "pairwise_logsumexp-same_id-one-side", "pairwise_logsumexp-weights"),
 ]
 
 
@@ -144,7 +144,7 @@ def everything(x: Tensor, y: Tensor, queue: Tensor, scale: Tensor) -> tuple[Tens
         hk.uniformity(x, queue, intra=True),
         hk.info_nce(x, y, negatives=queue),
         hk.clip_loss(x, y, logit_scale=scale),
-        hk.pairwise_logsumexp(x, scale=3.0, exclude="self")[0].mean(),
+        hk.pairwise_logsumexp(x, logit_scale=3.0, exclude="self")[0].mean(),
     )
 
 
@@ -205,7 +205,7 @@ LOSSES = {
     "align_uniform": lambda x: hk.align_uniform(x, x.flip(0)).loss,
     "info_nce-learnable": lambda x: hk.info_nce(x, x.flip(0), temperature=x.new_tensor(0.1)),
     "clip_loss": lambda x: hk.clip_loss(x, x.flip(0), logit_scale=5.0),
-    "pairwise_logsumexp": lambda x: hk.pairwise_logsumexp(x, scale=5.0)[0].sum(),
+    "pairwise_logsumexp": lambda x: hk.pairwise_logsumexp(x, logit_scale=5.0)[0].sum(),
 }
 
 
@@ -240,7 +240,7 @@ def test_an_option_that_changes_from_step_to_step(option: str) -> None:
         "temperature": lambda value: hk.info_nce(x, y, temperature=value),
         "logit_scale": lambda value: hk.clip_loss(x, y, logit_scale=value),
         "alpha": lambda value: hk.alignment(x, y, alpha=value),
-        "scale": lambda value: hk.pairwise_logsumexp(x, y, scale=value)[0],
+        "scale": lambda value: hk.pairwise_logsumexp(x, y, logit_scale=value)[0],
     }[option]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for value in (0.5, 0.75, 1.25):

@@ -25,6 +25,7 @@ LAYERS = [
     {"options"},
     {"losses"},
     {"nn", "metrics", "queue", "cached"},
+    {"catalog"},
     {"evaluation"},  # evaluation shows a value beside that of the uniform distribution, from metrics
     {"integrations"},
     {"bench"},

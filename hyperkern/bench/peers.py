@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import textbook
-from .cases import MOCO_QUEUE, by_mode
+from ..catalog import MOCO_QUEUE
+from .cases import by_mode
 from .registry import Loss, implementation
 
 MOST_DENSE = 16384

@@ -9,12 +9,13 @@ from torch.nn.functional import normalize
 
 from hyperkern.bench import clock
 from hyperkern.bench import run as runs
-from hyperkern.bench.cases import CLASSES, MOCO_QUEUE
 from hyperkern.bench.clock import runner
 from hyperkern.bench.matrix import Matrix, Point, rounds_with_rates
 from hyperkern.bench.plan import lines, plan
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup, load_all
+from hyperkern.catalog import CLASSES, MOCO_QUEUE
 
+load_all()
 LOSSES = [name for name, case in CASES.items() if case.truth is not None]
 
 

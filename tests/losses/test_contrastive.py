@@ -153,8 +153,6 @@ BAD = [
     (ValueError, "temperature must be a finite number > 0, got -1", lambda: hk.sup_con(X, SAME, temperature=-1)),
     (ValueError, "reduction must be one of", lambda: hk.dcl(X, Y, reduction="max")),
     (ValueError, r"x must have at least 2 rows: one alone has no negatives", lambda: hk.dcl(X[:1], Y[:1])),
-    (ValueError, r"weights must be two tensors", lambda: hk.dcl(X, Y, weights=X[:, 0])),
-    (ValueError, r"weights\[1\] must have shape \(6,\)", lambda: hk.dcl(X, Y, weights=(X[:, 0], X[:5, 0]))),
     (ValueError, "sigma must be a finite number > 0, got 0", lambda: hk.dclw(X, Y, sigma=0)),
     (
         ValueError,

@@ -126,7 +126,7 @@ MUTANTS = [
         "losses/_logits.py",
         "both = high + nll_from_excess(",
         "both = high + 0 * nll_from_excess(",
-        f"{ALL_OPTIONS}[info_nce-mean-()-True]",
+        f"{ALL_OPTIONS}[info_nce-everything-mean-None-True]",
     ),
     # Logits of any size.
     _mutant(
@@ -343,14 +343,14 @@ MUTANTS = [
         "losses/clip.py",
         "(by_row + by_col) / 2",
         "by_row",
-        f"{ALL_OPTIONS}[clip_loss-none-()-True]",
+        f"{ALL_OPTIONS}[clip_loss-everything-none-None-True]",
     ),
     _mutant(
         "the sign of SigLIP's bias",
         "losses/clip.py",
         "terms = PairTerms(u=u)",
         "terms = PairTerms(u=-u)",
-        f"{ALL_OPTIONS}[siglip-mean-(3,)-True]",
+        f"{ALL_OPTIONS}[siglip-learnable-mean-3-True]",
     ),
     _mutant(
         "sup_con has a row as its own positive",
@@ -371,7 +371,7 @@ MUTANTS = [
         "losses/nt_xent.py",
         "autograd.prepare(side.detach(), ",
         "autograd.prepare(side, ",
-        f"{ALL_OPTIONS}[dclw-mean-(3,)-True]",
+        f"{ALL_OPTIONS}[dclw-everything-mean-3-True]",
     ),
     _mutant(
         "a learned temperature without a gradient",
@@ -392,7 +392,7 @@ MUTANTS = [
         "options.py",
         "if option.of_function)",
         'if option.of_function and name != "in_batch")',
-        "test_nn.py::test_same_as_the_function[info_nce-candidates]",
+        "test_nn.py::test_same_as_the_function[info_nce-queue_only]",
     ),
     _mutant(
         "the limit of uniformity in an odd dimension is that of the even one below",
