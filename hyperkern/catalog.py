@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -89,6 +90,7 @@ class Loss(NamedTuple):
         listed: the README's rows: a call, and what it is.
         uses: the ways to call it that are tried: every argument is in one of them, and the first is the plainest.
         measured: those that are measured.
+        refused: those that are a `ValueError`, by what it says.
         own_columns: whether ``y`` has rows of its own, as a queue has, and no partner for each row of ``x``.
         least_rows: the fewest rows it takes.
     """
@@ -98,6 +100,7 @@ class Loss(NamedTuple):
     listed: dict[str, str]
     uses: list[Use]
     measured: Sequence[Measured] = ()
+    refused: Mapping[str, Use] = MappingProxyType({})
     own_columns: bool = False
     least_rows: int = 1
 
@@ -155,6 +158,10 @@ LOSSES = [
                 f"{_KEPT}: 2 N²D, and 4 N²D for the gradients of rows and queue",
             ),
         ],
+        refused={
+            "intra=True counts the pairs of x beside those with y, but y is None": use("", "x", intra=True),
+            "y_weights needs y, but y is None": use("", "x y_weights"),
+        },
         own_columns=True,
         least_rows=2,
     ),
@@ -211,6 +218,13 @@ LOSSES = [
                 queue=MOCO_QUEUE,
             ),
         ],
+        refused={
+            "in_batch=False leaves no candidates": use("", "x y", in_batch=False),
+            "in_batch=False leaves negative_ids alone": use("", "x y negatives ids", in_batch=False),
+            "negative_ids needs negatives, but negatives is None": use("", "x y ids negative_ids"),
+            "negative_log_weights needs negatives": use("", "x y negative_log_weights"),
+            "negative_ids are compared with ids, but ids is None": use("", "x y negatives negative_ids"),
+        },
     ),
     Loss(
         losses.nt_xent,
@@ -284,12 +298,18 @@ LOSSES = [
                 f"{_KEPT}: N²D for the upper triangle, and 2 N²D for the gradient",
             )
         ],
+        refused={
+            "y is given, y_labels is None": use("", "x labels y"),
+            "y_labels is given, y is None": use("", "x labels y_labels"),
+        },
         own_columns=True,
     ),
     Loss(
         losses.clip_loss,
         modules.CLIPLoss,
-        {"clip_loss(x, y, logit_scale=…)": "two-way contrastive; learnable scale; ids of false negatives"},
+        {
+            "clip_loss(x, y, logit_scale=…)": "two-way contrastive; learnable scale; ids of false negatives",
+        },
         [
             use("10", "x y", logit_scale=10.0),
             use("1000", "x y", logit_scale=1000.0),
@@ -337,6 +357,13 @@ LOSSES = [
             use("weights-one-side", "x x_log_weights", logit_scale=800.0, exclude="self"),
             use("raw", "x y y_log_weights", logit_scale=1.5, normalize=False),
         ],
+        refused={
+            "x_ids must be given with exclude='same_id'": use("", "x y y_ids", logit_scale=1.0, exclude="same_id"),
+            "y_ids must be given with exclude='same_id'": use("", "x y x_ids", logit_scale=1.0, exclude="same_id"),
+            "x_ids must be given .* got exclude='self'": use("", "x y x_ids", logit_scale=1.0, exclude="self"),
+            "y_log_weights and y_ids need y": use("", "x x_ids y_ids", logit_scale=1.0, exclude="same_id"),
+            "y_log_weights .*but y is None": use("", "x y_log_weights", logit_scale=1.0),
+        },
         own_columns=True,
         least_rows=2,
     ),

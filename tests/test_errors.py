@@ -11,7 +11,7 @@ from torch import Tensor
 
 import hyperkern as hk
 from hyperkern.arguments import check_positive
-from hyperkern.catalog import LOSSES, Loss, Use
+from hyperkern.catalog import LOSSES, TABLE, Loss, Use
 from hyperkern.integrations import align_uniform as drop_in
 from hyperkern.options import OPTIONS
 
@@ -225,40 +225,30 @@ def test_numbers_of_rows(argument: str, name: str) -> None:
             function(**{argument: good.to(dtype)})
 
 
-def test_ids() -> None:
+REFUSED = [(loss.name, message) for loss in LOSSES for message in loss.refused]
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSED)
+def test_inputs_that_do_not_go_together(name: str, message: str) -> None:
+    loss = TABLE[name]
+    for of_module in (False, *([True] if loss.module else [])):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            Call(loss, loss.refused[message], of_module)()
+
+
+def test_any_integers_are_ids() -> None:
     ids = torch.arange(5)
 
-    def lse(exclude: str = "same_id", y: Tensor | None = Y, **options: Any) -> Any:
-        return hk.pairwise_logsumexp(X, y, logit_scale=1.0, exclude=exclude, **options)
+    def lse(x_ids: Tensor, y_ids: Tensor) -> Any:
+        return hk.pairwise_logsumexp(X, Y, logit_scale=1.0, exclude="same_id", x_ids=x_ids, y_ids=y_ids)
 
-    with pytest.raises(ValueError, match=r"x_ids must be given with exclude='same_id'.*x_ids=None"):
-        lse(y_ids=ids)
-    with pytest.raises(ValueError, match=r"y_ids must be given with exclude='same_id'.*y_ids=None"):
-        lse(x_ids=ids)
-    for exclude in ("none", "self"):
-        with pytest.raises(ValueError, match=rf"x_ids must be given .* got exclude='{exclude}'"):
-            lse(exclude, x_ids=ids)
-    with pytest.raises(ValueError, match="y_ids need y, but y is None"):
-        lse(y=None, x_ids=ids, y_ids=ids)
-    # Any integers will do, also of two kinds.
+    # Also of two kinds.
     expected = lse(x_ids=ids, y_ids=ids)[0]
     for dtype in (torch.uint16, torch.uint32, torch.uint64):
         with pytest.raises(TypeError, match=rf"y_ids must be signed integers or uint8, got {dtype}.*to\(torch.int64\)"):
             lse(x_ids=ids, y_ids=ids.to(dtype))
     for dtype in (torch.uint8, torch.int16, torch.int32):
         assert torch.equal(lse(x_ids=ids.to(dtype), y_ids=ids)[0], expected)
-
-
-def test_options_that_need_y() -> None:
-    weights = torch.ones(5)
-    with pytest.raises(ValueError, match=r"intra=True.*y is None"):
-        hk.uniformity(X, intra=True)
-    with pytest.raises(ValueError, match=r"intra=True.*y is None"):
-        hk.UniformityLoss(intra=True)(X)
-    with pytest.raises(ValueError, match="y_weights needs y, but y is None"):
-        hk.uniformity(X, y_weights=weights)
-    with pytest.raises(ValueError, match=r"y_log_weights.*but y is None"):
-        hk.pairwise_logsumexp(X, logit_scale=1.0, y_log_weights=weights)
 
 
 def test_sparse_features() -> None:
