@@ -255,7 +255,7 @@ LOSSES = [
             use("learnable", "x y temperature=0.13", reduction="sum"),
             use("raw", "x y", temperature=2.0, normalize=False),
             use("one-weight", "x y y_weights", temperature=0.4),
-            use("everything", "x y x_weights y_weights temperature=0.3"),
+            use("everything", "x y x_weights y_weights temperature=0.6"),
         ],
         [
             Measured(
@@ -317,7 +317,7 @@ LOSSES = [
             use("learnable", "x y logit_scale=7.3"),
             use("ids", "x y ids", logit_scale=5.0),
             use("none", "x y logit_scale=7.3", reduction="none"),
-            use("everything", "x y ids logit_scale=4.0"),
+            use("everything", "x y ids logit_scale=7.3"),
         ],
         [
             Measured(use("clip", "x y", logit_scale=textbook.LOGIT_SCALE), textbook.dense_clip, 2, _BOTH_SIDES),

@@ -26,7 +26,13 @@ DRAWS = 8
 FEWER_DRAWS = 3  # of losses over pairs in an interpreter, which takes a second for each
 # Their logits reach 14 to 25 and round by 1e-6; PyTorch and the reference, which share a library's products, happen to
 # be closer than a kernel with another order of sums.
-LARGE_LOGITS = ("pairwise_logsumexp-raw", "info_nce-negatives", "info_nce-learnable-negatives", "dcl-learnable")
+LARGE_LOGITS = (
+    "pairwise_logsumexp-raw",
+    "info_nce-negatives",
+    "info_nce-learnable-negatives",
+    "dcl-learnable",
+    "dcl-raw",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -151,7 +151,7 @@ def test_case_05_nan_or_inf_in_a_row(name: str, bad: float) -> None:
         args = [arg.float() for arg in tensors(case, 5, 4, 3)]
         args[which][2, 1] = bad
         for out in case.ours(*args):
-            if case.name.startswith("logsumexp") or "none" in case.name:
+            if out.dim():
                 # One number for each row: the row itself, at least, must show it.
                 assert not out.isfinite().all()
             elif "raw" in name and bad == bad:
