@@ -308,7 +308,8 @@ LOSSES = [
         losses.clip_loss,
         modules.CLIPLoss,
         {
-            "clip_loss(x, y, logit_scale=…)": "two-way contrastive; learnable scale; ids of false negatives",
+            "clip_loss(x, y, logit_scale=…)": "two-way contrastive; learnable scale; ids of false negatives, "
+            "labels of several positives",
         },
         [
             use("10", "x y", logit_scale=10.0),
@@ -318,6 +319,8 @@ LOSSES = [
             use("ids", "x y ids", logit_scale=5.0),
             use("none", "x y logit_scale=7.3", reduction="none"),
             use("everything", "x y ids logit_scale=7.3"),
+            use("labels", "x y labels logit_scale=7.3"),
+            use("labels-none", "x y labels", logit_scale=5.0, reduction="none"),
         ],
         [
             Measured(use("clip", "x y", logit_scale=textbook.LOGIT_SCALE), textbook.dense_clip, 2, _BOTH_SIDES),
@@ -325,6 +328,7 @@ LOSSES = [
                 *(use("clip_learned", _LEARNED), textbook.dense_clip, 2, "as clip; the gradient of the scale is O(N²)")
             ),
         ],
+        refused={"ids leave out pairs that labels make": use("", "x y ids labels", logit_scale=1.0)},
     ),
     Loss(
         losses.siglip,

@@ -171,6 +171,7 @@ def clip_loss(
     *,
     logit_scale: float | Tensor,
     ids: Tensor | None = None,
+    labels: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
@@ -179,6 +180,9 @@ def clip_loss(
         own = same_index(len(x), len(x), x.device)
         logits = logits.masked_fill((ids[:, None] == ids) & ~own, -math.inf)
     target = torch.arange(len(x), device=x.device)
+    if labels is not None:
+        same = (labels[:, None] == labels).to(logits.dtype)
+        target = same / same.sum(1, keepdim=True)
     sides = (F.cross_entropy(side, target, reduction=reduction) for side in (logits, logits.T))
     return sum(sides) / 2
 
