@@ -121,9 +121,12 @@ class Declared(nn.Module):
 
     A subclass declares each as ``name: type = default``, with a name in `OPTIONS`. One of its own is declared with
     what is known of it: ``name: Annotated[type, Option(...)] = default``.
+
+    Attributes:
+        declared: what is known of its options, by their names.
     """
 
-    _options: ClassVar[dict[str, Option]] = {}
+    declared: ClassVar[dict[str, Option]] = {}
     _passed: ClassVar[tuple[str, ...]] = ()
     __signature__: ClassVar[inspect.Signature | None]
 
@@ -135,26 +138,26 @@ class Declared(nn.Module):
             if issubclass(base, Declared) and base is not Declared:
                 hints |= inspect.get_annotations(base)
         own = {name: found for name, hint in hints.items() for found in getattr(hint, "__metadata__", ())}
-        cls._options = {name: own.get(name, option) for name, option in OPTIONS.items() if name in hints}
-        cls._options |= {name: option for name, option in own.items() if name not in OPTIONS}
-        cls._passed = tuple(name for name, option in cls._options.items() if option.of_function)
+        cls.declared = {name: own.get(name, option) for name, option in OPTIONS.items() if name in hints}
+        cls.declared |= {name: option for name, option in own.items() if name not in OPTIONS}
+        cls._passed = tuple(name for name, option in cls.declared.items() if option.of_function)
         if cls.__init__ is not Declared.__init__:  # a subclass elsewhere has a constructor of its own
             cls.__signature__ = None
             return
         plain = {name: hint.__origin__ if get_origin(hint) is Annotated else hint for name, hint in hints.items()}
         of_option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
         cls.__signature__ = inspect.Signature(
-            [of_option(name, default=getattr(cls, name), annotation=plain[name]) for name in cls._options]
+            [of_option(name, default=getattr(cls, name), annotation=plain[name]) for name in cls.declared]
         )
         if "__doc__" in vars(cls) and cls.__doc__:
-            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\n{_documentation(cls._options)}"
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\n{_documentation(cls.declared)}"
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         for name in options:
-            if name not in self._options:
+            if name not in self.declared:
                 raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
-        for name, option in self._options.items():
+        for name, option in self.declared.items():
             setattr(self, name, option.check(name, options[name] if name in options else getattr(type(self), name)))
         self._complete()
 
@@ -167,7 +170,7 @@ class Declared(nn.Module):
 
     def extra_repr(self) -> str:
         """The options as they were given."""
-        shown = {name: getattr(self, name) for name in self._options}
+        shown = {name: getattr(self, name) for name in self.declared}
         if shown.get("group", self) is None:
             del shown["group"]
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -1,6 +1,5 @@
 """Bad input of every public name: TypeError or ValueError that names the argument and shows what was wrong."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ import hyperkern as hk
 from hyperkern.arguments import check_positive
 from hyperkern.catalog import LOSSES, TABLE, Loss, Use
 from hyperkern.integrations import align_uniform as drop_in
-from hyperkern.options import OPTIONS
 
 X, Y, LABELS = torch.randn(5, 3), torch.randn(5, 3), torch.arange(5)
 GIVEN = {
@@ -126,22 +124,22 @@ def test_fewer_than_two_rows(loss: Callable) -> None:
             loss(torch.randn(shape))
 
 
-def _options() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
-    """Every option of every function and module that a module declares: its name, whose it is, and the call."""
+def _options() -> Iterator[tuple[str, str, Callable[[Any], Any], Callable]]:
+    """Every option of every function and module that a module declares: its name, whose it is, the call, the check."""
     for loss in LOSSES:
         plain = loss.uses[0]
-        for name in inspect.signature(loss.module).parameters if loss.module else ():
-            yield name, loss.module.__name__, lambda v, loss=loss, name=name: loss.module(**{name: v})
-            if OPTIONS[name].of_function:
+        for name, option in loss.module.declared.items() if loss.module else ():
+            yield name, loss.module.__name__, lambda v, loss=loss, name=name: loss.module(**{name: v}), option.check
+            if option.of_function:
 
                 def function(v: Any, loss: Loss = loss, plain: Use = plain, name: str = name) -> Any:
                     return Call(loss, plain._replace(options={**plain.options, name: v}))()
 
-                yield name, loss.name, function
+                yield name, loss.name, function, option.check
 
 
 NUMBERS: dict[str, Callable[[Any], Any]] = {
-    **{f"{name} {of}": call for name, of, call in _options() if OPTIONS[name].check is check_positive},
+    **{f"{name} {of}": call for name, of, call, check in _options() if check is check_positive},
     "alpha align_loss": lambda v: drop_in.align_loss(X, Y, alpha=v),
     "t queue": lambda v: hk.uniformity(X, Y, t=v),
     "t uniform_loss": lambda v: drop_in.uniform_loss(X, t=v),
@@ -191,7 +189,7 @@ def test_weights_of_the_sum(weight: str) -> None:
 
 
 CHOICES: dict[str, Callable[[Any], Any]] = {
-    **{f"{name} {of}": call for name, of, call in _options() if name == "reduction"},
+    **{f"{name} {of}": call for name, of, call, _ in _options() if name == "reduction"},
     "exclude pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(X, logit_scale=1.0, exclude=v),
 }
 

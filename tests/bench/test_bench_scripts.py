@@ -13,7 +13,8 @@ from conftest import DEVICE, needs_cuda_kernels, needs_triton
 
 import benchmarks
 from benchmarks import busy, host_time, measure, short_path
-from hyperkern.bench import machine, textbook
+from hyperkern import textbook
+from hyperkern.bench import machine
 from hyperkern.bench.model import check
 from hyperkern.bench.registry import IMPLEMENTATIONS, BenchError, implementation
 from hyperkern.bench.result import read
