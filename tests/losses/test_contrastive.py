@@ -1,9 +1,12 @@
 """What the contrastive losses promise at their edges: no candidates, empty queues, bad arguments."""
 
 import math
+from functools import partial
 
+import oracle
 import pytest
 import torch
+from oracle import assert_close
 from torch import Tensor
 
 import hyperkern as hk
@@ -111,6 +114,32 @@ def test_hard_negatives_belong_to_their_row() -> None:
     each = hk.info_nce(X, Y, hard_negatives=hard, reduction="none")
     changed = hk.info_nce(X, Y, hard_negatives=hard.index_fill(0, torch.tensor([2]), 1.0), reduction="none")
     assert (each != changed).tolist() == [False, False, True, False, False, False]
+
+
+def test_labels_of_which_each_is_the_only_one_change_nothing() -> None:
+    for x, y in ((X, Y), (torch.eye(8), torch.eye(8))):  # also of a confident model, whose loss is near 0
+        for labels in (torch.arange(len(x)), torch.arange(len(x)).flip(0) - 2**60):
+            found, plain = (
+                value_and_grads(lambda a, b, k=k: hk.clip_loss(a, b, logit_scale=20.0, reduction="none", **k), x, y)
+                for k in ({"labels": labels}, {})
+            )
+            assert torch.equal(found[0], plain[0])
+            assert all(map(torch.equal, found[1], plain[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0, 0, 0], [5, 1, 1, 5, 1, 7]])
+def test_several_positives_of_a_pair(labels: list[int], dtype: torch.dtype) -> None:
+    of_pairs = torch.tensor(labels, dtype=dtype)
+    x, y = X.double(), Y.double()
+    for reduction in ("mean", "sum", "none"):
+        options = {"labels": of_pairs, "logit_scale": 3.0, "reduction": reduction}
+        found, truth = (value_and_grads(partial(m.clip_loss, **options), x, y) for m in (hk, oracle))
+        for actual, expected in zip([found[0], *found[1]], [truth[0], *truth[1]], strict=True):
+            assert_close(actual, expected, 1e-11)
+    # With the sides exchanged it is the same loss, also of each pair.
+    each = hk.clip_loss(x, y, logit_scale=3.0, labels=of_pairs, reduction="none")
+    assert_close(hk.clip_loss(y, x, logit_scale=3.0, labels=of_pairs, reduction="none"), each)
 
 
 BAD = [

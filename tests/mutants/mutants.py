@@ -381,6 +381,20 @@ MUTANTS = [
         "test_nn.py::test_every_learned_scale_has_a_gradient",
     ),
     _mutant(
+        "of several positives the columns have the mean of the rows",
+        "losses/clip.py",
+        'if reduction == "none":  # summed',
+        'if reduction == "nothing":  # summed',
+        "losses/test_contrastive.py::test_several_positives_of_a_pair[labels1-dtype2]",
+    ),
+    _mutant(
+        "a rank takes its number of columns for that of its rows",
+        "losses/logsumexp.py",
+        '"need_cols": y is not None, "rows": ranks}',
+        '"need_cols": y is not None, "rows": columns}',
+        "distributed/test_distributed_losses.py::test_log_sums_of_all_pairs[pairwise_logsumexp-none-2]",
+    ),
+    _mutant(
         "a learned temperature is taken for its reciprocal",
         "options.py",
         '{"temperature": 1 / scale}',
