@@ -168,7 +168,7 @@ LOSSES = [
     Loss(
         losses.align_uniform,
         modules.AlignUniformLoss,
-        {"align_uniform(x, y)": "`(loss, alignment, uniformity)`; the module returns the weighted sum, `loss`, alone"},
+        {"align_uniform(x, y)": "`(loss, alignment, uniformity)`; the module returns `loss`, its `terms` all three"},
         [
             use("default", "x y"),
             use("options", "x y", alpha=1.5, t=3.0, align_weight=0.7, uniform_weight=0.2),

@@ -166,7 +166,10 @@ class Declared(nn.Module):
 
     def given(self) -> dict[str, Any]:
         """The options of the function, as they are now."""
-        return {name: getattr(self, name) for name in self._passed}
+        options = {}
+        for name in self._passed:  # a comprehension is one more call at every step
+            options[name] = getattr(self, name)
+        return options
 
     def extra_repr(self) -> str:
         """The options as they were given."""
@@ -212,8 +215,9 @@ class ScaledLoss(Loss):
 
     def given(self) -> dict[str, Any]:
         """The options of the function, as they are now; the scale is the learned one, where it is."""
-        options = {name: getattr(self, name) for name in self._passed}
-        scale = self.learned_scale()
-        if scale is not None:
+        options = {}
+        for name in self._passed:
+            options[name] = getattr(self, name)
+        if self.learnable and (scale := self.learned_scale()) is not None:
             options |= {"temperature": 1 / scale} if "temperature" in options else {"logit_scale": scale}
         return options

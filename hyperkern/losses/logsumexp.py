@@ -104,7 +104,7 @@ def pairwise_logsumexp(
         agreed.shard(x=x, x_log_weights=x_log_weights, x_ids=x_ids)
         agreed.shard(y=y, y_log_weights=y_log_weights, y_ids=y_ids)
     ranks = columns = agreed.ranks
-    if y is not None:  # how many of them each rank has
+    if y is not None and not ranks.alone:  # how many of them each rank has
         with Agreement(group, "pairwise_logsumexp, columns", rows_optional=True) as agreed:
             agreed.shard(y=y)
         columns = agreed.ranks

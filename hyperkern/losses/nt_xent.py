@@ -153,7 +153,7 @@ def dcl(
         for name, of_rows, rows in (("x", x_weights, x), ("y", y_weights, y)):
             if of_rows is not None:
                 check_vector(f"{name}_weights", of_rows, name, rows)
-        agreed.shard(x_weights=x_weights, y_weights=y_weights)
+                agreed.shard(**{f"{name}_weights": of_rows})
     ranks = agreed.ranks
     _check_negatives(x, ranks)
 
@@ -334,8 +334,7 @@ def _decoupled(
     backend: str | None,
 ) -> Tensor:
     others, positives = _candidates(sides, options, ranks, None, backend)
-    logits = [of_view[0] for of_view in positives]
-    logits = [p if w is None else p * w.to(p.dtype) for p, w in zip(logits, weights, strict=True)]
+    logits = [p if w is None else p * w.to(p.dtype) for (p,), w in zip(positives, weights, strict=True)]
     return reduce_rows(torch.cat(others, -1) - torch.cat(logits, -1), options.reduction, ranks, 2)
 
 
