@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperkern.bench import case, implementation, textbook
+from hyperkern import textbook
+from hyperkern.bench import case, implementation
 from hyperkern.bench.baselines import HALF, MOST_DENSE
-from hyperkern.bench.cases import CLASSES
 from hyperkern.bench.registry import CASES, Loss
+from hyperkern.catalog import CLASSES
 from hyperkern.integrations.align_uniform import uniform_loss
 
 

@@ -6,6 +6,7 @@ from examples.digits.report import HEADER, table_rows
 from examples.digits.results import Spread
 from hyperkern.bench.page import figure
 from hyperkern.bench.result import Result, Row, read
+from hyperkern.catalog import readme_rows
 from hyperkern.format import milliseconds
 
 from .tables import RESULTS, result, table
@@ -17,6 +18,11 @@ FIGURES = [(kind, case, 128) for case in ("uniformity", "clip") for kind in ("ti
 def bench() -> Result:
     """The run of ``hyperkern bench`` that the README shows."""
     return read(RESULTS / "cpu.json")
+
+
+def catalog() -> str:
+    """The functions and their modules."""
+    return table(["function", "module", "what"], readme_rows()).replace("---:", "---")
 
 
 def demo() -> str:
@@ -105,4 +111,11 @@ def short_path() -> str:
     return table(["eager / compiled ÷ hyperkern", *(f"N = {n:,}" for n in sizes)], lines)
 
 
-BLOCKS = {"demo": demo, "batch": batch, "machine": machine, "losses": losses, "short path": short_path}
+BLOCKS = {
+    "catalog": catalog,
+    "demo": demo,
+    "batch": batch,
+    "machine": machine,
+    "losses": losses,
+    "short path": short_path,
+}

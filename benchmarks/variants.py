@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 import hyperkern as hk
-from hyperkern.bench import case, implementation, textbook
-from hyperkern.bench.cases import CLASSES, by_mode
+from hyperkern import textbook
+from hyperkern.bench import case, implementation
+from hyperkern.bench.cases import by_mode
 from hyperkern.bench.registry import Loss
+from hyperkern.catalog import CLASSES
 
 
 def _variant(name: str, inputs: int, multiple: int, loss: Loss, *scalars: float) -> None:

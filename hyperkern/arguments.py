@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import warnings
 
 import torch
 from torch import Tensor
@@ -171,6 +172,12 @@ def check_scale(name: str, value: float | Tensor, x: Tensor | None = None) -> fl
 def check_scalar(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
     """The value; raises unless it is a finite number or a scalar tensor (which stays on its device, unread)."""
     return check_scale(name, value, x) if isinstance(value, Tensor) else check_number(name, value)
+
+
+def renamed(function: str, old: str, new: str) -> None:
+    """Warns who calls a public function with a name that an argument had."""
+    text = f"{old} of {function} is now called {new}; the old name works for one more minor version"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
 
 
 def accurate_dtype(x: Tensor) -> torch.dtype:

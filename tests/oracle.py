@@ -171,6 +171,7 @@ def clip_loss(
     *,
     logit_scale: float | Tensor,
     ids: Tensor | None = None,
+    labels: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
@@ -179,6 +180,9 @@ def clip_loss(
         own = same_index(len(x), len(x), x.device)
         logits = logits.masked_fill((ids[:, None] == ids) & ~own, -math.inf)
     target = torch.arange(len(x), device=x.device)
+    if labels is not None:
+        same = (labels[:, None] == labels).to(logits.dtype)
+        target = same / same.sum(1, keepdim=True)
     sides = (F.cross_entropy(side, target, reduction=reduction) for side in (logits, logits.T))
     return sum(sides) / 2
 
@@ -211,7 +215,8 @@ def dcl(
     y: Tensor,
     *,
     temperature: float | Tensor = 0.1,
-    weights: Tensor | None = None,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
@@ -219,7 +224,8 @@ def dcl(
     logits, sample = z @ z.T / temperature, torch.arange(2 * n, device=z.device) % n
     others = logits.masked_fill(sample[:, None] == sample, -math.inf).logsumexp(1)
     positive = logits.diagonal(n).repeat(2)
-    losses = others - (positive if weights is None else weights.repeat(2) * positive)
+    weights = [x.new_ones(n) if w is None else w for w in (x_weights, y_weights)]
+    losses = others - torch.cat(weights) * positive
     return losses if reduction == "none" else getattr(losses, reduction)()
 
 
@@ -227,7 +233,7 @@ def dcl(
 def dclw(x: Tensor, y: Tensor, *, sigma: float = 0.5, normalize: bool = True, **options: Any) -> Tensor:
     a, b = rows(x.detach(), normalize), rows(y.detach(), normalize)
     weights = 2 - len(x) * ((a * b).sum(1) / sigma).softmax(0)
-    return dcl(x, y, weights=weights, normalize=normalize, **options)
+    return dcl(x, y, x_weights=weights, y_weights=weights, normalize=normalize, **options)
 
 
 @per_batch
@@ -272,23 +278,27 @@ def siglip(
 def pairwise_logsumexp(
     x: Tensor,
     y: Tensor | None = None,
-    u: Tensor | None = None,
-    v: Tensor | None = None,
     *,
-    scale: float,
-    mask: Tensor | None = None,
+    logit_scale: float,
+    exclude: str = "none",
+    x_log_weights: Tensor | None = None,
+    y_log_weights: Tensor | None = None,
+    x_ids: Tensor | None = None,
+    y_ids: Tensor | None = None,
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """``mask`` holds the pairs left out."""
     x = rows(x, normalize)
     if y is None:
-        y, v = x, u
+        y, y_log_weights, y_ids = x, x_log_weights, x_ids
     else:
         y = rows(y, normalize)
-    logits = scale * x @ y.T
-    logits = logits if u is None else logits + u[:, None]
-    logits = logits if v is None else logits + v
-    logits = logits if mask is None else logits.masked_fill(mask, -math.inf)
+    logits = logit_scale * x @ y.T
+    logits = logits if x_log_weights is None else logits + x_log_weights[:, None]
+    logits = logits if y_log_weights is None else logits + y_log_weights
+    if exclude == "self":
+        logits = logits.masked_fill(same_index(len(x), len(y), x.device), -math.inf)
+    if exclude == "same_id":
+        logits = logits.masked_fill(x_ids[:, None] == y_ids, -math.inf)
     return torch.logsumexp(logits, 1), torch.logsumexp(logits, 0)
 
 

@@ -52,7 +52,7 @@ def test_gradgradcheck(name: str) -> None:
 
 def test_gradgradcheck_over_many_blocks(monkeypatch: pytest.MonkeyPatch, small_blocks: None) -> None:
     monkeypatch.setattr("hyperkern.second_order._BLOCK_ELEMENTS", 12)
-    for name in ("uniformity-queue-intra", "clip_loss-10", "logsumexp-weights", "info_nce-learnable"):
+    for name in ("uniformity-queue-intra", "clip_loss-10", "pairwise_logsumexp-weights", "info_nce-learnable"):
         torch.autograd.gradgradcheck(BY_NAME[name].ours, leaves(name, 9, 5, 2, 1), atol=1e-4, fast_mode=True)
 
 
@@ -66,7 +66,9 @@ def test_third_derivative() -> None:
     torch.autograd.gradcheck(second, x.requires_grad_(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["info_nce-negatives", "clip_loss-learnable", "clip_loss-raw", "logsumexp-weights"])
+@pytest.mark.parametrize(
+    "name", ["info_nce-negatives", "clip_loss-learnable", "clip_loss-raw", "pairwise_logsumexp-weights"]
+)
 def test_gradient_penalty_is_the_dense_one(name: str) -> None:
     def penalty(function: str) -> list[Tensor]:
         args = leaves(name, 11, 7, 5)
@@ -100,7 +102,7 @@ TRANSFORMED = [
     "align_uniform-options",
     "info_nce-learnable-negatives",
     "clip_loss-10",
-    "logsumexp-weights",
+    "pairwise_logsumexp-weights",
 ]
 
 
@@ -172,7 +174,7 @@ def test_two_backward_passes_with_different_grad_output(name: str) -> None:
         assert torch.equal(a, c)
 
 
-@pytest.mark.parametrize("name", ["uniformity-default", "info_nce-learnable", "logsumexp-weights"])
+@pytest.mark.parametrize("name", ["uniformity-default", "info_nce-learnable", "pairwise_logsumexp-weights"])
 def test_batched_grad_outputs(name: str) -> None:
     args = leaves(name)
     loss = scalar(name)(*args)
@@ -205,7 +207,7 @@ class Spy(SimpleNamespace):
         return self.reference.energy(*args, need_x=need_x, need_y=need_y)
 
 
-@pytest.mark.parametrize("name", ["uniformity-queue", "info_nce-default", "clip_loss-10", "logsumexp-weights"])
+@pytest.mark.parametrize("name", ["uniformity-queue", "info_nce-default", "clip_loss-10", "pairwise_logsumexp-weights"])
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True), (False, False)])
 def test_case_15_the_frozen_side_is_not_computed(
     name: str, needs: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch, chosen_anew: None

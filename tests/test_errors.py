@@ -1,67 +1,66 @@
 """Bad input of every public name: TypeError or ValueError that names the argument and shows what was wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from cases import module_of
 from torch import Tensor
 
 import hyperkern as hk
+from hyperkern.arguments import check_positive
+from hyperkern.catalog import LOSSES, TABLE, Loss, Use
 from hyperkern.integrations import align_uniform as drop_in
 
 X, Y, LABELS = torch.randn(5, 3), torch.randn(5, 3), torch.arange(5)
+GIVEN = {
+    **{"x": X, "y": Y, "negatives": torch.randn(5, 3), "hard_negatives": torch.randn(5, 2, 3)},
+    **dict.fromkeys(("ids", "labels", "negative_ids", "y_labels", "x_ids", "y_ids"), LABELS),
+}
+DROP_INS = {"drop-in uniform_loss": drop_in.uniform_loss, "drop-in align_loss": drop_in.align_loss}
 
-# Each function of features, with its features as positional arguments x, y and keyword arguments.
-ONE = {
-    "uniformity": hk.uniformity,
-    "pairwise_logsumexp": lambda x, **k: hk.pairwise_logsumexp(x, scale=2.0, **k),
-    "UniformityLoss": lambda x: hk.UniformityLoss()(x),
-    "sup_con": lambda x, **k: hk.sup_con(x, LABELS, **k),
-    "SupConLoss": lambda x: hk.SupConLoss()(x, LABELS),
-    "drop-in uniform_loss": drop_in.uniform_loss,
-}
-PAIRED = {
-    "alignment": hk.alignment,
-    "align_uniform": hk.align_uniform,
-    "info_nce": hk.info_nce,
-    "clip_loss": lambda x, y, **k: hk.clip_loss(x, y, logit_scale=5.0, **k),
-    "siglip": lambda x, y, **k: hk.siglip(x, y, logit_scale=5.0, logit_bias=-5.0, **k),
-    "nt_xent": hk.nt_xent,
-    "dcl": hk.dcl,
-    "dclw": hk.dclw,
-    "AlignmentLoss": lambda x, y: hk.AlignmentLoss()(x, y),
-    "AlignUniformLoss": lambda x, y: hk.AlignUniformLoss()(x, y),
-    "InfoNCELoss": lambda x, y: hk.InfoNCELoss()(x, y),
-    "CLIPLoss": lambda x, y: hk.CLIPLoss()(x, y),
-    "SigLIPLoss": lambda x, y: hk.SigLIPLoss()(x, y),
-    "NTXentLoss": lambda x, y: hk.NTXentLoss()(x, y),
-    "DCLLoss": lambda x, y: hk.DCLLoss()(x, y),
-    "DCLWLoss": lambda x, y: hk.DCLWLoss()(x, y),
-    "drop-in align_loss": drop_in.align_loss,
-}
+
+class Call:
+    """A use of a loss, by its function or by its module, with some of the inputs in place of the good ones."""
+
+    def __init__(self, loss: Loss, use: Use, of_module: bool = False) -> None:
+        self.use = use._replace(learned={}, options={**use.options, **use.learned})
+        self.function = module_of(loss, use)[1] if of_module else self.use.of(loss.function)
+        self.queue = loss.own_columns
+
+    def __call__(self, **bad: Any) -> Any:
+        given = [bad.get(name, GIVEN.get(name, X[:, 0].abs())) for name in self.use.inputs]
+        return self.function(*given)
+
+
+# One of each loss and each module, and one of each for every further input.
+CALLS: dict[str, Call] = {}
+INPUTS: dict[tuple[str, str], Call] = {}
+for _loss in LOSSES:
+    for _use in _loss.uses:
+        for _name, _of_module in ((_loss.name, False), *([(_loss.module.__name__, True)] if _loss.module else [])):
+            call = Call(_loss, _use, _of_module)
+            CALLS.setdefault(_name, call)
+            for _input in _use.inputs:
+                INPUTS.setdefault((_input, _name), call)
+PAIRED = [name for name, call in CALLS.items() if "y" in call.use.inputs and not call.queue]
 # The second argument has rows of its own.
-COLUMNS = {
-    "y uniformity": lambda y: hk.uniformity(X, y),
-    "y pairwise_logsumexp": lambda y: hk.pairwise_logsumexp(X, y, scale=2.0),
-    "negatives info_nce": lambda n: hk.info_nce(X, Y, negatives=n),
-    "negatives InfoNCELoss": lambda n: hk.InfoNCELoss()(X, Y, n),
-    "negatives nt_xent": lambda n: hk.nt_xent(X, Y, negatives=n),
-    "y sup_con": lambda y: hk.sup_con(X, LABELS, y, None if y is None else LABELS),
-    "y UniformityLoss": lambda y: hk.UniformityLoss()(X, y),
-}
+COLUMNS = [(given, name) for given, name in INPUTS if given == "negatives" or (given == "y" and name not in PAIRED)]
 
 
 def first(name: str, x: Any) -> Any:
-    return PAIRED[name](x, Y) if name in PAIRED else ONE[name](x)
+    if name in DROP_INS:
+        return DROP_INS[name](x, *([Y] if "align" in name else []))
+    return CALLS[name](x=x)
 
 
-def second(name: str, y: Any) -> Any:
-    return COLUMNS[name](y) if name in COLUMNS else PAIRED[name.removeprefix("y ")](X, y)
+def second(given: str, name: str, value: Any) -> Any:
+    return DROP_INS[name](X, value) if name in DROP_INS else INPUTS[given, name](**{given: value})
 
 
-FIRST = [*ONE, *PAIRED]
-SECOND = [*(f"y {name}" for name in PAIRED), *COLUMNS]
+FIRST = [*CALLS, *DROP_INS]
+SECOND = [*(("y", name) for name in (*PAIRED, "drop-in align_loss")), *COLUMNS]
 
 WRONG_TYPES = [([[1.0, 2.0]], "list"), (None, "NoneType"), (3.0, "float"), (X.numpy(), "ndarray")]
 WRONG_DTYPES = [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn]
@@ -82,34 +81,33 @@ def test_x(name: str) -> None:
             first(name, torch.ones(shape))
 
 
-@pytest.mark.parametrize("name", SECOND)
-def test_the_other_side(name: str) -> None:
-    argument = name.split()[0]
+@pytest.mark.parametrize(("argument", "name"), SECOND)
+def test_the_other_side(argument: str, name: str) -> None:
     for bad, shown in WRONG_TYPES:
-        if bad is not None or name not in COLUMNS:  # None is the default of a queue
+        if bad is not None or (argument, name) not in COLUMNS:  # None is the default of a queue
             with pytest.raises(TypeError, match=f"^{argument} must be a torch.Tensor.*got {shown}"):
-                second(name, bad)
+                second(argument, name, bad)
     for dtype in WRONG_DTYPES:
         with pytest.raises(TypeError, match=f"^{argument} must be float64.*got {dtype}"):
-            second(name, torch.ones(5, 3).to(dtype))
+            second(argument, name, torch.ones(5, 3).to(dtype))
     with pytest.raises(TypeError, match=rf"^{argument} must have the dtype of x, torch.float32, got torch.float64"):
-        second(name, Y.double())
+        second(argument, name, Y.double())
     with pytest.raises(ValueError, match=rf"^{argument} must be on the device of x, cpu, got meta"):
-        second(name, Y.to("meta"))
+        second(argument, name, Y.to("meta"))
     for shape in [*WRONG_SHAPES, (5, 4), (1, 5, 3)]:
         if shape == (0, 3) and argument == "negatives":
             continue  # an empty queue
         shown = str(shape).replace("(", r"\(").replace(")", r"\)")
         with pytest.raises(ValueError, match=f"^{argument} must .*got .*{shown}"):
-            second(name, torch.ones(shape))
+            second(argument, name, torch.ones(shape))
 
 
-@pytest.mark.parametrize("name", [n for n in PAIRED if "drop-in" not in n])
+@pytest.mark.parametrize("name", PAIRED)
 def test_paired_rows_and_batches_must_agree(name: str) -> None:
     for x, y in ((X, Y[:4]), (X[None], Y.expand(2, 5, 3)), (X[None], Y)):
         shapes = rf"{tuple(x.shape)}, got {tuple(y.shape)}".replace("(", r"\(").replace(")", r"\)")
         with pytest.raises(ValueError, match=f"^y must have the shape of x, {shapes}"):
-            PAIRED[name](x, y)
+            CALLS[name](x=x, y=y)
 
 
 def test_batches_of_columns_must_agree() -> None:
@@ -126,25 +124,27 @@ def test_fewer_than_two_rows(loss: Callable) -> None:
             loss(torch.randn(shape))
 
 
+def _options() -> Iterator[tuple[str, str, Callable[[Any], Any], Callable]]:
+    """Every option of every function and module that a module declares: its name, whose it is, the call, the check."""
+    for loss in LOSSES:
+        plain = loss.uses[0]
+        for name, option in loss.module.declared.items() if loss.module else ():
+            yield name, loss.module.__name__, lambda v, loss=loss, name=name: loss.module(**{name: v}), option.check
+            if option.of_function:
+
+                def function(v: Any, loss: Loss = loss, plain: Use = plain, name: str = name) -> Any:
+                    return Call(loss, plain._replace(options={**plain.options, name: v}))()
+
+                yield name, loss.name, function, option.check
+
+
 NUMBERS: dict[str, Callable[[Any], Any]] = {
-    "alpha alignment": lambda v: hk.alignment(X, Y, alpha=v),
-    "alpha align_uniform": lambda v: hk.align_uniform(X, Y, alpha=v),
-    "alpha AlignmentLoss": lambda v: hk.AlignmentLoss(alpha=v),
-    "alpha AlignUniformLoss": lambda v: hk.AlignUniformLoss(alpha=v),
+    **{f"{name} {of}": call for name, of, call, check in _options() if check is check_positive},
     "alpha align_loss": lambda v: drop_in.align_loss(X, Y, alpha=v),
-    "t uniformity": lambda v: hk.uniformity(X, t=v),
     "t queue": lambda v: hk.uniformity(X, Y, t=v),
-    "t align_uniform": lambda v: hk.align_uniform(X, Y, t=v),
-    "t UniformityLoss": lambda v: hk.UniformityLoss(t=v),
-    "t AlignUniformLoss": lambda v: hk.AlignUniformLoss(t=v),
     "t uniform_loss": lambda v: drop_in.uniform_loss(X, t=v),
     "t uniformity_limit": lambda v: hk.metrics.uniformity_limit(3, v),
-    "temperature info_nce": lambda v: hk.info_nce(X, Y, temperature=v),
-    "logit_scale clip_loss": lambda v: hk.clip_loss(X, Y, logit_scale=v),
-    "logit_scale CLIPLoss": lambda v: hk.CLIPLoss(logit_scale=v),
-    "max_logit_scale CLIPLoss": lambda v: hk.CLIPLoss(max_logit_scale=v),
-    "scale pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(X, scale=v),
-    "temperature InfoNCELoss": lambda v: hk.InfoNCELoss(temperature=v),
+    "logit_scale pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(X, logit_scale=v),
 }
 
 
@@ -159,7 +159,9 @@ def test_numbers(name: str) -> None:
             NUMBERS[name](bad)
 
 
-@pytest.mark.parametrize("name", [n for n in NUMBERS if n.split()[0] in ("temperature", "logit_scale")][:2])
+@pytest.mark.parametrize(
+    "name", [n for n in NUMBERS if n.startswith(("temp", "logit")) and n.islower() and "pairwise" not in n]
+)
 def test_scale_tensors(name: str) -> None:
     argument = name.split()[0]
     for bad in (torch.ones(2), torch.ones(0), torch.tensor(3), torch.tensor(True), torch.tensor(1 + 0j)):
@@ -187,11 +189,8 @@ def test_weights_of_the_sum(weight: str) -> None:
 
 
 CHOICES: dict[str, Callable[[Any], Any]] = {
-    "reduction alignment": lambda v: hk.alignment(X, Y, reduction=v),
-    "reduction info_nce": lambda v: hk.info_nce(X, Y, reduction=v),
-    "reduction AlignmentLoss": lambda v: hk.AlignmentLoss(reduction=v),
-    "reduction InfoNCELoss": lambda v: hk.InfoNCELoss(reduction=v),
-    "exclude pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(X, scale=1.0, exclude=v),
+    **{f"{name} {of}": call for name, of, call, _ in _options() if name == "reduction"},
+    "exclude pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(X, logit_scale=1.0, exclude=v),
 }
 
 
@@ -202,79 +201,52 @@ def test_choices(name: str, bad: object) -> None:
         CHOICES[name](bad)
 
 
-VECTORS: dict[str, tuple[Callable[[Tensor], Any], int]] = {
-    "x_weights uniformity": (lambda w: hk.uniformity(X, x_weights=w), 5),
-    "x_weights queue": (lambda w: hk.uniformity(X, Y[:4], x_weights=w), 5),
-    "y_weights queue": (lambda w: hk.uniformity(X, Y[:4], y_weights=w), 4),
-    "x_weights module": (lambda w: hk.UniformityLoss()(X, x_weights=w), 5),
-    "x_log_weights lse": (lambda w: hk.pairwise_logsumexp(X, Y[:4], scale=1.0, x_log_weights=w), 5),
-    "y_log_weights lse": (lambda w: hk.pairwise_logsumexp(X, Y[:4], scale=1.0, y_log_weights=w), 4),
-}
+VECTORS = [(given, name) for given, name in INPUTS if given.endswith("weights")]
+INTEGERS = [(given, name) for given, name in INPUTS if given in GIVEN and GIVEN[given] is LABELS]
 
 
-@pytest.mark.parametrize("name", VECTORS)
-def test_weights(name: str) -> None:
-    (function, n), argument = VECTORS[name], name.split()[0]
-    for bad in ([1.0] * n, 1.0):
+@pytest.mark.parametrize(("argument", "name"), [*VECTORS, *INTEGERS])
+def test_numbers_of_rows(argument: str, name: str) -> None:
+    function, good = INPUTS[argument, name], GIVEN.get(argument, torch.ones(5))
+    for bad in (good.tolist(), 1.0):
         with pytest.raises(TypeError, match=f"^{argument} must be a torch.Tensor, got {type(bad).__name__}"):
-            function(bad)
-    for shape in ((), (n + 1,), (n, 1), (1, n)):
+            function(**{argument: bad})
+    for shape in ((), (6,), (5, 1), (1, 5)):
         shown = str(shape).replace("(", r"\(").replace(")", r"\)")
-        with pytest.raises(ValueError, match=rf"^{argument} must have shape \({n},\).*got {shown}"):
-            function(torch.ones(shape))
+        with pytest.raises(ValueError, match=rf"^{argument} must have shape \(5,\).*got {shown}"):
+            function(**{argument: torch.ones(shape, dtype=good.dtype)})
     with pytest.raises(ValueError, match=f"^{argument} must be on the device.*meta"):
-        function(torch.ones(n, device="meta"))
+        function(**{argument: good.to("meta")})
+    kind = "an integer" if good is LABELS else "a floating"
+    for dtype in (torch.float32 if good is LABELS else torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match=f"^{argument} must have {kind} dtype, got {dtype}"):
+            function(**{argument: good.to(dtype)})
 
 
-@pytest.mark.parametrize("name", VECTORS)
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
-def test_weights_of_a_wrong_dtype(name: str, dtype: torch.dtype) -> None:
-    function, n = VECTORS[name]
-    with pytest.raises(TypeError, match=f"^{name.split()[0]} must have a floating dtype, got {dtype}"):
-        function(torch.ones(n).to(dtype))
+REFUSED = [(loss.name, message) for loss in LOSSES for message in loss.refused]
 
 
-def test_ids() -> None:
+@pytest.mark.parametrize(("name", "message"), REFUSED)
+def test_inputs_that_do_not_go_together(name: str, message: str) -> None:
+    loss = TABLE[name]
+    for of_module in (False, *([True] if loss.module else [])):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            Call(loss, loss.refused[message], of_module)()
+
+
+def test_any_integers_are_ids() -> None:
     ids = torch.arange(5)
 
-    def lse(exclude: str = "same_id", y: Tensor | None = Y, **options: Any) -> Any:
-        return hk.pairwise_logsumexp(X, y, scale=1.0, exclude=exclude, **options)
+    def lse(x_ids: Tensor, y_ids: Tensor) -> Any:
+        return hk.pairwise_logsumexp(X, Y, logit_scale=1.0, exclude="same_id", x_ids=x_ids, y_ids=y_ids)
 
-    with pytest.raises(ValueError, match=r"x_ids must be given with exclude='same_id'.*x_ids=None"):
-        lse(y_ids=ids)
-    with pytest.raises(ValueError, match=r"y_ids must be given with exclude='same_id'.*y_ids=None"):
-        lse(x_ids=ids)
-    for exclude in ("none", "self"):
-        with pytest.raises(ValueError, match=rf"x_ids must be given .* got exclude='{exclude}'"):
-            lse(exclude, x_ids=ids)
-    with pytest.raises(ValueError, match="y_ids need y, but y is None"):
-        lse(y=None, x_ids=ids, y_ids=ids)
-    with pytest.raises(ValueError, match=r"x_ids must have shape \(5,\).*got \(4,\)"):
-        lse(x_ids=ids[:4], y_ids=ids)
-    for dtype in (torch.float32, torch.bool, torch.complex64):
-        with pytest.raises(TypeError, match=f"y_ids must have an integer dtype, got {dtype}"):
-            lse(x_ids=ids, y_ids=ids.to(dtype))
-    with pytest.raises(TypeError, match=r"x_ids must be a torch.Tensor, got list"):
-        lse(x_ids=[0, 1, 2, 3, 4], y_ids=ids)
-    # Any integers will do, also of two kinds.
+    # Also of two kinds.
     expected = lse(x_ids=ids, y_ids=ids)[0]
     for dtype in (torch.uint16, torch.uint32, torch.uint64):
         with pytest.raises(TypeError, match=rf"y_ids must be signed integers or uint8, got {dtype}.*to\(torch.int64\)"):
             lse(x_ids=ids, y_ids=ids.to(dtype))
     for dtype in (torch.uint8, torch.int16, torch.int32):
         assert torch.equal(lse(x_ids=ids.to(dtype), y_ids=ids)[0], expected)
-
-
-def test_options_that_need_y() -> None:
-    weights = torch.ones(5)
-    with pytest.raises(ValueError, match=r"intra=True.*y is None"):
-        hk.uniformity(X, intra=True)
-    with pytest.raises(ValueError, match=r"intra=True.*y is None"):
-        hk.UniformityLoss(intra=True)(X)
-    with pytest.raises(ValueError, match="y_weights needs y, but y is None"):
-        hk.uniformity(X, y_weights=weights)
-    with pytest.raises(ValueError, match=r"y_log_weights.*but y is None"):
-        hk.pairwise_logsumexp(X, scale=1.0, y_log_weights=weights)
 
 
 def test_sparse_features() -> None:

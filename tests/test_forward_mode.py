@@ -70,7 +70,7 @@ def test_one_side_moves(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["alignment-alpha1-sum", "uniformity-queue-weights", "align_uniform-options",
                                   "info_nce-everything", "clip_loss-learnable", "siglip-learnable", "nt_xent-learnable",
-                                  "dcl-learnable", "sup_con-learnable", "logsumexp-weights"])  # fmt: skip
+                                  "dcl-learnable", "sup_con-learnable", "pairwise_logsumexp-weights"])  # fmt: skip
 def test_tangents_against_central_differences(name: str) -> None:
     torch.autograd.gradcheck(
         BY_NAME[name].ours, leaves(name), check_forward_ad=True, check_backward_ad=False, check_batched_grad=False
@@ -192,7 +192,7 @@ def test_a_row_without_candidates_has_the_tangent_0() -> None:
     for loss in (
         lambda x: hk.info_nce(x, x.flip(0), ids=ids),
         lambda x: hk.sup_con(x, torch.arange(4)),
-        lambda x: hk.pairwise_logsumexp(x[:1], scale=2.0, exclude="self")[0],
+        lambda x: hk.pairwise_logsumexp(x[:1], logit_scale=2.0, exclude="self")[0],
     ):
         assert not jvp(loss, (x,), (along,))[1].any()
 

@@ -23,7 +23,7 @@ def penalty(loss, *leaves: torch.Tensor) -> list[torch.Tensor]:
         hk.uniformity,
         lambda x: hk.uniformity(x, x.flip(0) + 1, intra=True),
         lambda x: hk.clip_loss(x, x.flip(0) + 1, logit_scale=3.0),
-        lambda x: hk.pairwise_logsumexp(x, scale=3.0, exclude="self")[0].sum(),
+        lambda x: hk.pairwise_logsumexp(x, logit_scale=3.0, exclude="self")[0].sum(),
     ],
     ids=["uniformity", "queue", "clip_loss", "logsumexp"],
 )

@@ -79,6 +79,7 @@ def remote_row_lse(
     labels: Tensor | None = None,
     y_labels: Tensor | None = None,
     need_cols: bool = False,
+    rows: Ranks | None = None,
     backend: str | None = None,
 ) -> RemoteLSE:
     """`row_lse` over the columns of all other ranks.
@@ -92,6 +93,7 @@ def remote_row_lse(
         labels: ``(N,)`` or ``(B, N)`` integers, those of the rows, for the positives.
         y_labels: those of ``y``, as they were shared; ``None`` where they are those of the rows.
         need_cols: whether the column side is wanted.
+        rows: who holds which rows of ``x``; ``None`` where each rank has as many as columns.
         backend: name of a backend to force.
     """
     operands = _operands(x, y, terms)
@@ -99,7 +101,7 @@ def remote_row_lse(
     for t in (labels, y_labels):
         wide = None if t is None else t.to(torch.int64)
         both.append(wide if wide is None or x.dim() == 3 else wide.unsqueeze(0))
-    found = _RemoteRowLSE.apply(*operands, *both, remote, _across(spec), need_cols, backend)
+    found = _RemoteRowLSE.apply(*operands, *both, remote, rows or remote.ranks, _across(spec), need_cols, backend)
     if x.dim() == 3:
         return RemoteLSE(*found)
     row_lse, col_lse, positives, number = found
@@ -188,6 +190,7 @@ class _RemoteRowLSE(Function):
         labels: Tensor | None,
         y_labels: Tensor | None,
         remote: Remote,
+        rows: Ranks,
         spec: PairSpec,
         need_cols: bool,
         backend: str | None,
@@ -224,7 +227,7 @@ class _RemoteRowLSE(Function):
         y_labels = labels if y_labels is None else y_labels
         of_labels, of_pairs = (labels, y_labels, sums), (row, col, row_rounding, col_rounding)
         ctx.save_for_backward(x, y, u, v, row_ids, col_ids, *of_labels, *of_pairs, *remote.state)
-        ctx.ranks, ctx.kept, ctx.apart = remote.ranks, remote.is_kept, apart
+        ctx.ranks, ctx.rows, ctx.kept, ctx.apart = remote.ranks, rows, remote.is_kept, apart
         ctx.spec, ctx.need_cols, ctx.backend = spec, need_cols, backend
         number = number.squeeze(2)
         ctx.mark_non_differentiable(number)
@@ -267,7 +270,7 @@ class _RemoteRowLSE(Function):
         if need_y:
             # The rows there, with what they make of our columns.
             of_labels = None if labels is None else grad_positives
-            rows = Remote(ctx.ranks, [x, u, row_ids, row, grad_row, labels, of_labels])
+            rows = Remote(ctx.rows, [x, u, row_ids, row, grad_row, labels, of_labels])
             of_positives = dy[:, :0] if labels is None else torch.zeros_like(dy)
             for _there, tensors in rows.blocks(apart=ctx.apart):
                 x_there, u_there, ids_there, lse_there, grad_there, labels_there, positives_there = tensors
@@ -282,7 +285,7 @@ class _RemoteRowLSE(Function):
             dy.mul_(spec.scale)
             if labels is not None:
                 dy += of_positives
-        return *operand_grads((dx, du, dy, dv), needs), *(None,) * 6
+        return *operand_grads((dx, du, dy, dv), needs), *(None,) * 7
 
 
 class _RemoteEnergy(Function):

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import textbook
-from .cases import MOCO_QUEUE, by_mode
+from .. import textbook
+from ..catalog import MOCO_QUEUE
+from .cases import by_mode
 from .registry import Loss, implementation
 
 MOST_DENSE = 16384

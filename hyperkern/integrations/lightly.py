@@ -15,6 +15,7 @@ Processes may have different numbers of rows.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -254,11 +255,11 @@ class DCLLoss(DropIn):
     def _loss(self, out0: Tensor, out1: Tensor, weights: tuple[Tensor, Tensor] | None) -> Tensor:
         """With the weights of the positives of this process."""
         group = all_processes(self.gather_distributed)
+        of0, of1 = weights or (None, None)
+        options: dict[str, Any] = {"temperature": self.temperature, "x_weights": of0, "y_weights": of1}
         if group is None:
-            return losses.dcl(out0, out1, temperature=self.temperature, weights=weights)
-        return own_mean(
-            losses.dcl(out0, out1, temperature=self.temperature, weights=weights, reduction="none", group=group)
-        )
+            return losses.dcl(out0, out1, **options)
+        return own_mean(losses.dcl(out0, out1, **options, reduction="none", group=group))
 
 
 class DCLWLoss(DCLLoss):

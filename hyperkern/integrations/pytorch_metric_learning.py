@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import autograd, losses
 from ..arguments import check_columns, check_positive, check_rows
-from ..losses._logits import nll_from_excess
+from ..losses.logits import nll_from_excess
 from ..spec import accumulate_dtype
 from ._options import DropIn
 from ._positives import block_logits, classes_of, numbered
@@ -133,7 +133,7 @@ class NTXentLoss(_Loss):
         lse, _ = losses.pairwise_logsumexp(
             x,
             y,
-            scale=1 / self.temperature,
+            logit_scale=1 / self.temperature,
             exclude="same_id",
             x_ids=classes.row_ids,
             y_ids=None if y is None else classes.column_ids,
@@ -174,7 +174,7 @@ class SupConLoss(_Loss):
         if not _has_pairs(same - without_diagonal * len(labels), len(labels) * len(y_labels) - same):
             return _zero(x)
         exclude = "self" if without_diagonal else "none"
-        lse, _ = losses.pairwise_logsumexp(x, y, scale=1 / self.temperature, exclude=exclude)
+        lse, _ = losses.pairwise_logsumexp(x, y, logit_scale=1 / self.temperature, exclude=exclude)
         # The mean of the logits of the positives needs no pairs: it is the logit of their mean.
         rows = autograd.prepare(x, normalize=True)
         columns = rows if y is None else autograd.prepare(y, normalize=True)

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import autograd
 from ..arguments import check_choice, check_number, check_positive, check_rows
 from ..distributed import Agreement, Ranks
-from ..losses._logits import merged, nll_from_excess, positive_logits
+from ..losses.logits import merged, nll_from_excess, positive_logits
 from ..spec import PairSpec, PairTerms, is_bounded, product_precision
 from ._distributed import all_processes
 from ._options import DropIn

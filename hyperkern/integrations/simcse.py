@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import autograd, losses
 from ..arguments import check_columns, check_number, check_positive, check_rows
-from ..losses._logits import merged, nll_from_excess, positive_logits
+from ..losses.logits import merged, nll_from_excess, positive_logits
 from ..spec import PairSpec, is_bounded, product_precision
 
 

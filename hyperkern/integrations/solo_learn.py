@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from .. import losses
 from ..arguments import check_positive, check_rows, check_vector
-from ..losses._logits import logsumexp, nll_from_excess
+from ..losses.logits import logsumexp, nll_from_excess
 from ._distributed import all_processes
 from ._positives import block_logits, classes_of
 
@@ -57,7 +57,7 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     classes = classes_of(indexes)
     if any(block.rows.shape[1] == 1 for block in classes.blocks):
         raise ValueError("indexes must name each sample at least twice: a row without another view has no positive")
-    negatives, _ = losses.pairwise_logsumexp(z, scale=1 / temperature, exclude="same_id", x_ids=classes.row_ids)
+    negatives, _ = losses.pairwise_logsumexp(z, logit_scale=1 / temperature, exclude="same_id", x_ids=classes.row_ids)
     terms = []
     for block, logits in zip(classes.blocks, block_logits(z, None, classes.blocks, temperature), strict=True):
         itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=z.device)

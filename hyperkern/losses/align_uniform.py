@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import autograd
 from ..arguments import check_backend, check_columns, check_number, check_pairs, check_positive, check_rows, reduce_rows
 from ..distributed import Agreement, GroupLike
+from ..options import Loss
 from ..spec import LossInputs, LossSpec, product_precision
 from .alignment import alignment_of_rows
 from .uniformity import uniformity_of_rows
@@ -104,3 +105,20 @@ def align_uniform(
         precision=precision,
     )
     return AlignUniform(*autograd.loss(inputs, whole, composed, backend=backend))
+
+
+class AlignUniformLoss(Loss):
+    """`hyperkern.align_uniform` as a module: called it returns the weighted sum alone, by `terms` all of the result."""
+
+    alpha: float = 2.0
+    t: float = 2.0
+    align_weight: float = 1.0
+    uniform_weight: float = 1.0
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of the positive pairs ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
+        return align_uniform(x, y, **self.given()).loss
+
+    def terms(self, x: Tensor, y: Tensor) -> AlignUniform:
+        """The loss with the alignment and the uniformity that it is the sum of."""
+        return align_uniform(x, y, **self.given())

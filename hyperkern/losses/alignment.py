@@ -6,6 +6,7 @@ from torch import Tensor
 from .. import autograd
 from ..arguments import REDUCTIONS, check_backend, check_choice, check_columns, check_positive, check_rows, reduce_rows
 from ..distributed import Agreement, GroupLike
+from ..options import Loss
 
 
 def alignment(
@@ -56,6 +57,17 @@ def alignment(
         agreed.shard(x=x, y=y)
     x, y = autograd.prepare_views(x, y, normalize=normalize, backend=backend)
     return reduce_rows(alignment_of_rows(x, y, alpha), reduction, agreed.ranks)
+
+
+class AlignmentLoss(Loss):
+    """`hyperkern.alignment` as a module."""
+
+    alpha: float = 2.0
+    reduction: str = "mean"
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of the positive pairs ``(x_i, y_i)``, both ``(N, D)`` or ``(B, N, D)``."""
+        return alignment(x, y, **self.given())
 
 
 def alignment_of_rows(x: Tensor, y: Tensor, alpha: float) -> Tensor:

@@ -18,8 +18,9 @@ from ..arguments import (
     reduce_rows,
 )
 from ..distributed import Agreement, GroupLike
+from ..options import ScaledLoss
 from ..spec import LossInputs, LossSpec, PairTerms, product_precision
-from ._logits import (
+from .logits import (
     inverse,
     logsumexp,
     merged,
@@ -177,6 +178,38 @@ def info_nce(
         precision=precision,
     )
     return autograd.loss(inputs, whole, composed, backend=backend)[0]
+
+
+class InfoNCELoss(ScaledLoss):
+    """`hyperkern.info_nce` as a module that can learn its temperature."""
+
+    temperature: float = 0.07
+    in_batch: bool = True
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        negatives: Tensor | None = None,
+        *,
+        hard_negatives: Tensor | None = None,
+        ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        y_log_weights: Tensor | None = None,
+        negative_log_weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of the queries ``x`` with the keys ``y``, both ``(N, D)``, and ``(K, D)`` further negatives."""
+        return info_nce(
+            x,
+            y,
+            negatives=negatives,
+            hard_negatives=hard_negatives,
+            ids=ids,
+            negative_ids=negative_ids,
+            y_log_weights=y_log_weights,
+            negative_log_weights=negative_log_weights,
+            **self.given(),
+        )
 
 
 def _check_negatives(

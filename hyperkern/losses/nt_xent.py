@@ -19,10 +19,12 @@ from ..arguments import (
     check_vector,
     is_empty_queue,
     reduce_rows,
+    renamed,
 )
 from ..distributed import Agreement, GroupLike, Ranks
+from ..options import ScaledLoss
 from ..spec import LossInputs, LossSpec, PairSpec, product_precision
-from ._logits import merged, nll_from_excess, number_or_tensor, positive_logits, queue_lse, scaled_views
+from .logits import merged, nll_from_excess, number_or_tensor, positive_logits, queue_lse, scaled_views
 
 
 def nt_xent(
@@ -98,11 +100,13 @@ def dcl(
     y: Tensor,
     *,
     temperature: float | Tensor = 0.1,
-    weights: tuple[Tensor, Tensor] | None = None,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
     group: GroupLike = None,
     backend: str | None = None,
+    weights: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     r"""Decoupled contrastive loss: NT-Xent without the positive in the denominator.
 
@@ -114,14 +118,15 @@ def dcl(
         x: ``(N, D)`` or ``(B, N, D)`` features of one view, N >= 2, float64, float32, bfloat16 or float16, any strides.
         y: those of the other, like ``x``; row i is the partner of row i.
         temperature: > 0; a scalar tensor is learnable, and its value is neither read nor checked.
-        weights: ``w`` of the anchors in ``x`` and of those in ``y``, ``(N,)`` or ``(B, N)`` each; by default 1. See
-            `dclw`.
+        x_weights: ``w`` of the anchors in ``x``, ``(N,)`` or ``(B, N)``; by default 1. See `dclw`.
+        y_weights: those of the anchors in ``y``, likewise.
         normalize: whether rows are scaled to unit length first.
         reduction: ``"mean"`` or ``"sum"`` over the 2N anchors, or ``"none"``.
         group: the ranks that share the batch, a `torch.distributed.ProcessGroup`, a `DeviceMesh` of one dimension or a
             `hyperkern.Group`; ``x`` and ``y`` are those of this one, the
             weights those of its rows.
         backend: name of a backend to force; by default the best usable one.
+        weights: deprecated, ``x_weights`` and ``y_weights`` as a pair.
 
     Returns:
         A scalar (``(B,)`` with a leading batch dimension), or ``(2N,)`` (``(B, 2N)``) for ``reduction="none"``, first
@@ -135,19 +140,27 @@ def dcl(
     Source:
         Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Eq. 6.
     """
+    if weights is not None:
+        renamed("dcl", "weights", "x_weights and y_weights")
+        if not isinstance(weights, tuple) or len(weights) != 2:
+            raise ValueError(
+                f"weights must be two tensors, for the anchors in x and in y, got {type(weights).__name__}"
+            )
+        x_weights, y_weights = weights
     checked = _Checked(temperature, normalize, reduction)
     with Agreement(group, "dcl", **checked._asdict()) as agreed:
         checked, backend = _check_views((x, y), checked, agreed, None, backend)
-        if weights is not None:
-            _check_weights(weights, x, y)
-            agreed.shard(x_weights=weights[0], y_weights=weights[1])
+        for name, of_rows, rows in (("x", x_weights, x), ("y", y_weights, y)):
+            if of_rows is not None:
+                check_vector(f"{name}_weights", of_rows, name, rows)
+                agreed.shard(**{f"{name}_weights": of_rows})
     ranks = agreed.ranks
     _check_negatives(x, ranks)
 
     def composed(sides: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
-        return _decoupled(sides, checked._replace(temperature=temperature), ranks, weights, backend)
+        return _decoupled(sides, checked._replace(temperature=temperature), ranks, (x_weights, y_weights), backend)
 
-    if weights is not None:
+    if x_weights is not None or y_weights is not None:
         return composed((x, y), checked.temperature)
     return _of_two_views("dcl", x, y, checked, ranks, composed, backend)
 
@@ -209,6 +222,45 @@ def dclw(
     return _of_two_views("dclw", x, y, checked, ranks, composed, backend, sigma=float(sigma))
 
 
+class NTXentLoss(ScaledLoss):
+    """`hyperkern.nt_xent` as a module that can learn its temperature."""
+
+    temperature: float = 0.5
+
+    def forward(self, x: Tensor, y: Tensor, *views: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """The loss of two or more views of the same samples, each ``(N, D)``, and ``(K, D)`` further negatives."""
+        return nt_xent(x, y, *views, negatives=negatives, **self.given())
+
+
+class DCLLoss(ScaledLoss):
+    """`hyperkern.dcl` as a module that can learn its temperature."""
+
+    temperature: float = 0.1
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        x_weights: Tensor | None = None,
+        y_weights: Tensor | None = None,
+        weights: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of the partners ``(x_i, y_i)``, both ``(N, D)``, and the weights ``(N,)`` of either's positives."""
+        return dcl(x, y, x_weights=x_weights, y_weights=y_weights, weights=weights, **self.given())
+
+
+class DCLWLoss(ScaledLoss):
+    """`hyperkern.dclw` as a module that can learn its temperature."""
+
+    temperature: float = 0.1
+    sigma: float = 0.5
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of the partners ``(x_i, y_i)``, both ``(N, D)``."""
+        return dclw(x, y, **self.given())
+
+
 class _Checked(NamedTuple):
     """The options that all losses of this file have."""
 
@@ -235,13 +287,6 @@ def _check_views(
     agreed.shard(**dict(zip(names, views, strict=True)))
     agreed.same(negatives=negatives)
     return options._replace(temperature=temperature), backend
-
-
-def _check_weights(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> None:
-    if not isinstance(weights, tuple) or len(weights) != 2:
-        raise ValueError(f"weights must be two tensors, for the anchors in x and in y, got {type(weights).__name__}")
-    for i, (of_view, view) in enumerate(zip(weights, (x, y), strict=True)):
-        check_vector(f"weights[{i}]", of_view, "xy"[i], view)
 
 
 def _check_negatives(x: Tensor, ranks: Ranks) -> None:
@@ -285,14 +330,12 @@ def _decoupled(
     sides: Sequence[Tensor],
     options: _Checked,
     ranks: Ranks,
-    weights: tuple[Tensor, Tensor] | None,
+    weights: tuple[Tensor | None, Tensor | None],
     backend: str | None,
 ) -> Tensor:
     others, positives = _candidates(sides, options, ranks, None, backend)
-    logits = torch.cat([of_view[0] for of_view in positives], -1)
-    if weights is not None:
-        logits = logits * torch.cat([w.to(logits.dtype) for w in weights], -1)
-    return reduce_rows(torch.cat(others, -1) - logits, options.reduction, ranks, 2)
+    logits = [p if w is None else p * w.to(p.dtype) for (p,), w in zip(positives, weights, strict=True)]
+    return reduce_rows(torch.cat(others, -1) - torch.cat(logits, -1), options.reduction, ranks, 2)
 
 
 def _candidates(

@@ -6,8 +6,9 @@ from torch import Tensor
 from .. import autograd
 from ..arguments import REDUCTIONS, check_backend, check_choice, check_columns, check_rows, check_scale, check_vector
 from ..distributed import Agreement, GroupLike
+from ..options import ScaledLoss
 from ..spec import LossInputs, LossSpec, product_precision
-from ._logits import inverse, merged, number_or_tensor, scaled, scaled_views
+from .logits import inverse, merged, number_or_tensor, scaled, scaled_views
 
 
 def sup_con(
@@ -132,3 +133,13 @@ def sup_con(
         precision=precision,
     )
     return autograd.loss(inputs, whole, composed, backend=backend)[0]
+
+
+class SupConLoss(ScaledLoss):
+    """`hyperkern.sup_con` as a module that can learn its temperature."""
+
+    temperature: float = 0.1
+
+    def forward(self, x: Tensor, labels: Tensor, y: Tensor | None = None, y_labels: Tensor | None = None) -> Tensor:
+        """The loss of the features ``x`` ``(N, D)`` with classes ``labels`` ``(N,)``; see `hyperkern.sup_con`."""
+        return sup_con(x, labels, y, y_labels, **self.given())

@@ -18,8 +18,9 @@ from ..arguments import (
     check_vector,
 )
 from ..distributed import Agreement, GroupLike, Ranks, Remote
+from ..options import Loss
 from ..spec import LossInputs, LossSpec, PairSpec, PairTerms, is_bounded, product_precision
-from ._logits import logsumexp, merged
+from .logits import logsumexp, merged
 
 
 def uniformity(
@@ -133,6 +134,29 @@ def uniformity(
         return composed(inputs)[0]
     whole = LossSpec("uniformity", 2.0 * t, in_batch=intra or y is None, precision=precision)
     return autograd.loss(inputs, whole, composed, backend=backend)[0]
+
+
+class UniformityLoss(Loss):
+    """`hyperkern.uniformity` as a module."""
+
+    t: float = 2.0
+    intra: bool = False
+    max_norm: float | None = None
+
+    def _complete(self) -> None:
+        if self.max_norm is not None:
+            check_max_norm(self.max_norm, self.normalize)
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        x_weights: Tensor | None = None,
+        y_weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of the features ``x``, or of ``x`` against the queue ``y``; ``(N, D)`` or ``(B, N, D)``."""
+        return uniformity(x, y, x_weights=x_weights, y_weights=y_weights, **self.given())
 
 
 class _Sum(NamedTuple):

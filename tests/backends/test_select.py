@@ -114,7 +114,7 @@ def test_forced_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch, by_env
         lambda: hyperkern.align_uniform(x, x, backend=name),
         lambda: hyperkern.info_nce(x, x, backend=name),
         lambda: hyperkern.clip_loss(x, x, logit_scale=1.0, backend=name),
-        lambda: hyperkern.pairwise_logsumexp(x, scale=1.0, backend=name),
+        lambda: hyperkern.pairwise_logsumexp(x, logit_scale=1.0, backend=name),
     ):
         with pytest.raises(ValueError, match=pattern):
             loss()

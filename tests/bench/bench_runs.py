@@ -19,7 +19,7 @@ TINY = ["--device", "cpu", "--sizes", "40", "--dims", "8", "--rounds", "2", "--s
 
 WRONG = """
 from hyperkern.bench import implementation
-from hyperkern.bench.textbook import dense_uniformity
+from hyperkern.textbook import dense_uniformity
 
 @implementation("uniformity", "wrong")
 def wrong():

@@ -22,7 +22,7 @@ WITH_MEMORY = [option for option in TINY if option != "--no-memory"]
 # What they take is the tests' to say.
 LONG = """
 from hyperkern.bench import implementation
-from hyperkern.bench.textbook import dense_uniformity
+from hyperkern.textbook import dense_uniformity
 
 @implementation("uniformity", "slow")
 def slow():

@@ -180,7 +180,7 @@ def test_measured_again_are_those_rows_in_another_process(tmp_path: Path) -> Non
 
 MINE = """
 from hyperkern.bench import implementation
-from hyperkern.bench.textbook import dense_uniformity
+from hyperkern.textbook import dense_uniformity
 
 @implementation("uniformity", "mine")
 def mine():

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.studies import PEERS
 from hyperkern.bench import gate
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Implementation, Setup, load_file
-from hyperkern.bench.textbook import dense_uniformity
 from hyperkern.cli import main
+from hyperkern.textbook import dense_uniformity
 
 pytestmark = pytest.mark.usefixtures("registry_as_it_was", "small_rates")
 SETUP = Setup("uniformity", "float32", 40, 8, "both")

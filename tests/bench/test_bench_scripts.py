@@ -12,7 +12,8 @@ from conftest import DEVICE, needs_cuda_kernels, needs_triton
 import benchmarks
 from benchmarks import busy, estimate, host_time, ranks, repeats
 from benchmarks.measured import RESULTS, Measurements
-from hyperkern.bench import machine, textbook
+from hyperkern import textbook
+from hyperkern.bench import machine
 from hyperkern.bench.registry import IMPLEMENTATIONS, BenchError, implementation
 from hyperkern.bench.result import read_as
 

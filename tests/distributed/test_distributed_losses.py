@@ -25,8 +25,12 @@ from hyperkern.spec import PairSpec
 ROWS, QUEUE, DIM = 13, 6, 5
 # How the rows are spread, by the number of ranks: even, uneven, with ranks that have none.
 SPREADS = {1: [(13,)], 2: [(12, 1), (0, 13)], 3: [(5, 4, 4), (1, 0, 12)], 4: [(4, 3, 3, 3), (0, 12, 0, 1)]}
-SHARDED = ("x", "y", "third", "hard", "x_weights", "u")
-SHARED_LOSSES = [case for case in CASES if not case.name.startswith("logsumexp")]
+SHARED_LOSSES = [case for case in CASES if not case.name.startswith("pairwise_logsumexp")]
+
+
+def is_sharded(case: Case, role: str) -> bool:
+    """Whether a rank has some of it: what belongs to the rows of ``x``, but not a queue nor a number."""
+    return (role in cases.FEATURES or role.endswith("_weights")) and case.rows(role, ROWS, QUEUE) == ROWS
 
 
 Run = tuple[list[Tensor], list[Tensor]]  # outputs, and gradients of the arguments
@@ -71,7 +75,7 @@ def one_rank(
     """Of a rank: its outputs, and the gradients, for the cotangents ``given``, of what it was given."""
     cases.first_row = sum(counts[:rank])
     args = [
-        (own_rows(t, counts, rank, axis) if role in SHARDED else t).detach().requires_grad_()
+        (own_rows(t, counts, rank, axis) if is_sharded(case, role) else t).detach().requires_grad_()
         for role, t in zip(case.roles, tensors, strict=True)
     ]
     outputs = case.ours(*args, group=group, **options)
@@ -107,11 +111,11 @@ def check(case: Case, expected: Run, runs: list[Run], counts: Sequence[int], tol
         if not per_anchor:  # bit for bit
             assert all(map(torch.equal, outputs, runs[0][0]))
         for role, grad, truth in zip(case.roles, grads, expected[1], strict=True):
-            if role in SHARDED:
+            if is_sharded(case, role):
                 truth = own_rows(truth, counts, rank, axis)
                 assert_close(grad, factor * truth, tolerance)
     for i, role in enumerate(case.roles):
-        if role not in SHARDED:  # each rank has the part that its rows make
+        if not is_sharded(case, role):  # each rank has the part that its rows make
             total = sum(grads[i] for _, grads in runs)
             assert_close(total, factor * expected[1][i], tolerance)
 
@@ -130,6 +134,78 @@ def test_every_loss(ranks: Ranks, name: str, size: int) -> None:
     by_rank = ranks(size).run(on_all_spreads, name, SPREADS[size], torch.float64)
     for at, runs in enumerate(zip(*by_rank, strict=True)):
         check(case, expected, list(runs), SPREADS[size][at // 2], 1e-12)
+
+
+# Of rows and of columns, which have spreads of their own.
+BOTH_SPREADS = {2: [((12, 1), (0, 6)), ((0, 13), (3, 3))], 3: [((5, 4, 4), (1, 5, 0)), ((13, 0, 0), (0, 2, 4))]}
+LOG_SUMS = [case.name for case in CASES if case.name.startswith("pairwise_logsumexp")]
+
+
+def lengths_of(case: Case, counts: tuple[int, ...], columns: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The spread of what belongs to either side; where rows and columns must go together it is one."""
+    aligned = case.use.options.get("exclude") == "self" or "y" not in case.roles
+    return {"x": counts, "y": counts if aligned else columns}
+
+
+def log_sums_of_ranks(rank: int, name: str, spreads: list[tuple]) -> list[Run]:
+    case = BY_NAME[name]
+    tensors = log_sum_tensors(case)
+    rows = dict(zip(case.roles, tensors, strict=True))
+    found = []
+    for counts, columns in spreads:
+        lengths = lengths_of(case, counts, columns)
+
+        def part(tensor: Tensor, side: str, lengths: dict = lengths) -> Tensor:
+            return own_rows(tensor, lengths[side], rank)
+
+        ids = {
+            f"{side}_ids": lambda _, side=side: part(cases.INTEGERS[f"{side}_ids"](rows[side]), side) for side in "xy"
+        }
+        own = cases.case_of(case.loss, case.use, **ids)
+        for transport in ("gather", "ring"):
+            args = [part(t, cases.rows_of(r)).detach().requires_grad_() for r, t in rows.items()]
+            outputs = own.ours(*args, group=hk.Group(transport=transport))
+            given = map(part, cotangents(case.truth(*tensors)), "xy")
+            grads = torch.autograd.grad(outputs, args, list(given))
+            found.append(([out.detach() for out in outputs], list(grads)))
+    return found
+
+
+def log_sum_tensors(case: Case) -> list[Tensor]:
+    columns = ROWS if case.use.options.get("exclude") == "self" else QUEUE
+    return cases.tensors(case, ROWS, columns, DIM)
+
+
+@pytest.mark.parametrize("size", BOTH_SPREADS)
+@pytest.mark.parametrize("name", LOG_SUMS)
+def test_log_sums_of_all_pairs(ranks: Ranks, name: str, size: int) -> None:
+    case = BY_NAME[name]
+    args = [t.requires_grad_() for t in log_sum_tensors(case)]
+    outputs = case.truth(*args)
+    grads = torch.autograd.grad(outputs, args, cotangents(outputs))
+    for runs in zip(*ranks(size).run(log_sums_of_ranks, name, BOTH_SPREADS[size]), strict=True):
+        for at, truth in enumerate(outputs):
+            assert_close(torch.cat([found[at] for found, _ in runs]), truth, 1e-12)
+        for at, truth in enumerate(grads):
+            assert_close(torch.cat([of_rank[at] for _, of_rank in runs]), truth, 1e-12)
+
+
+def log_sums_refused(rank: int) -> list[str]:
+    x, said = torch.randn(3, 2), []
+    for y, exclude in ((torch.randn(3 + rank, 2), "self"), (torch.randn(0, 2), "none")):
+        with pytest.raises(ValueError, match="y must") as refusal:
+            hk.pairwise_logsumexp(x, y, logit_scale=2.0, exclude=exclude, group=hk.Group())
+        said.append(str(refusal.value))
+    return said
+
+
+def test_log_sums_that_are_refused(ranks: Ranks) -> None:
+    (first, empty), (second, _) = ranks(2).run(log_sums_refused)
+    assert second.startswith(
+        "y must have the shape of x on every rank for exclude='self' with a group, (3, 2), got (4, 2)"
+    )
+    assert first == f"pairwise_logsumexp was refused on rank 1 of the group: ValueError: {second}"
+    assert empty == "y must not be empty: none of the 2 ranks of the group has a row"
 
 
 def with_a_batch_dimension(rank: int, name: str, counts: tuple[int, ...], batch: int) -> Run:

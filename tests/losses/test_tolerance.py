@@ -15,16 +15,24 @@ together, so that a maximum says something.
 
 import pytest
 import torch
-from cases import BY_NAME, FEATURES, FIRST, Case, names, tensors, values_and_grads
+from cases import BY_NAME, FEATURES, FIRST, Case, case_of, names, tensors, values_and_grads
 from conftest import Exact, interpreted
 from oracle import assert_within_tolerance
 from torch import Tensor
+
+from hyperkern.catalog import TABLE, use
 
 DRAWS = 8
 FEWER_DRAWS = 3  # of losses over pairs in an interpreter, which takes a second for each
 # Their logits reach 14 to 25 and round by 1e-6; PyTorch and the reference, which share a library's products, happen to
 # be closer than a kernel with another order of sums.
-LARGE_LOGITS = ("logsumexp-raw", "info_nce-negatives", "info_nce-learnable-negatives", "dcl-learnable")
+LARGE_LOGITS = (
+    "pairwise_logsumexp-raw",
+    "info_nce-negatives",
+    "info_nce-learnable-negatives",
+    "dcl-learnable",
+    "dcl-raw",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -75,9 +83,8 @@ def test_uniformity_of_large_batches(t: float, backend: str, device: torch.devic
     if interpreted(backend, device) and t not in (2.0, 30.0):
         pytest.skip("an interpreter takes its time: one of either regime")
     # The sum over pairs grows with N^2 and the loss does not: a logarithm of the sum loses what was not divided.
-    from cases import _uniformity
-
-    for ours, peers, truth in results(_uniformity("", "x", t=t), torch.float32, device, backend, (500, 0, 8)):
+    case = case_of(TABLE["uniformity"], use("", "x", t=t))
+    for ours, peers, truth in results(case, torch.float32, device, backend, (500, 0, 8)):
         # At t = 30 the sum of 500^2 terms has left the bounded regime: the gradient goes through log-sum-exps near 2t.
         assert_within_tolerance(ours, peers, truth, largest_lse=2 * t if t >= 30 else 0.0)
 
@@ -86,9 +93,8 @@ def test_uniformity_of_large_batches(t: float, backend: str, device: torch.devic
 @pytest.mark.parametrize("loss", ["info_nce", "clip_loss"])
 def test_pairs_told_apart_with_confidence(loss: str, scale: float, backend: str, device: torch.device) -> None:
     # At the end of training the loss is near 0, and only a logit that the positive shares with the sum keeps it.
-    from cases import _clip, _info_nce
-
-    case = _info_nce("", temperature=1 / scale) if loss == "info_nce" else _clip("", logit_scale=scale)
+    options = {"temperature": 1 / scale} if loss == "info_nce" else {"logit_scale": scale}
+    case = case_of(TABLE[loss], use("", "x y", **options))
     ours, peer, truth = [], [], []
     for seed in range(draws(case, backend, device)):
         x, noise = tensors(case, 100, 0, 64, seed=seed, dtype=torch.float32, device=device)
@@ -119,7 +125,7 @@ def test_dtypes(name: str, dtype: torch.dtype, backend: str, device: torch.devic
     assert {grad.dtype for grad in grads} == {dtype}
 
 
-@pytest.mark.parametrize("name", ["info_nce-learnable", "uniformity-queue-weights", "logsumexp-weights"])
+@pytest.mark.parametrize("name", ["info_nce-learnable", "uniformity-queue-weights", "pairwise_logsumexp-weights"])
 def test_float32_parameters_beside_half_features(name: str, backend: str, device: torch.device) -> None:
     # Scales, weights and log-weights are usually float32 while the features are not.
     case = BY_NAME[name]

@@ -36,7 +36,9 @@ def test_case_16_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None
         assert_close(actual, truth, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["uniformity-default", "info_nce-default", "clip_loss-raw", "logsumexp-weights"])
+@pytest.mark.parametrize(
+    "name", ["uniformity-default", "info_nce-default", "clip_loss-raw", "pairwise_logsumexp-weights"]
+)
 def test_case_16_gradient_penalty_under_autocast(name: str) -> None:
     # The second derivative is plain PyTorch, and autocast would send its products to bfloat16.
     case = BY_NAME[name]
@@ -298,4 +300,4 @@ def test_memory_never_holds_all_pairs(mode: str, monkeypatch: pytest.MonkeyPatch
 def test_meta_tensors_have_shapes() -> None:
     x = torch.empty(5, 3, device="meta")
     assert hk.uniformity(x).shape == ()
-    assert hk.pairwise_logsumexp(x, scale=1.0)[0].shape == (5,)
+    assert hk.pairwise_logsumexp(x, logit_scale=1.0)[0].shape == (5,)

@@ -37,8 +37,8 @@ def test_case_09_scale(scale: float, tensor: bool, dtype: torch.dtype) -> None:
     if not tensor:
         losses += [
             (
-                lambda x, y: hk.pairwise_logsumexp(x, y, scale=scale),
-                lambda x, y: oracle.pairwise_logsumexp(x, y, scale=scale),
+                lambda x, y: hk.pairwise_logsumexp(x, y, logit_scale=scale),
+                lambda x, y: oracle.pairwise_logsumexp(x, y, logit_scale=scale),
             ),
             (
                 lambda x, y: (hk.uniformity(x, y, t=scale, intra=True),),
@@ -62,7 +62,7 @@ def test_case_09_temperature_not_positive(bad: float) -> None:
         ("temperature", lambda: hk.info_nce(x, y, temperature=bad)),
         ("logit_scale", lambda: hk.clip_loss(x, y, logit_scale=bad)),
         ("t", lambda: hk.uniformity(x, t=bad)),
-        ("scale", lambda: hk.pairwise_logsumexp(x, scale=bad)),
+        ("logit_scale", lambda: hk.pairwise_logsumexp(x, logit_scale=bad)),
     ):
         with pytest.raises(ValueError, match=f"^{name} must be .*> 0.*got {bad}"):
             loss()
@@ -83,7 +83,7 @@ def test_case_09_numbers_of_other_libraries(kind: type) -> None:
         "uniformity": lambda v: hk.uniformity(x, t=v),
         "alignment": lambda v: hk.alignment(x, y, alpha=v),
         "align_uniform": lambda v: hk.align_uniform(x, y, t=v, alpha=v, align_weight=v, uniform_weight=v).loss,
-        "pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(x, y, scale=v)[0].sum(),
+        "pairwise_logsumexp": lambda v: hk.pairwise_logsumexp(x, y, logit_scale=v)[0].sum(),
         "InfoNCELoss": lambda v: hk.InfoNCELoss(temperature=v, learnable=True)(x, y),
     }
     for name, loss in losses.items():
@@ -166,7 +166,9 @@ def test_the_series_of_the_circle_is_the_sum_over_pairs() -> None:
     assert_close(circle(angles, 2.0)[0], (-2 * torch.cdist(x, x).square()).exp().sum())
 
 
-@pytest.mark.parametrize("name", ["uniformity-default", "info_nce-default", "clip_loss-learnable", "logsumexp-self"])
+@pytest.mark.parametrize(
+    "name", ["uniformity-default", "info_nce-default", "clip_loss-learnable", "pairwise_logsumexp-self"]
+)
 def test_case_13_grad_output_of_any_kind(name: str) -> None:
     case = BY_NAME[name]
     args = [arg.requires_grad_() for arg in tensors(case, 5, 4, 3, 2)]
@@ -197,7 +199,7 @@ LOSSES = {
     "info_nce": lambda x, y: hk.info_nce(x, y),
     "negatives": lambda x, y: hk.info_nce(x, y, negatives=y),
     "clip_loss": lambda x, y: hk.clip_loss(x, y, logit_scale=9.0),
-    "pairwise_logsumexp": lambda x, y: sum(out.sum() for out in hk.pairwise_logsumexp(x, y, scale=2.0)),
+    "pairwise_logsumexp": lambda x, y: sum(out.sum() for out in hk.pairwise_logsumexp(x, y, logit_scale=2.0)),
 }
 
 

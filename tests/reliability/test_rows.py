@@ -151,7 +151,7 @@ def test_case_05_nan_or_inf_in_a_row(name: str, bad: float) -> None:
         args = [arg.float() for arg in tensors(case, 5, 4, 3)]
         args[which][2, 1] = bad
         for out in case.ours(*args):
-            if case.name.startswith("logsumexp") or "none" in case.name:
+            if out.dim():
                 # One number for each row: the row itself, at least, must show it.
                 assert not out.isfinite().all()
             elif "raw" in name and bad == bad:
@@ -180,7 +180,7 @@ def test_case_06_empty_batch(shape: tuple[int, ...]) -> None:
         lambda: hk.align_uniform(empty, empty),
         lambda: hk.info_nce(empty, empty),
         lambda: hk.clip_loss(empty, empty, logit_scale=1.0),
-        lambda: hk.pairwise_logsumexp(empty, scale=1.0),
+        lambda: hk.pairwise_logsumexp(empty, logit_scale=1.0),
     ):
         with pytest.raises(ValueError, match=r"must not be empty, got shape \("):
             loss()
@@ -208,7 +208,7 @@ def test_case_08_every_candidate_excluded(one_side: bool, scale: float) -> None:
     # On two sides row 0 has no candidate left; on one side no row has.
     x_ids = torch.tensor([0, 0, 0, 0, 0] if one_side else [7, 1, 2, 3, 4])
     y_ids = None if one_side else torch.tensor([7, 7, 7, 7])
-    row, col = hk.pairwise_logsumexp(x, y, scale=scale, exclude="same_id", x_ids=x_ids, y_ids=y_ids)
+    row, col = hk.pairwise_logsumexp(x, y, logit_scale=scale, exclude="same_id", x_ids=x_ids, y_ids=y_ids)
     assert row[0] == -torch.inf
     if one_side:
         assert (row == -torch.inf).all()
@@ -263,7 +263,7 @@ def test_case_08_a_log_weight_leaves_a_row_out(
     x, y = (torch.randn(n, 5, device=device).to(dtype).requires_grad_() for n in (7, 6))
     u = torch.randn(len(x if side == "x" else y), device=device)
     u[2] = -torch.inf
-    options = {"scale": 2.0, "backend": backend}
+    options = {"logit_scale": 2.0, "backend": backend}
     found = hk.pairwise_logsumexp(x, y, **{f"{side}_log_weights": u}, **options)
     rest = torch.arange(len(u), device=device) != 2
     sides = (x[rest], y) if side == "x" else (x, y[rest])
