@@ -227,7 +227,8 @@ def chunked_sup_con(x: Tensor, labels: Tensor, temperature: float = SUP_CON_TEMP
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
     """The mean distance of the pairs, to a power."""
-    return (F.normalize(x, dim=-1) - F.normalize(y, dim=-1)).norm(dim=-1).pow(alpha).mean()
+    distance: Tensor = (F.normalize(x, dim=-1) - F.normalize(y, dim=-1)).norm(dim=-1)
+    return distance.pow(alpha).mean()
 
 
 def dense_align_uniform(x: Tensor, y: Tensor, alpha: float = 2.0, t: float = 2.0) -> Tensor:

@@ -81,4 +81,5 @@ def alignment_of_rows(x: Tensor, y: Tensor, alpha: float) -> Tensor:
     same = unit == 0
     unit = unit.masked_fill(same, 1)
     squared = (difference / unit.unsqueeze(-1)).square().sum(-1).masked_fill(same, 1)
-    return (unit**alpha * squared ** (alpha / 2)).masked_fill(same, 0)
+    powers: Tensor = unit**alpha * squared ** (alpha / 2)
+    return powers.masked_fill(same, 0)

@@ -324,6 +324,7 @@ def _no_narrower(weights: Tensor | None, rows: Tensor) -> Tensor:
 
 def _log_weights(x: Tensor, t: float, is_unit: bool, weights: Tensor | None) -> Tensor:
     """``u`` of ``-t |x - y|^2 = 2t <x, y> + u + v`` (``- 2t`` on unit rows), and the logarithm of the weights."""
+    u: Tensor
     if is_unit:
         # Zero on every row but a zero row, which stays at the origin, at distance 1 from the sphere.
         u = t * (torch.linalg.vector_norm(x.detach(), dim=-1) == 0).to(x.dtype)
