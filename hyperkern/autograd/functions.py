@@ -10,14 +10,16 @@ Each function is written as transforms and the compiler want it: ``forward``, ``
   tangent for zero.
 """
 
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+Kind = TypeVar("Kind", bound=type[Function])
 
-def applied(function: type[Function], *args: Any) -> Any:
+
+def applied(function: Any, *args: Any) -> Any:
     """``function.apply(*args)``, in the variant that the surroundings need.
 
     Raises:
@@ -29,17 +31,17 @@ def applied(function: type[Function], *args: Any) -> Any:
                 "forward mode (torch.func.jvp, jacfwd, torch.autograd.forward_ad) of a hyperkern loss does not compile"
                 ": take it outside of torch.compile(fullgraph=True)"
             )
-        return function.dual.apply(*args)  # type: ignore[attr-defined]
+        return function.dual.apply(*args)
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     if not torch.is_grad_enabled():  # in most backward passes
         return function.forward(*args)
     if torch.compiler.is_dynamo_compiling():
         return function.apply(*args)
-    return function.eager.apply(*args)  # type: ignore[attr-defined]
+    return function.eager.apply(*args)
 
 
-def eager(function: type[Function]) -> type[Function]:
+def eager(function: Kind) -> Kind:
     """Adds a subclass ``eager``, the function in one piece."""
 
     def forward(ctx: Any, *args: Any) -> Any:
@@ -48,16 +50,18 @@ def eager(function: type[Function]) -> type[Function]:
         return output
 
     pieces = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
-    function.eager = type(function.__name__, (function,), pieces)  # type: ignore[attr-defined]
+    whole: Any = function
+    whole.eager = type(function.__name__, (function,), pieces)
     return function
 
 
-def dual(function: type[Function]) -> type[Function]:
+def dual(function: Kind) -> Kind:
     """Completes the subclass with forward mode, ``tangents(ctx, saved, *tangents of the inputs)``.
 
     ``saved`` are the tensors that its base saves for ``backward``, or those of a ``setup_context`` of its own.
     """
-    base = cast(type[Function], function.__base__)
+    subclass: Any = function
+    base: Any = function.__base__
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         base.setup_context(ctx, inputs, output)
@@ -67,15 +71,15 @@ def dual(function: type[Function]) -> type[Function]:
         # PyTorch turns forward mode off here, and with it that of outer levels: their tangents would be lost.
         with forward_ad._set_fwd_grad_enabled(True):
             saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
-            return function.tangents(ctx, saved, *tangents)  # type: ignore[attr-defined]
+            return subclass.tangents(ctx, saved, *tangents)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
         return vmap_by_batch(function, info, in_dims, args)
 
     if "setup_context" not in vars(function):
-        function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
-    function.jvp, function.vmap = staticmethod(jvp), staticmethod(vmap)  # type: ignore[method-assign]
-    base.dual = function  # type: ignore[attr-defined]
+        subclass.setup_context = staticmethod(setup_context)
+    subclass.jvp, subclass.vmap = staticmethod(jvp), staticmethod(vmap)
+    base.dual = function
     return function
 
 

@@ -4,6 +4,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,7 +158,7 @@ def best(
         if not gate.largest_error([result], [truth]) <= ALLOWED:
             report(f"{use}: {choice} is WRONG, left out")
             continue
-        found.append((milliseconds(lambda choice=choice: run(choice)), choice))  # type: ignore[misc]
+        found.append((milliseconds(partial(run, choice)), choice))
     if not found:
         return None
     time, choice = min(found)

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Encoder = Callable[[Any], Any]
 
@@ -90,7 +90,7 @@ class Embeddings:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._structure: TreeSpec | None = None
+        self._structure: Any = None  # of its outputs, a TreeSpec once there are some
         self._leaves: list[Any] = []
         self._first: list[Tensor | None] = []
         self._needs: list[bool] = []
@@ -125,7 +125,7 @@ class Embeddings:
         for leaf, needs in zip(self._leaves, self._needs, strict=True):
             if needs:
                 leaf.requires_grad_()
-        return tree_unflatten(self._leaves, self._structure)  # type: ignore[arg-type]
+        return tree_unflatten(self._leaves, self._structure)
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of each part, after the backward pass of the loss; the parts themselves are given up."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -27,6 +27,6 @@ def outside_of_graphs(method: Method) -> Method:
         return disabled(*args, **kwargs)
 
     # The compiler counts recompilations by code object, and gives up after a few.
-    own_code = call.__code__.replace(co_name=f"outside_{method.__name__}")  # type: ignore[attr-defined]
-    call.__code__ = own_code  # type: ignore[attr-defined]
-    return call  # type: ignore[return-value]
+    found: Any = call
+    found.__code__ = found.__code__.replace(co_name=f"outside_{method.__name__}")
+    return cast(Method, found)

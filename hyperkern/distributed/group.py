@@ -1,19 +1,19 @@
 """What a user says about the processes that share a batch."""
 
 import dataclasses
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch.distributed as dist
 
-if dist.is_available():
+if TYPE_CHECKING or dist.is_available():
     from torch.distributed import ProcessGroup as ProcessGroup  # for the other modules here
     from torch.distributed.device_mesh import DeviceMesh
 else:  # a PyTorch built without it: nothing is a group
 
-    class ProcessGroup:  # type: ignore[no-redef]
+    class ProcessGroup:
         """None there is."""
 
-    class DeviceMesh:  # type: ignore[no-redef]
+    class DeviceMesh:
         """None there is."""
 
 
