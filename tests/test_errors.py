@@ -1,5 +1,6 @@
 """Bad input of every public name: TypeError or ValueError that names the argument and shows what was wrong."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from hyperkern.integrations import align_uniform as drop_in
 
 X, Y, LABELS = torch.randn(5, 3), torch.randn(5, 3), torch.arange(5)
 GIVEN = {
-    **{"x": X, "y": Y, "negatives": torch.randn(5, 3), "hard_negatives": torch.randn(5, 2, 3)},
+    **{"x": X, "y": Y, "view": Y, "negatives": torch.randn(5, 3), "hard_negatives": torch.randn(5, 2, 3)},
     **dict.fromkeys(("ids", "labels", "negative_ids", "y_labels", "x_ids", "y_ids"), LABELS),
 }
 DROP_INS = {"drop-in uniform_loss": drop_in.uniform_loss, "drop-in align_loss": drop_in.align_loss}
@@ -138,6 +139,7 @@ def _options() -> Iterator[tuple[str, str, Callable[[Any], Any], Callable]]:
                 yield name, loss.name, function, option.check
 
 
+ELSEWHERE = ("group", "backend")  # objects and names, which have tests of their own
 NUMBERS: dict[str, Callable[[Any], Any]] = {
     **{f"{name} {of}": call for name, of, call, check in _options() if check is check_positive},
     "alpha align_loss": lambda v: drop_in.align_loss(X, Y, alpha=v),
@@ -169,23 +171,36 @@ def test_scale_tensors(name: str) -> None:
             NUMBERS[name](bad)
 
 
-@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 1), (1, 1, 1, 1)])
-def test_a_scale_of_one_element_does_not_change_the_shape_of_the_loss(shape: tuple[int, ...]) -> None:
-    scale = torch.full(shape, 5.0)
-    for x, y in ((X, Y), (X.expand(2, 5, 3), Y.expand(2, 5, 3))):
-        losses = hk.info_nce(x, y, temperature=scale), hk.clip_loss(x, y, logit_scale=scale)
-        assert all(loss.shape == x.shape[:-2] for loss in losses)
-        torch.testing.assert_close(losses[0], hk.info_nce(x, y, temperature=5.0))
+LEARNED = {f"{loss.name}-{each.name}": (loss, each) for loss in LOSSES for each in loss.uses if each.learned}
 
 
-@pytest.mark.parametrize("weight", ["align_weight", "uniform_weight"])
-def test_weights_of_the_sum(weight: str) -> None:
-    for bad in ("1", None, [1.0]):
-        with pytest.raises(TypeError, match=weight):
-            hk.align_uniform(X, Y, **{weight: bad})
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=weight):
-            hk.align_uniform(X, Y, **{weight: bad})
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_scale_of_one_element_does_not_change_the_shape_of_the_loss(name: str) -> None:
+    loss, each = LEARNED[name]
+    batch = {"x": X.expand(2, 5, 3), "y": Y.expand(2, 5, 3)}
+    for bad in ({}, *([batch] if {*each.inputs} <= {*batch} else [])):
+        expected = Call(loss, each)(**bad)
+        for dims in (1, 2, 3, 4):
+            learned = {name: torch.full((1,) * dims, value) for name, value in each.learned.items()}
+            found = Call(loss, each._replace(learned=learned))(**bad)
+            assert found.shape == expected.shape
+            torch.testing.assert_close(found, expected)
+
+
+CHECKED = {
+    f"{name} {of}": (call, check) for name, of, call, check in _options() if of in TABLE and name not in ELSEWHERE
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_function_refuses_what_its_module_refuses(name: str) -> None:
+    call, check = CHECKED[name]
+    for bad in (0, -1.0, float("nan"), float("inf"), "1", True, None, [1.0]):
+        try:
+            check(name.split()[0], bad)
+        except (TypeError, ValueError) as refusal:
+            with pytest.raises(type(refusal), match=f"^{re.escape(str(refusal))}"):
+                call(bad)
 
 
 CHOICES: dict[str, Callable[[Any], Any]] = {

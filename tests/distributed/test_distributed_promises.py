@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from cases import case_of, tensors
 from conftest import needs_triton
 from ranks import Ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hyperkern as hk
+from hyperkern.catalog import TABLE, Loss, Use
 from hyperkern.distributed.ranks import ALL_GATHER
 
 DIM = 7
@@ -48,10 +50,6 @@ def integers_on_one(rank: int) -> None:
 def different_dims(rank: int) -> None:
     x = x_of(rank, dim=DIM + (rank == 1))
     hk.nt_xent(x, x, group=hk.Group())
-
-
-def different_options(rank: int) -> None:
-    hk.align_uniform(x_of(rank), x_of(rank), t=2.0 + (rank == 2), group=hk.Group())
 
 
 def different_losses(rank: int) -> None:
@@ -111,7 +109,6 @@ DISAGREE = "ValueError: the ranks of the group must call the same loss with the 
         (different_backends, None, "backend=None", "backend='reference'"),
         (queues_that_differ, None, "dtype=torch.float32", "dtype=torch.float64"),
         (different_dims, None, f"float32 (*, {DIM})", f"rank 1 nt_xent(x: float32 (*, {DIM + 1})"),
-        (different_options, None, "t=2.0", "t=3.0"),
         (different_losses, None, "rank 0 calls dcl(", "rank 1 nt_xent("),
         (different_queues, None, f"negatives: float32 (5, {DIM})", f"negatives: float32 (6, {DIM})"),
         (frozen_on_one, None, f"x: float32 (*, {DIM}) on cpu,", "on cpu, requires grad"),
@@ -130,6 +127,43 @@ def test_one_bad_rank_raises_on_all(ranks: Ranks, call: Callable, where: int | N
             assert said.startswith(ELSEWHERE.format(everywhere, where, own))
     # Nothing is left behind: the next loss is right.
     assert len({value for value, _ in group.run(loss_and_grad)}) == 1
+
+
+def options_of(loss: Loss) -> dict[str, tuple[Use, Any]]:
+    """Every option for which a use has another value than the module by default: that use, and the default."""
+    defaults = {name: getattr(loss.module, name) for name, known in loss.module.declared.items() if known.of_function}
+    return {
+        name: (each, default)
+        for name, default in defaults.items()
+        for each in loss.uses
+        if each.options.get(name, default) != default
+    }
+
+
+def another_option_on_one(rank: int, loss: str, option: str) -> None:
+    each, default = options_of(TABLE[loss])[option]
+    options = each.options | ({option: default} if rank == 1 else {})
+    case = case_of(TABLE[loss], each._replace(options=options))
+    case.ours(*tensors(case, 4, 5, DIM), group=hk.Group())
+
+
+OPTIONS = [(loss.name, option) for loss in TABLE.values() if loss.module for option in options_of(loss)]
+
+
+@pytest.mark.parametrize(("loss", "option"), OPTIONS)
+def test_every_option_is_the_same_on_all_ranks(ranks: Ranks, loss: str, option: str) -> None:
+    each, default = options_of(TABLE[loss])[option]
+    call = functools.partial(another_option_on_one, loss=loss, option=option)
+    for said in ranks(2).run(what_is_raised, call):
+        assert said.startswith(DISAGREE), f"{loss} does not give {option} to its Agreement: {said}"
+        assert f"{option}={each.options[option]!r}" in said
+        assert f"{option}={default!r}" in said
+
+
+def test_no_option_is_left_out() -> None:
+    modules = [loss.module for loss in TABLE.values() if loss.module]
+    given = {name for module in modules for name, known in module.declared.items() if known.of_function}
+    assert given - {option for _, option in OPTIONS} == {"group", "backend", "max_norm"}
 
 
 @pytest.mark.parametrize(

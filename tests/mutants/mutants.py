@@ -1292,6 +1292,21 @@ MUTANTS = [
         "1",
         "backends/test_cuda_schedule.py::test_rows_that_stream_are_found_in_l2",
     ),
+    # What is bad, or not the same on all ranks, and is not refused.
+    _mutant(
+        "ranks may differ in an option",
+        "losses/info_nce.py",
+        '        "in_batch": in_batch,\n',
+        "",
+        "distributed/test_distributed_promises.py::test_every_option_is_the_same_on_all_ranks[info_nce-in_batch]",
+    ),
+    _mutant(
+        "a function takes what its module refuses",
+        "losses/clip.py",
+        '        logit_bias = check_scalar("logit_bias", logit_bias, x)\n',
+        "",
+        "test_errors.py::test_a_function_refuses_what_its_module_refuses[logit_bias siglip]",
+    ),
     # What is built upon the losses.
     _mutant(
         "the second encoding draws other numbers",
