@@ -1,16 +1,18 @@
 """What the autograd functions share: their variants, the leading batch dimension, `torch.func.vmap` by it.
 
-Each function is written as transforms and the compiler want it: ``forward``, ``setup_context``, ``backward``, ``vmap``.
-`applied` takes one of two subclasses where it can or must:
+Each function is written as transforms and the compiler want it: ``forward``, ``setup_context``, ``backward``, and for
+forward mode ``tangents``. `with_variants` adds the rest; `applied` takes one of two subclasses where it can or must:
 
-- `eager`, all in one ``forward``: with a ``setup_context`` PyTorch binds the arguments of every call to a signature,
+- ``eager``, all in one ``forward``: with a ``setup_context`` PyTorch binds the arguments of every call to a signature,
   which takes a tenth of a small batch.
-- `dual`, with forward mode, only inside of a level of it (``forward_ad._current_level >= 0``): the compiler refuses a
+- ``dual``, with forward mode, only inside of a level of it (``forward_ad._current_level >= 0``): the compiler refuses a
   function with a ``jvp``, and saving tensors for it takes time. Without a ``jvp`` PyTorch raises; it never takes a
   tangent for zero.
 """
 
-from typing import Any, cast
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,28 +41,20 @@ def applied(function: type[Function], *args: Any) -> Any:
     return function.eager.apply(*args)  # type: ignore[attr-defined]
 
 
-def eager(function: type[Function]) -> type[Function]:
-    """Adds a subclass ``eager``, the function in one piece."""
+def with_variants(function: type[Function]) -> type[Function]:
+    """Completes a function with `torch.func.vmap` and its two subclasses, ``eager`` and ``dual``.
+
+    For forward mode it has ``tangents(ctx, saved, *tangents of the inputs)``, where ``saved`` are the tensors that its
+    ``setup_context`` saves for ``backward``.
+    """
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = function.forward(*args)
         function.setup_context(ctx, args, output)
         return output
 
-    pieces = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
-    function.eager = type(function.__name__, (function,), pieces)  # type: ignore[attr-defined]
-    return function
-
-
-def dual(function: type[Function]) -> type[Function]:
-    """Completes the subclass with forward mode, ``tangents(ctx, saved, *tangents of the inputs)``.
-
-    ``saved`` are the tensors that its base saves for ``backward``, or those of a ``setup_context`` of its own.
-    """
-    base = cast(type[Function], function.__base__)
-
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        base.setup_context(ctx, inputs, output)
+        function.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*ctx.to_save)
 
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -69,19 +63,18 @@ def dual(function: type[Function]) -> type[Function]:
             saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
             return function.tangents(ctx, saved, *tangents)  # type: ignore[attr-defined]
 
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(function, info, in_dims, args)
+    def variant(**methods: Callable[..., Any]) -> type[Function]:
+        pieces = {name: staticmethod(method) for name, method in methods.items()}
+        return type(function.__name__, (function,), pieces)
 
-    if "setup_context" not in vars(function):
-        function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
-    function.jvp, function.vmap = staticmethod(jvp), staticmethod(vmap)  # type: ignore[method-assign]
-    base.dual = function  # type: ignore[attr-defined]
+    function.eager = variant(forward=forward, setup_context=Function.setup_context)  # type: ignore[attr-defined]
+    function.dual = variant(setup_context=setup_context, jvp=jvp)  # type: ignore[attr-defined]
+    for one in (function, function.dual):  # type: ignore[attr-defined]
+        one.vmap = staticmethod(functools.partial(_vmap_by_batch, one))  # type: ignore[method-assign]
     return function
 
 
-def vmap_by_batch(
-    function: type[Function], info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]
-) -> tuple[Any, ...]:
+def _vmap_by_batch(function: type[Function], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
     """Folds the mapped dimension into the leading batch dimension that every tensor here has."""
 
     def fold(arg: Any, dim: int | None) -> Any:
