@@ -22,21 +22,12 @@ LOSSES = frozenset({"align_uniform", *HEADS})
 State = tuple[Tensor, ...]
 
 
-class AlignUniformOptions(NamedTuple):
-    """The numbers of ``align_weight * alignment(alpha) + uniform_weight * uniformity(t)``."""
-
-    alpha: float
-    t: float
-    align_weight: float
-    uniform_weight: float
-
-
 class AlignUniformStep(NamedTuple):
     """Alignment + uniformity by kernels that make both sides.
 
     Attributes:
-        values: ``(x, y, options, precision, *, need_grad)``, the three numbers and what the gradient needs besides.
-        grads: ``(x, y, state, options, cotangents)``, the gradients of ``x`` and ``y``.
+        values: ``(x, y, spec, *, need_grad)``, the three numbers and what the gradient needs besides.
+        grads: ``(x, y, state, spec, cotangents)``, the gradients of ``x`` and ``y``.
     """
 
     values: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
@@ -47,7 +38,7 @@ class AlignUniformStep(NamedTuple):
         x = inputs.x
         if ("x" in need) != ("y" in need) or not is_bounded(spec.scale, x.shape[-2] ** 2, x.dtype):
             return None
-        values, state = self.values(x, inputs.y, _options(spec), spec.precision, need_grad=bool(need))
+        values, state = self.values(x, inputs.y, spec, need_grad=bool(need))
         return WholeLoss(values, state, {})
 
     def loss_grad(
@@ -58,12 +49,8 @@ class AlignUniformStep(NamedTuple):
         cotangents: tuple[Tensor | None, ...],
     ) -> dict[str, Tensor]:
         """The gradients of both sides."""
-        grads = self.grads(needed["x"], needed["y"], state, _options(spec), cotangents)
+        grads = self.grads(needed["x"], needed["y"], state, spec, cotangents)
         return dict(zip(("x", "y"), grads, strict=True))
-
-
-def _options(spec: LossSpec) -> AlignUniformOptions:
-    return AlignUniformOptions(spec.alpha, spec.scale / 2, spec.align_weight, spec.uniform_weight)
 
 
 class Plan(NamedTuple):
