@@ -148,7 +148,7 @@ def test_nothing_private_crosses_packages(path, module):
 @pytest.mark.parametrize(
     ("source", "module", "bad"),
     [
-        ("from ..losses.logits import merged", ["integrations", "simcse"], True),
+        ("from ..losses.logits import _merged", ["integrations", "simcse"], True),
         ("from ..losses import _logits", ["integrations", "simcse"], True),
         ("from ..losses.uniformity import _MAX", ["evaluation", "evaluate"], True),
         ("def f():\n    from hyperkern.backends.host.panels import _room", ["backends", "triton", "whole"], True),
