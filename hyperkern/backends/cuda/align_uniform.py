@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...spec import LossSpec, PairSpec, PairTerms, norm_eps
 from ..host.precision import product_of
-from ..host.whole import AlignUniformStep
 from .library import ops
 from .operands import ALIGNMENT, Operands
 from .primitives import pairwise
@@ -65,6 +64,3 @@ def align_uniform_grad(
 
 def _batched(x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == 2 else x
-
-
-STEP = AlignUniformStep(align_uniform, align_uniform_grad)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...spec import LossSpec, PairSpec, PairTerms, norm_eps
 from ..host.precision import product_of
-from ..host.whole import AlignUniformStep
 from .launch import Launch, launch
 from .normalize import COMBINED, load_unit, project, row_block, sum_range
 from .operands import Operands, architecture_of, strides, width
@@ -209,6 +208,3 @@ def _shape(dim: int, alpha: float) -> dict[str, int]:
     block_rows, block_d = row_block(dim)
     shape = {"DIM": dim, "WIDTH": width(dim), "BLOCK_ROWS": block_rows, "BLOCK_D": block_d}
     return shape | {"SQUARE": alpha == 2}
-
-
-STEP = AlignUniformStep(align_uniform, align_uniform_grad)
