@@ -12,14 +12,16 @@ forward mode ``tangents``. `with_variants` adds the rest; `applied` takes one of
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+Kind = TypeVar("Kind", bound=type[Function])
 
-def applied(function: type[Function], *args: Any) -> Any:
+
+def applied(function: Any, *args: Any) -> Any:
     """``function.apply(*args)``, in the variant that the surroundings need.
 
     Raises:
@@ -31,22 +33,23 @@ def applied(function: type[Function], *args: Any) -> Any:
                 "forward mode (torch.func.jvp, jacfwd, torch.autograd.forward_ad) of a hyperkern loss does not compile"
                 ": take it outside of torch.compile(fullgraph=True)"
             )
-        return function.dual.apply(*args)  # type: ignore[attr-defined]
+        return function.dual.apply(*args)
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     if not torch.is_grad_enabled():  # in most backward passes
         return function.forward(*args)
     if torch.compiler.is_dynamo_compiling():
         return function.apply(*args)
-    return function.eager.apply(*args)  # type: ignore[attr-defined]
+    return function.eager.apply(*args)
 
 
-def with_variants(function: type[Function]) -> type[Function]:
+def with_variants(function: Kind) -> Kind:
     """Completes a function with `torch.func.vmap` and its two subclasses, ``eager`` and ``dual``.
 
     For forward mode it has ``tangents(ctx, saved, *tangents of the inputs)``, where ``saved`` are the tensors that its
     ``setup_context`` saves for ``backward``.
     """
+    whole: Any = function
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = function.forward(*args)
@@ -61,16 +64,16 @@ def with_variants(function: type[Function]) -> type[Function]:
         # PyTorch turns forward mode off here, and with it that of outer levels: their tangents would be lost.
         with forward_ad._set_fwd_grad_enabled(True):
             saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
-            return function.tangents(ctx, saved, *tangents)  # type: ignore[attr-defined]
+            return whole.tangents(ctx, saved, *tangents)
 
-    def variant(**methods: Callable[..., Any]) -> type[Function]:
+    def variant(**methods: Callable[..., Any]) -> Any:
         pieces = {name: staticmethod(method) for name, method in methods.items()}
         return type(function.__name__, (function,), pieces)
 
-    function.eager = variant(forward=forward, setup_context=Function.setup_context)  # type: ignore[attr-defined]
-    function.dual = variant(setup_context=setup_context, jvp=jvp)  # type: ignore[attr-defined]
-    for one in (function, function.dual):  # type: ignore[attr-defined]
-        one.vmap = staticmethod(functools.partial(_vmap_by_batch, one))  # type: ignore[method-assign]
+    whole.eager = variant(forward=forward, setup_context=Function.setup_context)
+    whole.dual = variant(setup_context=setup_context, jvp=jvp)
+    for one in (whole, whole.dual):
+        one.vmap = staticmethod(functools.partial(_vmap_by_batch, one))
     return function
 
 
