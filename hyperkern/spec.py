@@ -186,29 +186,6 @@ def product_precision(x: Tensor) -> str:
     return _NAMES[dtype]
 
 
-def excluded_pairs(terms: PairTerms, spec: PairSpec, rows: slice, cols: slice, device: torch.device) -> Tensor | None:
-    """The pairs of the block ``[rows, cols]`` that are left out.
-
-    Args:
-        terms: the ids, for ``exclude="same_id"``.
-        spec: the problem.
-        rows: local row indices with explicit ``start`` and ``stop``.
-        cols: local column indices, likewise.
-        device: where the mask is wanted.
-
-    Returns:
-        A boolean mask that broadcasts to ``(B, rows, cols)``, or ``None`` where the rule cannot touch the block.
-    """
-    if spec.exclude == "same_id":
-        assert terms.row_ids is not None
-        assert terms.col_ids is not None
-        return terms.row_ids[:, rows, None] == terms.col_ids[:, None, cols]
-    if spec.exclude == "self" and rows.start < cols.stop and cols.start < rows.stop:
-        row_index = torch.arange(rows.start, rows.stop, device=device)
-        return row_index[:, None] == torch.arange(cols.start, cols.stop, device=device)
-    return None
-
-
 def pair_logits(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, rows: slice) -> Tensor:
     """The definition of the logits, for the block ``[rows, all columns]``; every step is differentiable.
 
@@ -227,5 +204,13 @@ def pair_logits(x: Tensor, y: Tensor, terms: PairTerms, spec: PairSpec, rows: sl
         logits = logits + terms.u[:, rows, None]
     if terms.v is not None:
         logits = logits + terms.v[:, None, :]
-    mask = excluded_pairs(terms, spec, rows, slice(0, y.shape[1]), x.device)
-    return logits if mask is None else logits.masked_fill(mask, -math.inf)
+    if spec.exclude == "none":
+        return logits
+    if spec.exclude == "same_id":
+        assert terms.row_ids is not None
+        assert terms.col_ids is not None
+        left_out = terms.row_ids[:, rows, None] == terms.col_ids[:, None]
+    else:
+        row_index = torch.arange(rows.start, rows.stop, device=x.device)
+        left_out = row_index[:, None] == torch.arange(y.shape[1], device=x.device)
+    return logits.masked_fill(left_out, -math.inf)

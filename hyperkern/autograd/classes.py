@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..classes import class_sums_of
-from .functions import applied, dual, eager, vmap_by_batch
+from .functions import applied, with_variants
 
 
 def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
@@ -27,7 +27,7 @@ def class_sums(x: Tensor, index: Tensor, of: Tensor, classes: int) -> Tensor:
     return sums
 
 
-@eager
+@with_variants
 class _ClassSums(Function):
     """A linear map: its derivative is the same with the roles of ``index`` and ``of`` exchanged."""
 
@@ -46,14 +46,7 @@ class _ClassSums(Function):
         return applied(_ClassSums, grad, of, index, ctx.classes), None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(_ClassSums, info, in_dims, args)
-
-
-@dual
-class _DualClassSums(_ClassSums):
-    @staticmethod
     def tangents(ctx: Any, saved: list[Any], tangent: Tensor, *_: Any) -> Tensor:
         index, of = saved
-        sums: Tensor = _DualClassSums.apply(tangent, index, of, ctx.classes)
+        sums: Tensor = applied(_ClassSums, tangent, index, of, ctx.classes)
         return sums

@@ -1,15 +1,17 @@
 """What the autograd functions share: their variants, the leading batch dimension, `torch.func.vmap` by it.
 
-Each function is written as transforms and the compiler want it: ``forward``, ``setup_context``, ``backward``, ``vmap``.
-`applied` takes one of two subclasses where it can or must:
+Each function is written as transforms and the compiler want it: ``forward``, ``setup_context``, ``backward``, and for
+forward mode ``tangents``. `with_variants` adds the rest; `applied` takes one of two subclasses where it can or must:
 
-- `eager`, all in one ``forward``: with a ``setup_context`` PyTorch binds the arguments of every call to a signature,
+- ``eager``, all in one ``forward``: with a ``setup_context`` PyTorch binds the arguments of every call to a signature,
   which takes a tenth of a small batch.
-- `dual`, with forward mode, only inside of a level of it (``forward_ad._current_level >= 0``): the compiler refuses a
+- ``dual``, with forward mode, only inside of a level of it (``forward_ad._current_level >= 0``): the compiler refuses a
   function with a ``jvp``, and saving tensors for it takes time. Without a ``jvp`` PyTorch raises; it never takes a
   tangent for zero.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -41,51 +43,41 @@ def applied(function: Any, *args: Any) -> Any:
     return function.eager.apply(*args)
 
 
-def eager(function: Kind) -> Kind:
-    """Adds a subclass ``eager``, the function in one piece."""
+def with_variants(function: Kind) -> Kind:
+    """Completes a function with `torch.func.vmap` and its two subclasses, ``eager`` and ``dual``.
+
+    For forward mode it has ``tangents(ctx, saved, *tangents of the inputs)``, where ``saved`` are the tensors that its
+    ``setup_context`` saves for ``backward``.
+    """
+    whole: Any = function
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = function.forward(*args)
         function.setup_context(ctx, args, output)
         return output
 
-    pieces = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
-    whole: Any = function
-    whole.eager = type(function.__name__, (function,), pieces)
-    return function
-
-
-def dual(function: Kind) -> Kind:
-    """Completes the subclass with forward mode, ``tangents(ctx, saved, *tangents of the inputs)``.
-
-    ``saved`` are the tensors that its base saves for ``backward``, or those of a ``setup_context`` of its own.
-    """
-    subclass: Any = function
-    base: Any = function.__base__
-
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        base.setup_context(ctx, inputs, output)
+        function.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*ctx.to_save)
 
     def jvp(ctx: Any, *tangents: Any) -> Any:
         # PyTorch turns forward mode off here, and with it that of outer levels: their tangents would be lost.
         with forward_ad._set_fwd_grad_enabled(True):
             saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
-            return subclass.tangents(ctx, saved, *tangents)
+            return whole.tangents(ctx, saved, *tangents)
 
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(function, info, in_dims, args)
+    def variant(**methods: Callable[..., Any]) -> Any:
+        pieces = {name: staticmethod(method) for name, method in methods.items()}
+        return type(function.__name__, (function,), pieces)
 
-    if "setup_context" not in vars(function):
-        subclass.setup_context = staticmethod(setup_context)
-    subclass.jvp, subclass.vmap = staticmethod(jvp), staticmethod(vmap)
-    base.dual = function
+    whole.eager = variant(forward=forward, setup_context=Function.setup_context)
+    whole.dual = variant(setup_context=setup_context, jvp=jvp)
+    for one in (whole, whole.dual):
+        one.vmap = staticmethod(functools.partial(_vmap_by_batch, one))
     return function
 
 
-def vmap_by_batch(
-    function: type[Function], info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]
-) -> tuple[Any, ...]:
+def _vmap_by_batch(function: type[Function], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
     """Folds the mapped dimension into the leading batch dimension that every tensor here has."""
 
     def fold(arg: Any, dim: int | None) -> Any:

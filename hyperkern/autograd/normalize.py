@@ -11,7 +11,7 @@ from .. import backends, ops
 from ..backends import PRIORITY, Problem, candidates, forced
 from ..backends.host.precision import float32_setting
 from ..spec import accumulate_dtype, gradient_limit, longer_than_eps, product_precision
-from .functions import applied, dual, eager, vmap_by_batch
+from .functions import applied, with_variants
 
 _problem = functools.lru_cache(maxsize=256)(Problem)
 
@@ -97,7 +97,7 @@ def _check_primitives(
     return "reference" if all([name == "reference" for name in first]) else requested
 
 
-@eager
+@with_variants
 class _Normalize(Function):
     """``x -> (unit, rstd)``. Both are differentiable: the second order needs the derivative of ``rstd``."""
 
@@ -127,13 +127,6 @@ class _Normalize(Function):
         return dx, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(_Normalize, info, in_dims, args)
-
-
-@dual
-class _DualNormalize(_Normalize):
-    @staticmethod
     def tangents(ctx: Any, saved: list[Any], tangent: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None]:
         if tangent is None:
             return None, None
@@ -144,7 +137,7 @@ class _DualNormalize(_Normalize):
         return t_unit, torch.where(longer_than_eps(rstd, ctx.dtype), -radial * rstd.square(), 0)
 
 
-@eager
+@with_variants
 class _Finish(Function):
     """``rstd (g - <g, unit> unit)`` within `gradient_limit`, the derivative of the unit rows."""
 
@@ -171,19 +164,6 @@ class _Finish(Function):
         d_unit = -scale * (h_radial * grad + grad_radial * h)
         d_rstd = (grad * h).sum(-1) - (grad_radial * h_radial).squeeze(-1)
         return d_grad, d_unit, d_rstd, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(_Finish, info, in_dims, args)
-
-
-@dual
-class _DualFinish(_Finish):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _Finish.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3])
-        ctx.dtype = output.dtype
 
     @staticmethod
     def tangents(ctx: Any, saved: list[Any], t_grad: Tensor, t_unit: Tensor, t_rstd: Tensor, *_: None) -> Tensor:

@@ -17,7 +17,7 @@ from ..second_order import (
     lse_tangents,
 )
 from ..spec import NO_TERMS, POTENTIALS, PairSpec, PairTerms
-from .functions import applied, dual, eager, vmap_by_batch
+from .functions import applied, with_variants
 
 
 def row_lse(
@@ -87,7 +87,7 @@ def energy(
 # torch < 2.15 counts them to tell whether a forward takes a context.
 
 
-@eager
+@with_variants
 class _RowLSE(Function):
     """``operands -> row_lse, col_lse``, and the roundings of both, see `hyperkern.backends.LogSumExp`."""
 
@@ -121,20 +121,13 @@ class _RowLSE(Function):
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(_RowLSE, info, in_dims, args)
-
-
-@dual
-class _DualRowLSE(_RowLSE):
-    @staticmethod
     def tangents(ctx: Any, saved: list[Any], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         *operands, row, col, row_rounding, col_rounding = saved
         of_row, of_col = lse_tangents(operands, ctx.spec, row, col if ctx.need_cols else None, tangents[:4])
         return of_row * row_rounding, None if of_col is None else of_col * col_rounding, None, None
 
 
-@eager
+@with_variants
 class _PairGrad(Function):
     """``operands and the weights of the pairs -> operand gradients``."""
 
@@ -162,7 +155,7 @@ class _PairGrad(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *operands, ctx.spec, row_lse, col_lse, a, b, _, _, _ = inputs
+        *operands, ctx.spec, row_lse, col_lse, a, b, ctx.need_x, ctx.need_y, _ = inputs
         ctx.save_for_backward(*operands, row_lse, col_lse, a, b)
 
     @staticmethod
@@ -172,26 +165,13 @@ class _PairGrad(Function):
         return *operand_grads, None, None, None, *weight_grads, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(_PairGrad, info, in_dims, args)
-
-
-@dual
-class _DualPairGrad(_PairGrad):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _PairGrad.setup_context(ctx, inputs, output)
-        *operands, _, row_lse, col_lse, a, b, ctx.need_x, ctx.need_y, _ = inputs
-        ctx.save_for_forward(*operands, row_lse, col_lse, a, b)
-
-    @staticmethod
     def tangents(ctx: Any, saved: list[Any], *tangents: Any) -> tuple[Tensor, ...]:
         *operands, row_lse, col_lse, a, b = saved
         weights, needs = (row_lse, col_lse, a, b), {"need_x": ctx.need_x, "need_y": ctx.need_y}
         return lse_grad_tangents(operands, ctx.spec, weights, tangents[:4], tangents[7:11], **needs)
 
 
-@eager
+@with_variants
 class _Energy(Function):
     """``operands -> total`` and the contractions of which `_EnergyGrad` makes the operand gradients."""
 
@@ -238,19 +218,12 @@ class _Energy(Function):
         return *operand_grads(grads, ctx.needs_input_grad), None, None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(_Energy, info, in_dims, args)
-
-
-@dual
-class _DualEnergy(_Energy):
-    @staticmethod
     def tangents(ctx: Any, saved: list[Any], *tangents: Any) -> tuple[Tensor | None, ...]:
         operands = saved[:6]
         return energy_tangent(operands, ctx.spec, ctx.potential, tangents[:4]), None, None, None, None
 
 
-@eager
+@with_variants
 class _EnergyGrad(Function):
     """``operands, what _Energy gave beside the total, grad_total -> operand gradients``."""
 
@@ -277,28 +250,16 @@ class _EnergyGrad(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.spec, ctx.potential, grad_total = inputs[-3:]
-        ctx.save_for_backward(*inputs[:6], grad_total)
+        ctx.save_for_backward(*inputs[:10], grad_total)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        *operands, grad_total = ctx.saved_tensors
+        *operands, _, _, _, _, grad_total = ctx.saved_tensors
         grads, along = energy_second_order(operands, ctx.spec, ctx.potential, cotangents)
         per_row = _per_pair(grad_total, operands[1]).unsqueeze(1)
         scaled = (None if g is None else g * (per_row.unsqueeze(2) if g.dim() == 3 else per_row) for g in grads)
         # The contractions are constants here: their derivative was taken through the operands.
         return *scaled, *(None,) * 8, _per_pair(along, operands[1])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-        return vmap_by_batch(_EnergyGrad, info, in_dims, args)
-
-
-@dual
-class _DualEnergyGrad(_EnergyGrad):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _EnergyGrad.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:10], inputs[-1])
 
     @staticmethod
     def tangents(ctx: Any, saved: list[Any], *tangents: Any) -> tuple[Tensor, ...]:
@@ -308,7 +269,7 @@ class _DualEnergyGrad(_EnergyGrad):
         changes = energy_grad_tangents(operands, ctx.spec, ctx.potential, tangents[:4], **needs)
         # By the function itself, linear in the last argument, which knows the derivative of the contractions.
         given = *operands, *contractions, ctx.spec, ctx.potential, tangents[-1]
-        through_total = _DualEnergyGrad.apply(*given)
+        through_total = applied(_EnergyGrad, *given)
         per_row = _per_pair(grad_total, operands[1]).unsqueeze(1)
         return tuple(
             part + change * (per_row.unsqueeze(2) if change.dim() == 3 else per_row)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .registry import DTYPES, Case, Implementation, Loss, Setup
+from .registry import Case, Implementation, Loss, Setup
 
 # Of the largest entry. In float32 `torch.pdist` passes, the least accurate of the textbook forms. In half precision a
 # dense loss rounds its logits and sums, and gradients of float16 reach subnormal numbers, where no loss scale is used.
@@ -77,7 +77,7 @@ def check(case: Case, implementation: Implementation, make: Callable[[], Loss], 
     rows = min(setup.n, ROWS // implementation.rows_multiple_of * implementation.rows_multiple_of)
     mode = "forward" if setup.mode == "forward" else "both"
     inputs = case.draw(rows, setup.d, setup.dtype, setup.device, most_queue=ROWS)
-    exact = [_in_float64(x) for x in inputs]
+    exact = [exactly(x) for x in inputs]
     expected = step(case.truth, exact, mode)
     try:
         results = step(make(), inputs, mode)
@@ -90,9 +90,9 @@ def check(case: Case, implementation: Implementation, make: Callable[[], Loss], 
     return error
 
 
-def _in_float64(x: Tensor) -> Tensor:
-    """The same input, exactly; labels as they are."""
-    return x.detach().to(DTYPES["float64"]).requires_grad_(x.requires_grad) if x.is_floating_point() else x
+def exactly(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The same input in a wider dtype; labels as they are."""
+    return x.detach().to(dtype).requires_grad_(x.requires_grad) if x.is_floating_point() else x
 
 
 def first_line(failure: BaseException) -> str:

@@ -128,25 +128,17 @@ def _device(given: str | None, names: list[str] | None) -> torch.device | None:
     """
     import torch
 
-    found = torch.cuda.is_available()
-    if given is None:
-        if not found and names is None:
-            return None
-        return torch.device("cuda", torch.cuda.current_device()) if found else torch.device("cpu")
-    try:
-        device = torch.device(given)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"argument --device: must be cuda, cuda:<index> or cpu, got {given!r}")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    if not found:
+    from ..bench.machine import find_device
+
+    here = torch.cuda.is_available()
+    if given is None and names is None and not here:
         return None
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"argument --device: PyTorch finds {torch.cuda.device_count()} GPUs, got {given!r}")
-    return torch.device("cuda", index)
+    device = torch.device(find_device(given, here=here))
+    if device.type == "cpu":
+        return device
+    if not here:
+        return None
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _name(device: torch.device) -> str:

@@ -16,12 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import losses
 from ..backends import load
 from ..bench import gate, registry
 from ..check.scope import ROWS, Scope
 from . import primitives, rounding
-from .variants import VARIANTS, Variant
+from .variants import MANY_ROWS, VARIANTS, Variant
 
 # What is allowed of the largest entry, whatever PyTorch's own error: where an operand is rounded to the dtype of the
 # products, some of its last digits; of what is float32 throughout, less.
@@ -98,7 +97,7 @@ def cases(backend: str, device: torch.device, scope: Scope, dims: Sequence[int],
         if scope.kind != ROWS:
             patterns = primitives.PATTERNS[: 1 if few else sizes.patterns]
             yield from _of_primitives(backend, device, scope.kind, dim, sizes, patterns)
-            yield from _of_losses(device, scope.kind, dim, sizes, _MANY_ROWS if few else registry.CASES)
+            yield from _of_losses(device, scope.kind, dim, sizes, MANY_ROWS if few else registry.CASES)
         if scope.kind != ROWS and not few:
             yield from _of_variants(backend, device, scope.kind, dim, [rows for rows in sizes.rows if rows > 2])
             yield from _of_many_rows(backend, device, scope.kind, dim, sizes)
@@ -158,10 +157,10 @@ def _loss(case: registry.Case, loss: registry.Loss, device: torch.device, kind: 
     """Value and gradients beside those of the textbook formula in the same dtype."""
     inputs = case.draw(rows, dim, _name(_DTYPES[kind]), str(device), most_queue=_QUEUE)
     assert case.truth is not None
-    wanted = gate.step(case.truth, [rounding.exactly(x) for x in inputs])
+    wanted = gate.step(case.truth, [gate.exactly(x) for x in inputs])
     half = _DTYPES[kind] if kind in ("bfloat16", "float16") else None
     with torch.autocast(device.type, half, enabled=half is not None):
-        peer = gate.step(case.truth, [rounding.exactly(x, torch.float32) for x in inputs])
+        peer = gate.step(case.truth, [gate.exactly(x, torch.float32) for x in inputs])
     found = gate.step(loss, inputs)
     moves = rounding.moves(case.truth, wanted, inputs, kind, dim)
     floor = _FLOOR * _steepest(inputs) / rows
@@ -181,7 +180,7 @@ def _exact_loss(
 
     inputs = [exact(x) for x in case.draw(rows, dim, _name(_DTYPES[kind]), str(device), most_queue=_QUEUE)]
     assert case.truth is not None
-    wanted = gate.step(case.truth, [rounding.exactly(x) for x in inputs], "forward")
+    wanted = gate.step(case.truth, [gate.exactly(x) for x in inputs], "forward")
     found = [*gate.step(loss, inputs)[:1], *gate.step(loss, inputs, "forward")]
     return _compared(found, wanted * 2, _UNITS[kind], exact=[True, True])
 
@@ -199,49 +198,35 @@ def _of_variants(backend: str, device: torch.device, kind: str, dim: int, all_ro
         yield Case(name, f"{rows} × {dim}", run, compiles=rows == all_rows[0])
 
 
-def _variant(variant: Variant, backend: str, device: torch.device, kind: str, rows: int, dim: int) -> Checked:
+def _variant(
+    variant: Variant, backend: str, device: torch.device, kind: str, rows: int, dim: int, *, many: bool = False
+) -> Checked:
     inputs = variant.draw(rows, dim, _DTYPES[kind], device)
     truth = functools.partial(variant.loss, backend="reference")
-    wanted = gate.step(truth, [rounding.exactly(x) for x in inputs])
+    wanted = gate.step(truth, [gate.exactly(x) for x in inputs])
     found = gate.step(functools.partial(variant.loss, backend=backend), inputs)
+    floor = _FLOOR * _steepest(inputs) / rows
+    if many:  # there is no dense peer of so many rows; a ring that is read too early is further off than this
+        return _compared(found, wanted, 4 * _UNITS[kind], floor=floor)
     # It is code that is looked for here, not digits: no peer says what the rounding of weights adds up to.
     moves = [4 * move for move in rounding.moves(truth, wanted, inputs, kind, dim)]
-    return _compared(found, wanted, 2 * _UNITS[kind], moves=moves, floor=_FLOOR * _steepest(inputs) / rows)
+    return _compared(found, wanted, 2 * _UNITS[kind], moves=moves, floor=floor)
 
 
 def _of_many_rows(backend: str, device: torch.device, kind: str, dim: int, sizes: Sizes) -> Iterator[Case]:
     """Several stripes and panels, rings that wrap: against plain PyTorch in float64, and against themselves."""
-    for name in _MANY_ROWS:
+    for name, variant in MANY_ROWS.items():
         shape, of_kind = f"{sizes.wrap} × {dim}", (device, kind, sizes.wrap, dim)
-        yield Case(f"{name}, many rows", shape, functools.partial(_many_rows, name, backend, *of_kind))
-        run = functools.partial(_repeats, name, backend, *of_kind, sizes.repeats)
+        yield Case(f"{name}, many rows", shape, functools.partial(_variant, variant, backend, *of_kind, many=True))
+        run = functools.partial(_repeats, variant, backend, *of_kind, sizes.repeats)
         yield Case(f"{name}, {sizes.repeats} repeats", shape, run)
 
 
-_MANY_ROWS: dict[str, tuple[int, registry.Loss]] = {
-    "uniformity": (1, losses.uniformity),
-    "clip": (2, functools.partial(losses.clip_loss, logit_scale=1 / 0.07)),
-}
-
-
-def _features(name: str, device: torch.device, kind: str, rows: int, dim: int) -> list[Tensor]:
-    generator = torch.Generator(device).manual_seed(0)
-    drawn = (torch.randn(rows, dim, generator=generator, device=device) for _ in range(_MANY_ROWS[name][0]))
-    return [features.to(_DTYPES[kind]).requires_grad_() for features in drawn]
-
-
-def _many_rows(name: str, backend: str, device: torch.device, kind: str, rows: int, dim: int) -> Checked:
-    features, loss = _features(name, device, kind, rows, dim), _MANY_ROWS[name][1]
-    exact = [rounding.exactly(x) for x in features]
-    wanted = gate.step(functools.partial(loss, backend="reference"), exact)
-    found = gate.step(functools.partial(loss, backend=backend), features)
-    # There is no dense peer of so many rows; a ring that is read too early is further off than this.
-    return _compared(found, wanted, 4 * _UNITS[kind], floor=_FLOOR * _steepest(features) / rows)
-
-
-def _repeats(name: str, backend: str, device: torch.device, kind: str, rows: int, dim: int, repeats: int) -> Checked:
-    features, loss = _features(name, device, kind, rows, dim), _MANY_ROWS[name][1]
-    run = functools.partial(gate.step, functools.partial(loss, backend=backend), features)
+def _repeats(
+    variant: Variant, backend: str, device: torch.device, kind: str, rows: int, dim: int, repeats: int
+) -> Checked:
+    inputs = variant.draw(rows, dim, _DTYPES[kind], device)
+    run = functools.partial(gate.step, functools.partial(variant.loss, backend=backend), inputs)
     first = run()
     for i in range(repeats):
         pairs = list(zip(first, run(), strict=True))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bench import gate
+from ..bench.gate import exactly
 from ..bench.registry import Loss
 
 # Half a unit in the last place of an operand; tensor cores cut tf32 off, by a whole one at most, all with one sign.
@@ -43,11 +44,6 @@ def moves(truth: Loss, wanted: Sequence[Tensor], inputs: Sequence[Tensor], kind:
             off = there[..., :dim] - want if want.dim() > 1 else there - want
             found[i] = max(found[i], off.abs().max().item())
     return [move if move < float("inf") else 0.0 for move in found]
-
-
-def exactly(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The same input in a wider dtype; labels as they are."""
-    return x.detach().to(dtype).requires_grad_(x.requires_grad) if x.is_floating_point() else x
 
 
 def _nudged(x: Tensor, unit: float, generator: torch.Generator) -> Tensor:

@@ -64,3 +64,8 @@ VARIANTS = {
     "sup_con, learned, queue": Variant(2, _sup_con, (0.1,), frozen=1),
     "siglip, learned": Variant(2, _siglip, (10.0, -5.0)),
 }
+# Those that are computed of many rows too.
+MANY_ROWS = {
+    "uniformity": Variant(1, losses.uniformity),
+    "clip": Variant(2, functools.partial(losses.clip_loss, logit_scale=1 / 0.07)),
+}

@@ -117,58 +117,58 @@ class Moments(NamedTuple):
     second: Tensor  # sum g x x', (D, D)
 
 
-class Scan(NamedTuple):
-    """What the first pass finds of one side."""
+class Scan:
+    """What the first pass finds of one side, block by block.
 
-    norms: tuple[float, float, float]  # smallest, mean and largest of the rows that are finite; nan if none is
-    zero_rows: int  # how many are zero
-    bad_rows: int  # how many hold nan or inf
-    center: Tensor  # (D,) mean of the rows as they are, float64
-    moments: Moments | None  # of the prepared rows, if asked for
+    Args:
+        rows: the side.
+        with_moments: whether those are wanted.
 
+    Attributes:
+        zero_rows: how many are zero.
+        bad_rows: how many hold nan or inf.
+        center: ``(D,)`` mean of the rows as they are, float64.
+        moments: of the prepared rows, if asked for.
+    """
 
-class _Tally:
-    """The sums of one side."""
-
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, *, with_moments: bool) -> None:
         self.rows = rows
-        self.smallest, self.largest, self.norm_sums = math.inf, 0.0, [0.0]
-        self.zero = self.bad = 0
+        self._smallest, self._largest, self._norm_sums = math.inf, 0.0, [0.0]
+        self.zero_rows = self.bad_rows = 0
         self.center = accurate(torch.zeros(rows.source.dim, device=rows.device))
-        self.weight = 0.0
-        self.first, self.second = torch.zeros_like(self.center), self.center.new_zeros(0, 0)
+        none = Moments(0.0, torch.zeros_like(self.center), self.center.new_zeros(2 * self.center.shape))
+        self.moments = none if with_moments else None
 
-    def add(self, start: int, raw: Tensor, *, with_moments: bool) -> Tensor:
+    @property
+    def norms(self) -> tuple[float, float, float]:
+        """Smallest, mean and largest of the rows that are finite; nan if none is."""
+        count = self.rows.source.rows - self.bad_rows
+        if not count:
+            return (math.nan,) * 3
+        return self._smallest, math.fsum(self._norm_sums) / count, self._largest
+
+    def add(self, start: int, raw: Tensor) -> Tensor:
         """Adds a block; returns its prepared rows."""
         finite = torch.isfinite(raw).all(-1)
         bad = int((~finite).sum())
         wide = accurate(raw)
         norms = _norms(wide[finite.to(wide.device)] if bad else wide)
-        self.bad += bad
+        self.bad_rows += bad
         if norms.numel():
-            self.smallest = min(self.smallest, norms.min().item())
-            self.largest = max(self.largest, norms.max().item())
-            self.norm_sums.append(norms.sum().item())
-            self.zero += int((norms == 0).sum())
+            self._smallest = min(self._smallest, norms.min().item())
+            self._largest = max(self._largest, norms.max().item())
+            self._norm_sums.append(norms.sum().item())
+            self.zero_rows += int((norms == 0).sum())
         self.center += wide.sum(0) / self.rows.source.rows
         block = self.rows.prepared(start, raw)
-        if with_moments:
+        if self.moments is not None:
             x = accurate(block.x)
             g = torch.ones_like(x[:, 0]) if block.u is None else accurate(block.u).exp()
             weighted = x * g.unsqueeze(1)
-            self.weight += g.sum().item()
-            self.first += weighted.sum(0)
-            if not len(self.second):
-                self.second = x.new_zeros(x.shape[1], x.shape[1])
-            self.second.addmm_(weighted.mT, x)
+            weight, first, second = self.moments
+            second.addmm_(weighted.mT, x)
+            self.moments = Moments(weight + g.sum().item(), first + weighted.sum(0), second)
         return block.x
-
-    def result(self, *, with_moments: bool) -> Scan:
-        count = self.rows.source.rows - self.bad
-        mean = math.fsum(self.norm_sums) / count if count else math.nan
-        norms = (self.smallest, mean, self.largest) if count else (math.nan,) * 3
-        moments = Moments(self.weight, self.first, self.second) if with_moments else None
-        return Scan(norms, self.zero, self.bad, self.center, moments)
 
 
 def scan(sides: Sequence[Rows], *, alpha: float, with_moments: bool, tick: Tick) -> tuple[list[Scan], float | None]:
@@ -183,13 +183,13 @@ def scan(sides: Sequence[Rows], *, alpha: float, with_moments: bool, tick: Tick)
     Returns:
         What was found of each side, and the mean alignment, ``None`` with one side.
     """
-    tallies = [_Tally(rows) for rows in sides]
+    scans = [Scan(rows, with_moments=with_moments) for rows in sides]
     weights = sides[0].weights
     distances = []
     for start in sides[0].starts:
         prepared = []
-        for tally in tallies:
-            prepared.append(tally.add(start, tally.rows.raw(start), with_moments=with_moments))
+        for found in scans:
+            prepared.append(found.add(start, found.rows.raw(start)))
             tick()
         if len(prepared) == 2:
             pairs = accurate(alignment_of_rows(prepared[0], prepared[1], alpha))
@@ -198,7 +198,7 @@ def scan(sides: Sequence[Rows], *, alpha: float, with_moments: bool, tick: Tick)
             distances.append(pairs.sum().item())
     total = sides[0].source.rows if weights is None else weights.sum().item()
     aligned = sum(distances) / total if distances else None  # fsum would refuse an infinity
-    return [tally.result(with_moments=with_moments) for tally in tallies], aligned
+    return scans, aligned
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from conftest import DEVICE
 from torch import Tensor
 
 from hyperkern.backends.cuda import align_uniform, library
-from hyperkern.backends.host.whole import AlignUniformOptions
+from hyperkern.spec import LossSpec
 
 pytestmark = [
     pytest.mark.skipif(library.objection(DEVICE) is not None, reason=str(library.objection(DEVICE))),
@@ -69,8 +69,8 @@ def test_nothing_outside_is_read_or_written(dim: int, dtype: torch.dtype) -> Non
 
 def test_bad_arguments_are_named() -> None:
     x, y = torch.randn(2, 2, 12, 6, device=DEVICE)
-    options = AlignUniformOptions(2.0, 2.0, 1.0, 1.0)
-    (loss, _, _), (grad, total) = align_uniform.align_uniform(x, y, options, "float32", need_grad=True)
+    spec = LossSpec("align_uniform", 4.0)
+    (loss, _, _), (grad, total) = align_uniform.align_uniform(x, y, spec, need_grad=True)
     ops = library.ops(x.device)
     numbers = (1e-12, 2.0, 2.0, 1.0, 1.0)
     parts = x.new_empty(3, 2, 2)

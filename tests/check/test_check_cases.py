@@ -10,14 +10,14 @@ from hyperkern import losses
 from hyperkern.backends import reference
 from hyperkern.bench import gate, registry
 from hyperkern.correctness import cases, rounding
-from hyperkern.correctness.variants import VARIANTS
+from hyperkern.correctness.variants import MANY_ROWS, VARIANTS
 
 pytest_plugins = ["check_fixtures"]
 
 
 @pytest.mark.parametrize("dim", [50, 64])
 def test_gradients_of_thousands_of_rows_have_few_digits_in_float16(dim: int) -> None:
-    found = cases._many_rows("uniformity", "reference", CPU, "float16", 4099, dim)
+    found = cases._variant(MANY_ROWS["uniformity"], "reference", CPU, "float16", 4099, dim, many=True)
     assert found.right, found.reason
     assert found.error > 2.0**-26  # of what is computed in float32, the rounding to the dtype of the features
 
@@ -49,10 +49,10 @@ def test_operands_that_are_cut_off_are_right(rows: int, seed: int) -> None:
     inputs.append(torch.tensor(1 / 0.07).requires_grad_())
     registry.load_all()
     truth = registry.CASES["clip_learned"].truth
-    wanted = gate.step(truth, [rounding.exactly(x) for x in inputs])
+    wanted = gate.step(truth, [gate.exactly(x) for x in inputs])
     allowed = rounding.moves(truth, wanted, inputs, "tf32", 64)
     scale = inputs[2].detach().double().requires_grad_()
-    rows_of = [torch.nn.functional.normalize(rounding.exactly(x), dim=-1) for x in inputs[:2]]
+    rows_of = [torch.nn.functional.normalize(gate.exactly(x), dim=-1) for x in inputs[:2]]
     cut = [_Cut.apply(x) for x in rows_of]
     logits = scale * cut[0] @ cut[1].T
     # The positives come from rows that are not cut off, as in the kernels.

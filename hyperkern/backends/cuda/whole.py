@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...spec import norm_eps
 from ..host.panels import products, room
-from ..host.whole import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
-from .align_uniform import ROWS_PER_BLOCK, STEP
+from ..host.whole import LOSSES, Kept, Plan, State, WholeLosses, kept_of
+from .align_uniform import ROWS_PER_BLOCK, align_uniform, align_uniform_grad
 from .library import ops
 from .operands import Weight
 from .schedule import Schedule, schedule_of
@@ -272,5 +272,5 @@ def _finish(
     return found
 
 
-_STEP = WholeLosses(STEP, Kernels(values, grads))
-loss, loss_grad = _STEP.loss, _STEP.loss_grad
+_WHOLE = WholeLosses(values, grads, align_uniform, align_uniform_grad)
+loss, loss_grad = _WHOLE.loss, _WHOLE.loss_grad

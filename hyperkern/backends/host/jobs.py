@@ -65,39 +65,3 @@ def by_panels(jobs: Sequence[Job]) -> tuple[tuple[int, int | None], ...]:
 def _is_turned(job: Job, of: Job) -> bool:
     pairs = (job.row, job.col, job.cols, job.own)
     return pairs == (of.col, of.row, of.rows, of.own) and job.rows <= of.cols
-
-
-def is_symmetric(head: str, views: int, further: int) -> bool:
-    """Whether anchors pick among each other, so that each row is an anchor and a candidate."""
-    return views == 2 or (head == "classes" and not further)
-
-
-def of_sums(head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool) -> tuple[Job, ...]:
-    """Which sums are taken. The arguments are fields and properties of `hyperkern.backends.host.scheme.Scheme`."""
-    if head == "energy":
-        with_queue = (Job(0, n, n, further, False),) if further else ()
-        return (*with_queue, Job(0, n, 0, n, True)) if distinct else with_queue  # in both orders
-    if is_symmetric(head, views, further):
-        return (Job(0, views * n, 0, views * n, True),)
-    if head == "classes":
-        return (Job(0, n, n, further, False),)
-    return (Job(0, n, n, n + further, True) if in_batch else Job(0, n, 2 * n, further, False),)
-
-
-def of_weights(
-    head: str, views: int, n: int, further: int, distinct: bool, in_batch: bool, need: tuple[str, ...]
-) -> tuple[Job, ...]:
-    """Which sides are contracted, likewise."""
-    of_anchors = of_sums(head, views, n, further, distinct, in_batch)
-    if head == "energy":
-        return (*of_anchors, Job(n, further, 0, n, False)) if "y" in need else of_anchors
-    if is_symmetric(head, views, further):
-        return of_anchors
-    jobs = of_anchors if any(name in need for name in ("x", "scale", "bias")) else ()
-    if head == "classes":
-        return (*jobs, Job(n, further, 0, n, False)) if "y" in need else jobs
-    if not in_batch:  # the partners have their anchor and nothing else
-        return (*jobs, Job(2 * n, further, 0, n, False)) if "queue" in need else jobs
-    if "queue" in need:
-        return (*jobs, Job(n, n + further, 0, n, True))
-    return (*jobs, Job(n, n, 0, n, True)) if "y" in need else jobs

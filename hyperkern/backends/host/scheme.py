@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ...spec import LossSpec, is_bounded
-from . import jobs
-from .jobs import Job, is_symmetric
+from .jobs import Job
 from .panels import fits
 from .precision import product_of
 
@@ -92,7 +91,7 @@ class Scheme:
     @functools.cached_property
     def symmetric(self) -> bool:
         """Whether anchors pick among each other, so that each row is an anchor and a candidate."""
-        return is_symmetric(self.head, self.views, self.further)
+        return _is_symmetric(self.head, self.views, self.further)
 
     @functools.cached_property
     def factor(self) -> float:
@@ -118,13 +117,33 @@ class Scheme:
     @functools.cached_property
     def of_sums(self) -> tuple[Job, ...]:
         """Which sums are taken; with two ways of the columns too. Of an energy the queue comes first."""
-        return jobs.of_sums(self.head, self.views, self.pairs, self.further, self.distinct, self.spec.in_batch)
+        n, further = self.pairs, self.further
+        if self.head == "energy":
+            with_queue = (Job(0, n, n, further, False),) if further else ()
+            return (*with_queue, Job(0, n, 0, n, True)) if self.distinct else with_queue  # in both orders
+        if self.symmetric:
+            return (Job(0, self.views * n, 0, self.views * n, True),)
+        if self.head == "classes":
+            return (Job(0, n, n, further, False),)
+        return (Job(0, n, n, n + further, True) if self.spec.in_batch else Job(0, n, 2 * n, further, False),)
 
     @functools.cached_property
     def of_weights(self) -> tuple[Job, ...]:
         """Which sides are contracted: first that of the anchors, if it is needed, then that of the others."""
-        in_batch = self.spec.in_batch
-        return jobs.of_weights(self.head, self.views, self.pairs, self.further, self.distinct, in_batch, self.need)
+        n, further, need = self.pairs, self.further, self.need
+        of_anchors = self.of_sums
+        if self.head == "energy":
+            return (*of_anchors, Job(n, further, 0, n, False)) if "y" in need else of_anchors
+        if self.symmetric:
+            return of_anchors
+        jobs = of_anchors if any(name in need for name in ("x", "scale", "bias")) else ()
+        if self.head == "classes":
+            return (*jobs, Job(n, further, 0, n, False)) if "y" in need else jobs
+        if not self.spec.in_batch:  # the partners have their anchor and nothing else
+            return (*jobs, Job(2 * n, further, 0, n, False)) if "queue" in need else jobs
+        if "queue" in need:
+            return (*jobs, Job(n, n + further, 0, n, True))
+        return (*jobs, Job(n, n, 0, n, True)) if "y" in need else jobs
 
 
 @functools.lru_cache(maxsize=1024)
@@ -160,7 +179,7 @@ def scheme_of(
     else:
         modes, most = ("exp", "bounded"), FLOAT16_WEIGHTS if of_operand == torch.float16 else 1.0
         if not bounded or kind == "float32":
-            modes = ("running", "running" if two_way or is_symmetric(head, views, further) else "single")
+            modes = ("running", "running" if two_way or _is_symmetric(head, views, further) else "single")
     given = (spec, need, dtype, dim, batch, pairs, further, learnable)
     return Scheme(*given, head, views, two_way, *modes, _share(spec, pairs), most, of_operand, product, kind)
 
@@ -172,3 +191,7 @@ def _share(spec: LossSpec, pairs: int) -> float:
     if spec.mean:
         return 1 / (2 * pairs if spec.loss == "clip_loss" or spec.loss in _VIEWS else pairs)
     return 0.5 if spec.loss == "clip_loss" else 1.0
+
+
+def _is_symmetric(head: str, views: int, further: int) -> bool:
+    return views == 2 or (head == "classes" and not further)

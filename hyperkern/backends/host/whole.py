@@ -22,50 +22,6 @@ LOSSES = frozenset({"align_uniform", *HEADS})
 State = tuple[Tensor, ...]
 
 
-class AlignUniformOptions(NamedTuple):
-    """The numbers of ``align_weight * alignment(alpha) + uniform_weight * uniformity(t)``."""
-
-    alpha: float
-    t: float
-    align_weight: float
-    uniform_weight: float
-
-
-class AlignUniformStep(NamedTuple):
-    """Alignment + uniformity by kernels that make both sides.
-
-    Attributes:
-        values: ``(x, y, options, precision, *, need_grad)``, the three numbers and what the gradient needs besides.
-        grads: ``(x, y, state, options, cotangents)``, the gradients of ``x`` and ``y``.
-    """
-
-    values: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
-    grads: Callable[..., tuple[Tensor, Tensor]]
-
-    def loss(self, inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
-        """Both sides with their gradients, or neither; a common bound of the exponents."""
-        x = inputs.x
-        if ("x" in need) != ("y" in need) or not is_bounded(spec.scale, x.shape[-2] ** 2, x.dtype):
-            return None
-        values, state = self.values(x, inputs.y, _options(spec), spec.precision, need_grad=bool(need))
-        return WholeLoss(values, state, {})
-
-    def loss_grad(
-        self,
-        needed: dict[str, Tensor],
-        spec: LossSpec,
-        state: tuple[Tensor, ...],
-        cotangents: tuple[Tensor | None, ...],
-    ) -> dict[str, Tensor]:
-        """The gradients of both sides."""
-        grads = self.grads(needed["x"], needed["y"], state, _options(spec), cotangents)
-        return dict(zip(("x", "y"), grads, strict=True))
-
-
-def _options(spec: LossSpec) -> AlignUniformOptions:
-    return AlignUniformOptions(spec.alpha, spec.scale / 2, spec.align_weight, spec.uniform_weight)
-
-
 class Plan(NamedTuple):
     """What the kernels of a loss are told.
 
@@ -117,46 +73,43 @@ def kept_of(plan: Plan) -> Kept:
     return Kept(of_x, of_y, None if plan.scale is None else x.new_empty((), dtype=torch.float32))
 
 
-class Kernels(NamedTuple):
-    """What a backend launches. The state is what `values` hands to `grads`.
+class WholeLosses(NamedTuple):
+    """`hyperkern.backends.Backend.loss` and its gradient by what a backend launches.
 
     Attributes:
-        values: ``(plan)``, the loss ``(B,)``, what is `Kept` if any gradient is needed, and the state; None, before
-            anything is launched, if rows are too long for the row-wise kernels, or for the contraction in one pass
-            where the weights find no room in a panel either. Prepares the rows; where there is a softmax, takes the
-            sums and makes the factors of the weights of them; else contracts, if a gradient is needed, and adds the
-            sums.
+        values: ``(plan)``, the loss ``(B,)``, what is `Kept` if any gradient is needed, and the state for `grads`;
+            None, before anything is launched, if rows are too long for the row-wise kernels, or for the contraction in
+            one pass where the weights find no room in a panel either. Prepares the rows; where there is a softmax,
+            takes the sums and makes the factors of the weights of them; else contracts, if a gradient is needed, and
+            adds the sums.
         grads: ``(plan, needed, state, cotangent)``, the gradients of the inputs ``needed``, by name, from that of the
             loss, ``()`` or ``(B,)``. In the plan what is kept stands for inputs that get none, and there is no queue if
             it gets none. Contracts, where that has not been done, adds partial results and the pairs of partners, and
             projects.
+        align_uniform: ``(x, y, spec, *, need_grad)``, the three numbers of alignment + uniformity, whose kernels make
+            both sides, and what the gradient needs besides.
+        align_uniform_grad: ``(x, y, state, spec, cotangents)``, the gradients of ``x`` and ``y``.
     """
 
     values: Callable[[Plan], tuple[Tensor, Kept, State] | None]
     grads: Callable[[Plan, dict[str, Tensor], State, Tensor], dict[str, Tensor]]
-
-
-class WholeLosses(NamedTuple):
-    """`hyperkern.backends.Backend.loss` and its gradient by the kernels of a backend.
-
-    Attributes:
-        align_uniform: the kernels of that loss.
-        kernels: those of all others.
-    """
-
-    align_uniform: AlignUniformStep
-    kernels: Kernels
+    align_uniform: Callable[..., tuple[tuple[Tensor, ...], State]]
+    align_uniform_grad: Callable[..., tuple[Tensor, Tensor]]
 
     def loss(self, inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> WholeLoss | None:
         """A whole loss and the state of its gradient; ``None`` where it is left to the composition."""
+        x = inputs.x
         if spec.loss == "align_uniform":
-            return self.align_uniform.loss(inputs, spec, need)
+            # Both sides with their gradients, or neither; a common bound of the exponents.
+            if ("x" in need) != ("y" in need) or not is_bounded(spec.scale, x.shape[-2] ** 2, x.dtype):
+                return None
+            return WholeLoss(*self.align_uniform(x, inputs.y, spec, need_grad=bool(need)), {})
         plan = plan_of(inputs, spec, need)
-        found = None if plan is None else self.kernels.values(plan)
+        found = None if plan is None else self.values(plan)
         if plan is None or found is None:
             return None
         value, kept, state = found
-        values = (value.view(inputs.x.shape[:-2]),)
+        values = (value.view(x.shape[:-2]),)
         if not need:
             return WholeLoss(values, (), {})
         # The numbers of a plan, as sizes of nothing: the queue will be gone, the setting of products may be another.
@@ -170,10 +123,11 @@ class WholeLosses(NamedTuple):
     ) -> dict[str, Tensor]:
         """The gradients that are needed, by the name of the input."""
         if spec.loss == "align_uniform":
-            return self.align_uniform.loss_grad(needed, spec, state, cotangents)
+            dx, dy = self.align_uniform_grad(needed["x"], needed["y"], state, spec, cotangents)
+            return {"x": dx, "y": dy}
         (plan, rest), cotangent = _plan_of_state(needed, spec, state), cotangents[0]
         assert cotangent is not None
-        return self.kernels.grads(plan, needed, rest, cotangent)
+        return self.grads(plan, needed, rest, cotangent)
 
 
 def plan_of(inputs: LossInputs, spec: LossSpec, need: Collection[str]) -> Plan | None:

@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...spec import PairSpec, PairTerms, norm_eps
+from ...spec import LossSpec, PairSpec, PairTerms, norm_eps
 from ..host.precision import product_of
-from ..host.whole import AlignUniformOptions, AlignUniformStep
 from .launch import Launch, launch
 from .normalize import COMBINED, load_unit, project, row_block, sum_range
 from .operands import Operands, architecture_of, strides, width
@@ -157,27 +156,26 @@ def finish_views_kernel(
 
 
 def align_uniform(
-    x: Tensor, y: Tensor, options: AlignUniformOptions, precision: str, *, need_grad: bool
+    x: Tensor, y: Tensor, spec: LossSpec, *, need_grad: bool
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Loss, alignment and uniformity of ``(N, D)`` or ``(B, N, D)``; and what `align_uniform_grad` needs besides."""
     batch, m, dim = (1, *x.shape) if x.dim() == 2 else x.shape
     blocks = -(-m // row_block(dim)[0])
-    dtype, product, kind = product_of(precision, "exp", 2 * options.t)
+    dtype, product, kind = product_of(spec.precision, "exp", spec.scale)
     operand = torch.empty((2 * batch, m, width(dim)), dtype=dtype, device=x.device)
     parts = torch.empty((3, batch, blocks), dtype=torch.float32, device=x.device)
     align, zeros = parts[0], parts[1:]
-    numbers = (batch, m, blocks, *_strides(x), *_strides(y), norm_eps(x.dtype), options.alpha)
-    rows = Launch(prepare_views_kernel, batch * blocks, numbers, None, **_shape(dim, options))
+    numbers = (batch, m, blocks, *_strides(x), *_strides(y), norm_eps(x.dtype), spec.alpha)
+    rows = Launch(prepare_views_kernel, batch * blocks, numbers, None, **_shape(dim, spec.alpha))
     launch(rows, x.device, x, y, operand, align, zeros)
-    spec = PairSpec(2 * options.t, bounded=True, exclude="self", precision=precision)
-    o = Operands(operand, operand, PairTerms(), spec, True, kind, product, architecture_of(x, m * m))
+    pairs = PairSpec(spec.scale, bounded=True, exclude="self", precision=spec.precision)
+    o = Operands(operand, operand, PairTerms(), pairs, True, kind, product, architecture_of(x, m * m))
     grad, sums = pairwise.exp_sums(o, need_grad=need_grad)
     total = parts.new_empty(2 * batch)
     # Three tensors and not three views of one, which could not be added to in place.
     results = parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2]), parts.new_empty(x.shape[:-2])
-    weights = (options.align_weight, options.uniform_weight)
-    counts = (batch, m, blocks, sums.shape[0], options.t, *weights, float(m * (m - 1)))
-    head = Launch(combine_kernel, batch, counts, None, BLOCK=COMBINED)
+    options = (spec.scale / 2, spec.align_weight, spec.uniform_weight, float(m * (m - 1)))
+    head = Launch(combine_kernel, batch, (batch, m, blocks, sums.shape[0], *options), None, BLOCK=COMBINED)
     launch(head, x.device, align, zeros, sums, total, *results)
     return results, (grad, total)
 
@@ -186,7 +184,7 @@ def align_uniform_grad(
     x: Tensor,
     y: Tensor,
     state: tuple[Tensor, Tensor],
-    options: AlignUniformOptions,
+    spec: LossSpec,
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor]:
     """The gradients of ``x`` and ``y`` from those of loss, alignment and uniformity."""
@@ -194,8 +192,9 @@ def align_uniform_grad(
     blocks = -(-m // row_block(dim)[0])
     grad, total = state
     dx, dy = x.new_empty(x.shape), y.new_empty(y.shape)
+    options = (spec.alpha, spec.scale / 2, spec.align_weight, spec.uniform_weight)
     numbers = (batch, m, blocks, grad.shape[0], *_strides(x), *_strides(y), norm_eps(x.dtype), *options)
-    rows = Launch(finish_views_kernel, batch * blocks, numbers, None, **_shape(dim, options))
+    rows = Launch(finish_views_kernel, batch * blocks, numbers, None, **_shape(dim, spec.alpha))
     given = (None if c is None else c.contiguous() for c in cotangents)
     launch(rows, x.device, x, y, grad, total, *given, dx, dy)
     return dx, dy
@@ -205,10 +204,7 @@ def _strides(x: Tensor) -> tuple[int, ...]:
     return (0, *x.stride()) if x.dim() == 2 else strides(x)
 
 
-def _shape(dim: int, options: AlignUniformOptions) -> dict[str, int]:
+def _shape(dim: int, alpha: float) -> dict[str, int]:
     block_rows, block_d = row_block(dim)
     shape = {"DIM": dim, "WIDTH": width(dim), "BLOCK_ROWS": block_rows, "BLOCK_D": block_d}
-    return shape | {"SQUARE": options.alpha == 2}
-
-
-STEP = AlignUniformStep(align_uniform, align_uniform_grad)
+    return shape | {"SQUARE": alpha == 2}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...spec import PairTerms
 from ..host.panels import products, room
-from ..host.whole import LOSSES, Kept, Kernels, Plan, State, WholeLosses, kept_of
-from .align_uniform import STEP
+from ..host.whole import LOSSES, Kept, Plan, State, WholeLosses, kept_of
+from .align_uniform import align_uniform, align_uniform_grad
 from .launch import launch
 from .primitives import SumParts, sum_parts
 from .schedule import Schedule, rows_of, schedule_of
@@ -60,7 +60,7 @@ class _Contracted(NamedTuple):
 
 
 def values(plan: Plan) -> tuple[Tensor, Kept, State] | None:
-    """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.host.whole.Kernels`."""
+    """The loss ``(B,)`` and what its gradient needs, see `hyperkern.backends.host.whole.WholeLosses`."""
     schedule = schedule_of(plan)
     if not schedule.serves:
         return None
@@ -279,5 +279,5 @@ def _finish(
     return found
 
 
-_STEP = WholeLosses(STEP, Kernels(values, grads))
-loss, loss_grad = _STEP.loss, _STEP.loss_grad
+_WHOLE = WholeLosses(values, grads, align_uniform, align_uniform_grad)
+loss, loss_grad = _WHOLE.loss, _WHOLE.loss_grad
