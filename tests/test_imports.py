@@ -148,12 +148,12 @@ def test_nothing_private_crosses_packages(path, module):
 @pytest.mark.parametrize(
     ("source", "module", "bad"),
     [
-        ("from ..losses.logits import merged", ["integrations", "simcse"], True),
+        ("from ..losses._logits import merged", ["integrations", "simcse"], True),
         ("from ..losses import _logits", ["integrations", "simcse"], True),
         ("from ..losses.uniformity import _MAX", ["evaluation", "evaluate"], True),
         ("def f():\n    from hyperkern.backends.host.panels import _room", ["backends", "triton", "whole"], True),
         ("from .spec import _NAMES", ["second_order"], True),
-        ("from . import _logits\nfrom .logits import merged\nfrom .clip import _x", ["losses", "info_nce"], False),
+        ("from . import _logits\nfrom ._logits import merged\nfrom .clip import _x", ["losses", "info_nce"], False),
         ("from .. import __version__\nfrom ..losses import clip_loss as _clip", ["nn", "base"], False),
         ("from torch._C import _functions", ["spec"], False),
     ],
