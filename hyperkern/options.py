@@ -136,14 +136,18 @@ class Declared(nn.Module):
         if not _is_declared(cls):  # a subclass elsewhere has a constructor of its own, and declares nothing
             return
         hints: dict[str, Any] = {}
+        own: dict[str, Option] = {}
         for base in reversed(cls.__mro__):
             if base is not Declared and issubclass(base, Declared) and _is_declared(base):
                 hints |= _annotations(base)
-        own = {name: found for name, hint in hints.items() for found in getattr(hint, "__metadata__", ())}
+                own |= vars(base).get("declared", {})
+        own |= {name: found for name, hint in hints.items() for found in getattr(hint, "__metadata__", ())}
         cls.declared = {name: own.get(name, option) for name, option in OPTIONS.items() if name in hints}
         cls.declared |= {name: option for name, option in own.items() if name not in OPTIONS}
         cls._passed = tuple(name for name, option in cls.declared.items() if option.of_function)
         plain = {name: hint.__origin__ if get_origin(hint) is Annotated else hint for name, hint in hints.items()}
+        if "__annotations__" in vars(cls):  # who reads them next looks for a type
+            cls.__annotations__ = {name: plain[name] for name in inspect.get_annotations(cls)}
         of_option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
         options = [of_option(name, default=getattr(cls, name), annotation=plain[name]) for name in cls.declared]
         _give_constructor(cls, options)

@@ -240,6 +240,7 @@ def test_the_constructor_says_what_it_takes_and_a_call_what_it_does(module: type
     options = inspect.signature(module).parameters
     assert list(inspect.signature(module.__init__).parameters) == ["self", *options]
     assert list(get_type_hints(module.__init__)) == [*options, "return"]
+    assert not any("Option(" in str(hint) for hint in get_type_hints(module, include_extras=True).values())
     assert inspect.signature(module()) == inspect.signature(nn.Identity())  # that of a call of any module
     with pytest.raises(TypeError, match=rf"{module.__name__}.__init__\(\) takes 1 positional argument but 2"):
         module(1.0)
