@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import autograd
+from .check.first_use import frames_of_libraries
 from .distributed import Agreement, Ranks
 from .spec import DTYPES
 
@@ -174,10 +175,13 @@ def check_scalar(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
     return check_scale(name, value, x) if isinstance(value, Tensor) else check_number(name, value)
 
 
-def renamed(function: str, old: str, new: str) -> None:
-    """Warns who calls a public function with a name that an argument had."""
+def renamed(function: str, old: str, new: str, *given: object) -> None:
+    """Warns who calls a public function with a name that an argument had; raises if one of the new is ``given`` too."""
+    if any(value is not None for value in given):
+        raise TypeError(f"{function}() got {new} and {old}, the old name: give {new} alone")
     text = f"{old} of {function} is now called {new}; the old name works for one more minor version"
-    warnings.warn(text, DeprecationWarning, stacklevel=3)
+    if not torch.compiler.is_compiling():  # PyTorch's compiler knows no warnings
+        warnings.warn(text, DeprecationWarning, stacklevel=frames_of_libraries())
 
 
 def accurate_dtype(x: Tensor) -> torch.dtype:

@@ -9,6 +9,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
+from types import FunctionType
 from typing import Annotated, Any, ClassVar, NamedTuple, get_origin
 
 import torch
@@ -108,7 +109,7 @@ def _documentation(options: dict[str, Option]) -> str:
     """The sections "Args" and "Raises" of a module with these options."""
     lines = [f"{name}: {option.what}" for name, option in options.items()]
     refused = [option.refused for option in options.values() if option.refused]
-    raises = f"ValueError: {', '.join(refused[:-1])} or {refused[-1]}."
+    raises = f"ValueError: {' or '.join(filter(None, [', '.join(refused[:-1]), *refused[-1:]]))}."
     wrapped = [
         textwrap.fill(line, 112, initial_indent="    ", subsequent_indent="        ") for line in [*lines, raises]
     ]
@@ -128,28 +129,29 @@ class Declared(nn.Module):
 
     declared: ClassVar[dict[str, Option]] = {}
     _passed: ClassVar[tuple[str, ...]] = ()
-    __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Makes the signature and the documentation of the declared options."""
+        """Makes the constructor and the documentation of the declared options."""
         super().__init_subclass__(**kwargs)
+        if not _is_declared(cls):  # a subclass elsewhere has a constructor of its own, and declares nothing
+            return
         hints: dict[str, Any] = {}
+        own: dict[str, Option] = {}
         for base in reversed(cls.__mro__):
-            if issubclass(base, Declared) and base is not Declared:
-                hints |= inspect.get_annotations(base)
-        own = {name: found for name, hint in hints.items() for found in getattr(hint, "__metadata__", ())}
+            if base is not Declared and issubclass(base, Declared) and _is_declared(base):
+                hints |= _annotations(base)
+                own |= vars(base).get("declared", {})
+        own |= {name: found for name, hint in hints.items() for found in getattr(hint, "__metadata__", ())}
         cls.declared = {name: own.get(name, option) for name, option in OPTIONS.items() if name in hints}
         cls.declared |= {name: option for name, option in own.items() if name not in OPTIONS}
         cls._passed = tuple(name for name, option in cls.declared.items() if option.of_function)
-        if cls.__init__ is not Declared.__init__:  # a subclass elsewhere has a constructor of its own
-            cls.__signature__ = None
-            return
         plain = {name: hint.__origin__ if get_origin(hint) is Annotated else hint for name, hint in hints.items()}
+        if "__annotations__" in vars(cls):  # who reads them next looks for a type
+            cls.__annotations__ = {name: plain[name] for name in inspect.get_annotations(cls)}
         of_option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-        cls.__signature__ = inspect.Signature(
-            [of_option(name, default=getattr(cls, name), annotation=plain[name]) for name in cls.declared]
-        )
-        if "__doc__" in vars(cls) and cls.__doc__:
+        options = [of_option(name, default=getattr(cls, name), annotation=plain[name]) for name in cls.declared]
+        _give_constructor(cls, options)
+        if "__doc__" in vars(cls) and cls.__doc__ and "Args:" not in cls.__doc__:
             cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\n{_documentation(cls.declared)}"
 
     def __init__(self, **options: Any) -> None:
@@ -179,6 +181,29 @@ class Declared(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
+def _is_declared(cls: type[Declared]) -> bool:
+    """Whether the constructor is the one that is made of options."""
+    return getattr(cls.__init__, "__code__", None) is Declared.__init__.__code__
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    try:
+        return inspect.get_annotations(cls, eval_str=True)
+    except NameError:  # what only a type checker knows
+        return inspect.get_annotations(cls)
+
+
+def _give_constructor(cls: type[Declared], options: list[inspect.Parameter]) -> None:
+    """Gives the class a copy of the one constructor that says what it takes, for who reads signatures or hints."""
+    of_all: Any = Declared.__init__
+    own: Any = FunctionType(of_all.__code__, of_all.__globals__, "__init__", None, of_all.__closure__)
+    own.__module__, own.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
+    instance = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    own.__signature__ = inspect.Signature([instance, *options], return_annotation=None)
+    own.__annotations__ = {option.name: option.annotation for option in options} | {"return": None}
+    type.__setattr__(cls, "__init__", own)
+
+
 class Loss(Declared):
     """What every loss has."""
 
@@ -206,18 +231,19 @@ class ScaledLoss(Loss):
 
     def learned_scale(self) -> Tensor | None:
         """The learned scale, bounded; ``None`` where it is not learned."""
-        if self.log_logit_scale is None:
+        parameter = self.log_logit_scale
+        if parameter is None:
             return None
         # The parameter itself is brought back: behind a clamp it would have no gradient to return by.
         with torch.no_grad():
-            self.log_logit_scale.clamp_(max=math.log(self.max_logit_scale))
-        return self.log_logit_scale.exp()
+            parameter.clamp_(max=math.log(self.max_logit_scale))
+        return parameter.exp()
 
     def given(self) -> dict[str, Any]:
         """The options of the function, as they are now; the scale is the learned one, where it is."""
         options = {}
         for name in self._passed:
             options[name] = getattr(self, name)
-        if self.learnable and (scale := self.learned_scale()) is not None:
+        if self.log_logit_scale is not None and (scale := self.learned_scale()) is not None:
             options |= {"temperature": 1 / scale} if "temperature" in options else {"logit_scale": scale}
         return options

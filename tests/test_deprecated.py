@@ -31,8 +31,7 @@ def test_an_old_name_works_and_warns(message: str) -> None:
     old, new = OLD[message]
     with pytest.warns(DeprecationWarning, match=f"^{message}") as caught:
         found = old()
-    if "scale" in message:  # the line of the caller is named
-        assert caught[0].filename == __file__
+    assert caught[0].filename == __file__  # the line of the caller is named, of a module too
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(found, new())
@@ -44,5 +43,14 @@ def test_old_names_are_checked_as_well() -> None:
         pytest.raises(ValueError, match="weights must be two tensors, for the anchors in x and in y, got Tensor"),
     ):
         hk.dcl(X, Y, weights=WEIGHTS[0])
+    with pytest.raises(TypeError, match=r"^dcl\(\) got x_weights and y_weights and weights, the old name"):
+        hk.dcl(X, Y, weights=WEIGHTS, y_weights=WEIGHTS[1])
+    with pytest.raises(TypeError, match=r"^pairwise_logsumexp\(\) got logit_scale and scale, the old name"):
+        hk.pairwise_logsumexp(X, Y, logit_scale=3.0, scale=2.0)
     with pytest.raises(TypeError, match=r"^logit_scale must be a number, got NoneType"):
         hk.pairwise_logsumexp(X, Y)
+
+
+def test_an_old_name_compiles() -> None:
+    compiled = torch.compile(lambda x, y: hk.pairwise_logsumexp(x, y, scale=3.0)[0], fullgraph=True, backend="eager")
+    assert torch.equal(compiled(X, Y), hk.pairwise_logsumexp(X, Y, logit_scale=3.0)[0])

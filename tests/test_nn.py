@@ -1,11 +1,13 @@
 """The modules: each is its function with the options given at construction."""
 
 import copy
+import importlib
 import inspect
 import math
 import pickle
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 import torch
@@ -202,6 +204,55 @@ def test_a_subclass_has_options_or_a_constructor_of_its_own() -> None:
         assert list(inspect.signature(module).parameters) == ["size"]
         assert module(4).temperature == 0.25
         torch.testing.assert_close(module(4)(X, Y), hk.info_nce(X, Y, temperature=0.25))
+
+
+def test_what_a_subclass_has_of_its_own_is_no_option() -> None:
+    class Weighted(hk.CLIPLoss):
+        alpha: float  # an option of another loss
+        logit_scale: float = 3.0
+
+        def __init__(self, alpha: float, **options: Any) -> None:
+            super().__init__(**options)
+            self.alpha = alpha
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.alpha * super().forward(x, y)
+
+    torch.testing.assert_close(Weighted(0.5)(X, Y), 0.5 * hk.clip_loss(X, Y, logit_scale=3.0))
+    assert Weighted(0.5, logit_scale=4.0).logit_scale == 4.0
+
+
+def test_annotations_that_are_strings_declare_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.joinpath("margins.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import Annotated\n"
+        "from hyperkern import CLIPLoss\n"
+        "from hyperkern.options import Option\n"
+        "class Margin(CLIPLoss):\n"
+        "    margin: Annotated[float, Option('> 0.', lambda name, value: value, of_function=False)] = 0.1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.import_module("margins").Margin(margin=0.3).margin == 0.3
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_constructor_says_what_it_takes_and_a_call_what_it_does(module: type[nn.Module]) -> None:
+    options = inspect.signature(module).parameters
+    assert list(inspect.signature(module.__init__).parameters) == ["self", *options]
+    assert list(get_type_hints(module.__init__)) == [*options, "return"]
+    assert not any("Option(" in str(hint) for hint in get_type_hints(module, include_extras=True).values())
+    assert inspect.signature(module()) == inspect.signature(nn.Identity())  # that of a call of any module
+    with pytest.raises(TypeError, match=rf"{module.__name__}.__init__\(\) takes 1 positional argument but 2"):
+        module(1.0)
+
+
+def test_what_is_learned_stays_learned_whatever_learnable_says_later() -> None:
+    for loss in (hk.CLIPLoss(learnable=True), hk.SigLIPLoss(learnable=True), hk.NTXentLoss(learnable=True)):
+        with torch.no_grad():
+            loss.log_logit_scale.fill_(0.3)
+        value = loss(X, Y)
+        loss.learnable = False
+        assert torch.equal(loss(X, Y), value)
 
 
 def test_copies_and_pickles() -> None:

@@ -201,7 +201,7 @@ def read_as(path: Path, kind: type[T]) -> T:
     try:
         # Python's own reader and writer know numbers that JSON does not: an error that is none has no value.
         content = json.loads(text, parse_constant=lambda name: None)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BenchError(f"{str(path)!r} is no JSON: {error}") from error
     import msgspec  # here: a result is made and written without it
 

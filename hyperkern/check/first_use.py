@@ -117,11 +117,11 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
         _log.info(text)
     elif (said := (backend, device, what, found.settled)) not in _warned:
         _warned.add(said)
-        warnings.warn(f"{text}. {_ADVICE.format(backend)}", stacklevel=_frames_of_libraries())
+        warnings.warn(f"{text}. {_ADVICE.format(backend)}", stacklevel=frames_of_libraries())
     return found
 
 
-def _frames_of_libraries() -> int:
+def frames_of_libraries() -> int:
     """How far up the stack the caller of the library is: that is where a warning belongs."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("hyperkern", "torch"):

@@ -63,13 +63,13 @@ def pairwise_logsumexp(
         own columns over all rows. A row of which every pair is left out is ``-inf``, with gradient 0.
 
     Raises:
-        TypeError: an input is no tensor or of a wrong dtype, or the dtypes differ.
+        TypeError: an input is no tensor or of a wrong dtype, the dtypes differ, or ``logit_scale`` is not given.
         ValueError: a wrong or empty shape, different devices, ``logit_scale <= 0``, an unknown ``exclude``, ids missing
             or not used, log-weights or ids of a missing ``y``, an unknown or unusable ``backend``; with a group
             ``exclude="self"`` where a rank has not as many columns as rows.
     """
     if scale is not None:
-        renamed("pairwise_logsumexp", "scale", "logit_scale")
+        renamed("pairwise_logsumexp", "scale", "logit_scale", logit_scale)
         logit_scale = scale
     options: dict[str, Any] = {"logit_scale": logit_scale, "exclude": exclude, "normalize": normalize}
     with Agreement(group, "pairwise_logsumexp", **options) as agreed:

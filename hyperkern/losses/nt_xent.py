@@ -141,7 +141,7 @@ def dcl(
         Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Eq. 6.
     """
     if weights is not None:
-        renamed("dcl", "weights", "x_weights and y_weights")
+        renamed("dcl", "weights", "x_weights and y_weights", x_weights, y_weights)
         if not isinstance(weights, tuple) or len(weights) != 2:
             raise ValueError(
                 f"weights must be two tensors, for the anchors in x and in y, got {type(weights).__name__}"

@@ -206,6 +206,7 @@ def broken(of_row: dict[str, object] | None = None, **changes: object) -> str:
     ("text", "message"),
     [
         ("", "is no JSON"),
+        pytest.param("[" * 100_000, "is no JSON", id="deep"),
         ("[1, 2]", "base.json' is no result of hyperkern bench: Expected `object`, got `array` ([1, 2])"),
         ('{"rows": []}', "Object missing required field `schema` ({'rows': []})"),
         (broken(schema=2), "schema: Invalid enum value 2 (2)"),
