@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<index> (default: a GPU if there is one)")
     for option, kind, metavar, what in (
-        ("cases", _words, "A,B", "cases"),
+        ("cases", _words, "A,B", "cases; a wrong name is answered by all there are"),
         ("implementations", _words, "A,B", "implementations; a case's baseline is measured in any case"),
         ("dtypes", _words, "A,B", "float64, float32, bfloat16, float16"),
         ("modes", _words, "A,B", "forward, backward, both"),
