@@ -1,7 +1,5 @@
 """Sphinx's configuration: ``make docs`` builds the pages from docs/*.md and the docstrings; a warning is an error."""
 
-from typing import Annotated, get_origin
-
 from sphinx.application import Sphinx
 
 import hyperkern
@@ -42,15 +40,6 @@ def links_to_pages(app: Sphinx, docname: str, content: list[str]) -> None:
         content[0] = content[0].replace(f"]({file})", f"]({page})")
 
 
-def plain_types(app: Sphinx) -> None:
-    """Leaves of an option its type: Sphinx shows an `Annotated` attribute with all that is in it."""
-    for documented in vars(hyperkern.nn).values():
-        if isinstance(documented, type):
-            hints = documented.__annotations__
-            hints |= {name: hint.__origin__ for name, hint in hints.items() if get_origin(hint) is Annotated}
-
-
 def setup(app: Sphinx) -> None:
     """What is particular to this project."""
     app.connect("source-read", links_to_pages)
-    app.connect("builder-inited", plain_types)
