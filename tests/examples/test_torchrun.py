@@ -1,5 +1,6 @@
 """The example for several processes, started as a user starts it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def run(command: list[str], *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    told = os.environ | {"PYTHONFAULTHANDLER": "1"}  # where a process stood that a signal ends
+    return subprocess.run([*command, *options], cwd=ROOT, env=told, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow
