@@ -6,12 +6,16 @@ respected), ``HYPERKERN_BUILD_EMULATOR=1`` the same kernels for the CPU, for tes
 
 import os
 import re
-import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
 
+os.chdir(Path(__file__).parent)
 CSRC = Path("csrc")
+sys.path.insert(0, str(CSRC))
+from build_backend import find_toolkit, readme  # noqa: E402, where pip finds it by itself
+
 ARCHITECTURES = "8.0+PTX;9.0a"
 # The oldest PyTorch whose stable ABI is used: a build made with any later one runs on all of them.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -23,12 +27,7 @@ def sources(*patterns: str) -> list[str]:
     return [str(path) for pattern in patterns for path in sorted(CSRC.glob(pattern))]
 
 
-def find_toolkit() -> None:
-    """Tells PyTorch where the toolkit is: where nvcc says, which may be started through a script elsewhere."""
-    if "CUDA_HOME" not in os.environ:
-        dry_run = ["nvcc", "--dryrun", "-x", "cu", os.devnull]
-        answer = subprocess.run(dry_run, capture_output=True, text=True, check=True)
-        os.environ["CUDA_HOME"] = os.path.realpath(re.search(r"TOP=(.*)", answer.stderr)[1])
+COMMON = {"py_limited_api": True, "depends": sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu")}
 
 
 def cuda_extension():
@@ -44,8 +43,7 @@ def cuda_extension():
     extension = CUDAExtension(
         "hyperkern.backends.cuda.kernels",
         sources("*.cpp", "*.cu", "instances/*.cu"),
-        depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
-        py_limited_api=True,
+        **COMMON,
         extra_compile_args={"cxx": [*flags, *CXX], "nvcc": flags},
     )
     # Only what the stable ABI needs: no libc10, no Python, and a runtime of our own.
@@ -61,22 +59,13 @@ def emulator_extension():
     extension = CppExtension(
         "hyperkern.backends.cuda.emulator",
         sources("*.cpp", "emulator/*.cpp"),
-        depends=sources("*.h", "*.cuh", "emulator/*.h", "instances/*.cu"),
-        py_limited_api=True,
+        **COMMON,
         extra_compile_args=[*flags, *CXX, "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"],
     )
     extension.libraries = ["torch_cpu"]
     return extension
 
 
-def readme() -> str:
-    """README.md for the package index, where a link into the tree leads nowhere and a relative image shows nothing."""
-    repository = re.search(r'^Repository = "(.+)"', Path("pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
-    text = re.sub(r"(!\[[^]]*]\()(?!https?:)", rf"\1{repository}/raw/HEAD/", Path("README.md").read_text("utf-8"))
-    return re.sub(r"(\[[^]]*]\()(?!https?:)", rf"\1{repository}/blob/HEAD/", text)
-
-
-os.chdir(Path(__file__).parent)
 makers = {"HYPERKERN_BUILD_CUDA": cuda_extension, "HYPERKERN_BUILD_EMULATOR": emulator_extension}
 options = {}
 if extensions := [make() for name, make in makers.items() if os.environ.get(name, "0") not in ("", "0")]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperkern.bench import clock, gate
+from hyperkern.bench.load import load_all
 from hyperkern.bench.machine import describe
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup, load_all
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
 from hyperkern.bench.result import quantile
 from hyperkern.files import OutputError, check_outputs
 from hyperkern.terminal import print_table

@@ -18,9 +18,10 @@ from typing import Any
 
 from hyperkern import backends
 from hyperkern.bench import clock
+from hyperkern.bench.load import load_all
 from hyperkern.bench.machine import busy, describe
 from hyperkern.bench.matrix import Matrix, check
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError, load_all
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError
 from hyperkern.bench.run import run
 from hyperkern.files import OutputError, check_outputs
 from hyperkern.terminal import print_table

@@ -8,6 +8,7 @@ process.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def check(loss: Callable[..., Tensor], views: list[Tensor], options: dict[str, A
     """The gate before the clock, in float64: every rank against one process with the whole batch."""
     views = [view.detach().double().requires_grad_() for view in views]
     value, *gradients = gate.step(loss, views)
-    found = gate.step(lambda *own: loss(*own, **options), own_rows(views))
+    found = gate.step(partial(loss, **options), own_rows(views))
     error = gate.largest_error(found, [value, *own_rows(gradients)])
     assert error <= 1e-12, error
 
@@ -85,7 +86,7 @@ def measure(name: str, rows: int, dim: int, rounds: int) -> list[Measured]:
     for transport in TRANSPORTS:
         options = {"group": hk.Group(grad_scale="sum", transport=transport)}
         check(loss, [view[:257] for view in views], options)
-        run = lambda options=options: gate.step(lambda *x: loss(*x, **options), own)  # noqa: E731
+        run = partial(gate.step, partial(loss, **options), own)
         found.append(row(transport, run, run))
     return found
 

@@ -97,7 +97,7 @@ def images() -> dict[str, str]:
     return {f"{case}-d{d}-{kind}.svg": figure(found, kind, case, d) for kind, case, d in FIGURES}
 
 
-def short_path() -> str:
+def ordinary() -> str:
     """Every loss at ordinary batches: times of the dense loss, eager and compiled, over those of hyperkern."""
     rows = [row for row in read(RESULTS / "ordinary_cpu.json").rows if row.status == "ok" and row.d == 128]
     cases, sizes = list(dict.fromkeys(row.case for row in rows)), list(dict.fromkeys(row.n for row in rows))
@@ -117,5 +117,5 @@ BLOCKS = {
     "batch": batch,
     "machine": machine,
     "losses": losses,
-    "short path": short_path,
+    "ordinary": ordinary,
 }

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from hyperkern.bench import registry
+from hyperkern.bench.load import load_all
 from hyperkern.bench.registry import CASES
 
 FOLDER = Path(__file__).parent
@@ -42,7 +42,7 @@ class Study(NamedTuple):
 
     def arguments(self) -> list[str]:
         """All options, as words."""
-        registry.load_all()
+        load_all()
         cases = self.cases or tuple(name for name, case in CASES.items() if case.truth is not None)
         load = [] if self.file is None else ["--load", str(self.file)]
         return ["--device", "cpu", "--dtypes", "float32", *self.options.split(), *load, "--cases", ",".join(cases)]

@@ -13,13 +13,14 @@ import torch
 from hyperkern.bench import registry
 from hyperkern.bench.child import Alone, each_alone
 from hyperkern.bench.gate import check, step
+from hyperkern.bench.load import load_file
 from hyperkern.bench.machine import Rates
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
 
 from .studies import PEERS
 
 ROUNDS = 15
-registry.load_file(PEERS)
+load_file(PEERS)
 
 # The sizes of the targets, and ordinary batches, where the cost of a call decides.
 SIZES = [(4096, 512), (4096, 128), (2048, 128), (1024, 128), (256, 128)]

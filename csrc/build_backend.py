@@ -1,6 +1,12 @@
-"""How pip builds the package: setuptools, with PyTorch among the requirements only where something is compiled."""
+"""How the package is built: setuptools, with PyTorch among the requirements only where something is compiled.
+
+setup.py takes from here where the toolkit is, and the text for the package index.
+"""
 
 import os
+import re
+import subprocess
+from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import (
@@ -47,3 +53,18 @@ def get_requires_for_build_editable(config_settings=None):
 
 def get_requires_for_build_sdist(config_settings=None):
     return _requires(build_meta.get_requires_for_build_sdist, config_settings)
+
+
+def readme() -> str:
+    """README.md for the package index, where a link into the tree leads nowhere and a relative image shows nothing."""
+    repository = re.search(r'^Repository = "(.+)"', Path("pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
+    text = re.sub(r"(!\[[^]]*]\()(?!https?:)", rf"\1{repository}/raw/HEAD/", Path("README.md").read_text("utf-8"))
+    return re.sub(r"(\[[^]]*]\()(?!https?:)", rf"\1{repository}/blob/HEAD/", text)
+
+
+def find_toolkit() -> None:
+    """Tells PyTorch where the toolkit is: where nvcc says, which may be started through a script elsewhere."""
+    if "CUDA_HOME" not in os.environ:
+        dry_run = ["nvcc", "--dryrun", "-x", "cu", os.devnull]
+        answer = subprocess.run(dry_run, capture_output=True, text=True, check=True)
+        os.environ["CUDA_HOME"] = os.path.realpath(re.search(r"TOP=(.*)", answer.stderr)[1])

@@ -10,7 +10,8 @@ from cases import BY_NAME
 
 import hyperkern as hk
 from benchmarks.plan.steps import ALL_LOSSES
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, load_all
+from hyperkern.bench.load import load_all
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS
 from hyperkern.catalog import LOSSES, TABLE, Loss, readme_rows, use
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -18,11 +18,11 @@ from benchmarks.plan import command
 from benchmarks.plan.run import GRACE, PYTHON, ROOT, ROWS, Run, Session, Step, run_plan
 from benchmarks.plan.steps import BUDGETS, PLAN
 from hyperkern import backends
-from hyperkern.bench import registry
+from hyperkern.bench.load import load_all
 from hyperkern.cli import main
 from tools import first_tile
 
-registry.load_all()  # before tests are collected that run over all of them
+load_all()  # before tests are collected that run over all of them
 SCRIPT = ROOT / "benchmarks/gpu_check.sh"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
 

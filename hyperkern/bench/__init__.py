@@ -5,6 +5,7 @@ are registered by a decorator, so that a kernel of your own is measured beside a
 your own (``hyperkern bench --load FILE.py``). No implementation is timed before it has passed against float64.
 """
 
-from .registry import Case, Implementation, Setup, case, implementation, load_file
+from .load import load_file
+from .registry import Case, Implementation, Setup, case, implementation
 
 __all__ = ["Case", "Implementation", "Setup", "case", "implementation", "load_file"]

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..memory import PeakMemory
 from . import clock
 from .gate import first_line, step
-from .registry import CASES, IMPLEMENTATIONS, Setup, load_all, load_file
+from .load import load_all, load_file
+from .registry import CASES, IMPLEMENTATIONS, Setup
 
 WARM_ROWS = 256
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import runpy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -251,26 +249,6 @@ def implementation(
         return make
 
     return enter
-
-
-def load_all() -> None:
-    """Enters what comes with the package."""
-    from . import baselines, cases  # noqa: F401
-
-
-def load_file(path: Path) -> None:
-    """Runs a file of your own that registers cases and implementations.
-
-    Raises:
-        BenchError: it cannot be read, or fails.
-    """
-    load_all()
-    try:
-        runpy.run_path(str(path), run_name="hyperkern_bench_file")
-    except OSError as error:
-        raise BenchError(f"argument --load: cannot read {str(path)!r}: {error.strerror}") from error
-    except (Exception, SystemExit) as error:
-        raise BenchError(f"argument --load: {str(path)!r} fails: {type(error).__name__}: {error}") from error
 
 
 def implementations(of: str, names: Iterable[str] | None = None) -> list[Implementation]:

@@ -131,15 +131,15 @@ def _told_to_install() -> Iterator[None]:
 
 def _bench(args: argparse.Namespace) -> int:
     from ..backends import ENVIRONMENT_VARIABLE
-    from ..bench import registry
+    from ..bench.load import load_all, load_file
     from ..bench.machine import describe
     from ..bench.plan import lines, plan
     from ..bench.result import as_csv, read
     from ..bench.table import print_result
 
-    registry.load_all()
+    load_all()
     for file in args.load:
-        registry.load_file(file)
+        load_file(file)
     matrix = _matrix(args)
     if args.plan:
         print("\n".join(lines(plan(matrix), matrix)))

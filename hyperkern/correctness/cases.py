@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..backends import load
 from ..bench import gate, registry
+from ..bench.load import load_all
 from ..check.scope import ROWS, Scope
 from . import primitives, rounding
 from .variants import MANY_ROWS, VARIANTS, Variant
@@ -88,7 +89,7 @@ def cases(backend: str, device: torch.device, scope: Scope, dims: Sequence[int],
         dims: the D that are taken.
         depth: ``quick``, as at a first use, or ``full``.
     """
-    registry.load_all()
+    load_all()
     sizes = SIZES[device.type, depth]
     for dim in dims:
         # Of a second D what is masked there is enough, unless all is asked for.

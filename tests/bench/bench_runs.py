@@ -8,11 +8,12 @@ from unittest import mock
 
 from benchmarks.studies import PEERS
 from hyperkern.bench import registry
+from hyperkern.bench.load import load_all, load_file
 from hyperkern.bench.result import MACHINE, SCHEMA, Limit, Provenance, Result, Row, quantile
 
 TIMES = ("median_ms", "p20_ms", "p80_ms")
 
-registry.load_all()  # before tests are collected that run over all of them
+load_all()  # before tests are collected that run over all of them
 
 # So many seconds that each row gets its two samples on the busiest machine; it takes a few milliseconds.
 TINY = ["--device", "cpu", "--sizes", "40", "--dims", "8", "--rounds", "2", "--seconds", "100", "--no-memory"]
@@ -47,7 +48,7 @@ def by_torch():
 def with_peers() -> list[tuple[str, str]]:
     """Case and name of all implementations, those of the peers too; the registry stays as it is."""
     with mock.patch.dict(registry.CASES), mock.patch.dict(registry.IMPLEMENTATIONS):
-        registry.load_file(PEERS)
+        load_file(PEERS)
         return list(registry.IMPLEMENTATIONS)
 
 

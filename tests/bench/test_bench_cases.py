@@ -10,9 +10,10 @@ from torch.nn.functional import normalize
 from hyperkern.bench import clock
 from hyperkern.bench import run as runs
 from hyperkern.bench.clock import runner
+from hyperkern.bench.load import load_all
 from hyperkern.bench.matrix import Matrix, Point, rounds_with_rates
 from hyperkern.bench.plan import lines, plan
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup, load_all
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
 from hyperkern.catalog import CLASSES, MOCO_QUEUE
 
 load_all()

@@ -14,6 +14,7 @@ from bench_runs import OWN, TINY, result, row, written
 from benchmarks.studies import PEERS
 from hyperkern.bench import registry
 from hyperkern.bench import run as runs
+from hyperkern.bench.load import load_file
 from hyperkern.bench.matrix import DEFAULTS, groups
 from hyperkern.bench.plan import lines, plan
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, BenchError, Implementation, Setup
@@ -314,7 +315,7 @@ def test_a_plan_of_a_gpu_measures_nothing(capsys: pytest.CaptureFixture[str], mo
 def test_the_plan_of_the_gpu_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     matrix = DEFAULTS["cuda"]
-    registry.load_file(PEERS)
+    load_file(PEERS)
     found = plan(matrix)
     assert len(found.planned) == sum(map(len, groups(matrix)))
     assert found.seconds == pytest.approx(sum(p.seconds for p in found.planned), abs=120)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.studies import PEERS
 from hyperkern.bench import gate
-from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Implementation, Setup, load_file
+from hyperkern.bench.load import load_file
+from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Implementation, Setup
 from hyperkern.cli import main
 from hyperkern.textbook import dense_uniformity
 

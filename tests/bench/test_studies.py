@@ -10,7 +10,8 @@ from torch import Tensor
 from benchmarks import __main__ as command
 from benchmarks import shown, studies
 from benchmarks.measured import Measured, read
-from hyperkern.bench import child, gate, registry
+from hyperkern.bench import child, gate
+from hyperkern.bench.load import load_file
 from hyperkern.bench.registry import CASES, IMPLEMENTATIONS, Setup
 from hyperkern.bench.result import read as read_result
 
@@ -54,17 +55,17 @@ def test_two_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_names_are_those_of_the_files() -> None:
-    registry.load_file(studies.PEERS)
+    load_file(studies.PEERS)
     assert tuple(case for case, name in IMPLEMENTATIONS if name == "original") == studies.DROP_INS
-    registry.load_file(VARIANTS)
+    load_file(VARIANTS)
     assert tuple(name for name, case in CASES.items() if case.baseline == "hyperkern") == studies.VARIANTS
-    registry.load_file(STEPS)
+    load_file(STEPS)
     assert {name for name, case in CASES.items() if case.own is not None} == {*studies.STEPS}
 
 
 @pytest.mark.parametrize("case", [*studies.VARIANTS, "paper's uniform_loss"])
 def test_variants_pass(case: str) -> None:
-    registry.load_file(VARIANTS if case in studies.VARIANTS else studies.PEERS)
+    load_file(VARIANTS if case in studies.VARIANTS else studies.PEERS)
     found = IMPLEMENTATIONS[case, "hyperkern"]
     error = gate.check(CASES[case], found, found.make, Setup(case, "float32", 70, 16, "both"))
     assert error is not None
@@ -73,7 +74,7 @@ def test_variants_pass(case: str) -> None:
 
 @pytest.mark.parametrize("case", studies.STEPS)
 def test_steps_pass_and_a_wrong_one_does_not(case: str) -> None:
-    registry.load_file(STEPS)
+    load_file(STEPS)
     setup = Setup(case, "float64", 37, 64, "both")  # two chunks, of which one is shorter
     for name in ("one-shot", "cached_step", "by-hand"):
         found = IMPLEMENTATIONS[case, name]
@@ -94,7 +95,7 @@ def test_steps_pass_and_a_wrong_one_does_not(case: str) -> None:
 
 def test_a_peak_is_that_of_a_process_of_its_own() -> None:
     case, n, d = "nt_xent + third view", 2048, 64
-    registry.load_file(VARIANTS)
+    load_file(VARIANTS)
     (found,) = child.each_alone("hyperkern", "eager", [Setup(case, "float32", n, d, "both")], [VARIANTS])
     assert isinstance(found, child.Alone), found
     # Three gradients at the least, and far from the matrix of all pairs.

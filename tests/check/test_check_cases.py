@@ -9,6 +9,7 @@ from check_calls import CPU
 from hyperkern import losses
 from hyperkern.backends import reference
 from hyperkern.bench import gate, registry
+from hyperkern.bench.load import load_all
 from hyperkern.correctness import cases, rounding
 from hyperkern.correctness.variants import MANY_ROWS, VARIANTS
 
@@ -47,7 +48,7 @@ def test_operands_that_are_cut_off_are_right(rows: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(rows, 64, generator=generator).requires_grad_() for _ in range(2)]
     inputs.append(torch.tensor(1 / 0.07).requires_grad_())
-    registry.load_all()
+    load_all()
     truth = registry.CASES["clip_learned"].truth
     wanted = gate.step(truth, [gate.exactly(x) for x in inputs])
     allowed = rounding.moves(truth, wanted, inputs, "tf32", 64)
@@ -77,7 +78,7 @@ class _Cut(torch.autograd.Function):
 
 
 def test_rows_that_are_one_class_are_left_out() -> None:
-    registry.load_all()
+    load_all()
     shapes = {(case.what, case.shape) for case in cases.cases("reference", CPU, cases.Scope("tf32", 64), (16,), "full")}
     assert ("sup_con", "19 × 16") in shapes
     assert ("clip", "2 × 16") in shapes

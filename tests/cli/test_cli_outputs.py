@@ -13,15 +13,16 @@ import pytest
 from examples.digits import pipeline
 from examples.digits.__main__ import main as demo
 from hyperkern import evaluation
-from hyperkern.bench import page, registry
+from hyperkern.bench import page
 from hyperkern.bench import run as runs
+from hyperkern.bench.load import load_all
 from hyperkern.cli import main
 
 pytestmark = [
     pytest.mark.usefixtures("registry_as_it_was"),
     pytest.mark.skipif(sys.platform == "win32", reason="has no FIFOs, and links for some"),
 ]
-registry.load_all()
+load_all()
 
 TINY = ["--device", "cpu", "--sizes", "40", "--dims", "8", "--rounds", "2", "--seconds", "0.1", "--no-memory"]
 BENCH = ["bench", *TINY, "--cases", "uniformity", "--implementations", "dense"]

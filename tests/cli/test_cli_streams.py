@@ -15,14 +15,14 @@ import pytest
 
 import hyperkern
 from hyperkern import interrupt, terminal
-from hyperkern.bench import registry
+from hyperkern.bench.load import load_all
 from hyperkern.cli import main
 
 pytestmark = [
     pytest.mark.usefixtures("registry_as_it_was"),
     pytest.mark.skipif(sys.platform == "win32", reason="pipes and terminals of POSIX"),
 ]
-registry.load_all()
+load_all()
 
 ROOT = Path(hyperkern.__file__).parents[1]
 TINY = ["--device", "cpu", "--sizes", "40", "--dims", "8", "--rounds", "2", "--seconds", "0.1", "--no-memory"]
