@@ -43,12 +43,14 @@ def passage_loss(
         each: how many that must be; ``None`` for any number.
         temperature: > 0.
         reduction: ``"mean"`` or ``"sum"`` over the queries, or ``"none"``.
-        group: the processes whose queries and passages are together the batch; not with a ``target``.
+        group: the processes whose queries and passages are together the batch; not with a ``target``, which would be
+            one for the queries of all of them, nor for the losses of these, ``reduction="none"``.
 
     Returns:
         A scalar, or ``(N,)``; float64 for float64 input, float32 otherwise.
 
     Raises:
+        NotImplementedError: what a group does not go with.
         TypeError: an input is no tensor of a wanted dtype, or the dtypes differ.
         ValueError: wrong or empty shapes, different devices, ``temperature <= 0``, an unknown ``reduction``, passages
             that cannot be shared out to the queries.
@@ -59,6 +61,10 @@ def passage_loss(
         check_columns("y", y, x)
         check_positive("temperature", temperature)
         check_choice("reduction", reduction, REDUCTIONS)
+        if group is not None and target is not None:
+            raise NotImplementedError(f"target={target!r} is not supported here: passages come in order, target=None")
+        if group is not None and reduction == "none":
+            raise NotImplementedError("reduction='none' is not supported here: give 'mean' or 'sum'")
         there = len(y) // len(x)
         if target is not None:
             check_vector("target", target, "x", x, integer=True)

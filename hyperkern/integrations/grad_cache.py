@@ -275,12 +275,8 @@ class DistributedContrastiveLoss(SimpleContrastiveLoss):
             TypeError: as there.
             ValueError: as there, or arguments that differ between processes.
         """
-        if target is not None:
-            raise NotImplementedError(f"target={target!r} is not supported here: passages come in order, target=None")
-        if reduction == "none":
-            raise NotImplementedError("reduction='none' is not supported here: give 'mean' or 'sum'")
         group, name = Group(grad_scale="sum"), "DistributedContrastiveLoss"
-        return passage_loss(name, x, y, each=self.target_per_qry, reduction=reduction, group=group)
+        return passage_loss(name, x, y, target, each=self.target_per_qry, reduction=reduction, group=group)
 
 
 class ContrastiveLossWithQueryClosure(PlainDropIn):
