@@ -51,12 +51,12 @@ def all_rows(x: Tensor, ranks: Ranks, *, travels: bool) -> list[Tensor]:
     if travels:
         everywhere: Tensor = _AllRows.apply(x, ranks)
         return list(everywhere.split_with_sizes(list(ranks.counts)))
-    parts = _gathered(x.detach(), ranks)
+    parts = gathered(x.detach(), ranks)
     parts[ranks.rank] = x
     return parts
 
 
-def _gathered(x: Tensor, ranks: Ranks) -> list[Tensor]:
+def gathered(x: Tensor, ranks: Ranks) -> list[Tensor]:
     """What every process has, ``(rows, ...)``."""
     return [part.squeeze(0) for part in gather_rows(x.unsqueeze(0), ranks.counts, ranks.handle)()]
 
@@ -67,7 +67,7 @@ class _AllRows(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
-        return torch.cat(_gathered(x, ranks))
+        return torch.cat(gathered(x, ranks))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from parity import assert_parity, defaults, library, relative_error, value_and_grads
 from torch import Tensor, nn
 
+from hyperkern.integrations import _soft_targets
 from hyperkern.integrations import open_clip as ours
-from hyperkern.integrations.open_clip import distill
 
 OF_TWO_TOWERS = {
     "local_loss": False,
@@ -106,7 +106,7 @@ class TestDistillation:
     def test_parity(
         self, open_clip, monkeypatch: pytest.MonkeyPatch, n: int, dims: tuple[int, int], block: int
     ) -> None:
-        monkeypatch.setattr(distill, "BLOCK", block)  # one block, some of several rows, one for each row
+        monkeypatch.setattr(_soft_targets, "BLOCK", block)  # one block, some of several rows, one for each row
         x, y, u, v = features(*dims, n=n)
         scales = torch.tensor([6.0, 9.0], dtype=torch.float64)
         ways = [
@@ -125,7 +125,7 @@ class TestDistillation:
         )
 
     def test_second_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(distill, "BLOCK", 8)
+        monkeypatch.setattr(_soft_targets, "BLOCK", 8)
         x, y, u, v = (side.requires_grad_() for side in features(3, 2, n=4))
         assert torch.autograd.gradgradcheck(
             lambda *t: ours.DistillClipLoss()(*t[:2], 3.0, *t[2:], 2.0)[1], (x, y, u, v)
@@ -133,7 +133,7 @@ class TestDistillation:
 
     def test_blocks_do_not_wait_for_backward(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is kept for it has no matrix of logits, however they are cut."""
-        monkeypatch.setattr(distill, "BLOCK", 1 << 10)
+        monkeypatch.setattr(_soft_targets, "BLOCK", 1 << 10)
         kept = []
         x, y, u, v = (side.requires_grad_() for side in features(3, 2, n=128))
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):

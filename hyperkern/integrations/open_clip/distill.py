@@ -1,17 +1,11 @@
 """CLIP's loss beside that of a student which learns from a teacher."""
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ... import autograd
 from ...arguments import check_scale
+from .._soft_targets import Way, cross_entropy, of_logits
 from .two_towers import TwoTowers
-
-# Logits of a block of rows, of student and teacher each: 16 MiB in float32.
-BLOCK = 1 << 22
 
 
 class DistillClipLoss(TwoTowers):
@@ -45,7 +39,7 @@ class DistillClipLoss(TwoTowers):
 
     def dist_loss(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """The cross entropy of two matrices of logits ``(N, M)``, a scalar; for callers."""
-        return _of_logits(teacher_logits, student_logits).mean()
+        return of_logits(teacher_logits, student_logits).mean()
 
     def forward(
         self,
@@ -78,7 +72,7 @@ class DistillClipLoss(TwoTowers):
         contrastive = self._contrastive(image_features, text_features, logit_scale)
         student = self._ways(image_features, text_features, logit_scale)
         teacher = self._ways(dist_image_features, dist_text_features, dist_logit_scale, image_features)
-        ways = [_cross_entropy(*of_both) for of_both in zip(teacher, student, strict=True)]
+        ways = [cross_entropy(*of_both) for of_both in zip(teacher, student, strict=True)]
         distilled = (ways[0].mean() + ways[1].mean()) / 2
         if output_dict:
             return {"contrastive_loss": contrastive, "distill_loss": distilled}
@@ -86,7 +80,7 @@ class DistillClipLoss(TwoTowers):
 
     def _ways(
         self, images: Tensor, texts: Tensor, scale: float | Tensor, student: Tensor | None = None
-    ) -> tuple["_Way", "_Way"]:
+    ) -> tuple[Way, Way]:
         """The images among the texts, and the texts among the images; of the teacher, if ``student`` is given."""
         columns = self._of_all_processes(images, texts, student)
         rows = (images, texts) if self.local_loss else columns
@@ -94,34 +88,4 @@ class DistillClipLoss(TwoTowers):
         factor = check_scale("logit_scale" if student is None else "dist_logit_scale", scale, images)
         if isinstance(factor, Tensor):
             factor = factor.to(x.dtype).reshape(())
-        return _Way(factor * x, all_y), _Way(factor * y, all_x)
-
-
-class _Way(NamedTuple):
-    """Anchors ``(N, D)``, times the scale, and their candidates ``(M, D)``."""
-
-    anchors: Tensor
-    candidates: Tensor
-
-
-def _cross_entropy(teacher: _Way, student: _Way) -> Tensor:
-    """The cross entropy of the probabilities of each anchor, ``(N,)``, in blocks of anchors if there are many."""
-    rows = max(1, BLOCK // len(student.candidates))
-    if rows >= len(student.anchors):
-        return _of_rows(teacher.anchors, student.anchors, teacher.candidates, student.candidates)
-    blocks = zip(teacher.anchors.split(rows), student.anchors.split(rows), strict=True)
-    found: list[Tensor] = []
-    for block in blocks:
-        operands = *block, teacher.candidates, student.candidates
-        found.append(checkpoint(_of_rows, *operands, use_reentrant=False, preserve_rng_state=False))
-    return torch.cat(found)
-
-
-def _of_rows(teacher: Tensor, student: Tensor, of_teacher: Tensor, of_student: Tensor) -> Tensor:
-    # The loss is computed in float32: autocast would round the factors.
-    with torch.autocast(student.device.type, enabled=False):
-        return _of_logits(teacher @ of_teacher.T, student @ of_student.T)
-
-
-def _of_logits(teacher: Tensor, student: Tensor) -> Tensor:
-    return -(teacher.softmax(1) * student.log_softmax(1)).sum(1)
+        return Way(factor * x, all_y), Way(factor * y, all_x)
