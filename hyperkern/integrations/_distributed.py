@@ -4,9 +4,13 @@ Where an original gathers features with a gradient that is summed over processes
 of what all of them compute, for its own features: the semantics of ``reduction="none"`` with a group.
 """
 
-from torch import Tensor, distributed
+from typing import Any
 
-from ..distributed import Group
+import torch
+from torch import Tensor, distributed
+from torch.autograd import Function
+
+from ..distributed import Group, Ranks, gather_rows
 
 
 def all_processes(gathers: bool) -> Group | None:
@@ -30,3 +34,43 @@ def own_mean(losses: Tensor) -> Tensor:
     if losses.dim() != 1:
         raise ValueError(f"features must have shape (N, D), got (B, N, D) with B={losses.shape[0]}")
     return losses.sum() / max(1, len(losses))
+
+
+def all_rows(x: Tensor, ranks: Ranks, *, travels: bool) -> list[Tensor]:
+    """The rows of every process, in their order, for a loss that looks at all of them everywhere.
+
+    Args:
+        x: ``(N, D)`` rows of this process.
+        ranks: who shares the batch.
+        travels: whether a process has the gradient of its rows from all processes; else from its own loss alone, to
+            which the rows of the others are constants.
+
+    Returns:
+        ``(rows of a process, D)`` for each process.
+    """
+    if travels:
+        everywhere: Tensor = _AllRows.apply(x, ranks)
+        return list(everywhere.split_with_sizes(list(ranks.counts)))
+    parts = gathered(x.detach(), ranks)
+    parts[ranks.rank] = x
+    return parts
+
+
+def gathered(x: Tensor, ranks: Ranks) -> list[Tensor]:
+    """What every process has, ``(rows, ...)``."""
+    return [part.squeeze(0) for part in gather_rows(x.unsqueeze(0), ranks.counts, ranks.handle)()]
+
+
+class _AllRows(Function):
+    """``(N, D)`` rows -> those of all processes; its gradient is the sum of those of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return torch.cat(gathered(x, ranks))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ranks, total = ctx.ranks, grad.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=ranks.handle)
+        return total[ranks.offset : ranks.offset + ranks.counts[ranks.rank]], None

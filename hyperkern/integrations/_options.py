@@ -9,7 +9,8 @@ class PlainDropIn:
     """A class under the name of another library's: what that one would look at is honoured or refused, never ignored.
 
     Attributes:
-        _not_here: attributes and methods that callers of the original set or override, and that have no meaning here.
+        _not_here: attributes and methods that callers of the original set or override, and that a loss does not look at
+            here. It may have methods of these names, for callers alone.
     """
 
     _not_here: ClassVar[tuple[str, ...]] = ()
@@ -17,8 +18,9 @@ class PlainDropIn:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuses a method that the original would call and this class would not."""
         super().__init_subclass__(**kwargs)
+        declared_by = next(base for base in cls.__mro__ if "_not_here" in vars(base))
         for name in cls._not_here:
-            if hasattr(cls, name):
+            if getattr(cls, name, None) is not getattr(declared_by, name, None):
                 raise NotImplementedError(f"{cls.__name__} overrides {name}, which this replacement never calls")
 
     def __setattr__(self, name: str, value: Any) -> None:

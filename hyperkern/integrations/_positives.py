@@ -74,14 +74,14 @@ def classes_of(row_labels: Tensor, column_labels: Tensor | None = None) -> Class
     return Classes(row_ids, column_ids, blocks, pairs)
 
 
-def block_logits(x: Tensor, y: Tensor | None, blocks: list[Block], temperature: float) -> list[Tensor]:
+def block_logits(x: Tensor, y: Tensor | None, blocks: list[Block], temperature: float | Tensor) -> list[Tensor]:
     """The logits of the pairs of equal labels.
 
     Args:
         x: ``(M, D)`` features, which are normalised here.
         y: ``(N, D)`` those of the columns; ``None`` for ``x``.
         blocks: of `classes_of`.
-        temperature: > 0.
+        temperature: > 0, a number or a scalar tensor.
 
     Returns:
         ``(classes, rows, columns)`` for each block.

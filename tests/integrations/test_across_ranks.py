@@ -142,6 +142,29 @@ def test_lightly(ranks: Ranks, size: int, name: str, options: dict[str, Any], ro
     ranks(size).run(of_lightly, name, options, rows)
 
 
+def learned_temperature(rank: int, name: str, options: dict[str, Any]) -> None:
+    def of(module: Any) -> Loss:
+        def loss(x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
+            value: Tensor = getattr(module, name)(**options, temperature=temperature, gather_distributed=True)(x, y)
+            return value
+
+        return loss
+
+    pair = [of(module) for module in (lightly, library("lightly.loss"))]
+    parity(*pair, own_features(rank, 2), [torch.tensor(0.4, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("NTXentLoss", {}), ("DirectCLRLoss", {"loss_dim": 2}), ("DCLLoss", {}), ("DCLWLoss", {"sigma": 0.9})],
+    ids=str,
+)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_learned_temperature_of_lightly(ranks: Ranks, size: int, name: str, options: dict[str, Any]) -> None:
+    library("lightly.loss")
+    ranks(size).run(learned_temperature, name, options)
+
+
 def memory_bank(rank: int, gather: bool, rows: int) -> Tensor:
     """Four steps over the end of the bank; the banks are those of the original."""
     banks = {"temperature": 0.3, "memory_bank_size": (2 * rows * dist.get_world_size() + 1, DIM)}

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperkern.integrations import lightly, pytorch_metric_learning, sentence_transformers
+from hyperkern.integrations import lightly, pytorch_metric_learning, sentence_transformers, solo_learn
 from hyperkern.integrations.simcse import simcse_loss
-from hyperkern.integrations.solo_learn import simclr_loss_func
 
 LABELS = torch.arange(16).repeat(2)
 
@@ -36,9 +35,14 @@ DROP_INS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "lightly DCLLoss": lightly.DCLLoss(0.5),
     "lightly DCLLoss, weights": lightly.DCLLoss(0.5, lambda a, b: ((a - b) ** 2).sum(1)),
     "lightly DCLWLoss": lightly.DCLWLoss(0.5),
+    "lightly DirectCLRLoss": lightly.DirectCLRLoss(24),
+    "lightly MACLLoss": lightly.MACLLoss(0.5),
+    "lightly HypersphereLoss, learned": lightly.HypersphereLoss(torch.tensor(1.5)),
     "metric learning NTXentLoss": partial(joined, pytorch_metric_learning.NTXentLoss(0.5)),
     "metric learning SupConLoss": partial(joined, pytorch_metric_learning.SupConLoss(0.5)),
-    "solo-learn": partial(joined, partial(simclr_loss_func, temperature=0.5)),
+    "solo-learn": partial(joined, partial(solo_learn.simclr_loss_func, temperature=0.5)),
+    "solo-learn, neighbours": partial(solo_learn.nnclr_loss_func, temperature=0.5),
+    "solo-learn, momentum": partial(solo_learn.mocov3_loss_func, temperature=0.5),
     "simcse": partial(simcse_loss, temp=0.5),
     "simcse, hard negatives": lambda x, y: simcse_loss(x, y, y.flip(0), temp=0.5, hard_negative_weight=0.7),
     "ranking": ranking,

@@ -25,8 +25,10 @@ CONSTRUCTORS = {
         "world_size": 1,
         "use_horovod": False,
     },
-    "SigLipLoss": {"cache_labels": False, "rank": 0, "world_size": 1, "dist_impl": None},
+    "SigLipLoss": {"cache_labels": False, "rank": 0, "world_size": 1, "dist_impl": None, "chunk_size": 0},
 }
+# What one of the versions 3.3 and 4 does not have.
+OF_ONE_VERSION = {"use_horovod", "chunk_size"}
 CALLS = {
     "ClipLoss": {
         "image_features": ...,
@@ -75,7 +77,10 @@ def test_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_defaults_of_the_library(open_clip, name: str) -> None:
-    assert defaults(getattr(open_clip, name).__init__) == CONSTRUCTORS[name]
+    theirs = defaults(getattr(open_clip, name).__init__)
+    assert theirs == {option: CONSTRUCTORS[name][option] for option in theirs}
+    assert CONSTRUCTORS[name].keys() - theirs <= OF_ONE_VERSION
+    assert list(theirs) == list(CONSTRUCTORS[name])[: len(theirs)]  # by position too
     assert defaults(getattr(open_clip, name).forward) == CALLS[name]
 
 
@@ -167,6 +172,14 @@ def test_output_dict() -> None:
         assert result["contrastive_loss"] == loss(images, texts, 10.0, -1.0)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 4, 9, 100])
+def test_chunks_change_nothing(chunk_size: int) -> None:
+    images, texts = features(9, 5)
+    loss = ours.SigLipLoss(chunk_size=chunk_size)
+    assert loss.chunk_size == chunk_size
+    assert loss(images, texts, 10.0, -3.0) == ours.SigLipLoss()(images, texts, 10.0, -3.0)
+
+
 def test_cached_labels_change_nothing() -> None:
     images, texts = features(9, 5)
     loss = ours.ClipLoss(cache_labels=True)
@@ -193,6 +206,18 @@ class TestErrors:
             assert ours.SigLipLoss(dist_impl=known).dist_impl == known
         with pytest.raises(ValueError, match=r"dist_impl must be one of 'bidir', .* got 'ring'"):
             ours.SigLipLoss(dist_impl="ring")
+
+    def test_chunk_size(self) -> None:
+        with pytest.raises(ValueError, match="chunk_size must be at least 0, got -1"):
+            ours.SigLipLoss(chunk_size=-1)
+        loss = ours.SigLipLoss()
+        with pytest.raises(TypeError, match="chunk_size must be an integer, got float"):
+            loss.chunk_size = 2.5
+        assert loss.chunk_size == 0
+
+    def test_an_option_of_no_version(self) -> None:
+        with pytest.raises(TypeError, match="label_smoothing"):
+            ours.ClipLoss(label_smoothing=0.1)
 
     def test_scale(self) -> None:
         with pytest.raises(ValueError, match="logit_scale must be a finite number > 0, got 0"):

@@ -75,8 +75,12 @@ def test_module() -> None:
     z1, z2, z3 = sentences(6, 4, 3)
     assert torch.equal(SimCSELoss()(z1, z2), simcse_loss(z1, z2))
     assert torch.equal(SimCSELoss(0.1, 2.0)(z1, z2, z3), simcse_loss(z1, z2, z3, 0.1, 2.0))
-    assert repr(SimCSELoss(0.1)) == "SimCSELoss(temp=0.1, hard_negative_weight=0.0)"
-    assert defaults(SimCSELoss.__init__) == {"temp": 0.05, "hard_negative_weight": 0.0}
+    assert repr(SimCSELoss(0.1)) == "SimCSELoss(temp=0.1, hard_negative_weight=0.0, gather_distributed=False)"
+    assert defaults(SimCSELoss.__init__) == {
+        "temp": 0.05,
+        "hard_negative_weight": 0.0,
+        "gather_distributed": False,
+    }
 
 
 def test_half_precision() -> None:
@@ -109,6 +113,15 @@ Z = torch.ones(3, 2)
 def test_errors(args: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         simcse_loss(*args)
+
+
+def test_nothing_to_gather_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = sentences(4, 3, 2)
+    assert torch.equal(simcse_loss(*z, gather_distributed=True), simcse_loss(*z))
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    for refused in (lambda: simcse_loss(*z, gather_distributed=True), lambda: SimCSELoss(gather_distributed=True)):
+        with pytest.raises(ValueError, match=r"^gather_distributed=True needs torch\.distributed"):
+            refused()
 
 
 def test_wrong_options_of_the_module() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import assert_parity, defaults, pretend, relative_error, value_and_grads
+from parity import assert_parity, defaults, relative_error, value_and_grads
 from torch import Tensor
 
 from hyperkern.integrations.solo_learn import simclr_loss_func
@@ -66,6 +66,17 @@ def test_a_temperature_that_overflows_in_the_original() -> None:
         assert relative_error(actual, truth) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["two views", "classes", "shuffled"])
+@pytest.mark.parametrize("temperature", [torch.tensor(0.4), torch.tensor([0.7])], ids=str)
+def test_a_learned_temperature(name: str, temperature: Tensor) -> None:
+    indexes = INDEXES[name]
+    assert_parity(
+        lambda z, t: simclr_loss_func(z, indexes, t),
+        lambda z, t: dense(z, indexes, t),
+        *(features(len(indexes)), temperature.double()),
+    )
+
+
 def test_one_sample_has_nothing_to_be_told_apart_from() -> None:
     value, grad = value_and_grads(lambda z: simclr_loss_func(z, torch.zeros(4, dtype=torch.long)), features(4))
     assert value == 0
@@ -94,8 +105,3 @@ class TestErrors:
             simclr_loss_func(z, indexes.float())
         with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
             simclr_loss_func(z, indexes, 0)
-
-    def test_several_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pretend(monkeypatch, processes=4)
-        with pytest.raises(NotImplementedError, match=r"simclr_loss_func gathers .* are 4: use hyperkern.nt_xent"):
-            simclr_loss_func(features(4), torch.tensor([0, 1, 0, 1]))
