@@ -1,9 +1,11 @@
 """The drop-ins for Sentence Transformers: against the library where it is installed, else against dense formulas."""
 
+import copy
 import itertools
 import json
 import logging
-import weakref
+import math
+import pickle
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -12,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import assert_parity, defaults, library, pretend, relative_error
+from parity import assert_parity, defaults, library, pretend
+from sentence_models import assert_same, gradients, new_features, new_model, run
 from torch import Tensor, nn
 
 from hyperkern.integrations import sentence_transformers as ours
 
+PER = {"partition_mode": "per_direction"}
 TO_QUERY, QUERIES, DOCUMENTS = "doc_to_query", "query_to_query", "doc_to_doc"
 MODES = ("in_batch_negatives", "hard_negatives", "all_negatives")
 
@@ -65,7 +69,7 @@ def assert_same_loss(ours: Callable, original: Callable, embeddings: list[Tensor
 def dense(
     embeddings: list[Tensor],
     *,
-    scale: float = 20.0,
+    scale: float | Tensor = 20.0,
     cosine: bool = True,
     directions: tuple[str, ...] = ("query_to_doc",),
     partition_mode: str = "joint",
@@ -97,60 +101,6 @@ def dense(
     if partition_mode == "per_direction":
         return torch.stack([part.logsumexp(1) - positive for part in chosen]).mean()
     return (torch.cat(chosen, 1).logsumexp(1) - positive).mean()
-
-
-class Encoder(nn.Module):
-    """Like a module of the library it adds what it computes to the features; it shows what is alive of it."""
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.words = nn.Embedding(40, 12)
-        self.hidden, self.dropout, self.out = nn.Linear(12, 12), nn.Dropout(dropout), nn.Linear(12, 6)
-        self.activations: list[weakref.ref] = []
-        self.alive_at_call: list[int] = []
-
-    @property
-    def alive(self) -> int:
-        return sum(activation() is not None for activation in self.activations)
-
-    def forward(self, features: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
-        self.alive_at_call.append(self.alive)
-        assert "token_embeddings" not in features
-        mask = features["attention_mask"].unsqueeze(-1)
-        tokens = self.dropout(torch.tanh(self.hidden(self.words(features["input_ids"]))))
-        self.activations.append(weakref.ref(tokens))
-        features["token_embeddings"] = tokens
-        features["sentence_embedding"] = self.out((tokens * mask).sum(1) / mask.sum(1))
-        return features
-
-
-def new_model(dropout: float = 0.0) -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(Encoder(dropout)).double()
-
-
-def new_features(count: int, samples: int = 10, shortest: int = 1) -> list[dict[str, Any]]:
-    torch.manual_seed(2)
-    features = []
-    for _ in range(count):
-        mask = (torch.arange(7) < torch.randint(shortest, 8, (samples, 1))).long()
-        ids = torch.randint(0, 40, (samples, 7))
-        features.append({"input_ids": ids, "attention_mask": mask, "prompt_length": torch.tensor([1]), "task": "sts"})
-    return features
-
-
-def run(loss: nn.Module, features: list[dict[str, Any]]) -> list[Tensor]:
-    """The loss and the gradients of the model, with the same random numbers each time."""
-    torch.manual_seed(3)
-    loss.zero_grad()
-    value = loss([dict(column) for column in features], torch.empty(0))
-    value.backward()
-    return [value.detach(), *(parameter.grad.clone() for parameter in loss.model.parameters())]
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-10) -> None:
-    for actual, truth in zip(found, expected, strict=True):
-        assert relative_error(actual, truth) <= tolerance
 
 
 @pytest.fixture(scope="module")
@@ -219,101 +169,79 @@ def test_the_model_is_called_for_each_column(count: int) -> None:
     embeddings = [model(dict(column))["sentence_embedding"] for column in features]
     expected = dense(embeddings)
     expected.backward()
-    grads = [parameter.grad.clone() for parameter in model.parameters()]
-    for loss in (
-        ours.MultipleNegativesRankingLoss(model),
-        ours.CachedMultipleNegativesRankingLoss(model, mini_batch_size=3),
-    ):
-        assert_same(run(loss, features), [expected.detach(), *grads])
+    truth = [expected.detach(), gradients(model)]
+    assert_same(run(ours.MultipleNegativesRankingLoss(model), features), truth)
 
 
-@pytest.mark.parametrize("options", [{}, OPTIONS[7], OPTIONS[-5]], ids=name_of)
-@pytest.mark.parametrize("size", [1, 3, 10, 32])
-def test_cached_with_dropout(size: int, options: dict[str, Any]) -> None:
-    class InParts(ours.MultipleNegativesRankingLoss):
-        """What is cached, without a cache."""
-
-        def embed(self, features: dict[str, Any]) -> Tensor:
-            parts = list(ours._mini_batches(features, size))
-            return torch.cat([self.model(part)["sentence_embedding"] for part in parts])
-
-    model, features = new_model(dropout=0.5), new_features(3)
-    cached = ours.CachedMultipleNegativesRankingLoss(model, mini_batch_size=size, **options)
-    found, expected = run(cached, features), run(InParts(model, **options), features)
-    assert_same(found, expected)
-    if size >= 10:
-        assert_same(found, run(ours.MultipleNegativesRankingLoss(model, **options), features))
-    other = ours.CachedMultipleNegativesRankingLoss(new_model(dropout=0.0), mini_batch_size=size, **options)
-    assert relative_error(run(other, features)[0], found[0]) > 1e-3  # dropout matters here
+# More documents than anchors
 
 
-def test_cached_keeps_the_random_numbers_in_order() -> None:
-    features = new_features(2)
-    after = []
-    for loss in (ours.MultipleNegativesRankingLoss, ours.CachedMultipleNegativesRankingLoss):
-        run(loss(new_model(dropout=0.5)), features)
-        after.append(torch.rand(3))
-    assert torch.equal(*after)
+@pytest.mark.parametrize("rows", [(4, 7), (4, 8), (4, 4, 9), (4, 6, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"directions": ("query_to_doc", QUERIES, TO_QUERY)}, {"directions": ("query_to_doc", TO_QUERY), **PER}],
+    ids=name_of,
+)
+def test_columns_of_other_lengths(options: dict[str, Any], rows: tuple[int, ...], original: ModuleType) -> None:
+    loss, reference = (module.MultipleNegativesRankingLoss(nn.Identity(), **options) for module in (ours, original))
+    embeddings = [torch.randn(count, 5, dtype=torch.float64) for count in rows]
+
+    def of(one: Any) -> Callable[[Tensor], Tensor]:
+        return lambda x: one.compute_loss_from_embeddings(list(x.split(rows)), None)
+
+    assert_parity(of(loss), of(reference), torch.cat(embeddings), largest_logit=20.0)
 
 
-def test_cached_has_the_activations_of_one_part_at_a_time() -> None:
-    model, features = new_model(dropout=0.5), new_features(2)
-    encoder = model[0]
-    loss = ours.CachedMultipleNegativesRankingLoss(model, mini_batch_size=3)
-    value = loss(features)
-    assert encoder.alive == 0
-    assert len(encoder.alive_at_call) == 2 * 4
+# A scale with a gradient
+
+
+@pytest.mark.parametrize("make", [nn.Parameter, torch.Tensor.requires_grad_], ids=["parameter", "tensor"])
+@pytest.mark.parametrize("hard", [0, 2])
+@pytest.mark.parametrize("options", OPTIONS[:-2], ids=name_of)
+def test_a_learnable_scale(options: dict[str, Any], hard: int, make: Callable, original: ModuleType) -> None:
+    embeddings = [column.requires_grad_() for column in columns(hard)]
+
+    def results(of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        scale = make(torch.tensor(11.0, dtype=torch.float64))
+        value = of(scale)
+        return [value.detach(), *torch.autograd.grad(value, [scale, *embeddings])]
+
+    def of_module(module: ModuleType, scale: Tensor) -> Tensor:
+        loss = module.MultipleNegativesRankingLoss(nn.Identity(), scale=scale, **options)
+        assert loss.get_config_dict()["scale"] is scale
+        assert loss.temperature == 1 / 11
+        assert [name for name, _ in loss.named_parameters()] == ["scale"] * (make is nn.Parameter)
+        return loss.compute_loss_from_embeddings(embeddings, None)
+
+    found = results(partial(of_module, ours))
+    assert_same(found, results(lambda scale: dense(embeddings, **{**options, "scale": scale})))
+    if not {QUERIES, DOCUMENTS} & set(options.get("directions", ())):  # there the original's for the scale is nan
+        assert_same(found, results(partial(of_module, original)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_learnable_scale_of_another_dtype(dtype: torch.dtype) -> None:
+    embeddings = [column.float() for column in columns(1)]
+    scale = nn.Parameter(torch.tensor([16.0], dtype=dtype))
+    loss = ours.MultipleNegativesRankingLoss(nn.Identity())
+    loss.scale = scale
+    value = loss.compute_loss_from_embeddings(embeddings)
     value.backward()
-    assert len(encoder.alive_at_call) == 4 * 4
-    assert max(encoder.alive_at_call) == 0
-    assert "token_embeddings" not in features[0]
-    value = ours.MultipleNegativesRankingLoss(model)(features)
-    assert encoder.alive == 2
-
-
-def test_cached_without_gradients_encodes_once() -> None:
-    model, features = new_model(), new_features(2)
-    loss = ours.CachedMultipleNegativesRankingLoss(model, mini_batch_size=4)
-    with torch.no_grad():
-        value = loss(features)
-    assert len(model[0].alive_at_call) == 2 * 3
-    torch.testing.assert_close(value, loss(features).detach())
-
-
-def test_cached_shows_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = []
-
-    class Tqdm(ModuleType):
-        @staticmethod
-        def tqdm(parts: list, desc: str) -> list:
-            shown.append((desc, len(parts)))
-            return parts
-
-    monkeypatch.setitem(__import__("sys").modules, "tqdm", Tqdm("tqdm"))
-    ours.CachedMultipleNegativesRankingLoss(new_model(), mini_batch_size=3, show_progress_bar=True)(new_features(2))
-    assert shown == [("Embed mini-batches", 4)] * 2
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_whole_loss_is_that_of_the_library(count: int, dropout: float, original: ModuleType) -> None:
-    # Of a model that is built here. The library joins columns, and cuts the padding of a part: dropout then differs.
-    sentence_transformers = library("sentence_transformers")
-    features = new_features(count, shortest=7 if dropout else 1)
-    torch.manual_seed(1)
-    model = sentence_transformers.SentenceTransformer(modules=[Encoder(dropout)], device="cpu").double().train()
-    if count == 2 or dropout == 0:
-        found, expected = (run(module.MultipleNegativesRankingLoss(model), features) for module in (ours, original))
-        assert_same(found, expected)
-    for size in (3, 32):
-        found, expected = (
-            run(module.CachedMultipleNegativesRankingLoss(model, mini_batch_size=size), features)
-            for module in (ours, original)
-        )
-        assert_same(found, expected)
+    assert (value.dtype, scale.grad.dtype, scale.grad.shape) == (torch.float32, dtype, (1,))
+    torch.testing.assert_close(value.double(), dense([c.double() for c in embeddings], scale=16.0), rtol=1e-6, atol=0)
 
 
 # Options
+
+
+BOTH = [ours.MultipleNegativesRankingLoss, ours.CachedMultipleNegativesRankingLoss]
+
+
+def made(name: str) -> Callable[..., Any]:
+    """A class of ours; the cached one needs the library."""
+    if name.startswith("Cached"):
+        library("sentence_transformers")
+    return getattr(ours, name)
 
 
 @pytest.mark.parametrize("name", ["MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"])
@@ -324,15 +252,86 @@ def test_same_arguments(name: str, original: ModuleType) -> None:
     assert found.pop("similarity_fct") is None
     assert found == expected
     config, reference = (getattr(module, name)(new_model()).get_config_dict() for module in (ours, original))
-    assert config == reference
+    assert list(config.items()) == list(reference.items())
     assert json.dumps(config)
     assert getattr(ours, name)(new_model(), 8.0).temperature == 1 / 8
+
+
+@pytest.mark.parametrize("name", [loss.__name__ for loss in BOTH])
+def test_the_attributes_of_the_original(name: str, original: ModuleType) -> None:
+    found, expected = (getattr(module, name)(new_model(), 8.0, partition_mode="joint") for module in (ours, original))
+    attributes = {*vars(expected), *ours.cached.OF_LOSS, "citation", "uses_gradient_cache"} - set(vars(nn.Module()))
+    for attribute in attributes:
+        assert getattr(found, attribute, None) == getattr(expected, attribute, None), attribute
+    assert isinstance(found, getattr(original, name))
+    assert isinstance(found, getattr(ours, name))
+    assert repr(found) == repr(expected)
+
+
+@pytest.mark.parametrize("directions", [("query_to_doc", QUERIES, TO_QUERY, DOCUMENTS), ("query_to_doc", TO_QUERY)])
+def test_the_citation_is_that_of_the_directions(directions: tuple[str, ...], original: ModuleType) -> None:
+    options = {"directions": directions, **(PER if len(directions) == 2 else {})}
+    found, expected = (
+        module.MultipleNegativesRankingLoss(new_model(), **options).citation for module in (ours, original)
+    )
+    assert found == expected != original.MultipleNegativesRankingLoss(new_model()).citation
+
+
+class Mine(ours.MultipleNegativesRankingLoss):
+    """A user's own."""
+
+
+def test_what_a_loss_says_it_is(original: ModuleType, util: ModuleType) -> None:
+    name = "sentence_transformers.sentence_transformer.losses.multiple_negatives_ranking.MultipleNegativesRankingLoss"
+    assert util.fullname(ours.MultipleNegativesRankingLoss(new_model())) == name
+    mine = Mine(new_model())
+    assert util.fullname(mine) == f"{__name__}.Mine"
+    assert "oord2019" in mine.citation
+
+
+@pytest.mark.parametrize("name", [*(loss.__name__ for loss in BOTH), "Mine"])
+def test_copies(name: str) -> None:
+    loss = (Mine if name == "Mine" else made(name))(new_model(), nn.Parameter(torch.tensor(7.0)))
+    features = new_features(2)
+    expected = run(loss, features)
+    loss.model[0].activations.clear()  # weak references, which cannot be pickled
+    for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert type(again) is type(loss)
+        assert_same(run(again, features), expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("MultipleNegativesSymmetricRankingLoss", "MultipleNegativesRankingLoss"),
+        ("CachedMultipleNegativesSymmetricRankingLoss", "CachedMultipleNegativesRankingLoss"),
+    ],
+)
+def test_the_old_names(name: str, plain: str, original: ModuleType) -> None:
+    found, expected = (defaults(getattr(module, name).__init__) for module in (ours, original))
+    assert (list(found), found.pop("similarity_fct")) == (list(expected), None)
+    with pytest.warns(DeprecationWarning, match=f"^{name} is an old name: give {plain} directions="):
+        loss = getattr(ours, name)(new_model(), 9.0)
+    with pytest.warns(DeprecationWarning, match=f"{name} is deprecated"):
+        reference = getattr(original, name)(new_model(), 9.0)
+    assert loss.get_config_dict() == reference.get_config_dict()
+    assert loss.citation == reference.citation
+    assert_same(run(loss, new_features(3)), run(reference, new_features(3)))
 
 
 def test_the_similarity_of_a_model(util: ModuleType) -> None:
     for similarity in (util.cos_sim, util.pytorch_cos_sim, None):
         loss = ours.MultipleNegativesRankingLoss(nn.Identity(), similarity_fct=similarity)
         assert loss.get_config_dict()["similarity_fct"] == "cos_sim"
+        assert loss.similarity_fct is (similarity or util.cos_sim)
+    model = library("sentence_transformers").SentenceTransformer(modules=[nn.Identity()], device="cpu")
+    for name in ("cosine", "dot"):
+        model.similarity_fn_name = name
+        loss = ours.MultipleNegativesRankingLoss(model, similarity_fct=model.similarity)
+        assert loss.get_config_dict()["similarity_fct"] == {"cosine": "cos_sim", "dot": "dot_score"}[name]
+    model.similarity_fn_name = "euclidean"
+    with pytest.raises(ValueError, match=r"^similarity_fct must be None.*bound method.*similarity"):
+        ours.MultipleNegativesRankingLoss(model, similarity_fct=model.similarity)
     with pytest.raises(ValueError, match=r"^similarity_fct must be None, or cos_sim or dot_score.*manhattan_sim"):
         ours.MultipleNegativesRankingLoss(nn.Identity(), similarity_fct=util.manhattan_sim)
 
@@ -342,15 +341,15 @@ def cos_sim(x: Tensor, y: Tensor) -> Tensor:
     return x @ y.T
 
 
-BOTH = [ours.MultipleNegativesRankingLoss, ours.CachedMultipleNegativesRankingLoss]
-
-
 @pytest.mark.parametrize("loss", BOTH)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"scale": 0.0}, ValueError, "^scale must be a finite number > 0, got 0.0"),
         ({"scale": "20"}, TypeError, "^scale must be a number, got str"),
+        ({"scale": torch.tensor(-1.0)}, ValueError, "^scale must be > 0, got -1.0"),
+        ({"scale": torch.tensor(math.nan)}, ValueError, "^scale must be > 0, got nan"),
+        ({"scale": torch.ones(2)}, ValueError, r"^scale must be a number or a floating tensor with one element"),
         ({"similarity_fct": cos_sim}, ValueError, "^similarity_fct must be None, or cos_sim .* got <function cos_sim"),
         ({"directions": "query_to_doc"}, TypeError, "^directions must be a tuple of names, got 'query_to_doc'"),
         ({"directions": ("query_to_doc", "x")}, ValueError, "^directions must be one of .*got 'x'"),
@@ -369,7 +368,7 @@ BOTH = [ours.MultipleNegativesRankingLoss, ours.CachedMultipleNegativesRankingLo
 )
 def test_wrong_options(loss: Callable, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        loss(nn.Identity(), **options)
+        made(loss.__name__)(new_model(), **options)
 
 
 @pytest.mark.parametrize(
@@ -377,12 +376,13 @@ def test_wrong_options(loss: Callable, options: dict[str, Any], error: type[Exce
     [
         ({"mini_batch_size": 0}, ValueError, "^mini_batch_size must be > 0, got 0"),
         ({"mini_batch_size": 2.0}, TypeError, "^mini_batch_size must be an integer, got 2.0"),
-        ({"mini_batch_num_tokens": 512}, NotImplementedError, "^mini_batch_num_tokens=512 is not supported"),
+        ({"mini_batch_num_tokens": 0}, ValueError, "^mini_batch_num_tokens must be > 0, got 0"),
+        ({"mini_batch_num_tokens": 2.5}, TypeError, "^mini_batch_num_tokens must be an integer, got 2.5"),
     ],
 )
 def test_wrong_options_of_the_cached(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        ours.CachedMultipleNegativesRankingLoss(nn.Identity(), **options)
+        made("CachedMultipleNegativesRankingLoss")(new_model(), **options)
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])
@@ -391,8 +391,9 @@ def test_wrong_options_of_the_cached(options: dict[str, Any], error: type[Except
 def test_a_hardness_without_strength_is_warned_of(
     name: str, strength: float, mode: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    getattr(ours, name)(nn.Identity(), hardness_mode=mode, hardness_strength=strength)
-    expected = [] if mode is None or strength else [("hyperkern.integrations.sentence_transformers", logging.WARNING)]
+    made(name)(new_model(), hardness_mode=mode, hardness_strength=strength)
+    logger = "hyperkern.integrations.sentence_transformers.ranking"
+    expected = [] if mode is None or strength else [(logger, logging.WARNING)]
     assert [record[:2] for record in caplog.record_tuples] == expected
     assert all(f"hardness_mode={mode!r}" in message for message in caplog.messages)
 
@@ -416,6 +417,7 @@ def test_one_process_has_nothing_to_gather(
     features = new_features(2)
     if processes is not None:
         pretend(monkeypatch, processes)
+    loss = made(loss.__name__)
     assert_same(run(loss(new_model(), gather_across_devices=True), features), run(loss(new_model()), features), 0)
 
 
@@ -423,7 +425,12 @@ def test_one_process_has_nothing_to_gather(
     ("embeddings", "error", "message"),
     [
         ([torch.ones(3, 2)], ValueError, "^sentence_features must have 2 or more columns.* got 1"),
-        ([torch.ones(3, 2), torch.ones(4, 2)], ValueError, r"column 1 must have the shape of column 0, .*\[3, 2\].*4"),
+        (
+            [torch.ones(3, 2), torch.ones(2, 2)],
+            ValueError,
+            "^column 1 must have a positive for each of 3 anchors, got 2",
+        ),
+        ([torch.ones(3, 2), torch.ones(3, 4)], ValueError, "column 1 must have the dimension of column 0, 2, got 4"),
         ([torch.ones(3, 2)] * 2 + [torch.ones(3, 2).half()], ValueError, "column 2 must have the dtype of column 0"),
         ([torch.ones(3, 2).long()] * 2, TypeError, "column 0 must be float64.* got torch.int64"),
         ([torch.ones(3)] * 2, ValueError, "column 0 must have shape"),
@@ -436,14 +443,14 @@ def test_wrong_embeddings(embeddings: list[Tensor], error: type[Exception], mess
 
 
 @pytest.mark.parametrize(
-    ("extra", "message"),
+    ("options", "reason"),
     [
-        ({"offsets": torch.arange(10)}, "^features with 'offsets' have no row for each sample"),
-        ({"cu_seq_lens_q": torch.arange(11)}, "^features with 'cu_seq_lens_q' have no row"),
-        ({"pixel_values": torch.ones(40, 2)}, r"^features\['pixel_values'\] of shape \(40, 2\) has no row .* 10 "),
+        ({"hardness_mode": "hard_negatives", "hardness_strength": 1.0}, "hardness_mode='hard_negatives'"),
+        ({"directions": ("query_to_doc", DOCUMENTS)}, "the direction 'doc_to_doc'"),
     ],
 )
-def test_features_that_cannot_be_cut(extra: dict[str, Tensor], message: str) -> None:
-    features = [{**column, **extra} for column in new_features(2)]
-    with pytest.raises(NotImplementedError, match=message):
-        ours.CachedMultipleNegativesRankingLoss(new_model())(features)
+def test_what_needs_columns_of_one_length(options: dict[str, Any], reason: str) -> None:
+    loss = ours.MultipleNegativesRankingLoss(nn.Identity(), **options)
+    embeddings = [torch.ones(3, 2), torch.ones(3, 2), torch.ones(4, 2)]
+    with pytest.raises(ValueError, match=rf"^with {reason} all columns must have one row .* got \[3, 3, 4\] rows"):
+        loss.compute_loss_from_embeddings(embeddings)
