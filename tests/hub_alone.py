@@ -1,7 +1,7 @@
 """A process that has PyTorch and builds for the kernels hub, and nothing else: a program of test_hub.py.
 
 It gets the folder of the libraries, then the folders of builds, each as ``folder=name`` with the name that it is loaded
-by. It prints, for each build, what the test looks at.
+by, and last ``check`` where one is to start the process that checks a backend. It prints what the test looks at.
 """
 
 import importlib.util
@@ -142,7 +142,8 @@ def check_on_device(kernel: Any) -> list[Any]:
 def main() -> None:
     torch.set_num_threads(1)
     found = []
-    for kernel in [load(*build.rsplit("=", 1)) for build in sys.argv[2:]]:
+    kernels = [load(*build.rsplit("=", 1)) for build in sys.argv[2:] if build != "check"]
+    for kernel in kernels:
         check_losses(kernel)
         check_layers(kernel)
         check_compiled(kernel)
@@ -158,7 +159,8 @@ def main() -> None:
                 "foreign": sorted(name for name in sys.modules if name.partition(".")[0] in ("hyperkern", "pytest")),
             }
         )
-    print(json.dumps({"builds": found, "ordinary": registered("hyperkern"), "check": check_on_device(kernel)}))
+    checked = check_on_device(kernels[-1]) if sys.argv[-1] == "check" else None
+    print(json.dumps({"builds": found, "ordinary": registered("hyperkern"), "check": checked}))
 
 
 if __name__ == "__main__":

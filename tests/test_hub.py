@@ -234,18 +234,19 @@ def built(written: Path, folder: Path, backend: str, number: str) -> str:
     return f"{folder / name}={name}"
 
 
-def alone(libraries: Path, folder: Path, *builds: str) -> dict:
+def alone(libraries: Path, folder: Path, *arguments: str) -> dict:
     """What `hub_alone` prints, in a process without anything that is installed here."""
-    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("hub_alone.py")), str(libraries), *builds]
+    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("hub_alone.py")), str(libraries), *arguments]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     ended = subprocess.run(program, capture_output=True, text=True, env=environment, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_builds_beside_each_other_need_pytorch_alone(written: Path, libraries: Path, tmp_path: Path) -> None:
     builds = [built(written, tmp_path, *kind) for kind in (("cpu", "a1b2c3d"), ("cpu", "e4f5a6b"), ("cuda", "a1b2c3d"))]
-    found = alone(libraries, tmp_path, *builds)
+    found = alone(libraries, tmp_path, *builds, "check")
     assert found["ordinary"] == [], "an operator is registered outside of the build's namespace"
     plain, other, compiled = found["builds"]
     assert [build["name"] for build in found["builds"]] == [build.rpartition("=")[2] for build in builds]
