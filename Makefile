@@ -12,7 +12,7 @@ CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.*)
 UV ?=
 install = $(if $(UV),$(UV) pip install --compile-bytecode --python $(1)/bin/python,$(1)/bin/python -m pip install)
 
-.PHONY: help demo build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report docs lint format info clean
+.PHONY: help demo build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report docs hub lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -79,6 +79,9 @@ kernels-report: $(VENV)/.built  ## what the compilers made of every kernel, Trit
 
 docs: $(VENV)/.has-docs  ## the documentation and the reference of every function as pages, in build/docs
 	$(BIN)/python -m sphinx -E -W --keep-going -q docs build/docs $(ARGS)
+
+hub:  ## the package for the kernels hub, in build/hub/hyperkern
+	$(PYTHON) -m tools.hub $(ARGS)
 
 lint: $(VENV)/.has-lint  ## ruff (lint and format), mypy, clang-format
 	$(BIN)/ruff check .

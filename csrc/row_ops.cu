@@ -32,7 +32,7 @@ const float* cotangent_input(const OptionalTensor& of, const char* name, const T
 
 }  // namespace
 
-void prepare(const Tensor& x, double eps, const Tensor& unit, const Tensor& rstd) {
+void prepare_rows(const Tensor& x, double eps, const Tensor& unit, const Tensor& rstd) {
   check_device(x, "x");
   PrepareArgs args{input_rows(x, "x")};
   args.rstd = result(rstd, "rstd", x, x.size(0), x.size(1));
@@ -52,7 +52,7 @@ void prepare(const Tensor& x, double eps, const Tensor& unit, const Tensor& rstd
   });
 }
 
-void normalize_backward(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double eps, const Tensor& dx) {
+void finish_rows(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double eps, const Tensor& dx) {
   check_device(unit, "unit");
   check_same_device(grad, "grad", unit);
   check_same_device(dx, "dx", unit);

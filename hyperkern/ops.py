@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_fake
 
 from . import backends
+from ._ops import add_op_namespace_prefix
+from ._ops import ops as operators
 from .backends import Problem
 from .backends.host.precision import float32_setting
 from .spec import NO_TERMS, PairSpec, PairTerms, accumulate_dtype
@@ -24,10 +25,6 @@ if TYPE_CHECKING:  # each module has all of the contract
     from .backends import Backend, cuda, reference, triton
 
     _backends: tuple[Backend, ...] = (cuda, triton, reference)
-
-NAMESPACE = "hyperkern"
-
-library = Library(NAMESPACE, "DEF")
 
 
 def schema_of(fields: type, *taken: str) -> str:
@@ -64,8 +61,7 @@ def define(schema: str) -> Callable[[_Operator], _Operator]:
             with torch.autocast(kind, enabled=False):
                 return function(x, *args)
 
-        library.define(schema)
-        library.impl(schema.split("(")[0], implementation, "CompositeExplicitAutograd")
+        _register(schema, implementation)
         return function
 
     return register
@@ -75,10 +71,17 @@ def fake(name: str) -> Callable[[_Operator], _Operator]:
     """What an operator returns while a graph is traced is made by the decorated function."""
 
     def register(function: _Operator) -> _Operator:
-        register_fake(f"{NAMESPACE}::{name}", function, lib=library)
+        torch.library.register_fake(add_op_namespace_prefix(name), function)
         return function
 
     return register
+
+
+def _register(schema: str, implementation: Callable[..., Any]) -> None:
+    name, parenthesis, signature = schema.partition("(")
+    qualified = add_op_namespace_prefix(name)
+    torch.library.define(qualified, parenthesis + signature)
+    torch.library.impl(qualified, "default", implementation)  # whatever the device
 
 
 def _primitive(schema: str, *keywords: str) -> Callable[..., Any]:
@@ -114,8 +117,7 @@ def _primitive(schema: str, *keywords: str) -> Callable[..., Any]:
         named = dict(zip(keywords, given[positional:], strict=True))
         return getattr(backend, name)(x, *given[:positional], **named)
 
-    library.define(schema)
-    library.impl(name, implementation, "CompositeExplicitAutograd")
+    _register(schema, implementation)
     return implementation
 
 
@@ -185,9 +187,8 @@ def _new_sides(x: Tensor, y: Tensor | None, need_x: bool, need_y: bool) -> tuple
     return _new(x, m, x.shape[2]), _new(x, m), _new(x, n, x.shape[2]), _new(x, n)
 
 
-_operators = getattr(torch.ops, NAMESPACE)
-prepare = _operators.prepare.default
-normalize_backward = _operators.normalize_backward.default
-row_lse = _operators.row_lse.default
-pair_grad = _operators.pair_grad.default
-energy = _operators.energy.default
+prepare = operators.prepare.default
+normalize_backward = operators.normalize_backward.default
+row_lse = operators.row_lse.default
+pair_grad = operators.pair_grad.default
+energy = operators.energy.default

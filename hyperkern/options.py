@@ -10,15 +10,22 @@ import math
 import textwrap
 from collections.abc import Callable
 from types import FunctionType
-from typing import Annotated, Any, ClassVar, NamedTuple, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_origin
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import dataclass_transform
 
 from .arguments import REDUCTIONS, check_choice, check_number, check_positive
 from .backends import forced
 from .distributed import GroupLike, as_group
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Says something to a type checker alone."""
+        return lambda cls: cls
 
 
 class Option(NamedTuple):

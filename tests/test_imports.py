@@ -14,6 +14,7 @@ BACKENDS = {path.stem for path in (PACKAGE / "backends").iterdir()} - {"__init__
 
 # From the ground up. A part may import from the layers below it, and from itself; not from another of its layer.
 LAYERS = [
+    {"_ops"},
     {"spec", "distributed", "files", "format", "interrupt", "memory", "terminal", "textbook", "classes", "workspace"},
     {"check"},
     {"backends"},  # the contract and the choice, which imports a backend by name

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import backends
+from .._ops import ops as operators
 from ..backends import Problem
 from ..backends.reference import losses
-from ..ops import NAMESPACE, define, fake, schema_of
+from ..ops import define, fake, schema_of
 from ..spec import LossInputs, LossSpec, accumulate_dtype, gradient_limit, norm_eps
 
 # ``(inputs, spec, backend) -> outputs``, by the name of the loss: the function that a user calls.
@@ -43,7 +44,7 @@ def serves(inputs: LossInputs, backend: str | None) -> bool:
 def loss(inputs: LossInputs, spec: LossSpec, need: list[str], backend: str | None) -> tuple[Tensor, ...]:
     """The outputs; in a graph that is being traced."""
     if not need:
-        return tuple(_operators.loss.default(*inputs, *spec, "", backend))
+        return tuple(operators.loss.default(*inputs, *spec, "", backend))
     tensors: list[Tensor | None] = []
     for value in inputs:  # each a tensor of its own: the compiler takes none twice
         repeated = value is not None and any(value is other for other in tensors)
@@ -138,7 +139,7 @@ class _OneOperator(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         *tensors, spec, need, backend = args
-        found = _operators.loss.default(*tensors, *spec, need, backend)
+        found = operators.loss.default(*tensors, *spec, need, backend)
         outputs = 3 if spec.loss == "align_uniform" else 1
         given = dict(zip(LossInputs._fields, tensors, strict=True))
         ctx.save_for_backward(*[given[name] for name in need.split(",")], *found[outputs:])
@@ -149,9 +150,6 @@ class _OneOperator(Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         names, saved = ctx.need.split(","), ctx.saved_tensors
         needed, state = saved[: len(names)], saved[len(names) :]
-        found = _operators.loss_grad.default(needed, state, cotangents, *ctx.spec, ctx.need)
+        found = operators.loss_grad.default(needed, state, cotangents, *ctx.spec, ctx.need)
         grads = dict(zip(names, found, strict=True))
         return *[grads.get(name) for name in LossInputs._fields], None, None, None
-
-
-_operators = getattr(torch.ops, NAMESPACE)

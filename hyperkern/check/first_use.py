@@ -123,8 +123,8 @@ def verdict(backend: str, device: torch.device, kind: str, dim: int) -> Verdict:
 
 def frames_of_libraries() -> int:
     """How far up the stack the caller of the library is: that is where a warning belongs."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("hyperkern", "torch"):
+    frame, level, libraries = sys._getframe(1), 1, (__name__.partition(".")[0], "torch")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in libraries:
         frame, level = frame.f_back, level + 1
     return level
 
@@ -221,13 +221,17 @@ def _check(machine: Machine, device: torch.device, scope: Scope, dim: int) -> Re
 def locked(machine: Machine) -> Iterator[bool]:
     """One process at a time checks for a machine.
 
-    Where no lock can be had, as in a home that cannot be written to, each checks for itself.
+    Where no lock can be had, as in a home that cannot be written to or without the library for it, each checks for
+    itself.
 
     Returns:
         Whether it is the turn of this one; not if another has it for too long.
     """
-    from filelock import FileLock, Timeout
-
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError:
+        yield True
+        return
     lock, mine = None, True
     try:
         path = records.path_of(machine)

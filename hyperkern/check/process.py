@@ -21,14 +21,23 @@ from .scope import Scope
 
 _SIGKILL = 9  # for which Windows has no name
 MARK = "hyperkern check: "
-# Nothing on the way to the first import may come from the folder that a user happens to be in.
-_COMMAND = (
-    "import sys; sys.path[:] = filter(None, sys.path); import json; request = json.loads(sys.stdin.readline()); "
-    "sys.path[:] = dict.fromkeys(request['path'] + sys.path); "
-    "from hyperkern.correctness.child import main; main(request)"
-)
-# The package that asks is the one to be checked, whatever else has come into the path since.
-_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+# Nothing on the way to the first import may come from the folder that a user happens to be in. The package that asks is
+# the one to be checked, whatever else has come into the path since, and whatever its name is there: a loader of kernels
+# gives each build a name of its own.
+_COMMAND = """
+import sys; sys.path[:] = filter(None, sys.path)
+import json; request = json.loads(sys.stdin.readline())
+sys.path[:] = dict.fromkeys(request["path"] + sys.path)
+if "hyperkern" not in sys.modules:
+    from importlib import util
+    spec = util.spec_from_file_location("hyperkern", request["package"])
+    sys.modules["hyperkern"] = util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["hyperkern"])
+from hyperkern.correctness.child import main
+main(request)
+"""
+_PACKAGE = os.path.abspath(os.path.join(os.path.dirname(__file__), ".."))
+_ROOT = os.path.dirname(_PACKAGE)
 # Signals by which somebody ends what this process has started, and that say nothing of a kernel.
 _ENDED = ("SIGHUP", "SIGINT", "SIGTERM", "SIGXCPU")
 
@@ -186,7 +195,7 @@ def _is_there() -> bool:
 def _answers(child: subprocess.Popen[bytes], request: Request) -> Iterator[dict[str, Any]]:
     assert child.stdin is not None
     assert child.stdout is not None
-    asked = {"path": _path(), **request._asdict()}
+    asked = {"path": _path(), "package": os.path.join(_PACKAGE, "__init__.py"), **request._asdict()}
     with contextlib.suppress(BrokenPipeError):  # it has ended: its errors say why
         child.stdin.write(f"{json.dumps(asked)}\n".encode())
         child.stdin.flush()  # and it stays open: the child ends where nobody holds the other end

@@ -118,11 +118,12 @@ def driver_version() -> str:
 def digest(backend: str) -> str:
     """Of all that its numbers depend on: sources, configurations, the compiled library, and the check itself."""
     total = hashlib.sha256()
+    found = sorted(_PACKAGE.glob("*.so"))  # where a build for the kernels hub has the compiled one
     for folder in (f"backends/{backend}", "backends/host", "correctness"):
-        for path in sorted((_PACKAGE / folder).rglob("*")):
-            if path.suffix in (".py", ".json", ".so"):
-                total.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
-                total.update(hashlib.sha256(path.read_bytes()).digest())
+        found += [path for path in sorted((_PACKAGE / folder).rglob("*")) if path.suffix in (".py", ".json", ".so")]
+    for path in found:
+        total.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:32]
 
 

@@ -72,6 +72,13 @@ def test_kernels_of_another_source_are_others(file: str, tmp_path: Path, monkeyp
     assert records.digest.__wrapped__("triton") != before
 
 
+def test_a_compiled_extension_beside_the_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_PACKAGE", tmp_path)  # as in a build for the kernels hub
+    before = records.digest.__wrapped__("cuda")
+    (tmp_path / "_hyperkern_cuda_a1b2c3d.abi3.so").write_bytes(b"machine code")
+    assert records.digest.__wrapped__("cuda") != before
+
+
 def test_no_memory_counts_for_an_hour(fake: Callable, checked: list) -> None:
     fake("right")
     machine = records.machine("fake", CPU)

@@ -1,6 +1,7 @@
 """The first use of a backend: what a check finds, whom it is told, and where nothing is checked."""
 
 import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -155,6 +156,14 @@ def test_one_that_waits_too_long_goes_on_without(
             hyperkern.uniformity(x())
     assert checked == []
     assert module.calls == []
+
+
+def test_without_the_library_of_locks_each_checks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    machine = records.machine("fake", CPU)
+    with first_use.locked(machine) as mine, first_use.locked(machine) as also_mine:
+        assert mine
+        assert also_mine
 
 
 def test_switched_off(fake: Callable, checked: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """The compiled operators: where the library lies, and the namespace that serves a device.
 
-``kernels.so`` is the CUDA extension. ``emulator.so`` holds the same kernels compiled for the CPU, with the GPU's
-instructions emulated: for tests, like Triton's interpreter.
+``kernels.so`` is the CUDA extension; in a build for the kernels hub it is a module that the package has imported.
+``emulator.so`` holds the same kernels compiled for the CPU, with the GPU's instructions emulated: for tests, like
+Triton's interpreter.
 """
 
 import functools
@@ -11,11 +12,14 @@ from typing import Any
 
 import torch
 
+from ..._ops import add_op_namespace_prefix
+from ..._ops import ops as of_package
+
 _FOLDER = Path(__file__).parent
 _NAMESPACE = "hyperkern_cuda"
 # Operators that only write into their arguments.
 _FILLING = (
-    *("sums", "contract", "prepare", "normalize_backward", "prepare_views", "combine", "finish_views"),
+    *("sums", "contract", "prepare_rows", "finish_rows", "prepare_views", "combine", "finish_views"),
     *("prepare_loss", "head", "finish_loss"),
 )
 _NEEDS = {"cuda": "with nvcc on the PATH", "cpu": "with a C++ compiler"}
@@ -53,21 +57,24 @@ def _loaded(device_type: str) -> Any:
     if device_type not in _LIBRARIES:
         return f"needs a CUDA device, got {device_type}"
     path, namespace, build = _LIBRARIES[device_type]
-    if not path.exists():
+    found, prefix = getattr(torch.ops, namespace), f"{namespace}::"
+    if device_type == "cuda" and hasattr(of_package, "runs_on"):
+        found, prefix = of_package, add_op_namespace_prefix("")
+    elif not path.exists():
         command = f"{build} pip install --no-build-isolation --editable ."
         return f"is not built: in a checkout, {_NEEDS[device_type]}, `{command}` or `make build`"
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        return f"cannot be loaded by PyTorch {torch.__version__} ({error.__cause__ or error})"
-    found = getattr(torch.ops, namespace)
+    else:
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            return f"cannot be loaded by PyTorch {torch.__version__} ({error.__cause__ or error})"
     if missing := [name for name in (*_FILLING, "runs_on") if not hasattr(found, name)]:
         return f"was built from other sources, without {', '.join(missing)}: build it again (`make build`)"
     with _registering:
-        if namespace not in _registered:
+        if prefix not in _registered:
             for name in _FILLING:
-                torch.library.register_fake(f"{namespace}::{name}", _returns_nothing)
-            _registered.add(namespace)
+                torch.library.register_fake(prefix + name, _returns_nothing)
+            _registered.add(prefix)
     return found
 
 
