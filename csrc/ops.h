@@ -44,7 +44,7 @@ void prepare_rows(
     const torch::stable::Tensor& x, double eps, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd);
 
 // dx = rstd (grad - <grad, unit> unit), finite where rstd is 1 / eps.
-void finish_rows(
+void normalize_rows_backward(
     const torch::stable::Tensor& grad, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd, double eps,
     const torch::stable::Tensor& dx);
 

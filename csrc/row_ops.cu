@@ -52,7 +52,7 @@ void prepare_rows(const Tensor& x, double eps, const Tensor& unit, const Tensor&
   });
 }
 
-void finish_rows(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double eps, const Tensor& dx) {
+void normalize_rows_backward(const Tensor& grad, const Tensor& unit, const Tensor& rstd, double eps, const Tensor& dx) {
   check_device(unit, "unit");
   check_same_device(grad, "grad", unit);
   check_same_device(dx, "dx", unit);

@@ -180,14 +180,16 @@ def test_schemas_and_fakes() -> None:
     x = torch.randn(2, 5, 16, device=DEVICE)
     unit, rstd = torch.empty_like(x), torch.empty(2, 5, device=DEVICE)
     torch.library.opcheck(operators().prepare_rows.default, (x, 1e-12, unit, rstd), test_utils=checks)
-    torch.library.opcheck(operators().finish_rows.default, (x, x.clone(), rstd, 1e-12, unit), test_utils=checks)
+    torch.library.opcheck(
+        operators().normalize_rows_backward.default, (x, x.clone(), rstd, 1e-12, unit), test_utils=checks
+    )
 
 
 @needs_extension
 @pytest.mark.parametrize(
     "name",
     [
-        *("contract", "sums", "tile", "prepare_rows", "finish_rows", "prepare_views", "combine"),
+        *("contract", "sums", "tile", "prepare_rows", "normalize_rows_backward", "prepare_views", "combine"),
         *("prepare_loss", "head", "finish_loss"),
     ],
 )

@@ -176,13 +176,13 @@ def test_bad_arguments_are_named() -> None:
         (lambda: ops.prepare_rows(x, 1e-12, unit, rstd.mT), r"rstd must have shape \(2, 3\), got \(3, 2\)"),
         (lambda: ops.prepare_rows(x, 1e-12, unit, rstd.double()), "rstd must be Float, got Double"),
         (
-            lambda: ops.finish_rows(x[:, :2], unit, rstd, 1e-12, dx),
+            lambda: ops.normalize_rows_backward(x[:, :2], unit, rstd, 1e-12, dx),
             r"grad must have shape \(2, 3, 8\), got \(2, 2, 8\)",
         ),
-        (lambda: ops.finish_rows(x.half(), unit, rstd, 1e-12, dx), "grad must be Float, got Half"),
-        (lambda: ops.finish_rows(x, unit, rstd, 1e-12, dx.mT.contiguous().mT), "dx must be contiguous"),
+        (lambda: ops.normalize_rows_backward(x.half(), unit, rstd, 1e-12, dx), "grad must be Float, got Half"),
+        (lambda: ops.normalize_rows_backward(x, unit, rstd, 1e-12, dx.mT.contiguous().mT), "dx must be contiguous"),
         (
-            lambda: ops.finish_rows(x, unit[0], rstd, 1e-12, dx),
+            lambda: ops.normalize_rows_backward(x, unit[0], rstd, 1e-12, dx),
             r"unit must have shape \(batch, rows, D\), got \(3, 8\)",
         ),
     ]

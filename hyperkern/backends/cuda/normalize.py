@@ -18,5 +18,5 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
 def normalize_backward(grad: Tensor, unit: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
     """``rstd * (grad - <grad, unit> unit)`` in ``dtype``, within `hyperkern.spec.gradient_limit`."""
     dx = torch.empty(unit.shape, dtype=dtype, device=unit.device)
-    ops(unit.device).finish_rows(grad, unit, rstd.contiguous(), norm_eps(dtype), dx)
+    ops(unit.device).normalize_rows_backward(grad, unit, rstd.contiguous(), norm_eps(dtype), dx)
     return dx
