@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd import Function
 
-from ..distributed import Group, Ranks, gather_rows
+from ..distributed import Group, Ranks, gather_rows, outside_of_graphs
 
 
 def all_processes(gathers: bool) -> Group | None:
@@ -36,6 +36,7 @@ def own_mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(1, len(losses))
 
 
+@outside_of_graphs
 def all_rows(x: Tensor, ranks: Ranks, *, travels: bool) -> list[Tensor]:
     """The rows of every process, in their order, for a loss that looks at all of them everywhere.
 
@@ -56,6 +57,7 @@ def all_rows(x: Tensor, ranks: Ranks, *, travels: bool) -> list[Tensor]:
     return parts
 
 
+@outside_of_graphs
 def gathered(x: Tensor, ranks: Ranks) -> list[Tensor]:
     """What every process has, ``(rows, ...)``."""
     return [part.squeeze(0) for part in gather_rows(x.unsqueeze(0), ranks.counts, ranks.handle)()]
@@ -71,6 +73,10 @@ class _AllRows(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the gradient of a loss across processes cannot be differentiated again: create_graph=True needs one"
+            )
         ranks, total = ctx.ranks, grad.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total, group=ranks.handle)
         return total[ranks.offset : ranks.offset + ranks.counts[ranks.rank]], None

@@ -111,14 +111,15 @@ class DirectCLRLoss(NTXentLoss):
 
 
 class MACLLoss(DropIn):
-    r"""Model-aware contrastive loss: NT-Xent at a temperature that follows the alignment, hard anchors weighing more.
+    r"""Model-aware contrastive loss: NT-Xent at a temperature that follows the alignment, each anchor weighed.
 
     .. math::
         \frac{1}{2N} \sum_a \frac{\ell_a(\tau_a)}{1 - e^{-\ell_a(\tau_a)} + 10^{-8}}, \qquad
         \tau_a = \tau\, (1 + \alpha (A - A_0))
 
     with ``l_a`` of `hyperkern.nt_xent` and ``A`` the mean cosine of the pairs. Neither ``A`` nor the denominator is
-    differentiated. One process only, as the original.
+    differentiated: this one undoes that the gradient of an anchor vanishes with its loss. One process only, as the
+    original.
 
     Args:
         temperature: ``tau`` >= 1e-8; a scalar tensor is learnable, and its value checked here alone.

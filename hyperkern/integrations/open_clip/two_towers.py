@@ -139,9 +139,9 @@ class TwoTowers(DropIn):
             )
 
     def _contrastive(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
-        return of_one_batch(self._of_all_shapes(images, texts, scale), images)
+        return of_one_batch(self._unchecked(images, texts, scale), images)
 
-    def _of_all_shapes(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
+    def _unchecked(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
         if self.world_size == 1:
             return clip_loss(images, texts, logit_scale=scale, normalize=False)
         check_processes(self.rank, self.world_size)
