@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(HYPERKERN_NAMESPACE, library)
       "int exclude, int row_shift, int views, int[] sides, float scale, float offset, bool rounded, int weight, "
       "bool split, float out_scale, "
       "Tensor(a!) grad, Tensor(b!) sum, Tensor(c!)? value) -> ()");
-  library.def("prepare_rows(Tensor x, float eps, Tensor(a!) unit, Tensor(b!) rstd) -> ()");
+  library.def("normalize_rows(Tensor x, float eps, Tensor(a!) unit, Tensor(b!) rstd) -> ()");
   library.def("normalize_rows_backward(Tensor grad, Tensor unit, Tensor rstd, float eps, Tensor(a!) dx) -> ()");
   library.def(
       "prepare_views(Tensor x, Tensor y, float eps, float alpha, Tensor(a!) operand, Tensor(b!) align, "
@@ -57,7 +57,7 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CPU, library)
   library.impl("tile", TORCH_BOX(&hyperkern::tile));
   library.impl("sums", TORCH_BOX(&hyperkern::sums));
   library.impl("contract", TORCH_BOX(&hyperkern::contract));
-  library.impl("prepare_rows", TORCH_BOX(&hyperkern::prepare_rows));
+  library.impl("normalize_rows", TORCH_BOX(&hyperkern::normalize_rows));
   library.impl("normalize_rows_backward", TORCH_BOX(&hyperkern::normalize_rows_backward));
   library.impl("prepare_views", TORCH_BOX(&hyperkern::prepare_views));
   library.impl("combine", TORCH_BOX(&hyperkern::combine));
@@ -82,7 +82,7 @@ STABLE_TORCH_LIBRARY_IMPL(HYPERKERN_NAMESPACE, CUDA, library)
   library.impl("tile", TORCH_BOX(&hyperkern::tile));
   library.impl("sums", TORCH_BOX(&hyperkern::sums));
   library.impl("contract", TORCH_BOX(&hyperkern::contract));
-  library.impl("prepare_rows", TORCH_BOX(&hyperkern::prepare_rows));
+  library.impl("normalize_rows", TORCH_BOX(&hyperkern::normalize_rows));
   library.impl("normalize_rows_backward", TORCH_BOX(&hyperkern::normalize_rows_backward));
   library.impl("prepare_views", TORCH_BOX(&hyperkern::prepare_views));
   library.impl("combine", TORCH_BOX(&hyperkern::combine));

@@ -40,7 +40,7 @@ void contract(
     const torch::stable::Tensor& sum, const OptionalTensor& value);
 
 // Unit rows (batch, rows, D) of x and 1 / max(length, eps).
-void prepare_rows(
+void normalize_rows(
     const torch::stable::Tensor& x, double eps, const torch::stable::Tensor& unit, const torch::stable::Tensor& rstd);
 
 // dx = rstd (grad - <grad, unit> unit), finite where rstd is 1 / eps.

@@ -32,7 +32,7 @@ const float* cotangent_input(const OptionalTensor& of, const char* name, const T
 
 }  // namespace
 
-void prepare_rows(const Tensor& x, double eps, const Tensor& unit, const Tensor& rstd) {
+void normalize_rows(const Tensor& x, double eps, const Tensor& unit, const Tensor& rstd) {
   check_device(x, "x");
   PrepareArgs args{input_rows(x, "x")};
   args.rstd = result(rstd, "rstd", x, x.size(0), x.size(1));

@@ -120,7 +120,7 @@ def check_fakes(kernel: Any) -> None:
     if library.objection("cuda") is None:
         with FakeTensorMode():
             x, lengths = torch.empty(1, 5, 4), torch.empty(1, 5)
-            assert library.ops(torch.device("cuda")).prepare_rows(x, 1e-12, x.clone(), lengths) is None
+            assert library.ops(torch.device("cuda")).normalize_rows(x, 1e-12, x.clone(), lengths) is None
 
 
 def registered(namespace: str) -> list[str]:

@@ -70,7 +70,7 @@ class AlignmentUniformity(Callback):
         pairs: which pairs of rows count, ``"all"`` or those within a ``"batch"``, as in
             `hyperkern.integrations.torchmetrics.Uniformity`.
         reservoir: with ``pairs="all"`` how many rows the uniformity is taken of at most, drawn from all of the epoch;
-            ``None`` for all of them, which are kept. With ``pairs="batch"`` it has no meaning.
+            ``None`` for all of them, which are kept. ``pairs="batch"`` has none.
         seed: of the reservoir's draws.
         stage: whose steps are looked at: ``"validate"``, ``"test"``, or ``"train"``, whose features change in an epoch.
 
@@ -101,8 +101,9 @@ class AlignmentUniformity(Callback):
         check_choice("stage", stage, STAGES)
         self.name, self.target, self.positive = name, target, positive
         self.t, self.alpha, self.normalize = t, alpha, normalize
-        self.pairs, self.reservoir, self.seed = pairs, reservoir if pairs == "all" else None, seed
-        self.stage = stage
+        self.pairs, self.seed, self.stage = pairs, seed, stage
+        by_default = pairs == "batch" and reservoir == DEFAULT_RESERVOIR
+        self.reservoir = None if by_default else reservoir
         self._metrics: list[Any] = []  # one collection for each dataloader, within an epoch
         self._collection()  # what is wrong with the options is said here, not in an epoch
 

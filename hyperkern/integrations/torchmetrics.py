@@ -8,24 +8,17 @@ takes of them what it knows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import losses
-from ..arguments import accurate_dtype, check_choice, check_columns, check_integer, check_positive, check_rows
+from ..arguments import check_choice, check_columns, check_integer, check_positive, check_rows
 from ..metrics import uniformity_limit
+from ._row_metric import RowMetric, joined
 from ._sampling import draw_keys, sampling_error, smallest, stream
-
-try:
-    from torchmetrics import Metric
-except ImportError:
-    raise ImportError(
-        "hyperkern.integrations.torchmetrics needs TorchMetrics; install with: pip install torchmetrics"
-    ) from None
 
 __all__ = ["Alignment", "NormStatistics", "Uniformity", "UniformityLimit"]
 
@@ -33,62 +26,7 @@ PAIRS = ("all", "batch")
 _FEWEST_ROWS = 16  # of a reservoir, for a standard error that says something
 
 
-class _RowMetric(Metric):
-    """What the metrics share: states that keep their precision, options that are those of the constructor.
-
-    Attributes:
-        _options: what may not be set later: states were made of it.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-    _options: ClassVar[tuple[str, ...]] = ()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses an option of a metric that has one already."""
-        if name in self._options and name in self.__dict__:
-            raise AttributeError(f"{type(self).__name__} is made with its {name}: make another one with {value!r}")
-        super().__setattr__(name, value)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Any:
-        """Moves the states. Their dtypes stay: a sum in half precision is wrong after a few thousand rows."""
-        this = super()._apply(fn, exclude_state=tuple(self._defaults))
-        for name, default in self._defaults.items():
-            if isinstance(default, Tensor):
-                self._defaults[name] = _moved(default, self.device)
-                setattr(self, name, _moved(getattr(self, name), self.device))
-            else:
-                setattr(self, name, [part.to(self.device) for part in getattr(self, name)])
-        return this
-
-    @property
-    def _value_dtype(self) -> torch.dtype:
-        """That of the metric, ``set_dtype``, but not below float32."""
-        return torch.promote_types(self.dtype, torch.float32)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot a single or multiple values from the metric.
-
-        Args:
-            val: a result of ``forward`` or ``compute``, or a list of them; by default what ``compute`` returns.
-            ax: a matplotlib axis to draw on; by default one of a new figure.
-
-        Returns:
-            Figure and axis.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-        """
-        return self._plot(val, ax)
-
-
-def _moved(state: Tensor, device: torch.device) -> Tensor:
-    # Where the device has no float64 the state is what the device has.
-    narrow = state.dtype == torch.float64 and accurate_dtype(torch.empty(0, device=device)) != torch.float64
-    return state.to(device, torch.float32 if narrow else state.dtype)
-
-
-class Alignment(_RowMetric):
+class Alignment(RowMetric):
     r"""Compute the alignment of positive pairs.
 
     .. math:: \frac1N \sum_i \lVert \hat x_i - \hat y_i \rVert_2^\alpha
@@ -138,7 +76,7 @@ class Alignment(_RowMetric):
         self.alpha, self.normalize = check_positive("alpha", alpha), normalize
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        _add_identity(self, self.alpha, normalize)
+        self.add_identity(self.alpha, normalize)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Update state with positive pairs, ``(N, D)`` both."""
@@ -152,10 +90,10 @@ class Alignment(_RowMetric):
 
     def compute(self) -> Tensor:
         """Compute the mean over all pairs seen."""
-        return (self.total / self.count).to(self._value_dtype)
+        return (self.total / self.count).to(self.value_dtype)
 
 
-class Uniformity(_RowMetric):
+class Uniformity(RowMetric):
     r"""Compute the uniformity of features.
 
     .. math:: \log \frac1P \sum_{i<j} e^{-t \lVert \hat x_i - \hat x_j \rVert^2}
@@ -255,7 +193,7 @@ class Uniformity(_RowMetric):
             nothing = torch.full((), -math.inf, dtype=torch.float64)
             self.add_state("log_potential", nothing, dist_reduce_fx=partial(torch.logsumexp, dim=0))
             self.add_state("pair_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-            _add_identity(self, self.t, normalize)
+            self.add_identity(self.t, normalize)
             return
         # Gathered without a reduction: it would join the rows of a process with what another has instead of any.
         self.add_state("rows", [], dist_reduce_fx=None)
@@ -278,7 +216,7 @@ class Uniformity(_RowMetric):
         if x.shape[1] != width:
             raise ValueError(f"x must have shape (N, {width}) like the rows seen before, got {tuple(x.shape)}")
         # A copy: a view would keep all of what it is a view of.
-        rows = x.detach().to(self._value_dtype, copy=True, memory_format=torch.contiguous_format)
+        rows = x.detach().to(self.value_dtype, copy=True, memory_format=torch.contiguous_format)
         self.rows.append(rows)
         if self.reservoir is not None:
             if self._generator is None:
@@ -291,10 +229,10 @@ class Uniformity(_RowMetric):
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Compute the uniformity of the pairs that count."""
         if self.pairs == "batch":
-            return (self.log_potential - self.pair_count.to(self.log_potential.dtype).log()).to(self._value_dtype)
+            return (self.log_potential - self.pair_count.to(self.log_potential.dtype).log()).to(self.value_dtype)
         self._check_keys()
         self._settle()
-        (rows,), dtype = self.rows, self._value_dtype
+        (rows,), dtype = self.rows, self.value_dtype
         if len(rows) < 2:
             value = error = torch.full((), math.nan, dtype=dtype, device=rows.device)
         else:
@@ -323,9 +261,9 @@ class Uniformity(_RowMetric):
 
     def _settle(self) -> None:
         """One tensor of the rows, and of a reservoir one of the keys: those that stay."""
-        rows = _joined(self.rows, torch.empty(0, 0, dtype=self._value_dtype, device=self.device))
+        rows = joined(self.rows, torch.empty(0, 0, dtype=self.value_dtype, device=self.device))
         if self.reservoir is not None:
-            keys = _joined(self.keys, torch.empty(0, dtype=torch.int64, device=self.device))
+            keys = joined(self.keys, torch.empty(0, dtype=torch.int64, device=self.device))
             rows, keys = smallest(rows, keys, self.reservoir)
             self.keys = [keys]
         self.rows = [rows]
@@ -333,7 +271,7 @@ class Uniformity(_RowMetric):
     def _check_keys(self) -> None:
         if self.reservoir is None or not self.keys:
             return
-        keys = _joined(self.keys, self.keys[0]).sort().values
+        keys = joined(self.keys, self.keys[0]).sort().values
         if (keys[1:] == keys[:-1]).any():
             raise ValueError(
                 f"seed must differ between metrics that are merged, got {self.seed} twice: their draws are the same, "
@@ -341,7 +279,7 @@ class Uniformity(_RowMetric):
             )
 
 
-class UniformityLimit(_RowMetric):
+class UniformityLimit(RowMetric):
     """Compute the uniformity of the uniform distribution on the sphere that the features lie on.
 
     A constant of the dimension, to be shown beside `Uniformity`, which tends to it and not to ``-inf``.
@@ -391,10 +329,10 @@ class UniformityLimit(_RowMetric):
         """Compute the limit for the dimension seen."""
         dim = int(self.dim)
         value = uniformity_limit(dim, self.t) if dim else math.nan
-        return torch.full((), value, dtype=self._value_dtype, device=self.device)
+        return torch.full((), value, dtype=self.value_dtype, device=self.device)
 
 
-class NormStatistics(_RowMetric):
+class NormStatistics(RowMetric):
     """Compute mean, minimum, maximum and standard deviation of the rows' Euclidean norms, as they come.
 
     What normalisation hides: norms that grow make gradients small, norms that vanish make directions noise.
@@ -406,7 +344,7 @@ class NormStatistics(_RowMetric):
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - a dictionary of ``norm_mean``, ``norm_min``, ``norm_max`` and ``norm_std``, scalars of the metric's dtype, at
-      least float32, and nan where no row was seen; the variance is the mean square, divided by the number of rows
+      least float32, and nan where no row was seen; the standard deviation is over N, not N - 1
 
     Args:
         kwargs: additional keyword arguments of ``torchmetrics.Metric``.
@@ -464,19 +402,4 @@ class NormStatistics(_RowMetric):
             "norm_max": self.most.masked_fill(none, math.nan),
             "norm_std": deviation,
         }
-        return {name: value.to(self._value_dtype) for name, value in values.items()}
-
-
-def _add_identity(metric: _RowMetric, *options: float) -> None:
-    """A state of the options that the sums are made with.
-
-    A ``MetricCollection`` lets metrics share their states if these are equal after the first batch. Sums
-    with different options can be, of collapsed features for instance, and differ later.
-    """
-    metric.add_state("identity", torch.tensor(options, dtype=torch.float64), dist_reduce_fx="max")
-
-
-def _joined(parts: Sequence[Tensor], nothing: Tensor) -> Tensor:
-    """The parts in one tensor, on the device of the last; those of other processes may be without rows and columns."""
-    filled = [part for part in parts if part.numel()]
-    return torch.cat([part.to(filled[-1].device) for part in filled]) if filled else nothing
+        return {name: value.to(self.value_dtype) for name, value in values.items()}

@@ -179,7 +179,7 @@ def test_schemas_and_fakes() -> None:
     torch.library.opcheck(operators().sums.default, (), sums_arguments(), test_utils=checks)
     x = torch.randn(2, 5, 16, device=DEVICE)
     unit, rstd = torch.empty_like(x), torch.empty(2, 5, device=DEVICE)
-    torch.library.opcheck(operators().prepare_rows.default, (x, 1e-12, unit, rstd), test_utils=checks)
+    torch.library.opcheck(operators().normalize_rows.default, (x, 1e-12, unit, rstd), test_utils=checks)
     torch.library.opcheck(
         operators().normalize_rows_backward.default, (x, x.clone(), rstd, 1e-12, unit), test_utils=checks
     )
@@ -189,7 +189,7 @@ def test_schemas_and_fakes() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("contract", "sums", "tile", "prepare_rows", "normalize_rows_backward", "prepare_views", "combine"),
+        *("contract", "sums", "tile", "normalize_rows", "normalize_rows_backward", "prepare_views", "combine"),
         *("prepare_loss", "head", "finish_loss"),
     ],
 )

@@ -170,11 +170,14 @@ def test_bad_arguments_are_named() -> None:
     ops = library.ops(x.device)
     dx = torch.empty_like(x)
     cases = [
-        (lambda: ops.prepare_rows(x[0], 1e-12, unit, rstd), r"x must have shape \(batch, rows, D\), got \(3, 8\)"),
-        (lambda: ops.prepare_rows(x.double(), 1e-12, unit, rstd), "x must be bfloat16, float16 or float32, got Double"),
-        (lambda: ops.prepare_rows(x, 1e-12, unit[:, :2], rstd), r"unit must have shape \(2, 3, 8\), got \(2, 2, 8\)"),
-        (lambda: ops.prepare_rows(x, 1e-12, unit, rstd.mT), r"rstd must have shape \(2, 3\), got \(3, 2\)"),
-        (lambda: ops.prepare_rows(x, 1e-12, unit, rstd.double()), "rstd must be Float, got Double"),
+        (lambda: ops.normalize_rows(x[0], 1e-12, unit, rstd), r"x must have shape \(batch, rows, D\), got \(3, 8\)"),
+        (
+            lambda: ops.normalize_rows(x.double(), 1e-12, unit, rstd),
+            "x must be bfloat16, float16 or float32, got Double",
+        ),
+        (lambda: ops.normalize_rows(x, 1e-12, unit[:, :2], rstd), r"unit must have shape \(2, 3, 8\), got \(2, 2, 8\)"),
+        (lambda: ops.normalize_rows(x, 1e-12, unit, rstd.mT), r"rstd must have shape \(2, 3\), got \(3, 2\)"),
+        (lambda: ops.normalize_rows(x, 1e-12, unit, rstd.double()), "rstd must be Float, got Double"),
         (
             lambda: ops.normalize_rows_backward(x[:, :2], unit, rstd, 1e-12, dx),
             r"grad must have shape \(2, 3, 8\), got \(2, 2, 8\)",

@@ -56,7 +56,7 @@ def test_nothing_outside_is_read_or_written(dim: int, dtype: torch.dtype) -> Non
     rstd, align, zeros = inside(2, m), inside(2, 2), inside(2, 2, 2)
     operand = inside(2, 2, m, padded, dtype=dtype)
     grad, total, of_loss = inside(2, 4, m, padded), inside(4), inside(2)
-    ops.prepare_rows(x, 1e-12, unit, rstd)
+    ops.normalize_rows(x, 1e-12, unit, rstd)
     ops.normalize_rows_backward(of_unit, unit, rstd, 1e-12, dx)
     ops.prepare_views(x, y, 1e-12, 0.5, operand, align, zeros)
     assert (operand[..., dim:] == 0).all()

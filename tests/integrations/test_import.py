@@ -9,7 +9,12 @@ import pytest
 from hyperkern import integrations
 
 # What subclasses a class of a framework imports that, and says so where it is not installed.
-OF_FRAMEWORKS = {"lightning": "lightning", "torchmetrics": "torchmetrics", "transformers": "transformers"}
+OF_FRAMEWORKS = {
+    "_row_metric": "torchmetrics",
+    "lightning": "lightning",
+    "torchmetrics": "torchmetrics",
+    "transformers": "transformers",
+}
 NAMES = {module.name for module in pkgutil.iter_modules(integrations.__path__)}
 MODULES = [f"hyperkern.integrations.{name}" for name in sorted(NAMES - OF_FRAMEWORKS.keys())]
 

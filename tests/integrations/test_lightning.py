@@ -325,6 +325,7 @@ def test_a_name_for_each() -> None:
         ({"t": 0}, "t must be a finite number > 0, got 0"),
         ({"positive": "z2", "alpha": -1}, "alpha must be a finite number > 0, got -1"),
         ({"reservoir": 3}, "reservoir must be at least 16, got 3"),
+        ({"pairs": "batch", "reservoir": 20}, "reservoir is for pairs='all'.*got reservoir=20"),
         ({"pairs": "none"}, "pairs must be one of 'all', 'batch', got 'none'"),
     ],
 )

@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent
 _NAMESPACE = "hyperkern_cuda"
 # Operators that only write into their arguments.
 _FILLING = (
-    *("sums", "contract", "prepare_rows", "normalize_rows_backward", "prepare_views", "combine", "finish_views"),
+    *("sums", "contract", "normalize_rows", "normalize_rows_backward", "prepare_views", "combine", "finish_views"),
     *("prepare_loss", "head", "finish_loss"),
 )
 _NEEDS = {"cuda": "with nvcc on the PATH", "cpu": "with a C++ compiler"}

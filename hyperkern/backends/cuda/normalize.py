@@ -11,7 +11,7 @@ def prepare(x: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows ``(B, M, D)`` and ``rstd (B, M)`` in float32."""
     unit = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     rstd = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
-    ops(x.device).prepare_rows(x, norm_eps(x.dtype), unit, rstd)
+    ops(x.device).normalize_rows(x, norm_eps(x.dtype), unit, rstd)
     return unit, rstd
 
 
