@@ -1,4 +1,4 @@
-"""For the `Trainer` of Hugging Face Transformers (5 and later): a contrastive loss without logits, and a callback.
+"""For the ``Trainer`` of Hugging Face Transformers (5 and later): a contrastive loss without logits, and a callback.
 
 `ContrastiveTrainerMixin` trains CLIP and SigLIP with the loss of all pairs, those of all processes, where the models
 themselves make a matrix of logits of each process alone::
@@ -62,7 +62,7 @@ class ContrastiveOutput(ModelOutput):
 
 
 class ContrastiveTrainerMixin:
-    """A `Trainer` whose loss is that of CLIP or SigLIP, of the pairs of all processes, without a matrix of logits.
+    """A ``Trainer`` whose loss is that of CLIP or SigLIP, of the pairs of all processes, without a matrix of logits.
 
     The features are those of the model's ``forward``, by its ``get_image_features`` and ``get_text_features``, under
     the same wrapper (`DistributedDataParallel`, FSDP) and mixed precision. The loss is the model's own of one process
@@ -82,7 +82,7 @@ class ContrastiveTrainerMixin:
     Raises:
         NotImplementedError: when it is called: ``label_smoothing_factor``, ``compute_loss_func``, ``torch_compile``,
             several GPUs in one process (``n_gpu > 1``), ``return_dict=False``.
-        TypeError: likewise, a model of another type than `MODEL_TYPES`, or with a ``forward`` of its own.
+        TypeError: likewise, a model of another type than those of ``MODEL_TYPES``, or with a ``forward`` of its own.
         ValueError: likewise, ``return_loss=False``.
 
     Source:
