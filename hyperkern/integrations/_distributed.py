@@ -4,6 +4,7 @@ Where an original gathers features with a gradient that is summed over processes
 of what all of them compute, for its own features: the semantics of ``reduction="none"`` with a group.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,3 +81,23 @@ class _AllRows(Function):
         ranks, total = ctx.ranks, grad.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total, group=ranks.handle)
         return total[ranks.offset : ranks.offset + ranks.counts[ranks.rank]], None
+
+
+def on_first_process(function: Callable[[list[Tensor]], dict[str, float]], rows: list[Tensor]) -> dict[str, float]:
+    """What a function makes of the rows of all processes: computed by the first one, returned or raised on all."""
+    if all_processes(True) is None:
+        return function(rows)
+    first = distributed.get_rank() == 0
+    everywhere: list[Any] | None = [None] * distributed.get_world_size() if first else None
+    distributed.gather_object(rows, everywhere)
+    answer: list[Any] = [None]
+    if everywhere is not None:
+        try:
+            answer = [function([torch.cat(side) for side in zip(*everywhere, strict=True)])]
+        except Exception as error:  # the others would wait
+            answer = [error]
+    distributed.broadcast_object_list(answer)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    found: dict[str, float] = answer[0]
+    return found

@@ -131,8 +131,8 @@ class GradCache(PlainDropIn):
                 return self.compute_loss(*representations, **loss_kwargs)
 
         scale = self.scaler.scale if self.fp16 and self.scaler is not None else None
-        value: Tensor = cached_step(encoders, places, loss, chunk_size=1, scale=scale)
-        return value
+        found: Tensor = cached_step(encoders, places, loss, chunk_size=1, scale=scale)
+        return found
 
     def split_inputs(self, model_input: Any, chunk_size: int) -> list[Any]:
         """The chunks of an input: by ``split_input_fn``, or of a tensor, a list or dict of such, or a pair of both.

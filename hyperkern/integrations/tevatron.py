@@ -22,6 +22,7 @@ the matrix of all scores. What differs:
 This module does not import Tevatron.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, distributed, nn
@@ -56,6 +57,7 @@ class InBatchLossMixin(nn.Module):
     is_ddp: bool
     world_size: int
     cross_entropy: nn.Module
+    _dist_gather_tensor: Callable[[Tensor], Tensor]
     _replaced = ("forward", "compute_similarity", "compute_loss", "_dist_gather_tensor")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

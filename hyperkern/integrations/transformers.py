@@ -1,4 +1,4 @@
-"""For the `Trainer` of Hugging Face Transformers (5 and later): a contrastive loss without logits, and a callback.
+"""For the ``Trainer`` of Hugging Face Transformers (5 and later): a contrastive loss without logits, and a callback.
 
 `ContrastiveTrainerMixin` trains CLIP and SigLIP with the loss of all pairs, those of all processes, where the models
 themselves make a matrix of logits of each process alone::
@@ -23,7 +23,7 @@ from .. import losses
 from ..arguments import check_choice, check_positive
 from ..distributed import GroupLike
 from ..evaluation import Evaluation, evaluate
-from ._distributed import all_processes
+from ._distributed import all_processes, on_first_process
 
 try:
     from transformers import TrainerCallback
@@ -62,7 +62,7 @@ class ContrastiveOutput(ModelOutput):
 
 
 class ContrastiveTrainerMixin:
-    """A `Trainer` whose loss is that of CLIP or SigLIP, of the pairs of all processes, without a matrix of logits.
+    """A ``Trainer`` whose loss is that of CLIP or SigLIP, of the pairs of all processes, without a matrix of logits.
 
     The features are those of the model's ``forward``, by its ``get_image_features`` and ``get_text_features``, under
     the same wrapper (`DistributedDataParallel`, FSDP) and mixed precision. The loss is the model's own of one process
@@ -82,7 +82,7 @@ class ContrastiveTrainerMixin:
     Raises:
         NotImplementedError: when it is called: ``label_smoothing_factor``, ``compute_loss_func``, ``torch_compile``,
             several GPUs in one process (``n_gpu > 1``), ``return_dict=False``.
-        TypeError: likewise, a model of another type than `MODEL_TYPES`, or with a ``forward`` of its own.
+        TypeError: likewise, a model of another type than those of ``MODEL_TYPES``, or with a ``forward`` of its own.
         ValueError: likewise, ``return_loss=False``.
 
     Source:
@@ -117,11 +117,11 @@ class ContrastiveTrainerMixin:
         inner = self.accelerator.unwrap_model(model)
         _check_model(inner)
         with _instead(inner, lambda **inputs: self._features(inner, inputs)):
-            found: ContrastiveOutput = model(**inputs)
+            found: Any = model(**inputs)
         rows, group, scale = (found.image_embeds, found.text_embeds), self.contrastive_group(), found.logit_scale
         with self.accelerator.autocast():
             if found.logit_bias is None:
-                loss = losses.clip_loss(*rows, logit_scale=scale, normalize=False, group=group)
+                loss: Tensor = losses.clip_loss(*rows, logit_scale=scale, normalize=False, group=group)
             else:
                 bias = found.logit_bias
                 loss = losses.siglip(*rows, logit_scale=scale, logit_bias=bias, normalize=False, group=group)
@@ -222,9 +222,16 @@ class AlignmentUniformityCallback(TrainerCallback):
         check_positive("alpha", alpha)
         check_choice("method", method, ("exact", "estimate"))
         self.names = [features] if positives is None else [features, positives]
-        self.options = {"t": t, "alpha": alpha, "normalize": normalize, "method": method, "columns": columns}
+        self.options: dict[str, Any] = {
+            "t": t,
+            "alpha": alpha,
+            "normalize": normalize,
+            "method": method,
+            "columns": columns,
+        }
         self._hooked: Any = None
         self._last: list[Tensor] | None = None
+        self._loader: Any = None  # of the evaluation that the rows are of
         self._rows: list[list[Tensor]] = []
 
     def attach(self, trainer: Any) -> "AlignmentUniformityCallback":
@@ -252,7 +259,10 @@ class AlignmentUniformityCallback(TrainerCallback):
                 "callbacks=[...], or call its method attach(trainer)"
             )
         rows, self._last = self._last, None
-        kept = _own_samples(len(rows[0]), kwargs.get("eval_dataloader"))
+        loader = kwargs.get("eval_dataloader")
+        if loader is not self._loader:  # an evaluation before was broken off
+            self._loader, self._rows = loader, []
+        kept = _own_samples(len(rows[0]), loader)
         self._rows.append([side[:kept].cpu() for side in rows])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -260,8 +270,8 @@ class AlignmentUniformityCallback(TrainerCallback):
         prefix = next((key[: -len("_runtime")] for key in logs or {} if key.endswith("_runtime")), None)
         if prefix is None or not self._rows:
             return
-        batches, self._rows = self._rows, []
-        found = _on_first_process(self._evaluated, [torch.cat(side) for side in zip(*batches, strict=True)])
+        batches, self._rows, self._loader = self._rows, [], None
+        found = on_first_process(self._evaluated, [torch.cat(side) for side in zip(*batches, strict=True)])
         metrics = {f"{prefix}_{name}": value for name, value in found.items()}
         logs.update(metrics)
         if state.log_history:
@@ -318,26 +328,6 @@ def _own_samples(count: int, loader: Any) -> int:
     if not getattr(loader, "end_of_dataloader", False) or remainder <= 0 or all_processes(True) is None:
         return count
     return min(count, max(0, remainder - distributed.get_rank() * count))
-
-
-def _on_first_process(function: Callable[[list[Tensor]], dict[str, float]], rows: list[Tensor]) -> dict[str, float]:
-    """What the function makes of the rows of all processes: computed by the first one, raised on all."""
-    if all_processes(True) is None:
-        return function(rows)
-    first = distributed.get_rank() == 0
-    everywhere: list[Any] | None = [None] * distributed.get_world_size() if first else None
-    distributed.gather_object(rows, everywhere)
-    answer: list[Any] = [None]
-    if everywhere is not None:
-        try:
-            answer = [function([torch.cat(side) for side in zip(*everywhere, strict=True)])]
-        except Exception as error:  # the others would wait
-            answer = [error]
-    distributed.broadcast_object_list(answer)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    found: dict[str, float] = answer[0]
-    return found
 
 
 def _check_model(model: Any) -> None:

@@ -174,7 +174,8 @@ class Encoder(nn.Module):
 def test_one_output_as_it_comes() -> None:
     model = Encoder()
     rows = model(Pairs(10).images)["rows"].detach()
-    metrics = trainer(plain(), model, [callback("rows", None, normalize=False)]).evaluate()
+    with pytest.warns(UserWarning, match="rows are not of unit length"):
+        metrics = trainer(plain(), model, [callback("rows", None, normalize=False)]).evaluate()
     norms = rows.norm(dim=1)
     truth = {"uniformity": hk.uniformity(rows, normalize=False).item(), "rows_norm_min": norms.min().item()}
     truth |= {"rows_norm_mean": norms.mean().item(), "rows_norm_max": norms.max().item()}
@@ -182,9 +183,8 @@ def test_one_output_as_it_comes() -> None:
     assert not {"eval_alignment", "eval_uniformity_limit"} & metrics.keys()
 
 
-def test_an_estimate() -> None:
-    # As many columns as there are rows are all of them; the option arrives.
-    with pytest.raises(ValueError, match="^columns must be at least 16"):
+def test_options_of_the_evaluation() -> None:
+    with pytest.raises(ValueError, match=r"^columns must be at least 16"):
         trainer(plain(), tiny("CLIP"), [callback(method="estimate", columns=3)]).evaluate()
 
 
