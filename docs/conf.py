@@ -1,5 +1,8 @@
 """Sphinx's configuration: ``make docs`` builds the pages from docs/*.md and the docstrings; a warning is an error."""
 
+import sys
+from types import ModuleType
+
 from sphinx.application import Sphinx
 
 import hyperkern
@@ -31,6 +34,11 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 # Frameworks of which classes are made here, and which the pages are built without.
 autodoc_mock_imports = ["lightning", "pytorch_lightning", "torchmetrics", "transformers"]
+
+# What an evaluator extends, which the environment of the pages has not: autodoc leaves out what extends its own mocks.
+for name in ("sentence_transformers", "sentence_transformers.base", "sentence_transformers.base.evaluation"):
+    sys.modules[name] = ModuleType(name)
+sys.modules["sentence_transformers.base.evaluation"].BaseEvaluator = type("BaseEvaluator", (), {})
 
 # Files that are read where they stand and are pages here, by what the documents call them.
 PAGES = {"../README.md": "index.md", "../csrc/README.md": "csrc.md", "../CHANGELOG.md": "changelog.md"}

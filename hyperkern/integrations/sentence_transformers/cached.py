@@ -126,7 +126,7 @@ class CachedMultipleNegativesRankingLoss(StandsForOriginal, DropIn):
             labels: not used; a trainer passes them.
 
         Returns:
-            A scalar without a graph, to go backward from once: the gradients are those of the model's parameters.
+            A scalar to go backward from once, which gives the parameters of the model their gradients.
 
         Raises:
             TypeError: as the loss of a whole batch.
