@@ -86,11 +86,19 @@ def block_logits(x: Tensor, y: Tensor | None, blocks: list[Block], temperature: 
     Returns:
         ``(classes, rows, columns)`` for each block.
     """
+    rows = autograd.prepare(x, normalize=True)
+    return logits_of_blocks(rows, None if y is None else autograd.prepare(y, normalize=True), blocks, 1 / temperature)
+
+
+def logits_of_blocks(x: Tensor, y: Tensor | None, blocks: list[Block], scale: float) -> list[Tensor]:
+    """The same of prepared rows and of the scale of their inner products."""
+    if not blocks:
+        return []
     rows = _gathered(x, [block.rows for block in blocks])
     columns = rows if y is None else _gathered(y, [block.columns for block in blocks])
     # Unit rows are float32 for the accuracy of these logits: autocast would round them before they are multiplied.
     with torch.autocast(x.device.type, enabled=False):
-        return [of_row @ of_column.mT / temperature for of_row, of_column in zip(rows, columns, strict=True)]
+        return [scale * (of_row @ of_column.mT) for of_row, of_column in zip(rows, columns, strict=True)]
 
 
 def _by_class(ids: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +109,6 @@ def _by_class(ids: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gathered(x: Tensor, indices: list[Tensor]) -> list[Tensor]:
     """``x[index]`` for all indices, of which none occurs twice: gathered at once, with one gradient of the whole."""
-    unit = autograd.prepare(x, normalize=True)
-    rows = unit[torch.cat([index.flatten() for index in indices])]
+    rows = x[torch.cat([index.flatten() for index in indices])]
     parts = rows.split([index.numel() for index in indices])
     return [part.view(*index.shape, -1) for part, index in zip(parts, indices, strict=True)]

@@ -69,8 +69,6 @@ def both(of: str, name: str) -> list[nn.Module]:
 WITHOUT_EFFECT = {
     "eps": "read in the constructor alone",
     "prev_num_logits": "when to make labels again",
-    "embedding_reg_weight": "of a regularizer, which is refused",
-    "_record_these": "what is collected, which is refused",
 }
 
 
@@ -177,7 +175,6 @@ REFUSED: list[tuple[str, str, str, Any, type[Exception], str]] = [
             ("distance", nn.Sequential()),  # a module without a length is false
             ("reducer", nn.Identity()),
             ("embedding_regularizer", nn.Identity()),
-            ("collect_stats", True),
             ("loss_method", print),
         )
     ),
