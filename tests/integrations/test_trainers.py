@@ -10,7 +10,8 @@ from trainers import STRICT, apart, curve
 from benchmarks.fit_cases import CASES
 from benchmarks.fits import Plan
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries: their trainers warn of each other
+# The libraries warn of each other.
+pytestmark = pytest.mark.filterwarnings("ignore", "error:::hyperkern")
 
 ALONE = [name for name in CASES if not name.startswith("fully_shard")]
 # Of trainers that take AdamW where nothing else is asked for, and its rate.
