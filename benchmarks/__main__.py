@@ -12,6 +12,10 @@ from .studies import PEERS, STUDIES
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its status."""
+    if words and words[0] == "trainers":
+        from .trainers import main as trainers
+
+        return trainers(words[1:])
     study = STUDIES.get(words[0]) if words else None
     if study is None and words and not words[0].startswith("-") and words[0] != "compare":
         lines = [f"  {name}: {study.asks}" for name, study in STUDIES.items()]
