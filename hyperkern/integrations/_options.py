@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 
-class DropIn(nn.Module):
-    """A loss under the name of another library's: what that one would look at is honoured or refused, never ignored.
+class PlainDropIn:
+    """A class under the name of another library's: what that one would look at is honoured or refused, never ignored.
 
     Attributes:
         _not_here: attributes and methods that callers of the original set or override, and that have no meaning here.
@@ -15,7 +15,7 @@ class DropIn(nn.Module):
     _not_here: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuses a method that the original would call and this loss would not."""
+        """Refuses a method that the original would call and this class would not."""
         super().__init_subclass__(**kwargs)
         for name in cls._not_here:
             if hasattr(cls, name):
@@ -30,3 +30,7 @@ class DropIn(nn.Module):
 
     def _check_option(self, name: str, value: Any) -> None:
         """Raises unless the option ``name`` may have this value; other names may have any."""
+
+
+class DropIn(PlainDropIn, nn.Module):
+    """A loss that is a module, likewise."""

@@ -4,9 +4,14 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 from hyperkern import integrations
 
-MODULES = [f"hyperkern.integrations.{module.name}" for module in pkgutil.iter_modules(integrations.__path__)]
+# What subclasses a class of a framework imports that, and says so where it is not installed.
+OF_FRAMEWORKS = {"transformers": "transformers"}
+NAMES = {module.name for module in pkgutil.iter_modules(integrations.__path__)}
+MODULES = [f"hyperkern.integrations.{name}" for name in sorted(NAMES - OF_FRAMEWORKS.keys())]
 
 
 def test_importing_them_needs_torch_alone() -> None:
@@ -18,3 +23,19 @@ def test_importing_them_needs_torch_alone() -> None:
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "['hyperkern']"
+
+
+@pytest.mark.parametrize("name", OF_FRAMEWORKS)
+def test_a_framework_that_is_missing_is_named(name: str) -> None:
+    assert name in NAMES
+    program = (
+        "import sys; from importlib.machinery import PathFinder\n"
+        "class Without:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        hidden = name in ('transformers',)\n"
+        "        return None if hidden else PathFinder.find_spec(name, path, target)\n"
+        "sys.meta_path[sys.meta_path.index(PathFinder)] = Without()\n"
+        f"import hyperkern.integrations.{name}"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert f"install with: pip install {OF_FRAMEWORKS[name]}" in found.stderr.splitlines()[-1]
