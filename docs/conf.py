@@ -30,7 +30,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 # Frameworks of which classes are made here, and which the pages are built without.
-autodoc_mock_imports = ["transformers"]
+autodoc_mock_imports = ["lightning", "pytorch_lightning", "torchmetrics", "transformers"]
 
 # Files that are read where they stand and are pages here, by what the documents call them.
 PAGES = {"../README.md": "index.md", "../csrc/README.md": "csrc.md", "../CHANGELOG.md": "changelog.md"}

@@ -9,7 +9,7 @@ import pytest
 from hyperkern import integrations
 
 # What subclasses a class of a framework imports that, and says so where it is not installed.
-OF_FRAMEWORKS = {"transformers": "transformers"}
+OF_FRAMEWORKS = {"lightning": "lightning", "torchmetrics": "torchmetrics", "transformers": "transformers"}
 NAMES = {module.name for module in pkgutil.iter_modules(integrations.__path__)}
 MODULES = [f"hyperkern.integrations.{name}" for name in sorted(NAMES - OF_FRAMEWORKS.keys())]
 
@@ -32,7 +32,7 @@ def test_a_framework_that_is_missing_is_named(name: str) -> None:
         "import sys; from importlib.machinery import PathFinder\n"
         "class Without:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        hidden = name in ('transformers',)\n"
+        "        hidden = name in ('torchmetrics', 'lightning', 'pytorch_lightning', 'transformers')\n"
         "        return None if hidden else PathFinder.find_spec(name, path, target)\n"
         "sys.meta_path[sys.meta_path.index(PathFinder)] = Without()\n"
         f"import hyperkern.integrations.{name}"

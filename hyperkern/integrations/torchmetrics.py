@@ -1,0 +1,482 @@
+r"""Alignment and uniformity as metrics of TorchMetrics, for what a training or an evaluation shows of its features.
+
+They are updated, computed, reset, collected and plotted like the library's own, and synchronised over processes by it.
+``MetricCollection([Alignment(), Uniformity(), UniformityLimit()])`` is updated by keywords, ``update(x=x, y=y)``: each
+takes of them what it knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..arguments import accurate_dtype, check_choice, check_columns, check_integer, check_positive, check_rows
+from ..metrics import uniformity_limit
+from ._sampling import draw_keys, sampling_error, smallest, stream
+
+try:
+    from torchmetrics import Metric
+except ImportError:
+    raise ImportError(
+        "hyperkern.integrations.torchmetrics needs TorchMetrics; install with: pip install torchmetrics"
+    ) from None
+
+__all__ = ["Alignment", "NormStatistics", "Uniformity", "UniformityLimit"]
+
+PAIRS = ("all", "batch")
+_FEWEST_ROWS = 16  # of a reservoir, for a standard error that says something
+
+
+class _RowMetric(Metric):
+    """What the metrics share: states that keep their precision, options that are those of the constructor.
+
+    Attributes:
+        _options: what may not be set later: states were made of it.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    _options: ClassVar[tuple[str, ...]] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses an option of a metric that has one already."""
+        if name in self._options and name in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} is made with its {name}: make another one with {value!r}")
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Any:
+        """Moves the states. Their dtypes stay: a sum in half precision is wrong after a few thousand rows."""
+        this = super()._apply(fn, exclude_state=tuple(self._defaults))
+        for name, default in self._defaults.items():
+            if isinstance(default, Tensor):
+                self._defaults[name] = _moved(default, self.device)
+                setattr(self, name, _moved(getattr(self, name), self.device))
+            else:
+                setattr(self, name, [part.to(self.device) for part in getattr(self, name)])
+        return this
+
+    @property
+    def _value_dtype(self) -> torch.dtype:
+        """That of the metric, ``set_dtype``, but not below float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot a single or multiple values from the metric.
+
+        Args:
+            val: a result of ``forward`` or ``compute``, or a list of them; by default what ``compute`` returns.
+            ax: a matplotlib axis to draw on; by default one of a new figure.
+
+        Returns:
+            Figure and axis.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        return self._plot(val, ax)
+
+
+def _moved(state: Tensor, device: torch.device) -> Tensor:
+    # Where the device has no float64 the state is what the device has.
+    narrow = state.dtype == torch.float64 and accurate_dtype(torch.empty(0, device=device)) != torch.float64
+    return state.to(device, torch.float32 if narrow else state.dtype)
+
+
+class Alignment(_RowMetric):
+    r"""Compute the alignment of positive pairs.
+
+    .. math:: \frac1N \sum_i \lVert \hat x_i - \hat y_i \rVert_2^\alpha
+
+    The mean over all pairs seen, on all processes. It is summed in float64, of features of any dtype.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``x`` (`torch.Tensor`): features ``(N, D)``, float64, float32, bfloat16 or float16; no rows are no pairs
+    - ``y`` (`torch.Tensor`): those of the partners, like ``x``
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``alignment`` (`torch.Tensor`): a scalar of the metric's dtype, at least float32; nan where no pair was seen
+
+    Args:
+        alpha: exponent of the distance, > 0.
+        normalize: whether rows are scaled to unit length first.
+        kwargs: additional keyword arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: an input of ``update`` is no tensor, not of a floating dtype, or the dtypes differ; an option that
+            is no number.
+        ValueError: wrong shapes or devices, or ``alpha <= 0``.
+
+    Source:
+        Wang & Isola, ICML 2020, Section 4.1.1.
+
+    Example:
+        >>> import torch
+        >>> from hyperkern.integrations.torchmetrics import Alignment
+        >>> metric = Alignment()
+        >>> metric(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
+        tensor(1.)
+    """
+
+    is_differentiable = True  # the value that `forward` returns of a batch; `compute` is of states without a graph
+    higher_is_better = False
+    plot_lower_bound = 0.0
+    _options = ("alpha", "normalize")
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, alpha: float = 2.0, normalize: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alpha, self.normalize = check_positive("alpha", alpha), normalize
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        _add_identity(self, self.alpha, normalize)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Update state with positive pairs, ``(N, D)`` both."""
+        check_rows("x", x, may_be_empty=True, batched=False)
+        check_columns("y", y, x, same_rows=True, may_be_empty=True)
+        if len(x) == 0:
+            return
+        pairs = losses.alignment(x, y, alpha=self.alpha, normalize=self.normalize, reduction="none")
+        self.total = self.total + pairs.sum(dtype=self.total.dtype)
+        self.count = self.count + len(x)
+
+    def compute(self) -> Tensor:
+        """Compute the mean over all pairs seen."""
+        return (self.total / self.count).to(self._value_dtype)
+
+
+class Uniformity(_RowMetric):
+    r"""Compute the uniformity of features.
+
+    .. math:: \log \frac1P \sum_{i<j} e^{-t \lVert \hat x_i - \hat x_j \rVert^2}
+
+    It is negative, lower is more uniform, and `UniformityLimit` is the value of a perfectly uniform distribution. Which
+    of the P pairs count is chosen:
+
+    - ``pairs="all"``: those of all rows seen, on all processes. Every row is kept, ``4 N D`` bytes, in every process
+      once ``compute`` has gathered them, and each computes every pair, without a matrix of them.
+    - ``pairs="all", reservoir=k``: those of k rows drawn uniformly from all rows seen on all processes, however many
+      each has seen; with ``standard_error`` beside the value how far that may be from the one of all rows. Up to k rows
+      it is exact.
+    - ``pairs="batch"``: those of two rows of the same batch, of all batches. Nothing is kept but a sum. It is the
+      logarithm of the mean potential of these pairs, not the mean of the batches' uniformities, which is lower and more
+      so for small batches. If batches are drawn at random it estimates the value of all pairs, and of a data set that
+      is sorted by class it does not.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``x`` (`torch.Tensor`): features ``(N, D)``, float64, float32, bfloat16 or float16, also no or a single row
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``uniformity`` (`torch.Tensor`): a scalar of the metric's dtype, at least float32; nan without a pair
+    - with ``standard_error`` a dictionary of ``uniformity`` and ``uniformity_error``, two scalars
+
+    ``forward`` returns the value of the batch. Rows are detached: a loss to differentiate is `hyperkern.uniformity`.
+
+    Args:
+        t: inverse width of the Gaussian potential, > 0. The value lies in ``[-4t, 0]`` for rows of unit length.
+        normalize: whether rows are scaled to unit length first; without, distances are Euclidean.
+        pairs: ``"all"`` or ``"batch"``.
+        reservoir: with ``pairs="all"`` how many rows are kept at most, >= 16; ``None`` for every row.
+        seed: of the reservoir's draws, >= 0. A new metric with the same seed that sees the same rows, in the same
+            processes, keeps the same; after ``reset`` the draws go on. Metrics that are merged by ``merge_state``, or
+            by a ``dist_sync_fn`` between processes without a `torch.distributed` group, need different ones.
+        standard_error: with ``pairs="all"`` whether the standard error is returned too: 0 for every row, of a reservoir
+            by the jackknife.
+        kwargs: additional keyword arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: the input of ``update`` is no tensor or not of a floating dtype; an option that is no number.
+        ValueError: a wrong shape, ``t <= 0``, unknown ``pairs``, ``reservoir < 16``, ``seed < 0``, or a ``reservoir``
+            or ``standard_error`` with ``pairs="batch"``; from ``compute`` if merged metrics had the same seed.
+
+    Source:
+        Wang & Isola, ICML 2020, Section 4.1.2; for the sample and its error docs/metrics.md.
+
+    Example:
+        >>> import torch
+        >>> from hyperkern.integrations.torchmetrics import Uniformity
+        >>> metric = Uniformity()
+        >>> metric.update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> metric.update(torch.tensor([[-1.0, 0.0]]))
+        >>> metric.compute()
+        tensor(-4.3963)
+
+    Example:
+        >>> metric = Uniformity(reservoir=64, standard_error=True)
+        >>> metric.update(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+        >>> metric.compute()
+        {'uniformity': tensor(-4.3963), 'uniformity_error': tensor(0.)}
+    """
+
+    higher_is_better = False
+    plot_upper_bound = 0.0
+    _options = ("t", "normalize", "pairs", "reservoir", "seed", "standard_error")
+
+    rows: list[Tensor]
+    keys: list[Tensor]
+    seen: Tensor
+    log_potential: Tensor
+    pair_count: Tensor
+
+    def __init__(
+        self,
+        t: float = 2.0,
+        normalize: bool = True,
+        pairs: str = "all",
+        reservoir: int | None = None,
+        seed: int = 0,
+        standard_error: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_choice("pairs", pairs, PAIRS)
+        check_integer("seed", seed, 0)
+        if reservoir is not None:
+            check_integer("reservoir", reservoir, _FEWEST_ROWS)
+        if pairs == "batch" and (reservoir is not None or standard_error):
+            name, value = ("standard_error", True) if reservoir is None else ("reservoir", reservoir)
+            raise ValueError(f"{name} is for pairs='all': pairs='batch' keeps no rows, got {name}={value}")
+        self.t, self.normalize, self.pairs = check_positive("t", t), normalize, pairs
+        self.reservoir, self.seed, self.standard_error = reservoir, seed, standard_error
+        self._generator: torch.Generator | None = None
+        if pairs == "batch":
+            nothing = torch.full((), -math.inf, dtype=torch.float64)
+            self.add_state("log_potential", nothing, dist_reduce_fx=partial(torch.logsumexp, dim=0))
+            self.add_state("pair_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+            _add_identity(self, self.t, normalize)
+            return
+        # Gathered without a reduction: it would join the rows of a process with what another has instead of any.
+        self.add_state("rows", [], dist_reduce_fx=None)
+        if reservoir is not None:
+            self.add_state("keys", [], dist_reduce_fx=None)
+            self.add_state("seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def plot_lower_bound(self) -> float | None:
+        """The value of two opposite points, which nothing on the sphere is below."""
+        return -4 * self.t if self.normalize else None
+
+    def update(self, x: Tensor) -> None:
+        """Update state with features ``(N, D)``."""
+        check_rows("x", x, may_be_empty=True, batched=False)
+        if self.pairs == "batch":
+            self._add_pairs(x)
+            return
+        width = next((part.shape[1] for part in self.rows if part.numel()), x.shape[1])
+        if x.shape[1] != width:
+            raise ValueError(f"x must have shape (N, {width}) like the rows seen before, got {tuple(x.shape)}")
+        # A copy: a view would keep all of what it is a view of.
+        rows = x.detach().to(self._value_dtype, copy=True, memory_format=torch.contiguous_format)
+        self.rows.append(rows)
+        if self.reservoir is not None:
+            if self._generator is None:
+                self._generator = stream(self.seed, self.reservoir, int(self.seen))
+            self.keys.append(draw_keys(len(x), self._generator, x.device))
+            self.seen = self.seen + len(x)
+            if sum(map(len, self.keys)) > self.reservoir:
+                self._settle()
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """Compute the uniformity of the pairs that count."""
+        if self.pairs == "batch":
+            return (self.log_potential - self.pair_count.to(self.log_potential.dtype).log()).to(self._value_dtype)
+        self._check_keys()
+        self._settle()
+        (rows,), dtype = self.rows, self._value_dtype
+        if len(rows) < 2:
+            value = error = torch.full((), math.nan, dtype=dtype, device=rows.device)
+        else:
+            value = losses.uniformity(rows, t=self.t, normalize=self.normalize).to(dtype)
+            error = torch.zeros_like(value)
+        if not self.standard_error:
+            return value
+        if self.reservoir is not None and len(rows) >= 2:
+            found = sampling_error(rows, self.seen.to(rows.device), t=self.t, normalize=self.normalize)
+            error = found.to(rows.device, dtype)
+        return {"uniformity": value, "uniformity_error": error}
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Sync the states; a process that has seen no rows takes part in what all do for each of its tensors."""
+        if self.pairs == "all":
+            self._settle()
+        super().sync(*args, **kwargs)
+
+    def _add_pairs(self, x: Tensor) -> None:
+        pairs = len(x) * (len(x) - 1) // 2
+        if pairs:
+            value = losses.uniformity(x.detach(), t=self.t, normalize=self.normalize).to(self.log_potential.dtype)
+            # In logarithms: potentials far apart would be 0.
+            self.log_potential = torch.logaddexp(self.log_potential, value + math.log(pairs))
+            self.pair_count = self.pair_count + pairs
+
+    def _settle(self) -> None:
+        """One tensor of the rows, and of a reservoir one of the keys: those that stay."""
+        rows = _joined(self.rows, torch.empty(0, 0, dtype=self._value_dtype, device=self.device))
+        if self.reservoir is not None:
+            keys = _joined(self.keys, torch.empty(0, dtype=torch.int64, device=self.device))
+            rows, keys = smallest(rows, keys, self.reservoir)
+            self.keys = [keys]
+        self.rows = [rows]
+
+    def _check_keys(self) -> None:
+        if self.reservoir is None or not self.keys:
+            return
+        keys = _joined(self.keys, self.keys[0]).sort().values
+        if (keys[1:] == keys[:-1]).any():
+            raise ValueError(
+                f"seed must differ between metrics that are merged, got {self.seed} twice: their draws are the same, "
+                "and the rows kept of both are no random sample"
+            )
+
+
+class UniformityLimit(_RowMetric):
+    """Compute the uniformity of the uniform distribution on the sphere that the features lie on.
+
+    A constant of the dimension, to be shown beside `Uniformity`, which tends to it and not to ``-inf``.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``x`` (`torch.Tensor`): features ``(N, D)``
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``uniformity_limit`` (`torch.Tensor`): a scalar of the metric's dtype, at least float32; nan before an update
+
+    Args:
+        t: inverse width of the Gaussian potential, > 0.
+        kwargs: additional keyword arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: the input of ``update`` is no tensor or not of a floating dtype; ``t`` is no number.
+        ValueError: a wrong shape or ``t <= 0``.
+
+    Source:
+        `hyperkern.metrics.uniformity_limit`.
+
+    Example:
+        >>> import torch
+        >>> from hyperkern.integrations.torchmetrics import UniformityLimit
+        >>> UniformityLimit()(torch.randn(4, 128))
+        tensor(-3.9375)
+    """
+
+    plot_upper_bound = 0.0
+    _options = ("t",)
+
+    dim: Tensor
+
+    def __init__(self, t: float = 2.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.t = check_positive("t", t)
+        self.add_state("dim", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
+
+    def update(self, x: Tensor) -> None:
+        """Update state with features ``(N, D)``, of which only the dimension counts."""
+        check_rows("x", x, may_be_empty=True, batched=False)
+        self.dim = torch.full_like(self.dim, x.shape[1])
+
+    def compute(self) -> Tensor:
+        """Compute the limit for the dimension seen."""
+        dim = int(self.dim)
+        value = uniformity_limit(dim, self.t) if dim else math.nan
+        return torch.full((), value, dtype=self._value_dtype, device=self.device)
+
+
+class NormStatistics(_RowMetric):
+    """Compute mean, minimum, maximum and standard deviation of the rows' Euclidean norms, as they come.
+
+    What normalisation hides: norms that grow make gradients small, norms that vanish make directions noise.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``x`` (`torch.Tensor`): features ``(N, D)``, float64, float32, bfloat16 or float16
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - a dictionary of ``norm_mean``, ``norm_min``, ``norm_max`` and ``norm_std``, scalars of the metric's dtype, at
+      least float32, and nan where no row was seen; the variance is the mean square, divided by the number of rows
+
+    Args:
+        kwargs: additional keyword arguments of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: the input of ``update`` is no tensor or not of a floating dtype.
+        ValueError: a wrong shape.
+
+    Example:
+        >>> import torch
+        >>> from hyperkern.integrations.torchmetrics import NormStatistics
+        >>> NormStatistics()(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        {'norm_mean': tensor(3.), 'norm_min': tensor(1.), 'norm_max': tensor(5.), 'norm_std': tensor(2.)}
+    """
+
+    plot_lower_bound = 0.0
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+    least: Tensor
+    most: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name, start, reduction in (
+            ("total", 0.0, "sum"),
+            ("squares", 0.0, "sum"),
+            ("least", math.inf, "min"),
+            ("most", -math.inf, "max"),
+        ):
+            self.add_state(name, torch.full((), start, dtype=torch.float64), dist_reduce_fx=reduction)
+
+    def update(self, x: Tensor) -> None:
+        """Update state with features ``(N, D)``."""
+        check_rows("x", x, may_be_empty=True, batched=False)
+        if len(x) == 0:
+            return
+        norms = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=self.total.dtype)
+        self.count = self.count + len(x)
+        self.total = self.total + norms.sum()
+        self.squares = self.squares + norms.square().sum()
+        self.least = torch.minimum(self.least, norms.min())
+        self.most = torch.maximum(self.most, norms.max())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Compute the statistics of all rows seen."""
+        mean = self.total / self.count
+        deviation = (self.squares / self.count - mean.square()).clamp_min(0).sqrt()
+        none = self.count == 0
+        values = {
+            "norm_mean": mean,
+            "norm_min": self.least.masked_fill(none, math.nan),
+            "norm_max": self.most.masked_fill(none, math.nan),
+            "norm_std": deviation,
+        }
+        return {name: value.to(self._value_dtype) for name, value in values.items()}
+
+
+def _add_identity(metric: _RowMetric, *options: float) -> None:
+    """A state of the options that the sums are made with.
+
+    A ``MetricCollection`` lets metrics share their states if these are equal after the first batch. Sums
+    with different options can be, of collapsed features for instance, and differ later.
+    """
+    metric.add_state("identity", torch.tensor(options, dtype=torch.float64), dist_reduce_fx="max")
+
+
+def _joined(parts: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    """The parts in one tensor, on the device of the last; those of other processes may be without rows and columns."""
+    filled = [part for part in parts if part.numel()]
+    return torch.cat([part.to(filled[-1].device) for part in filled]) if filled else nothing
