@@ -90,7 +90,7 @@ def block_logits(x: Tensor, y: Tensor | None, blocks: list[Block], temperature: 
     return logits_of_blocks(rows, None if y is None else autograd.prepare(y, normalize=True), blocks, 1 / temperature)
 
 
-def logits_of_blocks(x: Tensor, y: Tensor | None, blocks: list[Block], scale: float) -> list[Tensor]:
+def logits_of_blocks(x: Tensor, y: Tensor | None, blocks: list[Block], scale: float | Tensor) -> list[Tensor]:
     """The same of prepared rows and of the scale of their inner products."""
     if not blocks:
         return []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +71,7 @@ class Original:
         given: the parameters that are no options: a model, the features.
         method: what takes these arguments.
         features: how many tensors ``(ROWS, DIM)`` the function takes.
-        needed: what the constructor cannot do without, made anew for each loss.
+        needed: what the constructor cannot do without, made anew for each loss, of the module that has the class.
         with_it: other options without which one has no effect.
     """
 
@@ -84,23 +85,22 @@ class Original:
     given: frozenset[str] = frozenset()
     method: str = "forward"
     features: int = 2
-    needed: Callable[[], dict[str, Any]] = dict
+    needed: Callable[[ModuleType], dict[str, Any]] = lambda _: {}
     with_it: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def theirs(self) -> type[nn.Module]:
+    def theirs(self) -> ModuleType:
         if self.distribution == "gradcache":  # it imports itself by another name than that of its package
             sys.modules.setdefault("grad_cache", library("gradcache"))
-        found: type[nn.Module] = getattr(library(self.module), self.name)
-        return found
+        return library(self.module)
 
-    def here(self) -> type[nn.Module]:
-        found: type[nn.Module] = getattr(import_module(f"hyperkern.integrations.{self.ours}"), self.name)
-        return found
+    def here(self) -> ModuleType:
+        return import_module(f"hyperkern.integrations.{self.ours}")
 
     def parameters(self) -> tuple[set[str], set[str]]:
         """The options that the installed class has, of the constructor and of the call."""
         constructor: set[str] = set()
-        for cls in self.theirs().__mro__:  # ``**kwargs`` are handed to the parents
+        original = getattr(self.theirs(), self.name)
+        for cls in original.__mro__:  # ``**kwargs`` are handed to the parents
             if cls is nn.Module:
                 break
             if "__init__" not in vars(cls):
@@ -109,7 +109,7 @@ class Original:
             constructor |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
             if not any(p.kind == p.VAR_KEYWORD for p in parameters):
                 break
-        forward = set(inspect.signature(getattr(self.theirs(), self.method)).parameters)
+        forward = set(inspect.signature(getattr(original, self.method)).parameters)
         left_out = {"self", "args", "kwargs", *self.given}
         return constructor - left_out, forward - left_out
 
@@ -154,12 +154,23 @@ def of_teacher(loss: Any, **arguments: Any) -> Callable[..., Tensor]:
     return of_clip(loss, **{"dist_logit_scale": 2.0, **arguments})
 
 
+REFERENCES = torch.randn(7, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
 def of_labels(loss: Any, **arguments: Any) -> Callable[..., Tensor]:
     arguments = {"labels": LABELS, **arguments}
-    arguments = {
-        name: value(torch.float64) if inspect.isfunction(value) else value for name, value in arguments.items()
-    }
     return lambda x, y: loss(torch.cat([x, y]), **arguments)
+
+
+def of_memory(loss: Any, **arguments: Any) -> Callable[..., Tensor]:
+    """After a batch that is in the memory then."""
+    arguments = {"labels": LABELS, **arguments}
+
+    def of(x: Tensor, y: Tensor) -> Tensor:
+        loss(torch.cat([REFERENCES, REFERENCES]).to(x.dtype), torch.arange(14) % 3)
+        return loss(torch.cat([x, y]), **arguments)
+
+    return of
 
 
 class Encoder(nn.Module):
@@ -214,21 +225,29 @@ CLIP = {
 SCALE = same(7.5, torch.tensor(2.0))
 
 METRIC_LEARNING = {
-    "temperature": same(0.3),
-    "distance": Values(
-        (None, metric_learning("distances.CosineSimilarity")),
-        (metric_learning("distances.LpDistance"),),
-        "other than the cosine similarity",
+    "temperature": same(0.3, torch.tensor(0.3)),
+    "reducer": same(
+        None,
+        *(metric_learning(f"reducers.{name}") for name in ("MeanReducer", "SumReducer", "AvgNonZeroReducer")),
+        metric_learning("reducers.ThresholdReducer", low=0.1),
+        metric_learning("reducers.PerAnchorReducer"),
     ),
-    "embedding_regularizer": Values((None,), (metric_learning("regularizers.LpRegularizer"),), "any"),
+    "distance": Values(
+        (None, metric_learning("distances.CosineSimilarity"), metric_learning("distances.DotProductSimilarity")),
+        (metric_learning("distances.LpDistance"), metric_learning("distances.SNRDistance")),
+        "other than inner products",
+    ),
+    "embedding_regularizer": same(None, metric_learning("regularizers.LpRegularizer")),
     "embedding_reg_weight": same(0.5),
-    "collect_stats": Values((False, None), (True,), "`True`"),
+    "collect_stats": same(True),
 }
+# Pairs as a miner names them: anchors and positives, anchors and negatives.
+PAIRS = tuple(torch.tensor(rows) for rows in ([0, 1, 5], [5, 6, 0], [0, 1, 1, 2], [3, 4, 8, 9]))
 LABELLED = {
     "labels": same(LABELS % 3, LABELS.float()),
-    "indices_tuple": same(),
-    "ref_emb": same(),
-    "ref_labels": same(),
+    "indices_tuple": same(PAIRS, (*(rows[:2] for rows in PAIRS[:2]), torch.tensor([3, 4]))),
+    "ref_emb": same(REFERENCES),
+    "ref_labels": same(torch.arange(7) % 3),
 }
 RANKING = {
     "scale": SCALE,
@@ -258,7 +277,7 @@ ranking = {
     "forward": {"labels": same(LABELS)},
     "given": frozenset({"model", "sentence_features"}),
     "features": 3,
-    "needed": lambda: {"model": nn.Sequential(Encoder())},
+    "needed": lambda _: {"model": nn.Sequential(Encoder())},
     "with_it": RANKING_WITH,
 }
 lightly = {
@@ -280,8 +299,12 @@ labelled = {
     "module": "pytorch_metric_learning.losses",
     "ours": "pytorch_metric_learning",
     "call": of_labels,
-    "forward": LABELLED,
     "given": frozenset({"embeddings", "mat_based_loss"}),
+    "with_it": {
+        "embedding_reg_weight": {"embedding_regularizer": metric_learning("regularizers.LpRegularizer")},
+        "ref_emb": {"ref_labels": torch.arange(7) % 3},
+        "ref_labels": {"ref_emb": REFERENCES},
+    },
 }
 
 ORIGINALS = (
@@ -303,8 +326,24 @@ ORIGINALS = (
         **{**lightly, "module": "lightly.loss.hypersphere_loss", "given": frozenset({"z_a", "z_b"})},
         constructor={"t": same(3), "lam": same(0, 0.4), "alpha": same(1, 1.5)},
     ),
-    Original(name="NTXentLoss", **labelled, constructor=METRIC_LEARNING),
-    Original(name="SupConLoss", **labelled, constructor=METRIC_LEARNING),
+    Original(name="NTXentLoss", **labelled, constructor=METRIC_LEARNING, forward=LABELLED),
+    Original(name="SupConLoss", **labelled, constructor=METRIC_LEARNING, forward=LABELLED),
+    Original(
+        name="CrossBatchMemory",
+        **{**labelled, "given": frozenset({"embeddings", "loss"}), "with_it": {}, "call": of_memory},
+        constructor={
+            "embedding_size": same(DIM),
+            "memory_size": same(2 * ROWS, 3 * ROWS),
+            "miner": same(metric_learning("miners.MultiSimilarityMiner")),
+            "collect_stats": same(True),
+        },
+        forward={
+            "labels": same(LABELS % 3, LABELS.float()),
+            "indices_tuple": same(PAIRS),
+            "enqueue_mask": same(torch.arange(2 * ROWS) < 5),
+        },
+        needed=lambda module: {"loss": module.NTXentLoss(), "embedding_size": DIM, "memory_size": 4 * ROWS},
+    ),
     Original(
         name="ClipLoss",
         **open_clip,
@@ -327,7 +366,7 @@ ORIGINALS = (
             "logit_scale": SCALE,
             "output_dict": same(True),
         },
-        needed=lambda: {"caption_loss_weight": 2.0, "clip_loss_weight": 1.0},
+        needed=lambda _: {"caption_loss_weight": 2.0, "clip_loss_weight": 1.0},
     ),
     Original(
         name="DistillClipLoss",
@@ -358,7 +397,7 @@ ORIGINALS = (
         },
         forward={"no_sync_except_last": Values((), (True,), "for models without DistributedDataParallel")},
         given=frozenset({"models", "model_inputs", "loss_kwargs"}),
-        needed=lambda: {"models": [nn.Identity(), nn.Identity()], "chunk_sizes": 3, "loss_fn": contrast},
+        needed=lambda _: {"models": [nn.Identity(), nn.Identity()], "chunk_sizes": 3, "loss_fn": contrast},
     ),
     Original(name="MultipleNegativesRankingLoss", **ranking, constructor=RANKING),
     Original(

@@ -2,13 +2,14 @@
 
 import importlib
 import inspect
+from types import ModuleType
 from typing import Any
 
 import original_options as options
 import pytest
 import torch
 from original_options import ORIGINALS, Original, of
-from parity import library, relative_error
+from parity import relative_error
 from torch import Tensor, nn
 
 import hyperkern.integrations
@@ -35,9 +36,10 @@ REFUSED = [
 ]
 
 
-def called(original: Original, cls: type[nn.Module], where: str, name: str, value: Any, views: list[Tensor]) -> Tensor:
-    given = {name: of(value), **original.with_it.get(name, {})}
-    made = cls(**{**original.needed(), **(given if where == "constructor" else {})})
+def called(original: Original, module: ModuleType, where: str, name: str, value: Any, views: list[Tensor]) -> Tensor:
+    given = {name: of(value) for name, value in {name: value, **original.with_it.get(name, {})}.items()}
+    cls = getattr(module, original.name)
+    made = cls(**{**original.needed(module), **(given if where == "constructor" else {})})
     if isinstance(made, nn.Module):
         made.to(views[0].dtype)
     return original.call(made, **(given if where == "forward" else {}))(*views)
@@ -69,8 +71,8 @@ def test_the_call_is_the_original_s(original: Original) -> None:
     """The same names in the same order, so that arguments by position mean the same."""
     for method in ("__init__", original.method):
         names = [
-            [p for p in inspect.signature(getattr(cls, method)).parameters if p != "kwargs"]
-            for cls in (original.theirs(), original.here())
+            [p for p in inspect.signature(getattr(vars(module)[original.name], method)).parameters if p != "kwargs"]
+            for module in (original.theirs(), original.here())
         ]
         assert names[1][: len(names[0])] == names[0]
 
@@ -79,7 +81,7 @@ def test_every_replacement_is_in_the_table() -> None:
     known = {(original.ours, original.name) for original in ORIGINALS}
     for module in {original.ours for original in ORIGINALS}:
         ours = importlib.import_module(f"{hyperkern.integrations.__name__}.{module}")
-        theirs = [library(original.module) for original in ORIGINALS if original.ours == module]
+        theirs = [original.theirs() for original in ORIGINALS if original.ours == module]
         for name, value in vars(ours).items():
             if inspect.isclass(value) and value.__module__.startswith(ours.__name__) and not name.startswith("_"):
                 assert (module, name) in known or not any(hasattr(their, name) for their in theirs), name
@@ -89,8 +91,8 @@ def test_every_replacement_is_in_the_table() -> None:
 def test_the_numbers_are_the_original_s(original: Original, where: str, name: str, value: Any) -> None:
     views = list(torch.randn(original.features, options.ROWS, options.DIM, dtype=torch.float64))
     found, expected = (
-        value_and_gradients(original, cls, where, name, value, views=views)
-        for cls in (original.here(), original.theirs())
+        value_and_gradients(original, module, where, name, value, views=views)
+        for module in (original.here(), original.theirs())
     )
     for actual, truth in zip(found, expected, strict=True):
         assert actual.dtype == torch.float64
