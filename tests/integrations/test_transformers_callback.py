@@ -149,6 +149,7 @@ def test_a_model_that_is_made_anew() -> None:
 
 
 def test_under_the_fused_loss() -> None:
+    library("transformers")
     from hyperkern.integrations.transformers import ContrastiveTrainerMixin
 
     kind = type("Fused", (ContrastiveTrainerMixin, plain()), {})
@@ -258,5 +259,6 @@ def refused_in_processes(rank: int) -> str:
 
 
 def test_what_the_first_process_refuses(ranks: Ranks) -> None:
+    library("transformers")
     for message in ranks(2).run(refused_in_processes):
         assert message.startswith("columns must be at least 16")

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch without
 
 
 def fused() -> type:
+    library("transformers")
     from hyperkern.integrations.transformers import ContrastiveTrainerMixin
 
     class ContrastiveTrainer(ContrastiveTrainerMixin, library("transformers").Trainer):
@@ -216,6 +217,7 @@ def two_processes(rank: int, kind: str, options: dict[str, Any]) -> tuple[list[f
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
 def test_two_processes_are_one_with_the_whole_batch(ranks: Ranks, kind: str) -> None:
     options = {"max_steps": 5, "gradient_accumulation_steps": 1}
+    library("transformers")
     both = ranks(2).run(two_processes, kind, options)
     # Batches go to the processes in turn: eight samples in order are two batches of four.
     one = trained(library("transformers").Trainer, tiny(kind), per_device_train_batch_size=8, **options)
@@ -226,6 +228,7 @@ def test_two_processes_are_one_with_the_whole_batch(ranks: Ranks, kind: str) -> 
 
 def test_accumulation_in_two_processes(ranks: Ranks) -> None:
     options = {"max_steps": 2, "gradient_accumulation_steps": 2, "ddp_find_unused_parameters": True}
+    library("transformers")
     both = ranks(2).run(two_processes, "CLIP", options)
     one = trained(library("transformers").Trainer, tiny("CLIP"), per_device_train_batch_size=8, **options)
     for losses, parameters, _ in both:
