@@ -88,7 +88,7 @@ def original():
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Of small batches the matrix of all pairs is made, unless there is no room for it."""
     if request.param == "blocks":
-        monkeypatch.setattr(ours.losses, "DENSE", -1)
+        monkeypatch.setattr(ours.sides, "DENSE", -1)
     return request.param
 
 

@@ -91,7 +91,7 @@ class TestSteps:
         self, original, monkeypatch: pytest.MonkeyPatch, name: str, what: str, miner: str | None, route: str
     ) -> None:
         if route == "blocks":
-            monkeypatch.setattr(ours.losses, "DENSE", -1)
+            monkeypatch.setattr(ours.sides, "DENSE", -1)
         assert_same_steps([memory(m, m, name, miner) for m in (ours, original)], what)
 
 

@@ -27,7 +27,7 @@ def original():
 @pytest.fixture(params=["dense", "blocks"])
 def _route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "blocks":
-        monkeypatch.setattr(ours.losses, "DENSE", -1)
+        monkeypatch.setattr(ours.sides, "DENSE", -1)
 
 
 def of(module: str, name: str, **options: Any) -> Any:

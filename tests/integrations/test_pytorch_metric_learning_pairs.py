@@ -154,7 +154,7 @@ def test_what_is_refused(name: str) -> None:
         loss(x, None, (a, index(0, 4), a))
     with pytest.raises(IndexError, match=r"^indices_tuple must name rows from 0 to 3, got -1 to 0"):
         loss(x, None, (index(-1, 0), a, a))
-    with pytest.raises(IndexError, match=r"^indices_tuple must name columns from 0 to 1, got 2 to 3"):
+    with pytest.raises(IndexError, match=r"^indices_tuple must name columns from 0 to 1, got 0 to 3"):
         loss(x, None, (a, a, index(2, 3)), x[:2])
 
 

@@ -10,7 +10,7 @@ from ...losses.logits import nll_from_excess
 from .._positives import classes_of, logits_of_blocks, numbered
 from .base import Found, Loss, Terms
 from .named import Named
-from .sides import DENSE, Sides, masked_lse, segment_lse
+from .sides import Sides, masked_lse, segment_lse
 
 
 class NTXentLoss(Loss):
@@ -46,7 +46,7 @@ class NTXentLoss(Loss):
         return torch.stack(sums).sum() if len(sums) > 1 else sums[0], found.positive
 
     def _of_labels(self, sides: Sides, labels: Tensor, y_labels: Tensor, itself: bool) -> Found:
-        if sides.pairs <= DENSE:
+        if sides.is_small:
             same = labels.unsqueeze(1) == y_labels
             logits = sides.logits()
             values = nll_from_excess(masked_lse(logits, same).unsqueeze(1) - logits)
@@ -99,11 +99,10 @@ class SupConLoss(Loss):
     def default_sum(self, found: Found) -> tuple[Tensor, Tensor | int]:
         """Of the rows whose loss is > 0."""
         ((values, _, _),) = found.terms
-        counts = values > 0
-        return torch.where(counts, values, 0).sum(), counts.sum()
+        return values.relu().sum(), (values > 0).sum()
 
     def _of_labels(self, sides: Sides, labels: Tensor, y_labels: Tensor, itself: bool) -> Found:
-        if sides.pairs <= DENSE:
+        if sides.is_small:
             positive = labels.unsqueeze(1) == y_labels
             equal = int(positive.sum())
             left_out = None
@@ -150,7 +149,7 @@ def _dense(logits: Tensor, positive: Tensor, left_out: Tensor | None) -> Tensor:
     """The terms of rows from the logits of all pairs."""
     if left_out is not None:  # by a finite number: the gradient of a row of -inf alone is nan
         logits = logits.masked_fill(left_out, torch.finfo(logits.dtype).min / 2)
-    sums = torch.where(positive, logits.log_softmax(1), 0).sum(1)
+    sums = (logits.log_softmax(1) * positive).sum(1)
     return sums / -positive.sum(1).clamp_min(1)
 
 

@@ -37,10 +37,11 @@ def checked(indices_tuple: Any, device: torch.device) -> tuple[Tensor, ...]:
 
 def check_range(named: Named, rows: int, columns: int) -> None:
     """Raises unless they are indices of so many rows and columns."""
-    for side, indices, size in zip(("row", "column") * 2, named, (rows, columns) * 2, strict=True):
-        if not len(indices):
+    for side, size, indices in (("row", rows, named[::2]), ("column", columns, named[1::2])):
+        together = indices[0] if indices[0] is indices[1] else torch.cat(indices)
+        if not len(together):
             continue
-        least, most = torch.stack(indices.aminmax()).tolist()
+        least, most = map(int, together.aminmax())
         if least < 0 or most >= size:
             raise IndexError(f"indices_tuple must name {side}s from 0 to {size - 1}, got {least} to {most}")
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import autograd
@@ -30,11 +31,13 @@ class Sides(NamedTuple):
     def of(cls, x: Tensor, y: Tensor | None, *, temperature: float | Tensor, normalize: bool) -> "Sides":
         """Those of features as they come; without ``y`` the rows are the columns."""
         precision = product_precision(x)
-        rows = autograd.prepare(x, normalize=normalize)
+        # As the original does it, in fewer calls; half precision does not hold the squares.
+        plain = normalize and x.itemsize > 2 and len(x) * len(x if y is None else y) <= DENSE
+        rows = F.normalize(x, dim=1) if plain else autograd.prepare(x, normalize=normalize)
         if y is None:
             (rows,), spec = scaled_views([rows], temperature, len(x), unit=normalize, precision=precision)
             return cls(rows, None, spec)
-        columns = autograd.prepare(y, normalize=normalize)
+        columns = F.normalize(y, dim=1) if plain else autograd.prepare(y, normalize=normalize)
         rows, spec = scaled(rows, inverse(temperature, x), len(y), unit=normalize, precision=precision)
         return cls(rows, columns, spec)
 
@@ -47,6 +50,11 @@ class Sides(NamedTuple):
     def pairs(self) -> int:
         """How many there are."""
         return len(self.x) * len(self.columns)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there is room for the matrix of all pairs."""
+        return self.pairs <= DENSE
 
     def logits(self) -> Tensor:
         """Those of all pairs, ``(N, M)``."""
