@@ -1,1 +1,1 @@
-"""Drop-in replacements for the losses of other projects: the same names, signatures and scaling."""
+"""Drop-ins for the losses of other projects, and metrics, callbacks and evaluators in the manner of trainers."""
