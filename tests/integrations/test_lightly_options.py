@@ -106,7 +106,7 @@ def original(lightly, name: str) -> Any:
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")  # the original's own
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("value", [torch.tensor(0.4), torch.tensor([1.7])], ids=str)
-@pytest.mark.parametrize(("name", "option", "more"), LEARNED, ids=str)
+@pytest.mark.parametrize(("name", "option", "more"), LEARNED)
 def test_learned_numbers(lightly, name: str, option: str, more: dict[str, Any], value: Tensor, later: bool) -> None:
     """With the gradient for them, given to the constructor or set later."""
 
@@ -134,7 +134,7 @@ def test_both_numbers_of_the_sphere_are_learned(lightly) -> None:
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("name", "option", "more"), LEARNED, ids=str)
+@pytest.mark.parametrize(("name", "option", "more"), LEARNED)
 def test_a_parameter_is_one_of_the_module(lightly, name: str, option: str, more: dict[str, Any]) -> None:
     for make in (getattr(ours, name), original(lightly, name)):
         parameter = nn.Parameter(torch.tensor(0.4))
@@ -173,7 +173,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "error"), WRONG, ids=str)
+@pytest.mark.parametrize(("name", "options", "error"), WRONG)
 def test_what_constructors_refuse(lightly, name: str, options: dict[str, Any], error: type[Exception]) -> None:
     for make in (getattr(ours, name), original(lightly, name)):
         with pytest.raises(error):
