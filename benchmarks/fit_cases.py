@@ -177,7 +177,7 @@ def _cases() -> dict[str, Case]:
         ),
         "Transformers' Trainer, CLIPModel": Case(fits.transformers, "transformers", "hyperkern", _of_model, OfModel),
         "Lightning, lightly NTXentLoss": Case(fits.lightning, *lightly, nt_xent),
-        "Lightning, lightly DCLLoss": Case(fits.lightning, *lightly, dcl),
+        "Lightning, lightly DCLLoss": Case(fits.lightning, *lightly, dcl, rate=0.005),
         "loop, PML NTXentLoss": Case(fits.labelled, *metric, pairs),
         "loop, PML SupConLoss": Case(fits.labelled, *metric, classes),
         "MetricLossOnly, PML NTXentLoss": Case(fits.metric_learning, *metric, pairs),

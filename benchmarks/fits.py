@@ -238,6 +238,7 @@ def sentence_transformers(loss_of: LossOf, plan: Plan) -> None:
 
 def _bert(folder: Path, plan: Plan) -> list[nn.Module]:
     """The modules: a BERT of some words, the mean of its tokens, and a projection to the embedding."""
+    from safetensors.torch import save_file
     from sentence_transformers import models
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -253,7 +254,9 @@ def _bert(folder: Path, plan: Plan) -> list[nn.Module]:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    BertModel(config).save_pretrained(folder)
+    # By hand: of several processes the model's own method lets one write, and each has a folder.
+    (folder / "config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+    save_file(BertModel(config).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     transformer = models.Transformer(str(folder), max_seq_length=TOKENS)
     return [transformer, models.Pooling(plan.width), models.Dense(plan.width, plan.dim)]

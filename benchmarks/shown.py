@@ -9,7 +9,10 @@ from .ranks import TRANSPORTS, Ranked
 from .repeats import Repeats
 from .studies import DROP_INS
 from .tables import table
+from .trainers import GATE_STEPS, Step, Steps, beside, share
 
+# How much longer a step may take with a drop-in than with the original.
+MOST_OF_A_STEP = 1.05
 # What no loss exceeds at N = 32,768, D = 256.
 MOST_BYTES = 300e6
 Beside = list[tuple[Measured, Measured]]
@@ -123,10 +126,49 @@ def repeats() -> str:
     return f"{beside}{verdicts}. The ratios of medians went from {low:.2f} to {high:.2f}."
 
 
+def trainers() -> str:
+    """Steps in trainers."""
+    heads = [
+        "trainer, loss",
+        "N",
+        "original",
+        "hyperkern",
+        "hyperkern ÷ original",
+        "share of the original",
+        "of hyperkern",
+    ]
+    lines = []
+    for original, own, without in beside(read_committed("trainers_cpu", Steps).rows):
+        shares = [f"{100 * share(row, without):.0f} %" for row in (original, own)]
+        times = [f"{row.ms:.3g} ± {row.half_ms:.2g} ms" for row in (original, own)]
+        lines.append([own.case, str(own.n), *times, f"{own.ms / original.ms:.2f}", *shares])
+    return table(heads, lines)
+
+
+def trainers_on() -> str:
+    """What they were measured with."""
+    found = read_committed("trainers_cpu", Steps)
+    libraries = dict.fromkeys(f"{row.package} {row.version}" for row in found.rows if row.package)
+    apart = max(row.error or 0.0 for row in found.rows)
+    return (
+        f"D = {found.rows[0].d}. Measured on {_on(found)}, with {', '.join(libraries)}. Of {GATE_STEPS} steps from the "
+        f"same weights the losses were {apart:.1g} of the original's apart at most."
+    )
+
+
+def longer(rows: Sequence[Step]) -> str:
+    """Where a step takes longer than it may."""
+    over = [f"{own.case} at N = {own.n}" for original, own, _ in beside(rows) if own.ms > MOST_OF_A_STEP * original.ms]
+    return f"More than {100 * (MOST_OF_A_STEP - 1):.0f} % longer than with the original: {'; '.join(over) or 'none'}."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "drop-ins": drop_ins,
     "drop-ins measured": drop_ins_on,
     "drop-ins worse": lambda: worse(read("drop_ins_cpu").rows),
+    "trainers": trainers,
+    "trainers measured": trainers_on,
+    "trainers longer": lambda: longer(read_committed("trainers_cpu", Steps).rows),
     "peaks": peaks,
     "peaks measured": peaks_on,
     "ranks": ranks,
