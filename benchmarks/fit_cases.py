@@ -114,18 +114,20 @@ def _open_clip(name: str, **options: Any) -> Make:
 class ModelsOwn(nn.Module):
     """The loss that Transformers' `CLIPModel` computes, by the trainer."""
 
-    def forward(self, usual: Callable[[], Tensor], model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def forward(self, usual: Callable[[], Tensor], *_: Any) -> Tensor:
         return usual()
 
 
-class OfFeatures(nn.Module):
-    """`hyperkern.clip_loss` of the features of the same model, of the rows of this process."""
+class OfMixin(nn.Module):
+    """That of the drop-in; of another temperature, which is the model's, by the function behind it."""
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, usual: Callable[[], Tensor], model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def forward(self, _: Any, drop_in: Callable[[], Tensor], model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        if self.temperature == 1:
+            return drop_in()
         found = model(**inputs | {"return_loss": False})
         scale = getattr(model, "module", model).logit_scale.exp() / self.temperature
         return hk.clip_loss(found.image_embeds, found.text_embeds, logit_scale=scale, normalize=False)
@@ -146,14 +148,14 @@ class Embedded(Nothing):
 class OfModel(Nothing):
     """The same, of the features of Transformers' `CLIPModel`."""
 
-    def forward(self, usual: Callable[[], Tensor], model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def forward(self, usual: Any, drop_in: Any, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         found = model(**inputs | {"return_loss": False})
         total: Tensor = super().forward(found.image_embeds, found.text_embeds)
         return total
 
 
 def _of_model(module: Any, model: nn.Module, several: bool, temperature: float) -> nn.Module:
-    return OfFeatures(temperature) if module is hk else ModelsOwn()
+    return OfMixin(temperature) if module is hk else ModelsOwn()
 
 
 def _cases() -> dict[str, Case]:

@@ -263,12 +263,24 @@ def _bert(folder: Path, plan: Plan) -> list[nn.Module]:
 
 
 def transformers(loss_of: LossOf, plan: Plan) -> None:
-    """`Trainer` of Transformers, of its CLIP; the loss is called with the trainer's own, the model and its inputs."""
+    """`Trainer` of Transformers, of its CLIP.
+
+    The loss is called with what the trainer computes, what the drop-in does of this process, the model and its inputs.
+    """
     from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 
-    class WithLoss(Trainer):
+    from hyperkern.integrations.transformers import ContrastiveTrainerMixin
+
+    class WithLoss(ContrastiveTrainerMixin, Trainer):
+        def contrastive_group(self) -> None:
+            return None
+
         def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Tensor:
-            return loss(lambda: super(WithLoss, self).compute_loss(model, inputs, *args, **options), model, inputs)
+            usual, drop_in = (
+                lambda before=before: super(before, self).compute_loss(model, inputs, *args, **options)
+                for before in (ContrastiveTrainerMixin, WithLoss)
+            )
+            return loss(usual, drop_in, model, inputs)
 
     both = {"hidden_size": plan.width, "intermediate_size": 4 * plan.width, "num_hidden_layers": 1}
     both |= {"num_attention_heads": HEADS}
