@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Set by `make test-integrations`, whose environment has them all: there a missing library is an error.
 REQUIRED = "HYPERKERN_REQUIRE_INTEGRATIONS"
@@ -93,6 +95,18 @@ def assert_parity(
     for actual, peer, truth in zip(value_and_grads(ours, *rounded), peers, truths, strict=True):
         assert actual.dtype == torch.float32
         assert relative_error(actual, truth) <= max(tolerance, 2 * relative_error(peer, truth))
+
+
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor has that is made in it, backward too."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        made = (tensor.numel() for tensor in tree_leaves(result) if isinstance(tensor, Tensor))
+        self.numel = max(self.numel, *made, 0)
+        return result
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:

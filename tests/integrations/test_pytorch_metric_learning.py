@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close
-from parity import assert_parity, defaults, library, relative_error, value_and_grads
+from parity import Largest, assert_parity, defaults, library, relative_error, value_and_grads
 from torch import Tensor, nn
 
 from hyperkern.integrations import pytorch_metric_learning as ours
@@ -259,24 +259,15 @@ def test_second_order() -> None:
 
 def test_memory_of_positive_pairs() -> None:
     """No tensor is as large as a matrix of all pairs, and those of pairs are as large as the classes ask."""
-    rows, largest = 3000, 0
+    rows = 3000
     labels = torch.arange(rows // 2).repeat(2)
     x = torch.randn(rows, 4, requires_grad=True)
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in torch.utils._pytree.tree_leaves(result):
-                if isinstance(tensor, Tensor):
-                    largest = max(largest, tensor.numel())
-            return result
-
-    with Watch():
+    with Largest() as largest:
         for name in NAMES:
             getattr(ours, name)()(x, labels).backward()
     # The blocks of the reference backend have 512 x 512 elements.
-    assert largest <= 512 * 512
+    assert largest.numel <= 512 * 512
 
 
 class TestErrors:

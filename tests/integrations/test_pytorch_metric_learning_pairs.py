@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from parity import assert_parity, library
+from parity import Largest, assert_parity, library
 from torch import Tensor
 
 from hyperkern.integrations import pytorch_metric_learning as ours
@@ -116,23 +116,14 @@ def test_second_order_and_half_precision(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_of_what_is_named(name: str) -> None:
     """No tensor is larger than the features of the rows or of the pairs."""
-    rows, dim, pairs, largest = 3000, 4, 4000, 0
+    rows, dim, pairs = 3000, 4, 4000
     x = torch.randn(rows, dim, requires_grad=True)
     named = tuple(torch.randint(rows, (pairs,)) for _ in range(3))
     named = named[0], (named[0] + 1 + named[1] // 2) % rows, named[0], named[0]
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in torch.utils._pytree.tree_leaves(result):
-                if isinstance(tensor, Tensor):
-                    largest = max(largest, tensor.numel())
-            return result
-
-    with Watch():
+    with Largest() as largest:
         getattr(ours, name)()(x, None, named).backward()
-    assert largest <= 2 * pairs * dim
+    assert largest.numel <= 2 * pairs * dim
 
 
 @pytest.mark.parametrize("name", NAMES)
