@@ -168,7 +168,8 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float | Tensor = 0
         check_columns("key", key, query, same_rows=True)
         alone = not (distributed.is_available() and distributed.is_initialized())
         loss = losses.info_nce(query, key if alone else key.detach(), temperature=temperature)
-    return loss * (2 * temperature)
+    factor = temperature.to(loss.dtype).reshape(()) if isinstance(temperature, Tensor) else temperature
+    return loss * (2 * factor)
 
 
 def ressl_loss_func(

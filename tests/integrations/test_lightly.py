@@ -143,8 +143,11 @@ class TestWeights:
                 assert torch.equal(actual, truth)
 
     def test_weights_of_a_wrong_shape(self) -> None:
-        with pytest.raises(RuntimeError, match="expand"):
-            ours.DCLLoss(weight_fn=lambda a, b: torch.ones(3))(*features(4, 3))
+        for shape in ((3,), (4, 1)):
+            with pytest.raises(
+                ValueError, match=rf"^weight_fn must return .* 4 rows, .* got shape \({shape[0]}, ?1?\)"
+            ):
+                ours.DCLLoss(weight_fn=lambda a, b, shape=shape: torch.ones(shape))(*features(4, 3))
 
 
 class TestMemoryBank:
@@ -438,3 +441,7 @@ class TestErrors:
     def test_one_row(self, name: str) -> None:
         with pytest.raises(ValueError, match="x must have at least 2 rows"):
             getattr(ours, name)()(*features(1, 3))
+
+    def test_direct_clr_of_no_tensor(self) -> None:
+        with pytest.raises(TypeError, match=r"^out0 must be a torch\.Tensor"):
+            ours.DirectCLRLoss()([[1.0]], torch.ones(1, 1))

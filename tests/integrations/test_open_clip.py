@@ -219,6 +219,14 @@ class TestErrors:
         with pytest.raises(TypeError, match="label_smoothing"):
             ours.ClipLoss(label_smoothing=0.1)
 
+    @pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+    @pytest.mark.parametrize(
+        ("bias", "error"), [("a", TypeError), (float("nan"), ValueError), (torch.zeros(4), ValueError)], ids=str
+    )
+    def test_bias(self, name: str, bias, error: type[Exception]) -> None:
+        with pytest.raises(error, match=r"^logit_bias must be a"):
+            getattr(ours, name)()(*features(4, 3), 5.0, bias)
+
     def test_scale(self) -> None:
         with pytest.raises(ValueError, match="logit_scale must be a finite number > 0, got 0"):
             ours.ClipLoss()(*features(3, 4), 0)

@@ -23,6 +23,7 @@ LABELS = {
     "names": torch.tensor([-5, 2**62, 0, -5, 2**62, 0, 1]),
     "int8": torch.tensor([1, 2, 1, -3, 2], dtype=torch.int8),
     "float": torch.tensor([0.5, -1.0, 0.5, 2.5, -1.0]),
+    "nan": torch.tensor([0.0, 0.0, 1.0, math.nan, math.nan, math.nan]),
     "bool": torch.tensor([True, False, True, True, False]),
     "one of two": torch.tensor([1, 1, 0]),
 }

@@ -115,3 +115,11 @@ WRONG: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
 def test_errors(name: str, args: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         partial(getattr(ours, name), *args)()
+
+
+def test_a_temperature_of_one_element_makes_a_scalar() -> None:
+    x, y = torch.randn(2, 4, 3)
+    temperature = torch.tensor([0.2], dtype=torch.float64)
+    loss = ours.mocov3_loss_func(x, y, temperature)
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    torch.testing.assert_close(loss, ours.mocov3_loss_func(x, y, 0.2))
