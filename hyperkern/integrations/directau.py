@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..arguments import accurate_dtype, check_number, check_rows
+from ..arguments import accurate_dtype, check_columns, check_number, check_rows
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
@@ -87,6 +87,7 @@ def directau_loss(user_e: Tensor, item_e: Tensor, gamma: float = 1.0) -> Tensor:
         As of `alignment`, Eq. 6.
     """
     check_rows("user_e", user_e, batched=False)
+    check_columns("item_e", item_e, user_e, same_rows=True, of="user_e")
     check_number("gamma", gamma)
     return losses.align_uniform(user_e, item_e, uniform_weight=gamma).loss
 

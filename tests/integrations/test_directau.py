@@ -166,6 +166,7 @@ X = torch.ones(3, 2)
         (lambda: directau.uniformity(X[None]), ValueError, r"^x must have shape \(N, D\)"),
         (lambda: directau.uniformity(X, -1), ValueError, "^t must be a finite number > 0"),
         (lambda: directau.directau_loss(X, X, float("inf")), ValueError, "^gamma must be a finite number"),
+        (lambda: directau.directau_loss(X, X[:2]), ValueError, "^item_e must have the shape of user_e"),
         (lambda: directau.directau_loss(X.long(), X), TypeError, "^user_e must be float64"),
         (lambda: directau.overall_uniform(torch.zeros(4).long(), X), ValueError, "at least 2 rows"),
         (

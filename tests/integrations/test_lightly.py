@@ -423,8 +423,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("x", "y", "error", "message"),
         [
-            ((4, 3), (4, 3), TypeError, "^out1 must have the dtype of x"),
-            ((4, 3), (5, 3), ValueError, "^out1 must have the shape of x"),
+            ((4, 3), (4, 3), TypeError, "^out1 must have the dtype of out0"),
+            ((4, 3), (5, 3), ValueError, "^out1 must have the shape of out0"),
             ((4, 2), (4, 2), ValueError, r"\(rows, 3\).* got \(4, 2\)"),
             ((4, 1), (4, 1), ValueError, r"\(rows, 3\).* got \(4, 1\)"),
         ],
@@ -445,3 +445,7 @@ class TestErrors:
     def test_direct_clr_of_no_tensor(self) -> None:
         with pytest.raises(TypeError, match=r"^out0 must be a torch\.Tensor"):
             ours.DirectCLRLoss()([[1.0]], torch.ones(1, 1))
+
+    def test_the_views_of_the_hypersphere(self) -> None:
+        with pytest.raises(ValueError, match=r"^z_b must have the shape of z_a, \(4, 3\), got \(2, 3\)"):
+            ours.HypersphereLoss()(torch.ones(4, 3), torch.ones(2, 3))

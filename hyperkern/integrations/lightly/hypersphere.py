@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from ... import autograd, losses
-from ...arguments import check_number, check_positive, check_rows, check_scale
+from ...arguments import check_number, check_positive, check_scale
 from .._options import DropIn
+from .views import check_views
 
 
 class HypersphereLoss(DropIn):
@@ -51,7 +52,7 @@ class HypersphereLoss(DropIn):
             TypeError: an input is no floating tensor, or the dtypes differ.
             ValueError: wrong shapes or fewer than two rows.
         """
-        check_rows("z_a", z_a, batched=False)
+        check_views(z_a, z_b, ("z_a", "z_b"))
         t, lam = self.t, self.lam
         if isinstance(t, Tensor):
             # In units of the width: rows on a sphere whose radius is its root.

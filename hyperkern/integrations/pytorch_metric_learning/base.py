@@ -134,7 +134,7 @@ class Loss(DropIn):
         if labels is None and indices_tuple is None:
             raise ValueError("labels must be given, or the pairs in indices_tuple, got None for both")
         if ref_emb is not None:
-            check_columns("ref_emb", ref_emb, embeddings, may_be_empty=True)
+            check_columns("ref_emb", ref_emb, embeddings, may_be_empty=True, of="embeddings")
         if labels is not None:
             labels = labels_of("labels", labels, "embeddings", embeddings)
         if indices_tuple is not None:
