@@ -36,20 +36,22 @@ def check_rows(name: str, x: Tensor, *, may_be_empty: bool = False, batched: boo
         raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
 
 
-def check_columns(name: str, y: Tensor, x: Tensor, *, same_rows: bool = False, may_be_empty: bool = False) -> None:
-    """Raises unless ``y`` is like ``x`` in dtype, device, batch and feature dimension, and in rows if asked."""
+def check_columns(
+    name: str, y: Tensor, x: Tensor, *, same_rows: bool = False, may_be_empty: bool = False, of: str = "x"
+) -> None:
+    """Raises unless ``y`` is like ``x``, named ``of``, in dtype, device, batch and dimension, and in rows if asked."""
     if type(y) is type(x) and (y.shape, y.dtype, y.device, y.layout) == (x.shape, x.dtype, x.device, x.layout):
         return  # what x has passed
     check_rows(name, y, may_be_empty=may_be_empty)
     if y.dtype != x.dtype:
-        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {y.dtype}: convert it by .to(x.dtype)")
+        raise TypeError(f"{name} must have the dtype of {of}, {x.dtype}, got {y.dtype}: convert it by .to({of}.dtype)")
     if y.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}, got {y.device}")
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {y.device}")
     if same_rows and y.shape != x.shape:
-        raise ValueError(f"{name} must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+        raise ValueError(f"{name} must have the shape of {of}, {tuple(x.shape)}, got {tuple(y.shape)}")
     if y.dim() != x.dim() or y.shape[-1] != x.shape[-1] or y.shape[:-2] != x.shape[:-2]:
         expected = f"({', '.join([*map(str, x.shape[:-2]), 'N', str(x.shape[-1])])})"
-        raise ValueError(f"{name} must have shape {expected} to go with x {tuple(x.shape)}, got {tuple(y.shape)}")
+        raise ValueError(f"{name} must have shape {expected} to go with {of} {tuple(x.shape)}, got {tuple(y.shape)}")
 
 
 def check_hard_negatives(name: str, hard: Tensor, x: Tensor) -> None:

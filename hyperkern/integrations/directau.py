@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..arguments import accurate_dtype, check_number, check_rows
+from ..arguments import accurate_dtype, check_columns, check_number, check_rows
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
@@ -87,6 +87,7 @@ def directau_loss(user_e: Tensor, item_e: Tensor, gamma: float = 1.0) -> Tensor:
         As of `alignment`, Eq. 6.
     """
     check_rows("user_e", user_e, batched=False)
+    check_columns("item_e", item_e, user_e, same_rows=True, of="user_e")
     check_number("gamma", gamma)
     return losses.align_uniform(user_e, item_e, uniform_weight=gamma).loss
 
@@ -109,14 +110,19 @@ def overall_align(
     Raises:
         IndexError: an index is none of a row.
         TypeError: an input is no tensor of a wanted dtype.
-        ValueError: wrong shapes, ``alpha <= 0``.
+        ValueError: wrong or different shapes, ``alpha <= 0``.
 
     Source:
         As of `alignment`, Appendix A.2.
     """
     check_rows("user_emb", user_emb, batched=False)
     check_rows("item_emb", item_emb, batched=False)
-    return alignment(user_emb[user_index], item_emb[item_index], alpha)
+    users, items = _index("user_index", user_index), _index("item_index", item_index)
+    if len(items) != len(users):
+        raise ValueError(
+            f"item_index must have an item for each of the {len(users)} users of user_index, got {len(items)}"
+        )
+    return alignment(user_emb[users], item_emb[items], alpha)
 
 
 def overall_uniform(index_list: Tensor, embedding: Tensor, *, t: float = 2, normalize: bool = False) -> Tensor:
@@ -146,5 +152,16 @@ def overall_uniform(index_list: Tensor, embedding: Tensor, *, t: float = 2, norm
         As of `alignment`, Section 3.1 and Appendix A.2.
     """
     check_rows("embedding", embedding, batched=False)
-    index, counts = torch.unique(index_list, return_counts=True)
+    index, counts = torch.unique(_index("index_list", index_list), return_counts=True)
     return losses.uniformity(embedding[index], t=t, normalize=normalize, x_weights=counts.to(accurate_dtype(embedding)))
+
+
+def _index(name: str, index: Tensor) -> Tensor:
+    """Indices of rows in the dtype that indexes: uint8 and bool are masks to PyTorch."""
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(index).__name__}")
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {index.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"{name} must have shape (R,), got {tuple(index.shape)}")
+    return index.to(torch.int64)

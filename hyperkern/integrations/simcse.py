@@ -60,9 +60,9 @@ def simcse_loss(
     group = None if all_processes(gather_distributed) is None else Group(grad_scale="sum")
     with Agreement(group, "simcse_loss", temp=temp, hard_negative_weight=hard_negative_weight) as agreed:
         check_rows("z1", z1, may_be_empty=agreed.may_be_empty, batched=False)
-        check_columns("z2", z2, z1, same_rows=True, may_be_empty=agreed.may_be_empty)
+        check_columns("z2", z2, z1, same_rows=True, may_be_empty=agreed.may_be_empty, of="z1")
         if z3 is not None:
-            check_columns("z3", z3, z1, same_rows=True, may_be_empty=agreed.may_be_empty)
+            check_columns("z3", z3, z1, same_rows=True, may_be_empty=agreed.may_be_empty, of="z1")
         check_positive("temp", temp)
         check_number("hard_negative_weight", hard_negative_weight)
         agreed.shard(z1=z1, z2=z2, z3=z3)

@@ -115,6 +115,7 @@ def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float | Tensor = 0.1) ->
     if group is not None:
         return own_mean(losses.info_nce(nn, p, temperature=temperature, reduction="none", group=group))
     check_rows("nn", nn, batched=False)
+    check_columns("p", p, nn, same_rows=True, of="nn")
     return losses.info_nce(nn, p, temperature=temperature)
 
 
@@ -138,7 +139,11 @@ def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature:
         He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, Eq. 1.
     """
     check_rows("query", query, batched=False)
+    check_columns("key", key, query, same_rows=True, of="query")
     check_rows("queue", queue, batched=False)
+    if len(queue) != query.shape[1]:
+        raise ValueError(f"queue must have shape ({query.shape[1]}, K), got {tuple(queue.shape)}")
+    check_columns("queue", queue.T, query, of="query")
     return losses.info_nce(query, key, temperature=temperature, negatives=queue.T, in_batch=False, normalize=False)
 
 
@@ -165,10 +170,11 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float | Tensor = 0
         loss = own_mean(losses.info_nce(query, key.detach(), temperature=temperature, reduction="none", group=group))
     else:
         check_rows("query", query, batched=False)
-        check_columns("key", key, query, same_rows=True)
+        check_columns("key", key, query, same_rows=True, of="query")
         alone = not (distributed.is_available() and distributed.is_initialized())
         loss = losses.info_nce(query, key if alone else key.detach(), temperature=temperature)
-    return loss * (2 * temperature)
+    factor = temperature.to(loss.dtype).reshape(()) if isinstance(temperature, Tensor) else temperature
+    return loss * (2 * factor)
 
 
 def ressl_loss_func(
@@ -200,8 +206,8 @@ def ressl_loss_func(
         Zheng et al., "ReSSL: Relational Self-Supervised Learning with Weak Augmentation", NeurIPS 2021, Eqs. 3 to 6.
     """
     check_rows("q", q, batched=False)
-    check_columns("k", k, q, same_rows=True)
-    check_columns("queue", queue, q)
+    check_columns("k", k, q, same_rows=True, of="q")
+    check_columns("queue", queue, q, of="q")
     of_q, of_k = check_scale("temperature_q", temperature_q, q), check_scale("temperature_k", temperature_k, q)
     queries, keys, candidates = (autograd.prepare(side, normalize=False) for side in (q, k, queue))
     # Of the similarities of the keys only their temperature may be learned.

@@ -166,6 +166,7 @@ X = torch.ones(3, 2)
         (lambda: directau.uniformity(X[None]), ValueError, r"^x must have shape \(N, D\)"),
         (lambda: directau.uniformity(X, -1), ValueError, "^t must be a finite number > 0"),
         (lambda: directau.directau_loss(X, X, float("inf")), ValueError, "^gamma must be a finite number"),
+        (lambda: directau.directau_loss(X, X[:2]), ValueError, "^item_e must have the shape of user_e"),
         (lambda: directau.directau_loss(X.long(), X), TypeError, "^user_e must be float64"),
         (lambda: directau.overall_uniform(torch.zeros(4).long(), X), ValueError, "at least 2 rows"),
         (
@@ -173,8 +174,35 @@ X = torch.ones(3, 2)
             TypeError,
             "^user_emb must be",
         ),
+        (lambda: directau.overall_align([0], torch.tensor([0]), X, X), TypeError, "^user_index must be a torch.Tensor"),
+        (
+            lambda: directau.overall_align(torch.tensor([0]), torch.ones(1), X, X),
+            TypeError,
+            "^item_index must have an integer dtype, got torch.float32",
+        ),
+        (lambda: directau.overall_align(torch.eye(2).long(), X[0].long(), X, X), ValueError, r"got \(2, 2\)"),
+        (
+            lambda: directau.overall_align(torch.tensor([0]), torch.tensor([0, 1]), X, X),
+            ValueError,
+            "^item_index must have an item for each of the 1 users of user_index, got 2",
+        ),
+        (
+            lambda: directau.overall_uniform(torch.ones(3, dtype=torch.bool), X),
+            TypeError,
+            "^index_list must have an integer dtype, got torch.bool",
+        ),
     ],
 )
 def test_errors(call: Callable[[], Tensor], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_narrow_indices(dtype: torch.dtype) -> None:
+    rows, index = torch.randn(5, 3), torch.tensor([4, 0, 1, 1])
+    narrow = index.to(dtype)
+    assert directau.overall_align(narrow, narrow.flip(0), rows, rows) == directau.overall_align(
+        index, index.flip(0), rows, rows
+    )
+    assert directau.overall_uniform(narrow, rows) == directau.overall_uniform(index, rows)

@@ -143,8 +143,11 @@ class TestWeights:
                 assert torch.equal(actual, truth)
 
     def test_weights_of_a_wrong_shape(self) -> None:
-        with pytest.raises(RuntimeError, match="expand"):
-            ours.DCLLoss(weight_fn=lambda a, b: torch.ones(3))(*features(4, 3))
+        for shape in ((3,), (4, 1)):
+            with pytest.raises(
+                ValueError, match=rf"^weight_fn must return .* 4 rows, .* got shape \({shape[0]}, ?1?\)"
+            ):
+                ours.DCLLoss(weight_fn=lambda a, b, shape=shape: torch.ones(shape))(*features(4, 3))
 
 
 class TestMemoryBank:
@@ -420,8 +423,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("x", "y", "error", "message"),
         [
-            ((4, 3), (4, 3), TypeError, "^out1 must have the dtype of x"),
-            ((4, 3), (5, 3), ValueError, "^out1 must have the shape of x"),
+            ((4, 3), (4, 3), TypeError, "^out1 must have the dtype of out0"),
+            ((4, 3), (5, 3), ValueError, "^out1 must have the shape of out0"),
             ((4, 2), (4, 2), ValueError, r"\(rows, 3\).* got \(4, 2\)"),
             ((4, 1), (4, 1), ValueError, r"\(rows, 3\).* got \(4, 1\)"),
         ],
@@ -438,3 +441,11 @@ class TestErrors:
     def test_one_row(self, name: str) -> None:
         with pytest.raises(ValueError, match="x must have at least 2 rows"):
             getattr(ours, name)()(*features(1, 3))
+
+    def test_direct_clr_of_no_tensor(self) -> None:
+        with pytest.raises(TypeError, match=r"^out0 must be a torch\.Tensor"):
+            ours.DirectCLRLoss()([[1.0]], torch.ones(1, 1))
+
+    def test_the_views_of_the_hypersphere(self) -> None:
+        with pytest.raises(ValueError, match=r"^z_b must have the shape of z_a, \(4, 3\), got \(2, 3\)"):
+            ours.HypersphereLoss()(torch.ones(4, 3), torch.ones(2, 3))

@@ -219,6 +219,22 @@ class TestErrors:
         with pytest.raises(TypeError, match="label_smoothing"):
             ours.ClipLoss(label_smoothing=0.1)
 
+    @pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+    @pytest.mark.parametrize(
+        ("bias", "error"), [("a", TypeError), (float("nan"), ValueError), (torch.zeros(4), ValueError)], ids=str
+    )
+    def test_bias(self, name: str, bias, error: type[Exception]) -> None:
+        with pytest.raises(error, match=r"^logit_bias must be a"):
+            getattr(ours, name)()(*features(4, 3), 5.0, bias)
+
+    @pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+    def test_different_features(self, name: str) -> None:
+        x, y = features(4, 3)
+        with pytest.raises(TypeError, match=r"^text_features must have the dtype of image_features, torch\.float"):
+            getattr(ours, name)()(x, y.half(), 5.0, None)
+        with pytest.raises(ValueError, match=r"^image_features must not be empty, got shape \(0, 3\)"):
+            getattr(ours, name)()(x[:0], y[:0], 5.0, None)
+
     def test_scale(self) -> None:
         with pytest.raises(ValueError, match="logit_scale must be a finite number > 0, got 0"):
             ours.ClipLoss()(*features(3, 4), 0)

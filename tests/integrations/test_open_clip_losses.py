@@ -185,10 +185,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            ({1: lambda y: y[:3]}, ValueError, r"^y must have the shape of x, \(9, 5\)"),
+            ({1: lambda y: y[:3]}, ValueError, r"^text_features must have the shape of image_features, \(9, 5\)"),
             ({0: lambda x: x[None], 1: lambda y: y[None]}, ValueError, r"image_features must have shape \(N, D\)"),
             ({2: lambda _: 0.0}, ValueError, "^logit_scale must be a finite number > 0"),
-            ({3: lambda u: u[:3]}, ValueError, "^dist_text_features must have the shape of x"),
+            ({3: lambda u: u[:3]}, ValueError, "^dist_text_features must have the shape of dist_image_features"),
             (
                 {3: lambda u: u[:3], 4: lambda v: v[:3]},
                 ValueError,

@@ -167,6 +167,15 @@ def test_copies_keep_their_options(again: Callable) -> None:
 
 REFUSED: list[tuple[str, str, str, Any, type[Exception], str]] = [
     ("lightly", "NTXentLoss", "cross_entropy", nn.CrossEntropyLoss(label_smoothing=0.1), NotImplementedError, ""),
+    ("lightly", "NTXentLoss", "temperature", 1e-9, ValueError, "at least 1e-08, got 1e-09"),
+    ("lightly", "MACLLoss", "temperature", 0, ValueError, "> 0, got 0"),
+    ("lightly", "MACLLoss", "alpha", 2.0, ValueError, "between 0 and 1, got 2.0"),
+    ("lightly", "MACLLoss", "A_0", float("nan"), ValueError, "got nan"),
+    ("lightly", "DCLLoss", "temperature", -1.0, ValueError, "> 0, got -1.0"),
+    ("lightly", "DCLLoss", "weight_fn", 0.5, TypeError, "got 0.5"),
+    ("hypersphere", "HypersphereLoss", "t", torch.ones(2), ValueError, "one element"),
+    ("hypersphere", "HypersphereLoss", "lam", float("inf"), ValueError, "got inf"),
+    ("hypersphere", "HypersphereLoss", "alpha", 0, ValueError, "> 0, got 0"),
     *(
         ("metric learning", name, option, value, NotImplementedError, "")
         for name in ("NTXentLoss", "SupConLoss")

@@ -23,6 +23,7 @@ LABELS = {
     "names": torch.tensor([-5, 2**62, 0, -5, 2**62, 0, 1]),
     "int8": torch.tensor([1, 2, 1, -3, 2], dtype=torch.int8),
     "float": torch.tensor([0.5, -1.0, 0.5, 2.5, -1.0]),
+    "nan": torch.tensor([0.0, 0.0, 1.0, math.nan, math.nan, math.nan]),
     "bool": torch.tensor([True, False, True, True, False]),
     "one of two": torch.tensor([1, 1, 0]),
 }
@@ -308,5 +309,5 @@ class TestErrors:
             loss(x, labels, ref_emb=x[:3])
         with pytest.raises(ValueError, match=r"ref_labels must have shape \(3,\)"):
             loss(x, labels, ref_emb=x[:3], ref_labels=labels)
-        with pytest.raises(ValueError, match="ref_emb must have shape"):
+        with pytest.raises(ValueError, match=r"ref_emb must have shape .* to go with embeddings"):
             loss(x, labels, ref_emb=x[:, :3], ref_labels=labels)

@@ -258,6 +258,13 @@ def test_it_passes_for_the_original(original, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_subclass_is_shown_by_its_name(original, name: str) -> None:
+    mine = type("Mine", (getattr(ours, name),), {})()
+    assert isinstance(mine, getattr(original, name))
+    assert repr(mine) == "Mine()"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_wrappers(original, name: str) -> None:
     x, miner = features(), of("miners", "MultiSimilarityMiner")
     found = []

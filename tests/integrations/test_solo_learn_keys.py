@@ -97,15 +97,17 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 X, Q = torch.ones(3, 2), torch.ones(2, 4)
 WRONG: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("nnclr_loss_func", (X[None], X[None]), ValueError, r"^nn must have shape \(N, D\)"),
-    ("nnclr_loss_func", (X, X[:2]), ValueError, "^y must have the shape of x"),
+    ("nnclr_loss_func", (X, X[:2]), ValueError, "^p must have the shape of nn"),
     ("nnclr_loss_func", (X, X, 0.0), ValueError, "^temperature must be a finite number > 0"),
     ("mocov3_loss_func", (X[None], X[None]), ValueError, r"^query must have shape \(N, D\)"),
     ("mocov3_loss_func", (X, X.half()), TypeError, "^key must have the dtype"),
     ("mocov2plus_loss_func", (X[None], X[None], Q), ValueError, r"^query must have shape \(N, D\)"),
-    ("mocov2plus_loss_func", (X, X, Q.T), ValueError, "^negatives must have shape"),
+    ("mocov2plus_loss_func", (X, X, Q.T), ValueError, r"^queue must have shape \(2, K\), got \(4, 2\)"),
+    ("mocov2plus_loss_func", (X, X, Q.half()), TypeError, "^queue must have the dtype of query"),
+    ("mocov2plus_loss_func", (X, X[:2], Q), ValueError, "^key must have the shape of query"),
     ("mocov2plus_loss_func", (X, X, None), TypeError, "^queue must be a torch.Tensor"),
     ("ressl_loss_func", (X, X, Q), ValueError, "^queue must have shape"),
-    ("ressl_loss_func", (X, X[:2], Q.T), ValueError, "^k must have the shape of x"),
+    ("ressl_loss_func", (X, X[:2], Q.T), ValueError, "^k must have the shape of q"),
     ("ressl_loss_func", (X, X, Q.T, 0.0), ValueError, "^temperature_q must be a finite number > 0"),
     ("ressl_loss_func", (X, X, Q.T, 0.1, "0.04"), TypeError, "^temperature_k must be a number"),
 ]
@@ -115,3 +117,11 @@ WRONG: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
 def test_errors(name: str, args: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         partial(getattr(ours, name), *args)()
+
+
+def test_a_temperature_of_one_element_makes_a_scalar() -> None:
+    x, y = torch.randn(2, 4, 3)
+    temperature = torch.tensor([0.2], dtype=torch.float64)
+    loss = ours.mocov3_loss_func(x, y, temperature)
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    torch.testing.assert_close(loss, ours.mocov3_loss_func(x, y, 0.2))

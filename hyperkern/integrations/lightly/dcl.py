@@ -23,7 +23,7 @@ class DCLLoss(DropIn):
         gather_distributed: whether the rows of all processes are negatives.
 
     Raises:
-        TypeError: a ``temperature`` that is no number.
+        TypeError: a ``temperature`` that is no number, or a ``weight_fn`` that is no function.
         ValueError: ``temperature <= 0``, or something to gather without `torch.distributed`.
 
     Source:
@@ -37,9 +37,14 @@ class DCLLoss(DropIn):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        check_scale("temperature", temperature)
         check_gathers(gather_distributed)
         self.temperature, self.weight_fn, self.gather_distributed = temperature, weight_fn, gather_distributed
+
+    def _check_option(self, name: str, value: Any) -> None:
+        if name == "temperature":
+            check_scale(name, value)
+        elif name == "weight_fn" and value is not None and not callable(value):
+            raise TypeError(f"weight_fn must be a function or None, got {value!r}")
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The loss of two views of the same samples.
@@ -54,7 +59,8 @@ class DCLLoss(DropIn):
 
         Raises:
             TypeError: an input is no floating tensor, or the dtypes differ.
-            ValueError: wrong shapes, fewer than two rows, or arguments that differ between the processes that gather.
+            ValueError: wrong shapes, also of the weights, fewer than two rows, or arguments that differ between the
+                processes that gather.
         """
         if all_processes(self.gather_distributed) is None:
             check_views(out0, out1)
@@ -62,9 +68,7 @@ class DCLLoss(DropIn):
         if self.weight_fn is not None:
             unit0, unit1 = unit_rows(out0), unit_rows(out1)
             made = self.weight_fn(unit0, unit1), self.weight_fn(unit1, unit0)
-            # A function may return one weight for all rows, as a tensor or as a number, and whole numbers.
-            of0, of1 = (1.0 * torch.as_tensor(w, device=out0.device).expand(out0.shape[0]) for w in made)
-            weights = of0, of1
+            weights = _of_rows(made[0], out0), _of_rows(made[1], out0)
         return self._loss(out0, out1, weights)
 
     def _loss(self, out0: Tensor, out1: Tensor, weights: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -75,6 +79,16 @@ class DCLLoss(DropIn):
         if group is None:
             return losses.dcl(out0, out1, **options)
         return own_mean(losses.dcl(out0, out1, **options, reduction="none", group=group))
+
+
+def _of_rows(weights: Any, x: Tensor) -> Tensor:
+    """What a function returns: a weight for each row, or one for all, as a tensor or as a number, and whole numbers."""
+    made = torch.as_tensor(weights, device=x.device)
+    if made.shape not in ((), (1,), x.shape[:1]):
+        raise ValueError(
+            f"weight_fn must return a weight for each of {len(x)} rows, or one for all, got shape {tuple(made.shape)}"
+        )
+    return 1.0 * made.expand(len(x))
 
 
 class DCLWLoss(DCLLoss):

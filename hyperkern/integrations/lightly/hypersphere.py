@@ -1,12 +1,16 @@
 """Alignment and uniformity."""
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import Tensor
 
 from ... import autograd, losses
-from ...arguments import check_number, check_positive, check_rows, check_scale
+from ...arguments import check_number, check_positive, check_scale
+from .._options import DropIn
+from .views import check_views
 
 
-class HypersphereLoss(nn.Module):
+class HypersphereLoss(DropIn):
     """Alignment + uniformity: ``align(z_a, z_b) + lam (uniform(z_a) + uniform(z_b)) / 2``.
 
     Args:
@@ -24,10 +28,15 @@ class HypersphereLoss(nn.Module):
 
     def __init__(self, t: float | Tensor = 1.0, lam: float | Tensor = 1.0, alpha: float = 2.0) -> None:
         super().__init__()
-        check_scale("t", t)
-        check_scale("lam", lam) if isinstance(lam, Tensor) else check_number("lam", lam)
-        check_positive("alpha", alpha)
         self.t, self.lam, self.alpha = t, lam, alpha
+
+    def _check_option(self, name: str, value: Any) -> None:
+        if name == "t" or (name == "lam" and isinstance(value, Tensor)):
+            check_scale(name, value)
+        elif name == "lam":
+            check_number(name, value)
+        elif name == "alpha":
+            check_positive(name, value)
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """The loss of the positive pairs ``(z_a[i], z_b[i])``.
@@ -43,7 +52,7 @@ class HypersphereLoss(nn.Module):
             TypeError: an input is no floating tensor, or the dtypes differ.
             ValueError: wrong shapes or fewer than two rows.
         """
-        check_rows("z_a", z_a, batched=False)
+        check_views(z_a, z_b, ("z_a", "z_b"))
         t, lam = self.t, self.lam
         if isinstance(t, Tensor):
             # In units of the width: rows on a sphere whose radius is its root.

@@ -1,12 +1,13 @@
 """SimCLR's loss, and those that are made of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import autograd, losses
-from ...arguments import check_scale
+from ...arguments import check_number, check_scale
 from .._distributed import all_processes, check_gathers, own_mean
 from .._options import DropIn
 from .memory_bank import MemoryBankModule
@@ -43,10 +44,13 @@ class NTXentLoss(DropIn):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        _check_temperature(temperature)
         check_gathers(gather_distributed)
         self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
         self.temperature, self.gather_distributed = temperature, gather_distributed
+
+    def _check_option(self, name: str, value: Any) -> None:
+        if name == "temperature":
+            _check_temperature(value)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The loss of two views of the same samples.
@@ -106,7 +110,9 @@ class DirectCLRLoss(NTXentLoss):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """As `NTXentLoss`, of features ``(N, ...)`` with any further dimensions."""
-        first, second = (out.flatten(start_dim=1)[:, : self.loss_dim] for out in (out0, out1))
+        first, second = (
+            out.flatten(start_dim=1)[:, : self.loss_dim] if isinstance(out, Tensor) else out for out in (out0, out1)
+        )
         return super().forward(first, second)
 
 
@@ -128,7 +134,7 @@ class MACLLoss(DropIn):
             takes an ``A`` below ``A_0 - 1 / alpha``.
 
     Raises:
-        TypeError: a ``temperature`` that is no number.
+        TypeError: an option that is no number.
         ValueError: ``temperature < 1e-8``, an ``alpha`` or ``A_0`` outside of [0, 1].
 
     Source:
@@ -137,11 +143,16 @@ class MACLLoss(DropIn):
 
     def __init__(self, temperature: float | Tensor = 0.1, alpha: float = 0.5, A_0: float = 0.0) -> None:
         super().__init__()
-        _check_temperature(temperature)
-        for name, value in (("alpha", alpha), ("A_0", A_0)):
+        self.temperature, self.alpha, self.A_0 = temperature, alpha, A_0
+
+    def _check_option(self, name: str, value: Any) -> None:
+        if name == "temperature":
+            _check_temperature(value)
+        elif name in ("alpha", "A_0"):
+            if not isinstance(value, Tensor):
+                check_number(name, value)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {value}")
-        self.temperature, self.alpha, self.A_0 = temperature, alpha, A_0
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """The loss of two views of the same samples.

@@ -9,7 +9,7 @@ from ...arguments import check_columns, check_rows
 def check_views(view0: Tensor, view1: Tensor, names: tuple[str, str] = ("out0", "out1")) -> None:
     """Of one process. Several have to agree on what is wrong, which the losses see to."""
     check_rows(names[0], view0, batched=False)
-    check_columns(names[1], view1, view0, same_rows=True)
+    check_columns(names[1], view1, view0, same_rows=True, of=names[0])
 
 
 def unit_rows(x: Tensor) -> Tensor:

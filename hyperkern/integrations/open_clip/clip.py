@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ...arguments import check_scalar
 from .two_towers import TwoTowers
 
 
@@ -50,7 +51,8 @@ class ClipLoss(TwoTowers):
             image_features: ``(N, D)`` features of this process, normalised by the caller.
             text_features: those of the texts, like them.
             logit_scale: factor of the inner products, > 0; the gradient of a tensor is computed too.
-            logit_bias: a number added to all logits, which no softmax sees: a tensor gets the gradient 0.
+            logit_bias: a number added to all logits, which no softmax sees: a tensor with one element gets the gradient
+                0.
             output_dict: whether the loss is returned as ``{"contrastive_loss": loss}``.
 
         Returns:
@@ -58,12 +60,13 @@ class ClipLoss(TwoTowers):
 
         Raises:
             TypeError: an input is no tensor, not of a floating dtype, or the dtypes differ.
-            ValueError: wrong shapes or ``logit_scale <= 0``; a ``rank`` or ``world_size`` other than those of
-                `torch.distributed`, arguments that differ between processes.
+            ValueError: wrong shapes, ``logit_scale <= 0`` or a bias that is not finite; a ``rank`` or ``world_size``
+                other than those of `torch.distributed`, arguments that differ between processes.
         """
         loss = self._contrastive(image_features, text_features, logit_scale)
-        if isinstance(logit_bias, Tensor):
-            loss = loss + (0 * logit_bias).sum().to(loss.dtype)  # under DDP a parameter without a gradient is an error
+        bias = 0.0 if logit_bias is None else check_scalar("logit_bias", logit_bias, image_features)
+        if isinstance(bias, Tensor):
+            loss = loss + (0 * bias).sum().to(loss.dtype)  # under DDP a parameter without a gradient is an error
         return {"contrastive_loss": loss} if output_dict else loss
 
 

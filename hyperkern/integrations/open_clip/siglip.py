@@ -10,7 +10,7 @@ from ...distributed import Group
 from ...losses import siglip
 from ...losses.clip import own_decisions
 from .._options import DropIn
-from .two_towers import check_processes, of_one_batch
+from .two_towers import check_processes, check_towers, of_one_batch
 
 
 class SigLipLoss(DropIn):
@@ -110,6 +110,7 @@ class SigLipLoss(DropIn):
         """
         bias = 0.0 if logit_bias is None else logit_bias
         if self.world_size == 1:
+            check_towers(image_features, text_features)
             loss = siglip(image_features, text_features, logit_scale=logit_scale, logit_bias=bias, normalize=False)
         else:
             check_processes(self.rank, self.world_size)

@@ -111,8 +111,7 @@ class TwoTowers(DropIn):
         if several:
             check_processes(self.rank, self.world_size)
         with Agreement(Group() if several else None, type(self).__name__, **options) as agreed:
-            check_rows(f"{prefix}image_features", images, batched=False)
-            check_columns(f"{prefix}text_features", texts, images, same_rows=True)
+            check_towers(images, texts, prefix)
             if student is not None and len(student) != len(images):
                 raise ValueError(
                     f"dist_image_features must have a row for each of image_features, {len(student)}, got {len(images)}"
@@ -143,6 +142,7 @@ class TwoTowers(DropIn):
 
     def _unchecked(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
         if self.world_size == 1:
+            check_towers(images, texts)
             return clip_loss(images, texts, logit_scale=scale, normalize=False)
         check_processes(self.rank, self.world_size)
         if not self.local_loss:
@@ -163,6 +163,12 @@ class TwoTowers(DropIn):
             for anchors, candidates in ((images, texts), (texts, images))
         ]
         return (own_mean(ways[0]) + own_mean(ways[1])) / 2
+
+
+def check_towers(images: Tensor, texts: Tensor, prefix: str = "") -> None:
+    """Of one process. Several have to agree on what is wrong, which the losses see to."""
+    check_rows(f"{prefix}image_features", images, batched=False)
+    check_columns(f"{prefix}text_features", texts, images, same_rows=True, of=f"{prefix}image_features")
 
 
 def of_one_batch(loss: Tensor, images: Tensor) -> Tensor:

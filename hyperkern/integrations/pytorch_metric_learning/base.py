@@ -134,7 +134,7 @@ class Loss(DropIn):
         if labels is None and indices_tuple is None:
             raise ValueError("labels must be given, or the pairs in indices_tuple, got None for both")
         if ref_emb is not None:
-            check_columns("ref_emb", ref_emb, embeddings, may_be_empty=True)
+            check_columns("ref_emb", ref_emb, embeddings, may_be_empty=True, of="embeddings")
         if labels is not None:
             labels = labels_of("labels", labels, "embeddings", embeddings)
         if indices_tuple is not None:
@@ -241,13 +241,20 @@ class Loss(DropIn):
 
     @property
     def __class__(self) -> type[Any]:
-        """The original's, as `unittest.mock` does: its ``DistributedLossWrapper`` takes no others."""
+        """The original's, as `unittest.mock` does: its ``DistributedLossWrapper`` takes no others.
+
+        Of a user's subclass too, for the same reason: `type` tells its own class.
+        """
         module = library.loaded("losses")
         return type(self) if module is None else getattr(module, self._original)
 
     @__class__.setter
     def __class__(self, value: type[Any]) -> None:
         raise TypeError(f"the class of a {type(self).__name__} cannot be changed, got {value}")
+
+    def _get_name(self) -> str:
+        """What `repr` shows: the own name of a user's subclass too."""
+        return type(self).__name__
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For copies and files, which would ask for the class otherwise."""

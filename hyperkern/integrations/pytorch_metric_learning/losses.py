@@ -52,11 +52,13 @@ class NTXentLoss(Loss):
             values = nll_from_excess(masked_lse(logits, same).unsqueeze(1) - logits)
             present = same.clone().fill_diagonal_(False) if itself else same
             numbers = [torch.arange(len(side), device=same.device) for side in (labels, y_labels)]
-            equal = int(same.sum())
+            # Not by the diagonal: a label nan is not equal to itself.
+            positive, equal = torch.stack([present.sum(), same.sum()]).tolist()
             terms = [Terms(values, (numbers[0].unsqueeze(1), numbers[1]), present)]
         else:
             classes = classes_of(labels, None if y_labels is labels else y_labels)
             equal = classes.pairs
+            positive = equal - itself * len(labels)
             lse = sides.row_lse("same_id", classes.row_ids, classes.column_ids)
             terms = [] if classes.blocks else [Terms(lse[:0], (classes.row_ids[:0],) * 2)]
             logits_of = logits_of_blocks(sides.x, sides.y, classes.blocks, sides.spec.scale)
@@ -64,7 +66,7 @@ class NTXentLoss(Loss):
                 values = nll_from_excess(lse[rows].unsqueeze(-1) - logits)
                 indices = rows.unsqueeze(-1), columns.unsqueeze(-2)
                 terms.append(Terms(values, indices, indices[0] != indices[1] if itself else None))
-        return Found(terms, equal - itself * len(labels), sides.pairs - equal)
+        return Found(terms, positive, sides.pairs - equal)
 
     def _of_pairs(self, sides: Sides, named: Named) -> Found:
         anchors, positives, others, negatives = named
@@ -103,24 +105,25 @@ class SupConLoss(Loss):
 
     def _of_labels(self, sides: Sides, labels: Tensor, y_labels: Tensor, itself: bool) -> Found:
         if sides.is_small:
-            positive = labels.unsqueeze(1) == y_labels
-            equal = int(positive.sum())
-            left_out = None
+            same = labels.unsqueeze(1) == y_labels
+            present, left_out = same, None
             if itself:
-                positive.fill_diagonal_(False)
-                left_out = torch.eye(*positive.shape, dtype=torch.bool, device=positive.device)
-            values = _dense(sides.logits(), positive, left_out)
+                present = same.clone().fill_diagonal_(False)
+                left_out = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
+            positive, equal = torch.stack([present.sum(), same.sum()]).tolist()
+            values = _dense(sides.logits(), present, left_out)
         else:
             row_ids, column_ids, number = numbered(labels, None if y_labels is labels else y_labels)
             count = torch.bincount(column_ids, minlength=number)[row_ids]
             equal = int(count.sum())
+            positive = equal - itself * len(labels)
             lse = sides.row_lse("self" if itself else "none")
             # The mean of the logits of the positives needs no pairs: it is the logit of their mean.
             positives = autograd.class_sums(sides.columns, column_ids, row_ids, number)
             if itself:
                 positives, count = positives - sides.columns[: len(labels)], count - 1
             values = _terms(lse, sides.spec.scale * (sides.x * positives).sum(-1), count)
-        return Found([_of_rows(values)], equal - itself * len(labels), sides.pairs - equal)
+        return Found([_of_rows(values)], positive, sides.pairs - equal)
 
     def _of_pairs(self, sides: Sides, named: Named) -> Found:
         positives, negatives = named[:2], named[2:]
