@@ -82,6 +82,13 @@ def _moved(state: Tensor, device: torch.device) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], nothing: Tensor) -> Tensor:
-    """The parts in one tensor, on the device of the last; those of other processes may be without rows and columns."""
+    """The parts in one tensor, on the device of the last; those of other processes may be without rows and columns.
+
+    Raises:
+        ValueError: rows of different widths, in batches of ``forward``, metrics that are merged, or processes.
+    """
     filled = [part for part in parts if part.numel()]
+    widths = sorted({part.shape[-1] for part in filled if part.dim() == 2})
+    if len(widths) > 1:
+        raise ValueError(f"x must have rows of one width in all batches and processes, got {widths}")
     return torch.cat([part.to(filled[-1].device) for part in filled]) if filled else nothing

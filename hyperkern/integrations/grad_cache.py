@@ -69,7 +69,7 @@ class GradCache(PlainDropIn):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.models = models
-        self.chunk_sizes = [chunk_sizes] * len(models) if isinstance(chunk_sizes, int) else chunk_sizes
+        self.chunk_sizes = [chunk_sizes] * len(models) if isinstance(chunk_sizes, (int, float)) else chunk_sizes
         self.split_input_fn, self.get_rep_fn, self.loss_fn = split_input_fn, get_rep_fn, loss_fn
         self.scaler = scaler
         self.fp16 = fp16

@@ -58,7 +58,8 @@ class AlignmentUniformity(Callback):
     With several dataloaders each has values of its own, ``ssl/alignment/dataloader_idx_0`` and so on; one that gave no
     rows on any process has none. Every epoch draws the same places of its reservoir: nothing of an epoch is kept, so a
     checkpoint has no state of this callback, and a run resumed between epochs logs the values of one not interrupted.
-    The rows of the sanity check are treated like others; the trainer logs nothing of them.
+    The rows of the sanity check are treated like others; the trainer logs nothing of them. Those of a step that is
+    skipped, whose ``training_step`` returns ``None``, do not count.
 
     Args:
         name: what the values are logged under; no two of these callbacks of a trainer may have the same.
@@ -126,7 +127,8 @@ class AlignmentUniformity(Callback):
         """Adds the rows of a step."""
         if not self._metrics:  # a run resumed within an epoch has no start of it
             self._begin("train", pl_module, 1)
-        self._add("train", outputs, batch, 0)
+        if outputs or not pl_module.automatic_optimization:  # else the step was skipped
+            self._add("train", outputs, batch, 0)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Logs the values of the epoch."""

@@ -47,6 +47,7 @@ class InBatchLossMixin(nn.Module):
 
     Raises:
         NotImplementedError: a class that overrides one of these, or when it is called, another ``cross_entropy``.
+        TypeError: a class that has it behind its model.
         ValueError: when it is called, passages that cannot be shared out evenly to the queries.
 
     Source:
@@ -63,7 +64,11 @@ class InBatchLossMixin(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuses a model whose scores or loss are its own."""
         super().__init_subclass__(**kwargs)
-        behind = cls.__mro__[cls.__mro__.index(InBatchLossMixin) + 1 :]
+        place = cls.__mro__.index(InBatchLossMixin)
+        for base in cls.__mro__[:place]:
+            if "compute_similarity" in vars(base) and not issubclass(base, InBatchLossMixin):
+                raise TypeError(f"{cls.__name__}: InBatchLossMixin must stand before {base.__name__}")
+        behind = cls.__mro__[place + 1 :]
         model = next((base for base in reversed(behind) if "compute_similarity" in vars(base)), None)
         for name in cls._replaced:
             bases = behind if name == "forward" else (base for base in cls.__mro__ if base is not InBatchLossMixin)

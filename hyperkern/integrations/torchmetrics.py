@@ -206,6 +206,16 @@ class Uniformity(RowMetric):
         """The value of two opposite points, which nothing on the sphere is below."""
         return -4 * self.t if self.normalize else None
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Update state with a batch, and compute the value of it alone."""
+        if self.reservoir is None:
+            return super().forward(*args, **kwargs)
+        # The state of the batch stands in for that of all rows: it neither knows how many were seen nor drops any.
+        self._draws()
+        value = super().forward(*args, **kwargs)
+        self._drop()
+        return value
+
     def update(self, x: Tensor) -> None:
         """Update state with features ``(N, D)``."""
         check_rows("x", x, may_be_empty=True, batched=False)
@@ -219,12 +229,9 @@ class Uniformity(RowMetric):
         rows = x.detach().to(self.value_dtype, copy=True, memory_format=torch.contiguous_format)
         self.rows.append(rows)
         if self.reservoir is not None:
-            if self._generator is None:
-                self._generator = stream(self.seed, self.reservoir, int(self.seen))
-            self.keys.append(draw_keys(len(x), self._generator, x.device))
+            self.keys.append(draw_keys(len(x), self._draws(), x.device))
             self.seen = self.seen + len(x)
-            if sum(map(len, self.keys)) > self.reservoir:
-                self._settle()
+            self._drop()
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Compute the uniformity of the pairs that count."""
@@ -258,6 +265,22 @@ class Uniformity(RowMetric):
             # In logarithms: potentials far apart would be 0.
             self.log_potential = torch.logaddexp(self.log_potential, value + math.log(pairs))
             self.pair_count = self.pair_count + pairs
+
+    def _draws(self) -> torch.Generator:
+        """What draws the keys of a reservoir, begun with the first rows."""
+        if self._generator is None:
+            self._generator = stream(self.seed, self.reservoir or 0, int(self.seen))
+        return self._generator
+
+    def _drop(self) -> None:
+        """Rows that a reservoir has no place for go."""
+        if self.reservoir is not None and sum(map(len, self.keys)) > self.reservoir:
+            self._settle()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}seen" in state_dict:
+            self._generator = None  # its next draws may be those of rows that were loaded
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _settle(self) -> None:
         """One tensor of the rows, and of a reservoir one of the keys: those that stay."""

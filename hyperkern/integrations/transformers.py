@@ -82,7 +82,8 @@ class ContrastiveTrainerMixin:
     Raises:
         NotImplementedError: when it is called: ``label_smoothing_factor``, ``compute_loss_func``, ``torch_compile``,
             several GPUs in one process (``n_gpu > 1``), ``return_dict=False``.
-        TypeError: likewise, a model of another type than those of ``MODEL_TYPES``, or with a ``forward`` of its own.
+        TypeError: likewise, a model of another type than those of ``MODEL_TYPES``, or with a ``forward`` of its own; a
+            class that has it behind its trainer.
         ValueError: likewise, ``return_loss=False``.
 
     Source:
@@ -96,6 +97,13 @@ class ContrastiveTrainerMixin:
     compute_loss_func: Any
     # A mean over pairs: the trainer divides it by the number of batches of a step.
     loss_is_scaled_for_ga = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a trainer whose loss would be taken instead."""
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[: cls.__mro__.index(ContrastiveTrainerMixin)]:
+            if {"compute_loss", "train"} <= vars(base).keys() and not issubclass(base, ContrastiveTrainerMixin):
+                raise TypeError(f"{cls.__name__}: ContrastiveTrainerMixin must stand before {base.__name__}")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -201,7 +209,8 @@ class AlignmentUniformityCallback(TrainerCallback):
 
     Raises:
         TypeError: a number that is none; in an evaluation, outputs that are not floating tensors.
-        ValueError: an option out of its range; in an evaluation, fewer than two samples, an unknown output.
+        ValueError: an option out of its range; in an evaluation, fewer than two samples, an unknown output, metrics
+            that another callback has added under the same names.
 
     Source:
         Wang & Isola, ICML 2020, Section 4.1.
@@ -236,7 +245,8 @@ class AlignmentUniformityCallback(TrainerCallback):
 
     def attach(self, trainer: Any) -> "AlignmentUniformityCallback":
         """Adds it to a trainer before its other callbacks, and returns it."""
-        trainer.callback_handler.callbacks.insert(0, self)
+        callbacks = trainer.callback_handler.callbacks
+        callbacks[:] = [self, *(other for other in callbacks if other is not self)]
         self._hook(trainer.model)
         return self
 
@@ -273,24 +283,31 @@ class AlignmentUniformityCallback(TrainerCallback):
         batches, self._rows, self._loader = self._rows, [], None
         found = on_first_process(self._evaluated, [torch.cat(side) for side in zip(*batches, strict=True)])
         metrics = {f"{prefix}_{name}": value for name, value in found.items()}
+        taken = [name for name in metrics if name in logs]
+        if taken:
+            raise ValueError(f"the evaluation has a metric {taken[0]!r} already: a trainer has one such callback")
         logs.update(metrics)
         if state.log_history:
             state.log_history[-1].update(metrics)
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         """Forgets what was predicted, which is no evaluation."""
-        self._rows = []
+        self._rows, self._loader = [], None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies go with those of the model that is watched: without the rows and the data."""
+        return {**vars(self), "_last": None, "_loader": None, "_rows": []}
 
     def _hook(self, model: Any) -> None:
         if model is None or model is self._hooked:
             return
         self._hooked = model
+        model.register_forward_hook(self._keep)
 
-        def keep(module: nn.Module, _: Any, output: Any) -> None:
-            if module is self._hooked and not module.training:
-                self._last = [_named(output, name).detach() for name in self.names]
-
-        model.register_forward_hook(keep)
+    # A method, not a function made in one: a model with it can be pickled.
+    def _keep(self, module: nn.Module, _: Any, output: Any) -> None:
+        if module is self._hooked and not module.training:
+            self._last = [_named(output, name).detach() for name in self.names]
 
     def _evaluated(self, rows: list[Tensor]) -> dict[str, float]:
         positives = rows[1] if len(rows) > 1 else None

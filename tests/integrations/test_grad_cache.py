@@ -304,6 +304,7 @@ X = rows(4)
         ),
         (lambda: grad_cache.GradCache([Encoder(1)], [2, 2], print)(X), ValueError, "^chunk_sizes must have one"),
         (lambda: grad_cache.GradCache([Encoder(1)], 0, print)(X), ValueError, "^chunk_sizes must be at least 1, got 0"),
+        (lambda: grad_cache.GradCache([Encoder(1)], 2.5, print)(X), TypeError, "^chunk_sizes must be an integer, got"),
         (lambda: grad_cache.GradCache([Encoder(1)], 2, print)({"x": [1]}), NotImplementedError, "dict.*split_input_fn"),
         (
             lambda: grad_cache.GradCache([Encoder(1)], 2, print)([X, X[:2]]),

@@ -276,8 +276,32 @@ def test_it_is_sent_to_other_processes_and_keeps_no_rows() -> None:
 
 def test_training_that_goes_on_within_an_epoch() -> None:
     callback, model = AlignmentUniformity("ssl", "x", stage="train"), module_class(PACKAGES[0])()
-    callback.on_train_batch_end(None, model, None, {"x": torch.ones(3, DIM)}, 7)
+    callback.on_train_batch_end(None, model, {"loss": torch.zeros(())}, {"x": torch.ones(3, DIM)}, 7)
     assert int(callback._metrics[0]["norm"].count) == 3
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`", "ignore:You defined a `validation_step` but")
+def test_steps_that_are_skipped() -> None:
+    class Skipping(module_class(PACKAGES[0])):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    class Manual(module_class(PACKAGES[0])):
+        automatic_optimization = False
+
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+            return None
+
+    counted = data()[:BATCH] + data()[2 * BATCH :]
+    for keys in (("z", "z2"), ("x", "y")):
+        run = trainer(PACKAGES[0], AlignmentUniformity("ssl", *keys, stage="train"), max_epochs=1)
+        run.fit(Skipping(), loader())
+        assert logged(run.callback_metrics).keys() == {*NAMES, *NORMS}
+    assert logged(run.callback_metrics) == near(truth(*columns(counted)))
+    # What one returns that optimises by itself says nothing.
+    run = trainer(PACKAGES[0], AlignmentUniformity("ssl", "x", "y", stage="train"), max_epochs=1)
+    run.fit(Manual(), loader())
+    assert logged(run.callback_metrics) == near(truth(*columns(data())))
 
 
 # --- errors

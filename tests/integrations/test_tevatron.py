@@ -173,6 +173,11 @@ def test_a_model_whose_forward_is_its_own() -> None:
     assert type("Other", (tevatron.InBatchLossMixin, Dense), {"forward": lambda self: None}) is not None
 
 
+def test_a_model_in_front_of_the_replacement() -> None:
+    with pytest.raises(TypeError, match=r"^Other: InBatchLossMixin must stand before Retriever$"):
+        type("Other", (Dense, tevatron.InBatchLossMixin), {})
+
+
 @pytest.mark.parametrize(
     "loss",
     [

@@ -318,6 +318,9 @@ def test_a_width_that_changes() -> None:
     metric = whole(Uniformity(), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"x must have shape \(N, 3\) like the rows seen before, got \(2, 4\)"):
         metric.update(torch.ones(2, 4))
+    metric(torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"x must have rows of one width in all batches and processes, got \[3, 4\]"):
+        metric.compute()
 
 
 def test_partners_that_do_not_fit() -> None:

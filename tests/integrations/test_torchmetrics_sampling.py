@@ -71,8 +71,9 @@ def test_the_seed_decides() -> None:
     assert kept(filled(0, parts)) != kept(filled(1, parts))
 
 
-def test_rows_keep_their_order_and_few_are_kept() -> None:
-    metric = filled(0, [30] * 20, 32)
+@pytest.mark.parametrize("forward", [False, True])
+def test_rows_keep_their_order_and_few_are_kept(forward: bool) -> None:
+    metric = filled(0, [30] * 20, 32, forward=forward)
     assert sum(map(len, metric.rows)) == 32
     assert kept(metric) == sorted(kept(metric))
     assert int(metric.seen) == 600
@@ -109,11 +110,13 @@ def test_merged_metrics_of_one_seed_are_refused() -> None:
         metric.compute()
 
 
-def test_a_restored_metric_draws_anew() -> None:
-    metric, restored = filled(0, [40]), Uniformity(reservoir=16)
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("before", [[], [10]])
+def test_a_restored_metric_draws_anew(before: list[int], forward: bool) -> None:
+    metric, restored = filled(0, [40]), filled(0, before)
     metric.persistent(True)
     restored.load_state_dict(metric.state_dict())
-    restored.update(numbered(40, 80))
+    (restored.forward if forward else restored.update)(numbered(40, 80))
     assert len(set(kept(restored))) == 16
 
 

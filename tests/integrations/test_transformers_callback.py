@@ -1,6 +1,7 @@
 """The callback for `Trainer`: its metrics are those of the features of the evaluated samples, each once."""
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -134,10 +135,30 @@ def test_attached() -> None:
     found.add_callback(callback())
     with pytest.raises(ValueError, match=r"attach\(trainer\)"):
         found.evaluate()
-    found.callback_handler.callbacks.pop()
-    assert callback().attach(found) is found.callback_handler.callbacks[0]
+    late = found.callback_handler.callbacks[-1]
+    for _ in range(2):
+        assert late.attach(found) is found.callback_handler.callbacks[0]
+    assert found.callback_handler.callbacks.count(late) == 1
     assert_contains(found.evaluate(), expected(model))
     assert_contains(seen[-1], expected(model))
+
+
+def test_a_second_one() -> None:
+    found = trainer(plain(), tiny("CLIP"), [callback(), callback(t=1.0)])
+    with pytest.raises(ValueError, match=r"^the evaluation has a metric 'eval_alignment' already"):
+        found.evaluate()
+
+
+def test_a_model_that_is_watched_can_be_pickled() -> None:
+    model, watching = tiny("CLIP"), callback()
+    found = trainer(plain(), model, [watching])
+    found.evaluate()
+    watching._rows = [[torch.ones(1)]]
+    copied = pickle.loads(pickle.dumps(model))
+    assert watching._rows
+    assert torch.equal(features(copied)["text_embeds"], features(model)["text_embeds"])
+    (hook,) = copied._forward_hooks.values()
+    assert hook.__self__._rows == []
 
 
 def test_a_model_that_is_made_anew() -> None:

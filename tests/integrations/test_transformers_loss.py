@@ -200,6 +200,12 @@ def test_what_is_refused() -> None:
         found.compute_loss(model, batch)
 
 
+def test_a_trainer_in_front_of_the_mixin() -> None:
+    plain, mixin = library("transformers").Trainer, fused().__bases__[0]
+    with pytest.raises(TypeError, match=r"^Other: ContrastiveTrainerMixin must stand before Trainer$"):
+        type("Other", (plain, mixin), {})
+
+
 # --- several processes
 
 
