@@ -10,6 +10,7 @@ from ...arguments import check_integer, check_rows
 from ...distributed import Agreement, GroupLike, Ranks, as_group, gather_rows
 from .._options import DropIn
 from .base import Found, Loss, labels_of, zero
+from .losses import NTXentLoss, SupConLoss
 from .named import as_pairs, as_triplets, check_range, checked, without_itself
 
 
@@ -54,7 +55,7 @@ class CrossBatchMemory(DropIn):
 
     def __init__(
         self,
-        loss: Loss,
+        loss: NTXentLoss | SupConLoss,
         embedding_size: int,
         memory_size: int = 1024,
         miner: Any = None,
