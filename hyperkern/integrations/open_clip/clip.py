@@ -24,7 +24,7 @@ class ClipLoss(TwoTowers):
     Args:
         local_loss: as above; without effect in one process.
         gather_with_grad: as above; without effect in one process.
-        cache_labels: whether what `get_ground_truth` made last is kept in ``labels``; the loss has none.
+        cache_labels: whether what ``get_ground_truth`` made last is kept in ``labels``; the loss has none.
         rank: index of the process.
         world_size: number of processes.
         use_horovod: of OpenCLIP 3; for one process only, and without effect there.

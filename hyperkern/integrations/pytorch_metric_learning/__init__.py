@@ -5,7 +5,7 @@ that would have more than 512 x 512 elements. `NTXentLoss` keeps a few numbers f
 term of its own (for C classes of equal size ``N^2 / C`` of them, for two views of each sample ``4 N``), `SupConLoss`
 none.
 
-**Options.** The distance may be `CosineSimilarity` or `DotProductSimilarity`, of any norms, with ``p=2`` and
+**Options.** The distance may be ``CosineSimilarity`` or ``DotProductSimilarity``, of any norms, with ``p=2`` and
 ``power=1``; the reducer any of the original's or one derived from its ``BaseReducer``; ``embedding_regularizer`` any of
 its regularizers. Others are refused, in the constructor and when they are set after it. The temperature may be a
 tensor, or a parameter, which is learned.
