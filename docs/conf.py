@@ -25,6 +25,7 @@ nitpicky = True
 # Of Python and PyTorch, whose indices would have to be fetched from the network.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|collections|functools|os|pathlib|np)\..*|Tensor|DeviceMesh|DistributedDataParallel"),
+    ("py:class", r"hyperkern\.integrations\.pytorch_metric_learning\.base\.Loss"),  # any of the losses of that page
 ]
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_custom_sections = ["Source"]

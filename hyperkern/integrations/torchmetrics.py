@@ -367,7 +367,8 @@ class NormStatistics(RowMetric):
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - a dictionary of ``norm_mean``, ``norm_min``, ``norm_max`` and ``norm_std``, scalars of the metric's dtype, at
-      least float32, and nan where no row was seen; the standard deviation is over N, not N - 1
+      least float32, and nan where no row was seen; the standard deviation is over N, not N - 1, and of sums of squares
+      in float64: below some 1e-8 of the mean it is rounding
 
     Args:
         kwargs: additional keyword arguments of ``torchmetrics.Metric``.
