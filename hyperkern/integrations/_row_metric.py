@@ -54,6 +54,19 @@ class RowMetric(Metric):
         """
         self.add_state("identity", torch.tensor(options, dtype=torch.float64), dist_reduce_fx="max")
 
+    def merge_state(self, incoming_state: Any) -> None:
+        """Adds the states of another metric, made with the same options.
+
+        Raises:
+            ValueError: an option differs; but for a ``seed``, which has to.
+        """
+        if isinstance(incoming_state, RowMetric):
+            for name in self._options:
+                here, there = getattr(self, name), getattr(incoming_state, name, None)
+                if name != "seed" and here != there:
+                    raise ValueError(f"merged metrics must have the same {name}, got {here!r} and {there!r}")
+        super().merge_state(incoming_state)
+
     @property
     def value_dtype(self) -> torch.dtype:
         """That of the metric, ``set_dtype``, but not below float32."""

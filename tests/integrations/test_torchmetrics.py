@@ -403,3 +403,19 @@ def test_the_examples() -> None:
     found = doctest.testmod(module)
     assert found.attempted > 10
     assert found.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "ours", "theirs"),
+    [
+        ("alpha", Alignment(alpha=2), Alignment(alpha=1)),
+        ("t", Uniformity(t=2), Uniformity(t=3)),
+        ("reservoir", Uniformity(reservoir=16, seed=1), Uniformity(reservoir=32, seed=2)),
+        ("pairs", Uniformity(pairs="batch"), Uniformity()),
+    ],
+)
+def test_metrics_of_other_options_are_not_merged(option: str, ours: Any, theirs: Any) -> None:
+    for metric in (ours, theirs):
+        metric.update(*[features()] * (2 if option == "alpha" else 1))
+    with pytest.raises(ValueError, match=f"^merged metrics must have the same {option}, got "):
+        ours.merge_state(theirs)

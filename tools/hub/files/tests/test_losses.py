@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-hyperkern = kernels.get_kernel("$repo_id", version=0)
+hyperkern = kernels.get_kernel("$repo_id", version=0, trust_remote_code=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
