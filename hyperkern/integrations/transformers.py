@@ -9,6 +9,7 @@ themselves make a matrix of logits of each process alone::
 `AlignmentUniformityCallback` adds alignment and uniformity of a model's features to the metrics of each evaluation.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from ..evaluation import Evaluation, evaluate
 from ._distributed import all_processes, on_first_process
 
 try:
-    from transformers import TrainerCallback
+    from transformers import PreTrainedModel, TrainerCallback
     from transformers.utils import ModelOutput
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -122,7 +123,8 @@ class ContrastiveTrainerMixin:
     ) -> Tensor | tuple[Tensor, ContrastiveOutput]:
         """The loss of a batch, and with ``return_outputs`` a `ContrastiveOutput`."""
         self._check_options()
-        inner = self.accelerator.unwrap_model(model)
+        # Unwrapping looks for what could be installed, each time.
+        inner = model if isinstance(model, PreTrainedModel) else self.accelerator.unwrap_model(model)
         _check_model(inner)
         with _instead(inner, lambda **inputs: self._features(inner, inputs)):
             found: Any = model(**inputs)
@@ -145,12 +147,12 @@ class ContrastiveTrainerMixin:
         if inputs.pop("return_dict", None) is False:
             raise NotImplementedError("return_dict=False is not supported: outputs have names here")
         sides = {"vision": model.get_image_features, "text": model.get_text_features}
-        named = {side: set(inspect.signature(function).parameters) - {"kwargs"} for side, function in sides.items()}
+        named = {side: _inputs(getattr(function, "__func__", function)) for side, function in sides.items()}
         outputs, rows = {}, {}
         with self.accelerator.autocast():
             for side, function in sides.items():
                 # What belongs to neither goes to both.
-                others = set.union(*named.values()) - named[side]
+                others = frozenset.union(*named.values()) - named[side]
                 outputs[side] = function(**{name: value for name, value in inputs.items() if name not in others})
                 rows[side] = F.normalize(outputs[side].pooler_output, dim=-1)
         bias = getattr(model, "logit_bias", None)
@@ -345,6 +347,12 @@ def _own_samples(count: int, loader: Any) -> int:
     if not getattr(loader, "end_of_dataloader", False) or remainder <= 0 or all_processes(True) is None:
         return count
     return min(count, max(0, remainder - distributed.get_rank() * count))
+
+
+@functools.cache
+def _inputs(method: Callable[..., Any]) -> frozenset[str]:
+    """What a method of a class of models takes."""
+    return frozenset(inspect.signature(method).parameters) - {"kwargs", "self"}
 
 
 def _check_model(model: Any) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import autograd
+from ... import autograd, losses
 from ...arguments import check_choice, check_number, check_rows, check_scale
 from ...distributed import Agreement
 from ...losses.logits import merged, nll_from_excess
-from ...spec import product_precision
+from ...spec import accumulate_dtype, product_precision
 from .._distributed import all_processes
 from .._options import DropIn
 from ._library import StandsForOriginal, embed_columns, library
@@ -154,15 +154,19 @@ class MultipleNegativesRankingLoss(StandsForOriginal, DropIn):
             self._check_columns(embeddings, gathers=agreed.may_be_empty)
             self._check_partition()
             agreed.shard(**{f"column {i}": column for i, column in enumerate(embeddings)})
-        normalize = options["similarity_fct"] == "cos_sim"
+        normalize, dtype = options["similarity_fct"] == "cos_sim", accumulate_dtype(embeddings[0].dtype)
+        scale = self.scale.to(dtype).reshape(()) if isinstance(self.scale, Tensor) else self.scale
+        if agreed.ranks.alone and self._is_one_way(embeddings):  # one autograd function instead of a composition
+            anchors, positives, *hard = embeddings
+            negatives = torch.cat(hard) if hard else None
+            return losses.info_nce(anchors, positives, negatives=negatives, temperature=1 / scale, normalize=normalize)
         anchors, positives, *hard = (autograd.prepare(column, normalize=normalize) for column in embeddings)
-        scale = self.scale.to(anchors.dtype).reshape(()) if isinstance(self.scale, Tensor) else self.scale
         logits = Logits(scale, normalize, product_precision(embeddings[0]), agreed.ranks)
         others = self._others(logits, anchors, positives, hard)
         positive = logits.of_pairs(anchors, positives[: len(anchors)])
         if self.partition_mode == "per_direction":
-            losses = [nll_from_excess(merged(*parts) - positive) for parts in others.values()]
-            return torch.stack(losses).mean()
+            ways = [nll_from_excess(merged(*parts) - positive) for parts in others.values()]
+            return torch.stack(ways).mean()
         excess = merged(*(part for parts in others.values() for part in parts)) - positive
         if "doc_to_query" not in self.directions:
             return nll_from_excess(excess).mean()
@@ -225,6 +229,11 @@ class MultipleNegativesRankingLoss(StandsForOriginal, DropIn):
             documents = (positives, *hard) if hard else ()
             others["doc_to_doc"] = [logits.lse(positives, *documents, with_own=False)[0]]
         return others
+
+    def _is_one_way(self, embeddings: list[Tensor]) -> bool:
+        """Whether the loss is InfoNCE: anchors among the documents, each of a sample or of none."""
+        weighted = self.hardness_mode is not None and self.hardness_strength
+        return self.directions == ("query_to_doc",) and not weighted and len(embeddings[0]) == len(embeddings[1])
 
     def _check_columns(self, embeddings: list[Tensor], *, gathers: bool) -> None:
         if len(embeddings) < 2:
