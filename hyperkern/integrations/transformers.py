@@ -131,17 +131,18 @@ class ContrastiveTrainerMixin:
         rows, group, scale = (found.image_embeds, found.text_embeds), self.contrastive_group(), found.logit_scale
         with self.accelerator.autocast():
             if found.logit_bias is None:
-                loss: Tensor = losses.clip_loss(*rows, logit_scale=scale, normalize=False, group=group)
+                loss: Tensor = losses.clip_loss(*rows, logit_scale=scale, group=group)
             else:
                 bias = found.logit_bias
-                loss = losses.siglip(*rows, logit_scale=scale, logit_bias=bias, normalize=False, group=group)
+                loss = losses.siglip(*rows, logit_scale=scale, logit_bias=bias, group=group)
         if not return_outputs:
             return loss
         given = {name: value for name, value in found.items() if not name.startswith("logit_")}
-        return loss, ContrastiveOutput(loss=loss, **given)
+        units = {name: F.normalize(given[name], dim=-1) for name in ("text_embeds", "image_embeds")}
+        return loss, ContrastiveOutput(loss=loss, **given | units)
 
     def _features(self, model: Any, inputs: dict[str, Any]) -> ContrastiveOutput:
-        """The forward pass of a model up to its logits."""
+        """The forward pass of a model up to its features, not yet normalised."""
         if inputs.pop("return_loss", None) is False:
             raise ValueError("return_loss=False leaves nothing to train with or to evaluate: leave it out")
         if inputs.pop("return_dict", None) is False:
@@ -154,7 +155,7 @@ class ContrastiveTrainerMixin:
                 # What belongs to neither goes to both.
                 others = frozenset.union(*named.values()) - named[side]
                 outputs[side] = function(**{name: value for name, value in inputs.items() if name not in others})
-                rows[side] = F.normalize(outputs[side].pooler_output, dim=-1)
+                rows[side] = outputs[side].pooler_output  # the loss normalises them, in fewer steps
         bias = getattr(model, "logit_bias", None)
         return ContrastiveOutput(
             text_embeds=rows["text"],
