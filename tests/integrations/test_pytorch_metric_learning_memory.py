@@ -257,6 +257,8 @@ def shared(rank: int, name: str, what: str, miner: str | None, counts: tuple[int
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_one_memory_of_two_processes(ranks: Ranks, name: str, what: str, miner: str | None, counts: str) -> None:
+    if miner is not None:
+        library("pytorch_metric_learning.miners")
     first, second = ranks(2).run(shared, name, what, miner, COUNTS[counts])
     assert torch.equal(first, second)
 

@@ -192,6 +192,7 @@ def test_regularizers(original, name: str, reducer: str | None) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_that_are_read_and_set(name: str) -> None:
+    library("pytorch_metric_learning.losses")  # whose objects are read
     x = features()
     loss, plain = getattr(ours, name)(), getattr(ours, name)()
     assert (type(loss.distance).__name__, type(loss.reducer).__name__) == ("CosineSimilarity", REDUCERS[name])
