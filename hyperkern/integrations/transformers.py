@@ -45,7 +45,7 @@ class ContrastiveOutput(ModelOutput):
 
     Attributes:
         loss: of all pairs.
-        text_embeds: ``(N, D)`` unit rows of this process.
+        text_embeds: ``(N, D)`` unit rows of this process; in training not yet normalised inside of the forward pass.
         image_embeds: likewise.
         text_model_output: of the text encoder.
         vision_model_output: of the image encoder.
@@ -142,7 +142,7 @@ class ContrastiveTrainerMixin:
         return loss, ContrastiveOutput(loss=loss, **given | units)
 
     def _features(self, model: Any, inputs: dict[str, Any]) -> ContrastiveOutput:
-        """The forward pass of a model up to its features, not yet normalised."""
+        """The forward pass of a model up to its features."""
         if inputs.pop("return_loss", None) is False:
             raise ValueError("return_loss=False leaves nothing to train with or to evaluate: leave it out")
         if inputs.pop("return_dict", None) is False:
@@ -155,7 +155,9 @@ class ContrastiveTrainerMixin:
                 # What belongs to neither goes to both.
                 others = frozenset.union(*named.values()) - named[side]
                 outputs[side] = function(**{name: value for name, value in inputs.items() if name not in others})
-                rows[side] = outputs[side].pooler_output  # the loss normalises them, in fewer steps
+                # In training the loss normalises them, in fewer steps; an evaluation's are what others look at.
+                pooled = outputs[side].pooler_output
+                rows[side] = pooled if model.training else F.normalize(pooled, dim=-1)
         bias = getattr(model, "logit_bias", None)
         return ContrastiveOutput(
             text_embeds=rows["text"],
