@@ -6,7 +6,7 @@
     HF_HUB_OFFLINE=1 python examples/finetune_minilm.py
 
 Questions are what functions of Python's standard library do, answers their signatures; those of a quarter of its
-modules are held out, and all figures are of those. Takes a minute or two on two cores.
+modules are held out, and all figures are of those.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The README says what runs, and the pages of the reference have every public name."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_every_public_name_has_a_place_in_the_reference() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.rst"))
     entries = re.findall(r"^\.\. (?:autofunction|autoclass|automodule):: (\S+)$", pages, re.MULTILINE)
     assert len(entries) == len(set(entries))
-    modules = (ROOT / "hyperkern" / "integrations").glob("[a-z]*.py")
-    public = {*hyperkern.__all__, *(f"hyperkern.integrations.{path.stem}" for path in modules)} - {"metrics"}
+    modules = {module.name for module in pkgutil.iter_modules([ROOT / "hyperkern" / "integrations"])}
+    modules = {f"hyperkern.integrations.{name}" for name in modules if not name.startswith("_")}
+    public = {*hyperkern.__all__, *modules} - {"metrics"}
     assert public | {"uniformity_limit"} <= set(entries)

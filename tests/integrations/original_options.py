@@ -136,6 +136,16 @@ CAPTIONS = (
 )
 
 
+def of_bank(bank: Any, **arguments: Any) -> Callable[..., Tensor]:
+    """The products with what a memory bank holds, before and after rows of a batch may have been written."""
+
+    def of(x: Tensor) -> Tensor:
+        found = [bank(x, **arguments)[1] for _ in range(2)]
+        return scalar(tuple((x @ (rows if len(rows) == DIM else rows.T)).square().sum() for rows in found))
+
+    return of
+
+
 def of_captions(loss: Any, **arguments: Any) -> Callable[..., Tensor]:
     logits, labels = CAPTIONS
     return of_clip(loss, **{"logits": logits, "labels": labels, **arguments})
@@ -224,6 +234,7 @@ CLIP = {
 }
 SCALE = same(7.5, torch.tensor(2.0))
 
+TARGET = torch.tensor([3, 0, -100, 1, 7, 7, 2, 5])  # -100 is of a query that does not count
 METRIC_LEARNING = {
     "temperature": same(0.3, torch.tensor(0.3)),
     "reducer": same(
@@ -294,6 +305,13 @@ open_clip = {
     "call": of_clip,
     "given": frozenset({"image_features", "text_features"}),
 }
+grad_cache = {
+    "distribution": "gradcache",
+    "module": "gradcache.loss",
+    "ours": "grad_cache",
+    "method": "__call__",
+    "call": of_views,
+}
 labelled = {
     "distribution": "pytorch-metric-learning",
     "module": "pytorch_metric_learning.losses",
@@ -311,6 +329,23 @@ ORIGINALS = (
     Original(name="NTXentLoss", **lightly, constructor={**LIGHTLY, "memory_bank_size": same(0)}),
     Original(name="DCLLoss", **lightly, constructor={**LIGHTLY, "weight_fn": same(distance)}),
     Original(name="DCLWLoss", **lightly, constructor={**LIGHTLY, "sigma": same(0.3)}),
+    Original(
+        name="MemoryBankModule",
+        **{
+            **lightly,
+            "module": "lightly.models.modules.memory_bank",
+            "given": frozenset({"output"}),
+            "call": of_bank,
+            "features": 1,
+        },
+        constructor={
+            "size": same((11, DIM), [2 * ROWS, DIM]),
+            "gather_distributed": same(True),
+            "feature_dim_first": same(False),
+        },
+        forward={"labels": same(LABELS), "update": same(True)},
+        needed=lambda _: {"size": (11, DIM)},
+    ),
     Original(
         name="DirectCLRLoss",
         **lightly,
@@ -398,6 +433,30 @@ ORIGINALS = (
         forward={"no_sync_except_last": Values((), (True,), "for models without DistributedDataParallel")},
         given=frozenset({"models", "model_inputs", "loss_kwargs"}),
         needed=lambda _: {"models": [nn.Identity(), nn.Identity()], "chunk_sizes": 3, "loss_fn": contrast},
+    ),
+    Original(
+        name="SimpleContrastiveLoss",
+        **grad_cache,
+        constructor={"n_hard_negatives": Values((0,), (-1,), "below 0")},
+        forward={"target": same(TARGET), "reduction": same("sum")},
+        given=frozenset({"x", "y"}),
+    ),
+    Original(
+        name="ContrastiveLossWithQueryClosure",
+        **grad_cache,
+        constructor={"n_hard_negatives": Values((0,), (-1,), "below 0")},
+        forward={
+            "query_closure": Values((), (lambda: REFERENCES,), "with queries"),
+            "target": same(TARGET),
+            "reduction": same("sum"),
+        },
+        given=frozenset({"reps"}),
+    ),
+    Original(
+        name="DistributedContrastiveLoss",
+        **grad_cache,
+        constructor={"n_hard_negatives": Values(untried="needs several processes")},
+        given=frozenset({"x", "y"}),
     ),
     Original(name="MultipleNegativesRankingLoss", **ranking, constructor=RANKING),
     Original(

@@ -10,7 +10,6 @@ from hyperkern import integrations
 
 # What subclasses a class of a framework imports that, and says so where it is not installed.
 OF_FRAMEWORKS = {
-    "_row_metric": "torchmetrics",
     "lightning": "lightning",
     "torchmetrics": "torchmetrics",
     "transformers": "transformers",

@@ -38,6 +38,7 @@ REFUSED = [
 
 def called(original: Original, module: ModuleType, where: str, name: str, value: Any, views: list[Tensor]) -> Tensor:
     given = {name: of(value) for name, value in {name: value, **original.with_it.get(name, {})}.items()}
+    torch.manual_seed(0)  # a memory bank begins with random rows
     cls = getattr(module, original.name)
     made = cls(**{**original.needed(module), **(given if where == "constructor" else {})})
     if isinstance(made, nn.Module):

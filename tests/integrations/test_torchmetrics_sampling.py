@@ -9,8 +9,8 @@ from torch import Tensor
 
 library("torchmetrics")
 
-from hyperkern.integrations._sampling import draw_keys, sampling_error, smallest  # noqa: E402
 from hyperkern.integrations.torchmetrics import Uniformity  # noqa: E402
+from hyperkern.integrations.torchmetrics.sampling import draw_keys, sampling_error, smallest  # noqa: E402
 
 DIM = 5
 

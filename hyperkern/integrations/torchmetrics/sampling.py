@@ -25,11 +25,11 @@ import random
 import torch
 from torch import Tensor, distributed
 
-from .. import autograd
-from ..evaluation.blocks import Rows, accurate
-from ..evaluation.exact import precision
-from ..evaluation.sources import as_source
-from ..spec import PairSpec, PairTerms
+from ... import autograd
+from ...evaluation.blocks import Rows, accurate
+from ...evaluation.exact import precision
+from ...evaluation.sources import as_source
+from ...spec import PairSpec, PairTerms
 
 
 def stream(seed: int, size: int, seen: int) -> torch.Generator:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..arguments import accurate_dtype
+from ...arguments import accurate_dtype
 
 try:
     from torchmetrics import Metric
