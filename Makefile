@@ -12,7 +12,7 @@ CXX_SOURCES := $(filter %.h %.cuh %.cu %.cpp,$(CSRC)) $(wildcard tests/csrc/*.*)
 UV ?=
 install = $(if $(UV),$(UV) pip install --compile-bytecode --python $(1)/bin/python,$(1)/bin/python -m pip install)
 
-.PHONY: help demo build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report docs hub lint format info clean
+.PHONY: help demo paper build test test-fast mutants test-integrations bench bench-pytest bench-integrations kernels-report docs hub lint format info clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -25,6 +25,9 @@ $(VENV)/.has-%: pyproject.toml setup.py
 
 demo: $(VENV)/.has-demo  ## the main job on real images: train, evaluate, table, picture, huge batch
 	$(BIN)/python -m examples.digits $(ARGS)
+
+paper: $(VENV)/.has-paper  ## the paper's theory and experiments in small, about 20 minutes; its recipes: ARGS="stl10 --help"
+	$(BIN)/python -m examples.paper $(ARGS)
 
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 # The CUDA extension where there is nvcc and a CUDA build of PyTorch (no GPU is needed), and its emulator for the tests.
@@ -98,4 +101,4 @@ info: $(VENV)/.has-demo  ## what is installed, which backends are usable, and wh
 	$(BIN)/hyperkern info
 
 clean:  ## remove the environments and all build products
-	rm -rf $(VENV) $(INTEGRATIONS) build dist hyperkern/backends/cuda/*.so *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(INTEGRATIONS) build dist hyperkern/backends/cuda/*.so *.egg-info demo-out paper-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

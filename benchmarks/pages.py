@@ -4,10 +4,10 @@
 pictures in docs/images/benchmark.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+from tools import blocks
 from tools.kernels import pages as kernels
 from tools.kernels import predict
 
@@ -30,11 +30,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS)]
 
 def filled(text: str) -> str:
     """A page with its tables made anew."""
-    for name, content in BLOCKS.items():
-        pattern = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)"
-        made = content()
-        text = re.sub(pattern, lambda match, made=made: f"{match[1]}{made}\n{match[2]}", text, flags=re.DOTALL)
-    return text
+    return blocks.filled(text, {name: content() for name, content in BLOCKS.items()})
 
 
 def files() -> dict[Path, str]:

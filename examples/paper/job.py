@@ -1,0 +1,48 @@
+"""The units of work of the reproduction: what is computed once, kept in a file, and not computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import hyperkern
+
+# Files of a part that only show what was found: a change to them leaves what was computed valid.
+SHOWING = ("figures.py", "report.py")
+
+
+class Job(NamedTuple):
+    """A call of a function, in a process of its own or not.
+
+    Attributes:
+        name: of its file, unique within its part.
+        function: of a module, with keyword arguments; what it returns can be written as JSON.
+        arguments: of it, which can be written as JSON.
+        seconds: about how long it takes on one core, for the order and the bar.
+    """
+
+    name: str
+    function: Callable[..., dict[str, Any]]
+    arguments: Mapping[str, Any]
+    seconds: float = 1.0
+
+    def fingerprint(self) -> str:
+        """Of all that the result depends on: function, arguments, the code of its folder, the libraries' versions."""
+        digest = hashlib.sha256()
+        folder = Path(inspect.getfile(self.function)).parent
+        for path in sorted(folder.glob("*.py")):
+            if path.name not in SHOWING:
+                digest.update(path.read_bytes())
+        versions = torch.__version__, hyperkern.__version__
+        known = self.function.__module__, self.function.__qualname__, sorted(self.arguments.items()), versions
+        digest.update(repr(known).encode())
+        return digest.hexdigest()
+
+    def run(self) -> dict[str, Any]:
+        """Call the function."""
+        return self.function(**self.arguments)

@@ -1,0 +1,65 @@
+"""docs/paper.md and its figures, from a file of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from tools.blocks import filled
+
+from .claim import Claim
+from .parts import PARTS
+from .style import STYLE, svg
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "paper.md"
+IMAGES = ROOT / "docs" / "images" / "paper"
+
+
+def blocks(results: Mapping[str, Any]) -> dict[str, str]:
+    """What stands between the marks of the page, by name: the claims, and the blocks of each part."""
+    found = {"run": _run(results)}
+    for part in PARTS:
+        if part.name in results["parts"]:
+            summary = results["parts"][part.name]
+            claims = part.claims(summary)
+            found[f"verdicts {part.name}"] = _verdicts(claims)
+            found[f"claims {part.name}"] = "\n\n".join(map(_claim, claims))
+            found |= part.blocks(summary)
+    return found
+
+
+def images(results: Mapping[str, Any]) -> dict[str, bytes]:
+    """The figures by the names of their files."""
+    with matplotlib.rc_context(STYLE):
+        return {
+            f"{stem}.svg": svg(figure)
+            for part in PARTS
+            if part.name in results["parts"]
+            for stem, figure in part.figures(results["parts"][part.name]).items()
+        }
+
+
+def files(results: Mapping[str, Any], page: Path = PAGE, folder: Path = IMAGES) -> dict[Path, bytes]:
+    """The page and its figures; ``page`` and ``folder`` say where they go, the text is that of `PAGE`."""
+    text = filled(PAGE.read_text(encoding="utf-8"), blocks(results))
+    return {page: text.encode()} | {folder / name: image for name, image in images(results).items()}
+
+
+def _run(results: Mapping[str, Any]) -> str:
+    minutes, processor = results["core_seconds"] / 60, results["machine"]["processor"]
+    torch = results["versions"]["torch"].split("+")[0]
+    return f"{results['jobs']} jobs, {minutes:.0f} minutes of one core: {processor}, PyTorch {torch}."
+
+
+def _verdicts(claims: list[Claim]) -> str:
+    rows = [f"| {one.statement} | {one.source} | **{one.verdict}** |" for one in claims]
+    return "\n".join(["| the paper says | where | here |", "| --- | --- | --- |", *rows])
+
+
+def _claim(one: Claim) -> str:
+    lines = [f"**{one.statement}** ({one.source})", f"Tried by: {one.tested}", f"Found: {one.result}"]
+    return "\\\n".join([*lines, f"Verdict: **{one.verdict}**; what decides: {one.margin}"])

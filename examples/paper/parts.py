@@ -1,0 +1,7 @@
+"""The parts of the reproduction, in the order of the page."""
+
+from __future__ import annotations
+
+from .part import Part
+
+PARTS: tuple[Part, ...] = ()

@@ -1,0 +1,143 @@
+"""Runs jobs in processes, keeps each result in a file as soon as it is there, and goes on from those that are."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.progress
+from rich.console import Console
+
+from hyperkern.files import as_json, write_files
+
+from .job import Job
+
+
+class JobError(RuntimeError):
+    """A job failed; the message names it and the reason."""
+
+
+class Done(NamedTuple):
+    """What a job returned, and the seconds that it took."""
+
+    result: dict[str, Any]
+    seconds: float
+
+
+def run_jobs(
+    jobs: Mapping[str, Sequence[Job]], out: Path, processes: int, console: Console
+) -> dict[str, dict[str, Done]]:
+    """Run what is not there yet.
+
+    Args:
+        jobs: of each part.
+        out: the results are kept in ``out/cells/PART/JOB.json``.
+        processes: at a time, each of one thread.
+        console: for the progress.
+
+    Returns:
+        The results by part and job.
+
+    Raises:
+        JobError: a job failed. Those that had ended are kept.
+    """
+    cells = {(part, job.name): out / "cells" / part / f"{job.name}.json" for part, many in jobs.items() for job in many}
+    every = {(part, job.name): job for part, many in jobs.items() for job in many}
+    if len(every) != sum(map(len, jobs.values())):
+        raise ValueError("two jobs of a part have the same name")
+    results = {key: found for key, job in every.items() if (found := _kept(cells[key], job)) is not None}
+    todo = sorted((key for key in every if key not in results), key=lambda key: -every[key].seconds)
+    if results:
+        console.print(f"{len(results)} of {len(every)} jobs are done already, in {out / 'cells'}")
+    for key, done in _completed(every, todo, processes, console):
+        results[key] = done
+        cells[key].parent.mkdir(parents=True, exist_ok=True)
+        cell = {"fingerprint": every[key].fingerprint(), **done._asdict()}
+        write_files({cells[key]: as_json(cell)})
+    return {part: {job.name: results[part, job.name] for job in many} for part, many in jobs.items()}
+
+
+def _kept(path: Path, job: Job) -> Done | None:
+    """The result of an earlier run, if it is of this job as it is now."""
+    try:
+        cell = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(cell, dict) or cell.get("fingerprint") != job.fingerprint():
+        return None
+    return Done(cell["result"], cell["seconds"])
+
+
+Key = tuple[str, str]
+
+
+def _completed(
+    jobs: Mapping[Key, Job], todo: Sequence[Key], processes: int, console: Console
+) -> Iterator[tuple[Key, Done]]:
+    if not todo:
+        return
+    # Read when the libraries are loaded: a process is one thread, there are as many as there are cores.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    # Ctrl-C is for this process, which ends the others.
+    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), ignore)
+    try:
+        futures = {pool.submit(_timed, jobs[key]): key for key in todo}
+        with _Progress(console, sum(jobs[key].seconds for key in todo), len(todo)) as progress:
+            for future in concurrent.futures.as_completed(futures):
+                part, name = key = futures[future]
+                try:
+                    done = future.result()
+                except Exception as error:
+                    raise JobError(f"{part}/{name} failed: {type(error).__name__}: {error}") from error
+                progress.advance(f"{part}/{name}", jobs[key].seconds, done.seconds)
+                yield key, done
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():  # what is not done by now is done anew
+            worker.terminate()
+
+
+def _timed(job: Job) -> Done:
+    start = time.perf_counter()
+    return Done(job.run(), time.perf_counter() - start)
+
+
+class _Progress:
+    """A bar by the jobs' expected seconds on a terminal, a line for each job elsewhere."""
+
+    def __init__(self, console: Console, seconds: float, jobs: int) -> None:
+        self._console, self._jobs, self._done = console, jobs, 0
+        columns = (
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[done]}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(elapsed_when_finished=False),
+            rich.progress.TextColumn("{task.description}"),
+        )
+        self._bar = rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=seconds, done=f"0/{jobs}")
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, name: str, expected: float, took: float) -> None:
+        """A job has ended."""
+        self._done += 1
+        self._bar.update(self._task, advance=expected, description=name, done=f"{self._done}/{self._jobs}")
+        if not self._console.is_terminal:
+            line = f"[{self._done:{len(str(self._jobs))}}/{self._jobs}] {name}: {took:.1f} s"
+            self._console.print(line, highlight=False, soft_wrap=True)

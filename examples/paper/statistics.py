@@ -1,0 +1,60 @@
+"""Intervals and correlations, by SciPy's bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]".replace("-", "−")
+
+
+def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, seed: int = 0) -> Estimate:
+    """A statistic of observations that belong together, with the percentile interval of resampled observations.
+
+    Args:
+        statistic: of as many sequences as there are samples, all of one length.
+        samples: the observations; the i-th of each are one observation.
+        seed: of the resampling.
+
+    Returns:
+        The statistic and its interval at the level of 95 %.
+    """
+    arrays = [np.asarray(sample) for sample in samples]
+    generator = np.random.default_rng(seed)
+    rows = len(arrays[0])
+    draws = []
+    while len(draws) < RESAMPLES:
+        index = generator.integers(rows, size=rows)
+        value = float(statistic(*(array[index] for array in arrays)))
+        if np.isfinite(value):  # a correlation of resampled constants has no value
+            draws.append(value)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Estimate(float(statistic(*arrays)), float(low), float(high))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation."""
+    return float(scipy.stats.spearmanr(x, y).statistic)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (``None`` for one value) and number of values."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": deviation, "n": len(values)}
