@@ -1,0 +1,83 @@
+"""The state of a run in a file, written after every epoch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from examples.digits.config import OptionError
+from hyperkern.files import write_files
+
+from .session import Session
+
+
+class Stateful(Protocol):
+    """A module, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Checkpoint:
+    """A file with all that the next epoch depends on.
+
+    Random numbers are no part of it: whatever draws some in an epoch is seeded by that epoch (`seeded`), so that a run
+    that was interrupted goes on as one that was not.
+
+    Args:
+        path: of the file; its folder is made.
+        recipe: the options that a run has to go on with, by their names on the command line.
+        parts: what has a state, by name; the state must not be of a wrapper, see `session.unwrapped`.
+    """
+
+    def __init__(self, path: Path, recipe: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
+        self.path, self._recipe, self._parts = path, dict(recipe), parts
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OptionError("out", path.parent, f"cannot be written to ({error.strerror})") from error
+
+    def load(self) -> int:
+        """Load the file if it is there.
+
+        Returns:
+            The epochs that are done, 0 without a file.
+
+        Raises:
+            OptionError: an option differs from that of the file; it is named, with both values.
+        """
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, value in state["recipe"].items():
+            given = self._recipe.get(name)
+            if given != value:
+                raise OptionError(name, given, f"{self.path} was made with {str(value)!r}")
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        epochs: int = state["epochs"]
+        return epochs
+
+    def save(self, epochs: int, session: Session) -> None:
+        """Write the file, by the first process; what was there stays whole until the new one is."""
+        if session.is_first:
+            parts = {name: part.state_dict() for name, part in self._parts.items()}
+            content = io.BytesIO()
+            torch.save({"recipe": self._recipe, "parts": parts, "epochs": epochs}, content)
+            write_files({self.path: content.getvalue()})
+        session.wait()
+
+
+def seeded(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
+    """A generator that depends on run, epoch and process alone; PyTorch's own one gets its seed too.
+
+    The latter is what transforms draw from where no worker loads the data, and layers such as dropout.
+    """
+    generator = torch.Generator().manual_seed((seed * 100_003 + epoch) * 1_009 + rank)
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return generator

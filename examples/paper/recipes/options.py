@@ -1,0 +1,75 @@
+"""The options that the recipes share, and the checks before any work."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from examples.digits.config import OptionError
+from hyperkern.files import OutputError
+
+
+def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentParser:
+    """A parser with the options of every recipe.
+
+    Args:
+        name: of the recipe on the command line.
+        description: of it.
+        out: its default folder.
+    """
+    command = argparse.ArgumentParser(
+        prog=f"python -m examples.paper {name}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description + f"\n\nOn several GPUs: torchrun --nproc_per_node=N -m examples.paper {name} ...",
+    )
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the data set is")
+    command.add_argument(
+        "--out", type=Path, default=Path(out), metavar="DIR", help="checkpoints, results (%(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of weights, order and views (%(default)s)")
+    command.add_argument("--workers", type=int, default=4, help="processes that load data (%(default)s)")
+    command.add_argument("--device", help="cpu, cuda or cuda:<index>; by default a GPU if there is one")
+    command.add_argument("--steps", type=int, help="at most so many steps an epoch, of one epoch: to try it")
+    return command
+
+
+def at_least(options: argparse.Namespace, least: float, *names: str) -> None:
+    """Refuse smaller numbers; ``None`` is an option that was not given.
+
+    Raises:
+        OptionError: naming the option and its value.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value >= least:
+            raise OptionError(name.replace("_", "-"), value, f"must be at least {least}")
+
+
+def folder_with(options: argparse.Namespace, *files: str) -> Path:
+    """The folder of the data, which must have the files.
+
+    Raises:
+        OptionError: it has not; what is missing is named.
+    """
+    data: Path = options.data
+    missing = [name for name in files if not (data / name).exists()]
+    if missing:
+        raise OptionError("data", data, f"must be a folder with {', '.join(files)}; there is no {missing[0]}")
+    return data
+
+
+def guarded(command: argparse.ArgumentParser, work: Callable[[argparse.Namespace], None], words: Sequence[str]) -> int:
+    """Parse the words and do the work; what cannot work is said as argparse does.
+
+    Returns:
+        0; argparse ends the process with 2.
+    """
+    options = command.parse_args(words)
+    try:
+        at_least(options, 0, "workers", "seed")
+        at_least(options, 1, "steps")
+        work(options)
+    except (OptionError, OutputError) as error:
+        command.error(str(error))
+    return 0
