@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
     from . import page, results
     from .parts import PARTS
-    from .runner import JobError, run_jobs
+    from .runner import JobError, processes, run_jobs
 
     names = [part.name for part in PARTS]
     wanted = options.only or names
@@ -90,9 +90,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         (out / "images" / "paper").mkdir(parents=True, exist_ok=True)
         jobs = {part.name: part.jobs(options.quick) for part in PARTS if part.name in wanted}
-        cells = run_jobs(jobs, out, options.processes, Console(stderr=True))
+        with processes(options.processes) as executor:
+            cells = run_jobs(jobs, out, executor, Console(stderr=True))
         found = results.assemble(cells, quick=options.quick)
-        made = page.files(found, out / "paper.md", out / "images" / "paper")
+        made = page.files(found, out)
         write_files({out / "results.json": as_json(found), **made})
     except OSError as error:
         return refuse(f"argument --out: {error.filename} cannot be written to ({error.strerror})")
@@ -116,9 +117,11 @@ def draw(options: argparse.Namespace) -> int:
 
     try:
         source: Path = options.results or results.COMMITTED
-        made = page.files(results.read(source))
-        page.IMAGES.mkdir(parents=True, exist_ok=True)
-        for old in set(page.IMAGES.glob("*.svg")) - made.keys():
+        docs = page.PAGE.parent
+        made = page.files(results.read(source), docs)
+        for folder in {path.parent for path in made}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for old in set((docs / "images" / "paper").glob("*.svg")) - made.keys():
             old.unlink()
         write_files({**made, results.COMMITTED: source.read_bytes()})
     except (results.ResultsError, OutputError) as error:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import hyperkern
 
-# Files of a part that only show what was found: a change to them leaves what was computed valid.
-SHOWING = ("figures.py", "report.py")
+from .sources import sources
 
 
 class Job(NamedTuple):
@@ -32,12 +29,10 @@ class Job(NamedTuple):
     seconds: float = 1.0
 
     def fingerprint(self) -> str:
-        """Of all that the result depends on: function, arguments, the code of its folder, the libraries' versions."""
+        """Of all that the result depends on: function, arguments, the code of the examples, the libraries' versions."""
         digest = hashlib.sha256()
-        folder = Path(inspect.getfile(self.function)).parent
-        for path in sorted(folder.glob("*.py")):
-            if path.name not in SHOWING:
-                digest.update(path.read_bytes())
+        for path in sources(self.function):
+            digest.update(path.read_bytes())
         versions = torch.__version__, hyperkern.__version__
         known = self.function.__module__, self.function.__qualname__, sorted(self.arguments.items()), versions
         digest.update(repr(known).encode())

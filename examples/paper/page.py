@@ -14,9 +14,7 @@ from .claim import Claim
 from .parts import PARTS
 from .style import STYLE, svg
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "paper.md"
-IMAGES = ROOT / "docs" / "images" / "paper"
+PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
 
 
 def blocks(results: Mapping[str, Any]) -> dict[str, str]:
@@ -43,10 +41,11 @@ def images(results: Mapping[str, Any]) -> dict[str, bytes]:
         }
 
 
-def files(results: Mapping[str, Any], page: Path = PAGE, folder: Path = IMAGES) -> dict[Path, bytes]:
-    """The page and its figures; ``page`` and ``folder`` say where they go, the text is that of `PAGE`."""
+def files(results: Mapping[str, Any], docs: Path) -> dict[Path, bytes]:
+    """The page and its figures, as they are to be below ``docs``; the text is that of `PAGE`."""
     text = filled(PAGE.read_text(encoding="utf-8"), blocks(results))
-    return {page: text.encode()} | {folder / name: image for name, image in images(results).items()}
+    figures = {docs / "images" / "paper" / name: image for name, image in images(results).items()}
+    return {docs / "paper.md": text.encode()} | figures
 
 
 def _run(results: Mapping[str, Any]) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
 import json
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from rich.console import Console
 
 from hyperkern.files import as_json, write_files
 
+from . import worker
 from .job import Job
 
 
@@ -33,14 +32,14 @@ class Done(NamedTuple):
 
 
 def run_jobs(
-    jobs: Mapping[str, Sequence[Job]], out: Path, processes: int, console: Console
+    jobs: Mapping[str, Sequence[Job]], out: Path, executor: Executor, console: Console
 ) -> dict[str, dict[str, Done]]:
     """Run what is not there yet.
 
     Args:
         jobs: of each part.
         out: the results are kept in ``out/cells/PART/JOB.json``.
-        processes: at a time, each of one thread.
+        executor: that runs them, see `processes`.
         console: for the progress.
 
     Returns:
@@ -57,7 +56,7 @@ def run_jobs(
     todo = sorted((key for key in every if key not in results), key=lambda key: -every[key].seconds)
     if results:
         console.print(f"{len(results)} of {len(every)} jobs are done already, in {out / 'cells'}")
-    for key, done in _completed(every, todo, processes, console):
+    for key, done in _completed(every, todo, executor, console):
         results[key] = done
         cells[key].parent.mkdir(parents=True, exist_ok=True)
         cell = {"fingerprint": every[key].fingerprint(), **done._asdict()}
@@ -80,30 +79,30 @@ Key = tuple[str, str]
 
 
 def _completed(
-    jobs: Mapping[Key, Job], todo: Sequence[Key], processes: int, console: Console
+    jobs: Mapping[Key, Job], todo: Sequence[Key], executor: Executor, console: Console
 ) -> Iterator[tuple[Key, Done]]:
-    if not todo:
-        return
-    # Read when the libraries are loaded: a process is one thread, there are as many as there are cores.
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    # Ctrl-C is for this process, which ends the others.
-    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), ignore)
+    futures = {executor.submit(_timed, jobs[key]): key for key in todo}
+    with _Progress(console, sum(jobs[key].seconds for key in todo), len(todo)) as progress:
+        for future in as_completed(futures):
+            part, name = key = futures[future]
+            try:
+                done = future.result()
+            except Exception as error:
+                raise JobError(f"{part}/{name} failed: {type(error).__name__}: {error}") from error
+            progress.advance(f"{part}/{name}", jobs[key].seconds, done.seconds)
+            yield key, done
+
+
+@contextmanager
+def processes(number: int) -> Iterator[Executor]:
+    """Run jobs in as many processes, each of one thread; those that run at the end, after an error, are ended."""
+    executor = ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), worker.start)
     try:
-        futures = {pool.submit(_timed, jobs[key]): key for key in todo}
-        with _Progress(console, sum(jobs[key].seconds for key in todo), len(todo)) as progress:
-            for future in concurrent.futures.as_completed(futures):
-                part, name = key = futures[future]
-                try:
-                    done = future.result()
-                except Exception as error:
-                    raise JobError(f"{part}/{name} failed: {type(error).__name__}: {error}") from error
-                progress.advance(f"{part}/{name}", jobs[key].seconds, done.seconds)
-                yield key, done
+        yield executor
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():  # what is not done by now is done anew
-            worker.terminate()
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
 def _timed(job: Job) -> Done:

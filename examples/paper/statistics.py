@@ -34,24 +34,30 @@ def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, seed: int = 
 
     Returns:
         The statistic and its interval at the level of 95 %.
+
+    Raises:
+        ValueError: the statistic is not finite for most of what is drawn.
     """
     arrays = [np.asarray(sample) for sample in samples]
     generator = np.random.default_rng(seed)
     rows = len(arrays[0])
-    draws = []
-    while len(draws) < RESAMPLES:
-        index = generator.integers(rows, size=rows)
-        value = float(statistic(*(array[index] for array in arrays)))
-        if np.isfinite(value):  # a correlation of resampled constants has no value
-            draws.append(value)
+    resampled = (generator.integers(rows, size=rows) for _ in range(RESAMPLES))
+    draws = np.array([statistic(*(array[index] for array in arrays)) for index in resampled])
+    draws = draws[np.isfinite(draws)]  # a correlation has no value where all that was drawn is equal
+    if len(draws) < RESAMPLES / 2:
+        raise ValueError("the statistic has no value for most resampled observations")
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(float(statistic(*arrays)), float(low), float(high))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's rank correlation."""
-    return float(scipy.stats.spearmanr(x, y).statistic)
+    """Spearman's rank correlation; nan where all of ``x`` or ``y`` is equal."""
+    ranks = scipy.stats.rankdata([x, y], axis=1)
+    with np.errstate(invalid="ignore"):
+        return float(
+            np.corrcoef(ranks)[0, 1]
+        )  # spearmanr's value, in a tenth of its time: it is called by the thousand
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
