@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from ranks import Ranks
-from torch import Tensor
-from torchvision import transforms
+from torch import Tensor, nn
+from torchvision import models, transforms
 
 import hyperkern
 from examples.paper.__main__ import main
@@ -29,14 +30,29 @@ SMALL += ["--linear-batch", "6", "--linear-lr", "1", "--workers", "0", "--device
 ALONE = Session(torch.device("cpu"), 0, 1, None)
 
 
+class Tiny(nn.Sequential):
+    """A network with batch norms and a last layer of ResNet's name, made like one, that takes no time."""
+
+    def __init__(self, architecture: str, num_classes: int) -> None:
+        assert architecture == "resnet18"
+        layers = [nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)]
+        super().__init__(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.add_module("fc", nn.Linear(16, num_classes))
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "get_model", Tiny)
+
+
 def make_images(data: Path, classes: list[str], count: int, size: int = 40) -> None:
     """A folder like ImageNet's: JPEG files of noise around a colour of each class."""
     generator = np.random.default_rng(0)
+    colours = generator.integers(60, 196, (len(classes), 3))
     for split in ("train", "val"):
-        for name in classes:
+        for name, colour in zip(classes, colours, strict=True):
             folder = data / split / name
             folder.mkdir(parents=True)
-            colour = generator.integers(60, 196, 3)
             for number in range(count):
                 pixels = colour + generator.integers(-60, 60, (size, size + 8, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}_{number}.JPEG")
@@ -78,23 +94,28 @@ def assert_equal(found: object, expected: object, path: str = "") -> None:
         assert found == expected, path
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("--strong",), ("--no-intra", "--contrastive", "0.5")], ids=["plain", "strong", "mix"]
-)
-def test_two_steps(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: tuple[str, ...]) -> None:
-    result = run(data, tmp_path, "--steps", "2", *more)
+@pytest.mark.parametrize("more", [("--strong",), ("--no-intra", "--contrastive", "0.5")], ids=["strong", "mix"])
+@pytest.mark.usefixtures("tiny")
+def test_two_steps(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    run(data, tmp_path, "--steps", "2", *more)
+    state = torch.load(tmp_path / "pretraining.pt", weights_only=True)
+    assert state["epochs"] == 1
+    # Two steps of 8 keys each came into the queue of 24, which was full: what is next is its row 16.
+    assert state["parts"]["moco"]["queue._extra_state"].tolist() == [24, 8, 16, 24]
+    assert ("head.2.weight" in str(state["parts"]["moco"].keys())) == ("--strong" in more)
+
+
+def test_two_steps_of_a_resnet(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = run(data, tmp_path, "--steps", "2")
     shown = capsys.readouterr().out
     assert result["tried"]
     assert result["results"].keys() == {"top-1 (%)", "top-5 (%)"}
     assert "a trial of a few steps" in shown
     assert "top-1 (%)" in shown
-    state = torch.load(tmp_path / "pretraining.pt", weights_only=True)
-    assert state["epochs"] == 1
-    # 16 keys of two steps of 8 came into the queue of 24.
-    assert state["parts"]["moco"]["queue._extra_state"].tolist() == [24, 8, 16, 24]
-    assert {len(list((tmp_path).glob(name))) for name in ("pretraining.pt", "linear.pt")} == {1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linear.pt", "pretraining.pt", "result.json"]
 
 
+@pytest.mark.usefixtures("tiny")
 def test_going_on_is_bit_equal(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is interrupted in the second epoch, of both trainings, ends as one that is not."""
     words = ["--epochs", "3", "--schedule", "2", "--linear-epochs", "3", "--linear-schedule", "1"]
@@ -113,12 +134,12 @@ def test_going_on_is_bit_equal(data: Path, tmp_path: Path, monkeypatch: pytest.M
                 raise Interrupted
             return original(*args, **kwargs)
 
-        original = Training.advance if where == "pretraining" else torch.nn.functional.cross_entropy
+        original = Training.advance if where == "pretraining" else nn.functional.cross_entropy
         with monkeypatch.context() as patched:
             if where == "pretraining":
-                patched.setattr(Training, "advance", lambda self, *rest: advance(self, *rest))
+                patched.setattr(Training, "advance", lambda self, *rest: advance(self, *rest))  # a method
             else:
-                patched.setattr(torch.nn.functional, "cross_entropy", advance)
+                patched.setattr(nn.functional, "cross_entropy", advance)
             with pytest.raises(Interrupted):
                 run(data, tmp_path / "parts", *words)
 
@@ -139,7 +160,9 @@ def test_going_on_is_bit_equal(data: Path, tmp_path: Path, monkeypatch: pytest.M
 def steps_of(session: Session, images: Tensor, *words: str) -> dict[str, Tensor]:
     """Three steps with the images, ``(2, 8, 3, 32, 32)`` views; gradient, queue and losses."""
     given = options(*words)
-    moco = new_moco(given, session)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(models, "get_model", Tiny)
+        moco = new_moco(given, session)
     optimizer = torch.optim.SGD(moco.encoder.parameters(), lr=0.03, momentum=0.9)
     training = Training(given, session, moco.train(), optimizer)
     own, shuffle = images.chunk(session.ranks, dim=1)[session.rank], torch.Generator().manual_seed(1)
@@ -162,8 +185,7 @@ def test_two_processes_are_one(ranks: Ranks, words: tuple[str, ...]) -> None:
     first, second = ranks(2).run(steps_of_rank, 2, images, words)
     assert_equal(second, first)
     for name, expected in alone.items():
-        torch.testing.assert_close(first[name], expected, rtol=2e-3, atol=1e-3 * expected.abs().max().item(), msg=name)
-    assert torch.equal(alone["queue"][24 - 24 :].norm(dim=1).round(decimals=4), torch.ones(24))
+        torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 def test_the_loss_is_the_papers() -> None:
@@ -172,13 +194,13 @@ def test_the_loss_is_the_papers() -> None:
         torch.randn(n, 8, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (6, 6, 24)
     )
     k = torch.randn(6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    unit = torch.nn.functional.normalize
+    unit = nn.functional.normalize
     x, y, z = unit(q), unit(k), unit(queue)
     align = (x - y).square().sum(1).mean()
     across, within = torch.cdist(x, z).square().flatten(), torch.pdist(x).square()
     eq17, eq18 = ((-3 * pairs).exp().mean().log() for pairs in (across, torch.cat([across, within])))
     logits = torch.cat([(x * y).sum(1, keepdim=True), x @ z.T], 1) / 0.07
-    nce = torch.nn.functional.cross_entropy(logits, torch.zeros(6, dtype=torch.int64))
+    nce = nn.functional.cross_entropy(logits, torch.zeros(6, dtype=torch.int64))
     for words, expected in (
         ((), 3 * align + eq18),
         (("--no-intra",), 3 * align + eq17),
@@ -188,6 +210,7 @@ def test_the_loss_is_the_papers() -> None:
         torch.testing.assert_close(loss_of(q, k, queue, options(*words), None), expected)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_keys_are_encoded_in_shuffled_parts() -> None:
     """Each key is that of its view, from a part that is not the query's."""
     moco = new_moco(options(), ALONE).train()
@@ -197,10 +220,10 @@ def test_keys_are_encoded_in_shuffled_parts() -> None:
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
     assert order.tolist() != list(range(8))
     for part in order.split(4):
-        expected = torch.nn.functional.normalize(moco.momentum_encoder(views[part]))
+        expected = nn.functional.normalize(moco.momentum_encoder(views[part]))
         torch.testing.assert_close(keys[part], expected)
     moco.eval()  # without batch statistics the order does not matter
-    expected = torch.nn.functional.normalize(moco.momentum_encoder(views))
+    expected = nn.functional.normalize(moco.momentum_encoder(views))
     torch.testing.assert_close(training.keys(views, torch.Generator().manual_seed(2)), expected)
 
 
@@ -272,7 +295,7 @@ def test_batches_of_an_epoch() -> None:
 
     first, second = order(0, 0, 0), order(1, 0, 0)
     assert [len(batch) for batch in first] == [4, 4, 4]
-    assert sorted(sum(first + second, [])) == list(range(24))
+    assert sorted(torch.tensor(first + second).flatten().tolist()) == list(range(24))
     orders = {str(order(0, epoch, seed)) for epoch, seed in ((0, 0), (1, 0), (0, 1), (1, 1))}
     assert len(orders) == 4
     assert order(0, 0, 0) == first
@@ -280,7 +303,7 @@ def test_batches_of_an_epoch() -> None:
     assert len({seeded(0, 0, rank).initial_seed() for rank in range(3)}) == 3
 
 
-class Votes(torch.nn.Module):
+class Votes(nn.Module):
     """Scores in which the class of an image is the second, its number being the first pixel."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -303,6 +326,7 @@ def test_accuracy(ranks: Ranks) -> None:
     assert ranks(2).run(count, 2) == [alone, alone]
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_published_checkpoint_is_evaluated(data: Path, tmp_path: Path) -> None:
     encoder = Encoder("resnet18", 8, mlp=True, norm_rows=4, seed=5)
     state = {f"module.encoder_q.{name}": value for name, value in encoder.trunk.state_dict().items()}
@@ -361,7 +385,7 @@ def test_missing_classes_are_counted_and_named(refused: Callable[..., str], data
     make_images(tmp_path / "one", CLASSES, 1, size=8)
     (tmp_path / "one" / "val" / CLASSES[7]).rename(tmp_path / "one" / "val" / "n0")
     assert f"val/ lacks 1 of 100 classes: {CLASSES[7]}, got" in refused(data=tmp_path / "one")
-    assert f"train/ lacks 1 of 101 classes: n0, got" in refused("--all-classes", data=tmp_path / "one")
+    assert "train/ lacks 1 of 101 classes: n0, got" in refused("--all-classes", data=tmp_path / "one")
     for split in ("train", "val"):
         (tmp_path / "empty" / split / "a").mkdir(parents=True)
     assert "it has 1 classes" in refused("--all-classes", data=tmp_path / "empty")
@@ -390,12 +414,14 @@ def test_missing_classes_are_counted_and_named(refused: Callable[..., str], data
     ],
     ids=" ".join,
 )
+@pytest.mark.usefixtures("tiny")
 def test_wrong_options_are_named(refused: Callable[..., str], wrong: tuple[str, ...]) -> None:
     said = refused("--all-classes", *wrong)
     assert f"argument {wrong[0]}: " in said
-    assert f"got '{float(wrong[1])}'" in said or f"got '{wrong[1]}'" in said
+    assert re.search(rf"got '{re.escape(wrong[1])}(\.0)?'", said)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_what_is_no_checkpoint_of_moco_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "file.pt"
     for content in ({"other": 1}, {"state_dict": {}}, [1]):
@@ -405,6 +431,7 @@ def test_what_is_no_checkpoint_of_moco_is_refused(refused: Callable[..., str], t
     assert "must be a checkpoint of MoCo" in refused("--all-classes", "--pretrained", str(file))
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_folder_of_other_options_is_refused(refused: Callable[..., str], data: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "out", "--steps", "1")
     said = refused("--all-classes", "--steps", "1", "--no-intra")

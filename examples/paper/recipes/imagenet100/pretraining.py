@@ -118,9 +118,9 @@ def gathered(rows: Tensor, session: Session) -> Tensor:
     """The rows of all processes, in their order; each has as many."""
     if session.ranks == 1:
         return rows
-    everyones = rows.new_empty(session.ranks * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(everyones, rows.contiguous())
-    return everyones
+    everyones = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(session.ranks)]
+    dist.all_gather(everyones, rows.contiguous())
+    return torch.cat(everyones)
 
 
 def pretrain(
