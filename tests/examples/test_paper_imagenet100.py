@@ -18,9 +18,10 @@ import hyperkern
 from examples.paper.__main__ import main
 from examples.paper.recipes import imagenet100
 from examples.paper.recipes.checkpoint import seeded
+from examples.paper.recipes.imagenet100 import pretraining
 from examples.paper.recipes.imagenet100.data import CLASSES, SomeClasses, classes_of, training_batches
 from examples.paper.recipes.imagenet100.encoder import Encoder
-from examples.paper.recipes.imagenet100.linear import accuracy
+from examples.paper.recipes.imagenet100.linear import accuracy, linear_evaluation
 from examples.paper.recipes.imagenet100.pretraining import Training, loss_of, new_moco
 from examples.paper.recipes.imagenet100.views import augmentation
 from examples.paper.recipes.session import Session
@@ -121,31 +122,22 @@ def test_going_on_is_bit_equal(data: Path, tmp_path: Path, monkeypatch: pytest.M
     words = ["--epochs", "3", "--schedule", "2", "--linear-epochs", "3", "--linear-schedule", "1"]
     whole = run(data, tmp_path / "whole", *words)
 
-    class Interrupted(Exception):
-        pass
+    def interrupt(where: object, name: str, after: int) -> None:
+        original, calls = getattr(where, name), iter(range(after))
 
-    def interrupt(where: str, after: int) -> None:
-        left = after
+        def until(*args: object, **given: object) -> object:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return original(*args, **given)
 
-        def advance(*args: object, **kwargs: object) -> object:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Interrupted
-            return original(*args, **kwargs)
-
-        original = Training.advance if where == "pretraining" else nn.functional.cross_entropy
         with monkeypatch.context() as patched:
-            if where == "pretraining":
-                patched.setattr(Training, "advance", lambda self, *rest: advance(self, *rest))  # a method
-            else:
-                patched.setattr(nn.functional, "cross_entropy", advance)
-            with pytest.raises(Interrupted):
+            patched.setattr(where, name, until)
+            with pytest.raises(KeyboardInterrupt):
                 run(data, tmp_path / "parts", *words)
 
-    interrupt("pretraining", 4)  # of three steps an epoch
+    interrupt(pretraining, "loss_of", after=4)  # of three steps an epoch
     torch.randn(3)  # the state of the global generator does not matter
-    interrupt("linear", 6)  # of five
+    interrupt(nn.functional, "cross_entropy", after=6)  # of five
     torch.randn(5)
     assert run(data, tmp_path / "parts", *words)["results"] == whole["results"]
     for name in ("pretraining.pt", "linear.pt"):
@@ -186,6 +178,26 @@ def test_two_processes_are_one(ranks: Ranks, words: tuple[str, ...]) -> None:
     assert_equal(second, first)
     for name, expected in alone.items():
         torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def run_of_rank(rank: int, ranks: int, data: Path, out: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What the command does in a process; its encoder and its accuracy."""
+    given = options("--out", str(out), "--epochs", "2", "--linear-epochs", "1", data=data)
+    own, classes = Session(torch.device("cpu"), rank, ranks, hyperkern.Group()), classes_of(data, everything=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(models, "get_model", Tiny)
+        encoder = pretraining.pretrain(given, own, classes, {"seed": 0})
+        found = linear_evaluation(encoder, given, own, classes, {"seed": 0})
+    return encoder.state_dict(), found
+
+
+def test_processes_have_one_encoder_and_one_result(ranks: Ranks, data: Path, tmp_path: Path) -> None:
+    first, second = ranks(2).run(run_of_rank, 2, data, tmp_path)
+    assert_equal(second[0], first[0])
+    assert first[1] == second[1]
+    again, _ = ranks(2).run(run_of_rank, 2, data, tmp_path)  # from the checkpoints, nothing is left to do
+    assert_equal(again[0], first[0])
+    assert again[1] == first[1]
 
 
 def test_the_loss_is_the_papers() -> None:
@@ -411,6 +423,7 @@ def test_missing_classes_are_counted_and_named(refused: Callable[..., str], data
         ("--pretrained", "nowhere.pt"),
         ("--device", "tpu"),
         ("--steps", "0"),
+        ("--lr", "1e+30"),
     ],
     ids=" ".join,
 )

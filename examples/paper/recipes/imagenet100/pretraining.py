@@ -164,6 +164,9 @@ def pretrain(
         schedule.step()
         checkpoint.save(epoch + 1, session)
         session.say(f"epoch {epoch + 1} of {options.epochs}: loss {loss:.4f}, {seconds:.0f} s")
+    if session.ranks > 1:  # the running statistics are still those of each process's own parts
+        for statistics in moco.encoder.buffers():
+            dist.broadcast(statistics, src=0)
     return moco.encoder  # type: ignore[return-value]
 
 
