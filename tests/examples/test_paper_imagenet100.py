@@ -23,7 +23,7 @@ from examples.paper.recipes.imagenet100.data import CLASSES, SomeClasses, classe
 from examples.paper.recipes.imagenet100.encoder import Encoder
 from examples.paper.recipes.imagenet100.linear import accuracy, linear_evaluation
 from examples.paper.recipes.imagenet100.pretraining import Training, loss_of, new_moco
-from examples.paper.recipes.imagenet100.views import augmentation
+from examples.paper.recipes.imagenet100.views import TwoViews, augmentation
 from examples.paper.recipes.session import Session
 
 SMALL = ["--arch", "resnet18", "--crop", "32", "--batch", "8", "--norm-rows", "4", "--queue", "24", "--dim", "8"]
@@ -313,6 +313,26 @@ def test_batches_of_an_epoch() -> None:
     assert order(0, 0, 0) == first
     # Each process draws views of its own; what shuffles the keys is the same for all.
     assert len({seeded(0, 0, rank).initial_seed() for rank in range(3)}) == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_epoch_has_other_views_and_shuffles(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, seen = options(data=data), []
+
+    def advance(self: Training, first: Tensor, second: Tensor, shuffle: torch.Generator) -> Tensor:
+        assert not torch.equal(first, second)
+        seen.append((first.sum().item(), second.sum().item(), shuffle.initial_seed()))
+        return torch.zeros(())
+
+    monkeypatch.setattr(Training, "advance", advance)
+    images = SomeClasses(data, "train", CLASSES[:3], TwoViews(augmentation(32, strong=False)))
+    moco = new_moco(given, ALONE)
+    training = Training(given, ALONE, moco, torch.optim.SGD(moco.encoder.parameters()))
+    for epoch in (0, 1, 0):
+        pretraining.an_epoch(training, images, epoch)
+    first, other, again = seen[:3], seen[3:6], seen[6:]
+    assert first == again
+    assert all(not set(one) & set(two) for one, two in zip(first, other, strict=True))
 
 
 class Votes(nn.Module):
