@@ -80,11 +80,11 @@ def linear_evaluation(
 @torch.no_grad()
 def accuracy(model: nn.Module, images: SomeClasses, options: argparse.Namespace, session: Session) -> dict[str, float]:
     """How often the class of an image is the first, or among the first five, in percent."""
-    hits = torch.zeros(2, dtype=torch.float64, device=session.device)
+    seen = torch.zeros(3, dtype=torch.float64, device=session.device)
     batch = session.share("linear-batch", options.linear_batch)
-    for views, labels in validation_batches(images, batch, options, session):
+    for views, labels in islice(validation_batches(images, batch, options, session), options.steps):
         scores = model(to_device(views, session))
-        found = scores.topk(min(5, scores.shape[1])).indices == to_device(labels, session).unsqueeze(1)
-        hits += torch.stack([found[:, 0].sum(), found.sum()])
-    first, five = (100 * session.ranks * session.mean(share) / len(images) for share in hits.tolist())
-    return {"top-1 (%)": first, "top-5 (%)": five}
+        hits = scores.topk(min(5, scores.shape[1])).indices == to_device(labels, session).unsqueeze(1)
+        seen += torch.stack([hits[:, 0].sum(), hits.sum(), hits.new_tensor(len(hits), dtype=torch.int64)])
+    first, five, count = (session.mean(number) for number in seen.tolist())
+    return {"top-1 (%)": 100 * first / count, "top-5 (%)": 100 * five / count}
