@@ -51,17 +51,16 @@ class MoCo(nn.Module):
     """Encoder, momentum encoder and queue.
 
     Args:
+        encoder: maps images to ``(N, dim)`` features; the momentum encoder starts as its copy.
         dim: dimension of the features.
         size: of the queue.
-        seed: decides the initial weights, the same for both encoders.
-        device: where all of it lives.
     """
 
-    def __init__(self, dim: int, size: int, seed: int, device: torch.device) -> None:
+    def __init__(self, encoder: nn.Module, dim: int, size: int) -> None:
         super().__init__()
-        self.encoder = new_encoder(dim, seed, device)
-        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.queue = hyperkern.FeatureQueue(size, dim, device=device)
+        self.encoder = encoder
+        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.queue = hyperkern.FeatureQueue(size, dim, device=next(encoder.parameters()).device)
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
@@ -80,7 +79,7 @@ class Training:
 
     def __init__(self, options: argparse.Namespace, images: Tensor) -> None:
         self.options, self.images = options, images
-        self.moco = MoCo(options.dim, options.queue, options.seed, images.device)
+        self.moco = MoCo(new_encoder(options.dim, options.seed, images.device), options.dim, options.queue)
         self.steps_per_epoch = len(images) // options.batch
         self.steps = options.epochs * self.steps_per_epoch
         self.optimizer = torch.optim.Adam(self.moco.encoder.parameters(), lr=options.lr)
