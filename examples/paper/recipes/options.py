@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentP
     command.add_argument("--seed", type=int, default=0, help="of weights, order and views (%(default)s)")
     command.add_argument("--workers", type=int, default=4, help="processes that load data (%(default)s)")
     command.add_argument("--device", help="cpu, cuda or cuda:<index>; by default a GPU if there is one")
-    command.add_argument("--steps", type=int, help="at most so many steps an epoch, of one epoch: to try it")
+    command.add_argument("--steps", type=int, help="a trial: at most so many steps an epoch, and one epoch")
     return command
 
 
@@ -63,7 +64,7 @@ def guarded(command: argparse.ArgumentParser, work: Callable[[argparse.Namespace
     """Parse the words and do the work; what cannot work is said as argparse does.
 
     Returns:
-        0; argparse ends the process with 2.
+        0; 1 for a loss that became infinite or NaN; 130 if interrupted; argparse ends the process with 2.
     """
     options = command.parse_args(words)
     try:
@@ -72,4 +73,10 @@ def guarded(command: argparse.ArgumentParser, work: Callable[[argparse.Namespace
         work(options)
     except (OptionError, OutputError) as error:
         command.error(str(error))
+    except FloatingPointError as error:
+        print(f"{command.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{command.prog}: interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
+        return 130
     return 0
