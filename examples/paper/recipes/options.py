@@ -21,6 +21,7 @@ def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentP
     """
     command = argparse.ArgumentParser(
         prog=f"python -m examples.paper {name}",
+        usage="%(prog)s --data DIR [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=description + f"\n\nOn several GPUs: torchrun --nproc_per_node=N -m examples.paper {name} ...",
     )
@@ -28,10 +29,12 @@ def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentP
     command.add_argument(
         "--out", type=Path, default=Path(out), metavar="DIR", help="checkpoints, results (%(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of weights, order and views (%(default)s)")
-    command.add_argument("--workers", type=int, default=4, help="processes that load data (%(default)s)")
-    command.add_argument("--device", help="cpu, cuda or cuda:<index>; by default a GPU if there is one")
-    command.add_argument("--steps", type=int, help="a trial: at most so many steps an epoch, and one epoch")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and views (%(default)s)")
+    command.add_argument("--workers", type=int, default=4, metavar="N", help="processes that load data (%(default)s)")
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (a GPU if there is one)")
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="a trial: at most so many steps an epoch, and one epoch"
+    )
     return command
 
 

@@ -1,0 +1,86 @@
+"""Which of several runs is best, by cross-validation on the training images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from examples.digits.config import OptionError
+
+from .data import Data
+from .encoder import Encoder, new_encoder
+from .evaluate import MEASURES, Frozen, accuracies, accuracies_of_folds
+from .linear import Settings
+from .train import FILE
+
+
+class Choice(NamedTuple):
+    """The best run for a measure.
+
+    Attributes:
+        run: its folder.
+        folds: mean accuracy over the folds of each run by its folder, in percent.
+        test: accuracy of the best on the test images, in percent.
+    """
+
+    run: str
+    folds: dict[str, float]
+    test: float
+
+
+def finished(run: Path) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of a run, on the CPU, and the options that it was trained with.
+
+    Raises:
+        OptionError: there is none, or it is not at its end.
+    """
+    path = run / FILE
+    if not path.is_file():
+        raise OptionError("choose", run, f"must be folders of runs; there is no {FILE}")
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    recipe: dict[str, Any] = state["recipe"]
+    if state["epochs"] != recipe["epochs"]:
+        raise OptionError("choose", run, f"has done {state['epochs']} of its {recipe['epochs']} epochs")
+    encoder = new_encoder(recipe["dim"], 0)
+    encoder.load_state_dict(state["parts"]["encoder"])
+    return encoder.eval(), recipe
+
+
+def choose(runs: Sequence[Path], data: Data, settings: Settings) -> dict[str, Choice]:
+    """Compare the runs by five folds of the training images, for each measure, and look at the test images of the best.
+
+    Args:
+        runs: folders, in which checkpoints of the evaluations are kept.
+        data: the images.
+        settings: how classifiers are trained; its recipe is added to that of each run.
+
+    Returns:
+        The best run by measure; of equals the first.
+
+    Raises:
+        OptionError: a run is none, or not at its end; before any work.
+    """
+    for run in runs:
+        finished(run)
+
+    def frozen(run: Path) -> tuple[Frozen, Path, Settings]:
+        encoder, recipe = finished(run)
+        return Frozen(encoder.to(settings.here.device)), run, settings._replace(recipe=recipe | settings.recipe)
+
+    folds: dict[Path, dict[str, float]] = {}
+    for run in runs:
+        encoder, folder, how = frozen(run)
+        folds[run] = accuracies_of_folds(encoder, data.train, folder, how)
+        settings.here.say(f"{run}, by folds: " + ", ".join(f"{name} {value:.2f}" for name, value in folds[run].items()))
+    best = {measure: max(runs, key=lambda run: folds[run][measure]) for measure in MEASURES}
+    tests = {}
+    for run in dict.fromkeys(best.values()):
+        encoder, folder, how = frozen(run)
+        tests[run] = accuracies(encoder, data, folder, how)
+    return {
+        measure: Choice(str(run), {str(one): found[measure] for one, found in folds.items()}, tests[run][measure])
+        for measure, run in best.items()
+    }
