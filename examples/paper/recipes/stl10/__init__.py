@@ -1,4 +1,4 @@
-"""The paper's experiment on STL-10: a small AlexNet, trained without labels, and what a linear classifier makes of it."""
+"""The paper's experiment on STL-10: a small AlexNet trained without labels, and its accuracy."""
 
 from .command import main
 

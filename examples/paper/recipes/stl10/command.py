@@ -30,10 +30,10 @@ Alignment + uniformity as published, 200 epochs; started again it goes on:
     --data DIR
 Does it work? A minute on a GPU, a few on a CPU:
     --data DIR --steps 2 --batch 32
-The paper's best weights, and its contrastive loss alone:
+The paper's best weights; the contrastive loss alone:
     --data DIR --out a --align-weight 0.98 --uniform-weight 0.96
     --data DIR --out b --align-weight 0 --uniform-weight 0 \\
-               --contrastive-weight 1 --temperature 0.19
+               --contrastive-weight 1 --temperature 0.5
 The best of finished runs for each measure, by 5-fold cross-validation on the
 training split, and the accuracy of the best on the test split:
     --data DIR --out best --choose a b"""

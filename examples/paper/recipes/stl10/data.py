@@ -68,7 +68,7 @@ Images = Pixels | Sequence[NDArray[np.uint8]]
 
 
 class Data(NamedTuple):
-    """The three splits; ``unlabelled`` is the paper's training set, the training split and the images without labels."""
+    """The labelled splits, and the paper's training set: the training split and the images without labels."""
 
     train: Labelled
     test: Labelled
