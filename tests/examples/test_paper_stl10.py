@@ -24,17 +24,17 @@ from examples.paper.recipes.stl10.objective import Objective
 CPU = torch.device("cpu")
 ALONE = Session(CPU, 0, 1, None)
 TINY = {"CONVOLUTIONS": (4, 6, 8, 6, 4), "HIDDEN": 16}
-IMAGES = {"train": 60, "test": 30, "unlabeled": 41}
+IMAGES = {"train": 20, "test": 12, "unlabeled": 17}
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """STL-10 in small: noise, and the class is the brightness."""
+    """STL-10 in small: noise, dark of the first class, bright of the last."""
     root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     binary = root / "stl10_binary"
     binary.mkdir()
     for split, rows in IMAGES.items():
-        labels = random.permutation(np.arange(rows) % 10)
+        labels = random.permutation(np.arange(rows) % 2 * 9)
         pixels = random.integers(0, 60, (rows, *data.SHAPE)) + 20 * labels[:, None, None, None]
         pixels.astype(np.uint8).tofile(binary / f"{split}_X.bin")
         if split != "unlabeled":
@@ -74,7 +74,7 @@ def test_layers_are_the_published_ones() -> None:
     convolutions = 27 * 96 + 9 * (96 * 192 + 192 * 384 + 384 * 384 + 384 * 192)
     norms = 2 * (96 + 192 + 384 + 384 + 192 + 4096 + 4096)
     dense = 192 * 7 * 7 * 4096 + 4096 * 4096 + 4096 * 128 + 128
-    assert sum(weight.numel() for weight in full.parameters()) == convolutions + norms + dense == 58_684_640
+    assert sum(weight.numel() for weight in full.parameters()) == convolutions + norms + dense == 58_678_368
     shapes, images = [], torch.empty(2, 3, 64, 64, dtype=torch.uint8, device="meta")
     for layer in range(-8, 0):
         shapes.append(tuple(full(images, layer=layer).shape[1:]))
@@ -84,7 +84,7 @@ def test_layers_are_the_published_ones() -> None:
 def test_first_weights(tiny: None) -> None:
     one = encoder.new_encoder(64, seed=3)
     drawn = torch.cat(
-        [module.weight.flatten() for module in one.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        [part.weight.detach().flatten() for part in one.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
     )
     assert abs(drawn.mean()) < 1e-3
     assert drawn.std() == pytest.approx(0.02, rel=0.03)
@@ -117,15 +117,15 @@ def test_images_are_those_of_torchvision(folder: Path, monkeypatch: pytest.Monke
         for index in (0, 7, len(original) - 1):
             np.testing.assert_array_equal(theirs.pixels[index].swapaxes(1, 2), original.data[index])
     original = STL10(folder, "train+unlabeled")
-    assert len(ours.unlabelled) == len(original) == 101
-    for index in (0, 59, 60, 100):
+    assert len(ours.unlabelled) == len(original) == 37
+    for index in (0, 19, 20, 36):
         np.testing.assert_array_equal(ours.unlabelled[index].swapaxes(1, 2), original.data[index])
-    whole = data.Views(ours.unlabelled, lambda image: torch.tensor(np.asarray(image)), seed=0)[0, 60][0]
-    np.testing.assert_array_equal(whole, np.asarray(original[60][0]))
+    whole = data.Views(ours.unlabelled, lambda image: torch.tensor(np.asarray(image)), seed=0)[0, 20][0]
+    np.testing.assert_array_equal(whole, np.asarray(original[20][0]))
 
 
 def test_folder_itself_can_be_given(folder: Path) -> None:
-    assert len(data.load(folder / "stl10_binary").test.labels) == 30
+    assert len(data.load(folder / "stl10_binary").test.labels) == 12
 
 
 def views_of(folder: Path, workers: int, epoch: int, seed: int = 0, batch: int = 4) -> Tensor:
@@ -155,8 +155,8 @@ def test_views_depend_on_seed_epoch_and_image_alone(folder: Path) -> None:
             lambda binary: (binary / "test_X.bin").write_bytes(b"x" * 50_000), "50000 bytes, no whole", id="cut"
         ),
         pytest.param(lambda binary: (binary / "test_X.bin").write_bytes(b""), "0 bytes, no whole", id="empty"),
-        pytest.param(lambda binary: (binary / "train_y.bin").write_bytes(b"\1" * 59), "each of 60 images", id="labels"),
-        pytest.param(lambda binary: (binary / "train_y.bin").write_bytes(b"\0" * 60), "a class, 1 to 10", id="classes"),
+        pytest.param(lambda binary: (binary / "train_y.bin").write_bytes(b"\1" * 19), "each of 20 images", id="labels"),
+        pytest.param(lambda binary: (binary / "train_y.bin").write_bytes(b"\0" * 20), "a class, 1 to 10", id="classes"),
     ],
 )
 def test_wrong_files_are_named(folder: Path, tmp_path: Path, spoil: Callable, said: str) -> None:
@@ -292,19 +292,20 @@ def test_another_training_does_not_go_on(stl10: Callable, capsys: pytest.Capture
 
 
 def test_a_loss_that_is_no_number_ends_it(stl10: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert stl10("--train-only", "--epochs", "1", "--lr", "1e30") == 1
+    assert stl10("--train-only", "--steps", "2", "--lr", "1e30") == 1
     assert "the loss is" in capsys.readouterr().err
     assert not (tmp_path / "train.pt").exists()
 
 
 def test_bfloat16_changes_little(folder: Path, tiny: None, tmp_path: Path) -> None:
     pixels = data.load(folder).test.pixels
+    start = encoder.new_encoder(5, 0).blocks[-1][0].weight
     full, half = (
-        train.train(training(amp=amp), pixels, tmp_path / str(amp), 0, ALONE).blocks[-1][0].weight
+        train.train(training(amp=amp, steps=1), pixels, tmp_path / str(amp), 0, ALONE).blocks[-1][0].weight - start
         for amp in (False, True)
     )
     assert not torch.equal(full, half)
-    torch.testing.assert_close(full, half, atol=2e-3, rtol=0)
+    assert F.cosine_similarity(full.flatten(), half.flatten(), dim=0) > 0.95
 
 
 # Several processes
@@ -315,7 +316,7 @@ def gradients(rank: int, objective: Objective, rows: int, pixels: data.Images, r
     for name, value in TINY.items():
         setattr(encoder, name, value)
     here = Session(CPU, rank, ranks, hyperkern.Group() if ranks > 1 else None)
-    model = here.parallel(encoder.new_encoder(6, seed=0)).eval()
+    model = here.parallel(encoder.new_encoder(6, seed=0).double()).eval()
     (epoch,) = training(objective=objective, batch=rows).batches(rows, here, 0)
     (views,) = data.Views(pixels, data.PAIRS, 0, copies=2).batches(epoch, 0, CPU)
     objective(*model(views.flatten(0, 1)).chunk(2), here.group).loss.backward()
@@ -334,7 +335,7 @@ def test_gradients_of_two_processes_are_those_of_one(
     for shared in ranks(2).run(gradients, objective, rows, pixels, 2):
         assert shared.keys() == alone.keys()
         for name, value in shared.items():
-            torch.testing.assert_close(value, alone[name], atol=1e-7, rtol=1e-3)
+            torch.testing.assert_close(value, alone[name])
 
 
 def trained(rank: int, pixels: data.Images, out: Path) -> tuple[dict[str, Tensor], bool]:
@@ -370,25 +371,29 @@ def test_torchrun_with_the_whole_encoder(folder: Path, tmp_path: Path) -> None:
 
 
 def made_up(run_folder: Path, scale: float) -> None:
-    """A finished run whose encoder's weights are scaled: at 0 all images have the same features."""
+    """A finished run whose encoder's weights are scaled: by 0 all images have the same features."""
     one = encoder.new_encoder(5, 0)
     for weight in one.parameters():
-        weight.data *= scale
+        weight.data *= scale if weight.ndim > 1 else 1
     Checkpoint(run_folder / "train.pt", training(steps=None).recipe(), {"encoder": one}).save(1, ALONE)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["bad-first", "good-first"])
-def test_the_better_run_is_chosen(order: tuple[int, int], stl10: Callable, tmp_path: Path) -> None:
+def test_the_better_run_is_chosen(
+    order: tuple[int, int], stl10: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "RATE", 0.05)  # a step is an epoch
     runs = [tmp_path / "bad", tmp_path / "good"]
-    for scale, one in enumerate(runs):
+    for one, scale in zip(runs, (0, 8), strict=True):
         made_up(one, scale)
-    assert stl10("--probe-epochs", "2", "--choose", *(str(runs[index]) for index in order)) == 0
+    assert stl10("--probe-epochs", "8", "--choose", *(str(runs[index]) for index in order)) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     for measure in evaluate.MEASURES:
         chosen = found["options"][measure]
         assert chosen["run"] == str(runs[1])
-        assert chosen["folds"][str(runs[1])] > chosen["folds"][str(runs[0])] == 10
-        assert found["results"][measure]["here"] == chosen["test"] > 10
+        assert chosen["folds"][str(runs[1])] > 80
+        assert chosen["folds"][str(runs[0])] <= 60
+        assert found["results"][measure]["here"] == chosen["test"] > 80
     assert (runs[1] / "linear.pt").exists()
     assert not (runs[0] / "linear.pt").exists()  # the test images have not been looked at
 
@@ -420,17 +425,18 @@ def test_runs_to_choose_from_must_be_finished(
     assert ("there is no train.pt" if state == "missing" else "2 of its 3 epochs") in said
 
 
-def test_classifiers_learn_on_their_part_alone(folder: Path, tmp_path: Path) -> None:
+def test_classifiers_learn_on_their_part_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "RATE", 0.05)  # a step is an epoch
     images = data.load(folder).train
-    part = np.flatnonzero(images.labels < 5)  # the other classes are never seen
+    part = np.flatnonzero(images.labels == 0)  # the other class is never seen
     known = torch.eye(10)[images.labels] * 10
-    rows = iter(known.split(128) * 40)
-    settings = linear.Settings(40, 0, ALONE, {})
+    rows = iter([known] * 8)
+    settings = linear.Settings(8, 0, ALONE, {})
     encode = lambda views: {"layer": next(rows)}  # noqa: E731
     (found,) = linear.fit(encode, {"layer": 10}, images, [part], tmp_path / "linear.pt", settings)
     assert found["layer"].accuracy(known[part], images.labels[part]) == 100
-    rest = np.flatnonzero(images.labels >= 5)
-    assert found["layer"].accuracy(known[rest], images.labels[rest]) < 50
+    rest = np.flatnonzero(images.labels)
+    assert found["layer"].accuracy(known[rest], images.labels[rest]) == 0
 
 
 def test_frozen_features(folder: Path, tiny: None) -> None:
@@ -442,7 +448,7 @@ def test_frozen_features(folder: Path, tiny: None) -> None:
     torch.testing.assert_close(found["output"], F.normalize(one(views).detach(), dim=1))
     torch.testing.assert_close(found["fc7"], one(views, layer=-2).detach())
     assert frozen.widths == {"output": 5, "fc7": 16}
-    x, y = next(data.Views(pixels, data.PAIRS, linear.SEED, 2).batches(data.in_order(30, 30), 0, CPU))
+    x, y = next(data.Views(pixels, data.PAIRS, linear.SEED, 2).batches(data.in_order(12, 12), 0, CPU))
     expected = Objective()(one(x).detach(), one(y).detach(), None)
     metrics = frozen.metrics(pixels, settings)
     assert metrics["alignment"] == pytest.approx(expected.alignment.item(), rel=1e-4)
@@ -458,7 +464,7 @@ def test_frozen_features(folder: Path, tiny: None) -> None:
         ("--align-weight", "-1", "at least 0"),
         ("--temperature", "0", "above 0"),
         ("--t", "nan", "above 0"),
-        ("--batch", "102", "at most 101"),
+        ("--batch", "38", "at most 37"),
         ("--batch", "1", "at least 2"),
         ("--epochs", "0", "at least 1"),
         ("--probe-epochs", "0", "at least 1"),

@@ -152,6 +152,7 @@ class Views(Dataset[Tensor]):
             batch_sampler=places,
             num_workers=workers,
             pin_memory=device.type == "cuda",
+            generator=generator(self._seed),  # of what no view depends on; PyTorch's own is left as it was
         )
         for views in loader:
             yield views.to(device, non_blocking=True).transpose(0, 1)
