@@ -228,6 +228,17 @@ def test_options_arrive() -> None:
     assert (given.seed, given.workers, given.device, given.steps) == (3, 0, None, 2)
 
 
+@pytest.mark.parametrize(("processes", "workers"), [(None, 12), ("4", 3), ("24", 1)])
+def test_loaders_share_the_cores(processes: str | None, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    seen = []
+    call([], seen.append)
+    assert seen[0].workers == workers
+
+
 @pytest.mark.parametrize("words", [["--seed", "-1"], ["--workers", "-2"], ["--steps", "0"]], ids=lambda words: words[0])
 def test_numbers_out_of_range(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,12 +31,19 @@ def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentP
         "--out", type=Path, default=Path(out), metavar="DIR", help="checkpoints, results (%(default)s)"
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and views (%(default)s)")
-    command.add_argument("--workers", type=int, default=4, metavar="N", help="processes that load data (%(default)s)")
+    command.add_argument(
+        "--workers", type=int, default=cores(), metavar="N", help="processes that load data (%(default)s)"
+    )
     command.add_argument("--device", help="cpu, cuda or cuda:<index> (a GPU if there is one)")
     command.add_argument(
         "--steps", type=int, metavar="N", help="a trial: at most so many steps an epoch, and one epoch"
     )
     return command
+
+
+def cores() -> int:
+    """This process's share of the machine's cores, at most 16: more loaders than these wait for each other."""
+    return max(1, min(16, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def at_least(options: argparse.Namespace, least: float, *names: str) -> None:
