@@ -169,6 +169,22 @@ def test_a_trial_is_not_gone_on_from(tmp_path: Path) -> None:
         Checkpoint(path, {"epochs": 1, "steps": 2}, {}).load()
 
 
+@pytest.mark.parametrize("other", ["text", "parts", "shape", "optimizer"])
+def test_a_file_of_something_else(other: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    if other == "text":
+        path.write_text("no checkpoint")
+    else:
+        layer = nn.Linear(2, 2, bias=other != "optimizer")
+        part = torch.optim.SGD(layer.parameters(), 1) if other == "optimizer" else layer
+        Checkpoint(path, {}, {"head" if other == "parts" else "part": part}).save(1, ALONE)
+    wanted: object = nn.Linear(3, 2)
+    if other == "optimizer":
+        wanted = torch.optim.SGD(wanted.parameters(), 1)
+    with pytest.raises(OptionError, match=r"argument --out: run.pt there is no checkpoint of this run, got "):
+        Checkpoint(path, {}, {"part": wanted}).load()
+
+
 class Broken:
     def state_dict(self) -> dict:
         return {"cannot": self}
@@ -260,6 +276,15 @@ def test_what_ends_a_run_is_said(error: BaseException, code: int, capsys: pytest
     said = capsys.readouterr().err
     assert "python -m examples.paper name: " in said
     assert (str(error) or "the same command goes on") in said
+
+
+def test_folder_for_results(tmp_path: Path) -> None:
+    assert options.folder_for_results(argparse.Namespace(out=tmp_path / "new" / "folder")).is_dir()
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "result.json").mkdir(parents=True)
+    for name, said in (("file", "cannot be written to"), ("taken", "result.json is a folder")):
+        with pytest.raises(OptionError, match=f"argument --out: {said}"):
+            options.folder_for_results(argparse.Namespace(out=tmp_path / name))
 
 
 def test_missing_data_are_named(tmp_path: Path) -> None:

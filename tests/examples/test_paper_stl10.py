@@ -239,39 +239,52 @@ def test_two_steps_of_everything(stl10: Callable, tmp_path: Path, capsys: pytest
     assert found["options"]["align-weight"] == 1
 
 
-@pytest.mark.parametrize("stage", ["train", "linear", "folds"])
+@pytest.mark.parametrize(
+    ("stage", "epochs", "options"),
+    [
+        ("train", 3, ["--steps", "1", "--epochs", "3", "--train-only"]),
+        ("linear", 2, ["--steps", "1", "--probe-epochs", "2"]),
+        ("folds", 2, ["--probe-epochs", "2", "--choose"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_resumed_is_uninterrupted(
-    stage: str, stl10: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    stage: str,
+    epochs: int,
+    options: list[str],
+    stl10: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = ["--steps", "1", "--epochs", "3", "--probe-epochs", "3"]
-    assert stl10(*options, out=whole) == 0
-    for run_folder in (whole, parts):
-        if stage == "folds":
-            assert stl10(*options, "--train-only", out=run_folder) == 0
+
+    def go_on(folder: Path) -> int:
+        return stl10(*options, *([str(folder)] if stage == "folds" else []), out=folder)
+
     if stage == "folds":
-        assert stl10(*options, "--choose", str(whole), out=tmp_path / "best") == 0
+        made_up(whole, 8)
+        made_up(parts, 8)
+    assert go_on(whole) == 0
     save = Checkpoint.save
 
-    def interrupted(self: Checkpoint, epochs: int, here: Session) -> None:
-        save(self, epochs, here)
-        if self.path == parts / f"{stage}.pt" and epochs == 2:
+    def interrupted(self: Checkpoint, done: int, here: Session) -> None:
+        save(self, done, here)
+        if self.path == parts / f"{stage}.pt" and done == epochs - 1:
             raise KeyboardInterrupt
 
-    again = [*options, *(["--choose", str(parts)] if stage == "folds" else [])]
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoint, "save", interrupted)
-        assert stl10(*again, out=parts) == 130
-    assert torch.load(parts / f"{stage}.pt", weights_only=True)["epochs"] == 2
+        assert go_on(parts) == 130
+    assert torch.load(parts / f"{stage}.pt", weights_only=True)["epochs"] == epochs - 1
     assert "the same command goes on" in capsys.readouterr().err
-    assert stl10(*again, out=parts) == 0
-    states = [flat(torch.load(of / f"{stage}.pt", weights_only=True)) for of in (whole, parts)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
-    assert states[0]["/epochs"] == 3
-    if stage != "folds":
-        first, second = ((of / "result.json").read_text() for of in (whole, parts))
-        assert first == second
+    assert go_on(parts) == 0
+    ours, theirs = (flat(torch.load(of / f"{stage}.pt", weights_only=True)) for of in (whole, parts))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert ours["/epochs"] == epochs
+    if stage == "linear":
+        assert (whole / "result.json").read_text() == (parts / "result.json").read_text()
 
 
 def flat(state: object, name: str = "") -> dict[str, Tensor]:
@@ -409,7 +422,7 @@ def test_measures_are_chosen_apart(folder: Path, tiny: None, tmp_path: Path, mon
     assert [found[measure].test for measure in evaluate.MEASURES] == ["a", "a", "a", "b"]  # of equals the first
 
 
-@pytest.mark.parametrize("state", ["missing", "unfinished"])
+@pytest.mark.parametrize("state", ["missing", "unfinished", "foreign", "broken"])
 def test_runs_to_choose_from_must_be_finished(
     state: str, stl10: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -417,12 +430,19 @@ def test_runs_to_choose_from_must_be_finished(
     if state == "unfinished":
         one = encoder.new_encoder(5, 0)
         Checkpoint(tmp_path / "other/train.pt", training(epochs=3).recipe(), {"encoder": one}).save(2, ALONE)
+    elif state == "foreign":
+        Checkpoint(tmp_path / "other/train.pt", {"epochs": 1}, {}).save(1, ALONE)
+    elif state == "broken":
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/train.pt").write_bytes(b"no checkpoint")
     with pytest.raises(SystemExit):
         stl10("--choose", str(tmp_path / "good"), str(tmp_path / "other"))
     said = capsys.readouterr().err
     assert "argument --choose: " in said
     assert str(tmp_path / "other") in said
-    assert ("there is no train.pt" if state == "missing" else "2 of its 3 epochs") in said
+    reasons = {"missing": "there is no train.pt", "unfinished": "2 of its 3 epochs"}
+    assert reasons.get(state, "no checkpoint of this recipe") in said
+    assert not (tmp_path / "good/folds.pt").exists()
 
 
 def test_classifiers_learn_on_their_part_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,6 +505,15 @@ def test_wrong_options_are_named(
     assert said in heard
     assert repr(value) in heard or repr(str(float(value))) in heard
     assert not list(tmp_path.iterdir())
+
+
+def test_all_images_or_a_note(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    images = data.load(folder)
+    command.compare_counts(images, ALONE)
+    assert "not all of STL-10's images: {'train': 20, 'test': 12, 'unlabeled': 17}" in capsys.readouterr().out
+    monkeypatch.setattr(command, "COUNTS", IMAGES)
+    command.compare_counts(images, ALONE)
+    assert not capsys.readouterr().out
 
 
 def test_something_must_be_minimised(stl10: Callable, capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,10 +52,21 @@ class Checkpoint:
             The epochs that are done, 0 if there is nothing to go on from.
 
         Raises:
-            OptionError: an option differs from that of the file; it is named, with both values.
+            OptionError: an option differs from that of the file; it is named, with both values. Or the file is none
+                of this recipe.
         """
         if not self.path.exists():
             return 0
+        try:
+            return self._loaded()
+        except OptionError:
+            raise
+        except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise OptionError(
+                "out", self.path.parent, f"{self.path.name} there is no checkpoint of this run"
+            ) from error
+
+    def _loaded(self) -> int:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["recipe"].get("steps") is not None and self._recipe.get("steps") is None:
             return 0

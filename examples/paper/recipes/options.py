@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from examples.digits.config import OptionError
-from hyperkern.files import OutputError
+from hyperkern.files import OutputError, obstacle
+
+from .published import RESULT
 
 
 def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentParser:
@@ -56,6 +58,22 @@ def at_least(options: argparse.Namespace, least: float, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise OptionError(name.replace("_", "-"), value, f"must be at least {least}")
+
+
+def folder_for_results(options: argparse.Namespace) -> Path:
+    """The output folder, which is made.
+
+    Raises:
+        OptionError: the result cannot be written there.
+    """
+    out: Path = options.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError("out", out, f"cannot be written to ({error.strerror})") from error
+    if (reason := obstacle(out / RESULT)) is not None:
+        raise OptionError("out", out, f"{RESULT} {reason}")
+    return out
 
 
 def folder_with(options: argparse.Namespace, *files: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,20 +32,30 @@ class Choice(NamedTuple):
     test: float
 
 
-def finished(run: Path) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder of a run, on the CPU, and the options that it was trained with.
+def finished(run: Path) -> dict[str, Any]:
+    """The checkpoint of a run; its tensors stay in the file until they are used.
 
     Raises:
-        OptionError: there is none, or it is not at its end.
+        OptionError: there is none, it is not of this recipe, or not at its end.
     """
     path = run / FILE
     if not path.is_file():
         raise OptionError("choose", run, f"must be folders of runs; there is no {FILE}")
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        done, epochs, _ = state["epochs"], state["recipe"]["epochs"], state["recipe"]["align-weight"]
+    except (EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise OptionError("choose", run, f"{FILE} there is no checkpoint of this recipe") from error
+    if done != epochs:
+        raise OptionError("choose", run, f"has done {done} of its {epochs} epochs")
+    return state
+
+
+def trained(run: Path) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of a run, on the CPU, and the options that it was trained with."""
+    state = finished(run)
     recipe: dict[str, Any] = state["recipe"]
-    if state["epochs"] != recipe["epochs"]:
-        raise OptionError("choose", run, f"has done {state['epochs']} of its {recipe['epochs']} epochs")
-    encoder = new_encoder(recipe["dim"], 0)
+    encoder = new_encoder(recipe["dim"], recipe["seed"])
     encoder.load_state_dict(state["parts"]["encoder"])
     return encoder.eval(), recipe
 
@@ -67,7 +78,7 @@ def choose(runs: Sequence[Path], data: Data, settings: Settings) -> dict[str, Ch
         finished(run)
 
     def frozen(run: Path) -> tuple[Frozen, Path, Settings]:
-        encoder, recipe = finished(run)
+        encoder, recipe = trained(run)
         return Frozen(encoder.to(settings.here.device)), run, settings._replace(recipe=recipe | settings.recipe)
 
     folds: dict[Path, dict[str, float]] = {}

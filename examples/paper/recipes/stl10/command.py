@@ -10,7 +10,7 @@ from torchvision.datasets import STL10
 
 from examples.digits.config import OptionError
 
-from ..options import at_least, command_line, guarded
+from ..options import at_least, command_line, folder_for_results, guarded
 from ..published import show
 from ..session import Session, session
 from .choose import choose
@@ -99,22 +99,24 @@ def work(options: argparse.Namespace) -> None:
     data = load(options.data)
     if training.batch > len(data.unlabelled):
         raise OptionError("batch", training.batch, f"must be at most {len(data.unlabelled)}, the number of images")
+    out = folder_for_results(options)
     if options.steps:  # of every pass over images
         data = data._replace(train=data.train.head(options.steps * BATCH), test=data.test.head(options.steps * BATCH))
     with session(options.device) as here:
-        complain(data, options, here)
+        if not options.steps:
+            compare_counts(data, here)
         probe_epochs = options.probe_epochs or (1 if options.steps else PROBE_EPOCHS)
         settings = Settings(probe_epochs, options.workers, here.alone(), {"steps": options.steps})
         if options.choose:
             show_choice(options, data, settings)
             return
-        encoder = train(training, data.unlabelled, options.out, options.workers, here)
+        encoder = train(training, data.unlabelled, out, options.workers, here)
     # The first process is enough for the rest: the others need not wait for it.
     if here.is_first and not options.train_only:
         frozen, recipe = Frozen(encoder), training.recipe()
-        found = accuracies(frozen, data, options.out, settings._replace(recipe=recipe))
+        found = accuracies(frozen, data, out, settings._replace(recipe=recipe))
         found |= frozen.metrics(data.test.pixels, settings)
-        show("stl10", found, options.out, recipe | {"ranks": here.ranks}, tried=bool(options.steps))
+        show("stl10", found, out, recipe | {"ranks": here.ranks}, tried=bool(options.steps))
 
 
 def download(folder: Path) -> None:
@@ -129,18 +131,16 @@ def download(folder: Path) -> None:
         raise OptionError("download", folder, f"{STL10.url} cannot be had ({error})") from error
 
 
-def complain(data: Data, options: argparse.Namespace, here: Session) -> None:
+def compare_counts(data: Data, here: Session) -> None:
     """Say so if these are not all of STL-10's images."""
-    counts = dict(zip(COUNTS, (len(data.train.labels), len(data.test.labels)), strict=False))
-    counts["unlabeled"] = len(data.unlabelled)
-    wanted = COUNTS | {"unlabeled": COUNTS["train"] + COUNTS["unlabeled"]}
-    if not options.steps and counts != wanted:
-        here.say(f"note: {options.data} has {counts} images where STL-10 has {wanted}")
+    train, test = len(data.train.labels), len(data.test.labels)
+    counts = {"train": train, "test": test, "unlabeled": len(data.unlabelled) - train}
+    if counts != COUNTS:
+        here.say(f"note: these are not all of STL-10's images: {counts}, of {COUNTS}")
 
 
 def show_choice(options: argparse.Namespace, data: Data, settings: Settings) -> None:
     """Choose among runs; the result goes to ``--out``."""
-    options.out.mkdir(parents=True, exist_ok=True)
     chosen = choose(options.choose, data, settings)
     for measure, choice in chosen.items():
         settings.here.say(f"{measure}: {choice.run}, {choice.folds[choice.run]:.2f} over folds")
