@@ -79,7 +79,7 @@ def choose(runs: Sequence[Path], data: Data, settings: Settings) -> dict[str, Ch
 
     def frozen(run: Path) -> tuple[Frozen, Path, Settings]:
         encoder, recipe = trained(run)
-        return Frozen(encoder.to(settings.here.device)), run, settings._replace(recipe=recipe | settings.recipe)
+        return Frozen(encoder.to(settings.here.device)), run, settings._replace(recipe={**recipe, **settings.recipe})
 
     folds: dict[Path, dict[str, float]] = {}
     for run in runs:

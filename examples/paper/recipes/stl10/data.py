@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ LABELLED = v2.Compose([*CROP, v2.PILToTensor()])
 HELD_OUT = v2.Compose([v2.Resize(70), v2.CenterCrop(SIZE), v2.PILToTensor()])
 
 
-class Pixels:
+class Pixels(Dataset[NDArray[np.uint8]]):
     """The images of a file, ``(3, 96, 96)`` bytes each. Workers are given its name, not its content."""
 
     def __init__(self, path: Path, rows: int) -> None:
@@ -41,7 +41,8 @@ class Pixels:
         return self._opened[1]
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self._file[index]
+        image: NDArray[np.uint8] = self._file[index]
+        return image
 
     def __reduce__(self) -> tuple[type[Pixels], tuple[Path, int]]:
         return Pixels, self._opened
@@ -63,8 +64,7 @@ class Labelled(NamedTuple):
         return Labelled(self.pixels.head(rows), self.labels[:rows])
 
 
-# What has a length and images by index.
-Images = Pixels | Sequence[NDArray[np.uint8]]
+Images = Pixels | ConcatDataset[NDArray[np.uint8]]
 
 
 class Data(NamedTuple):
@@ -100,7 +100,7 @@ def load(folder: Path) -> Data:
         Labelled(_pixels(folder, binary / f"{split}_X.bin"), _labels(folder, binary, split))
         for split in ("train", "test")
     )
-    unlabelled: Any = ConcatDataset([train.pixels, _pixels(folder, binary / "unlabeled_X.bin")])
+    unlabelled: Images = ConcatDataset([train.pixels, _pixels(folder, binary / "unlabeled_X.bin")])
     return Data(train, test, unlabelled)
 
 

@@ -31,6 +31,7 @@ class Encoder(nn.Module):
 
     def __init__(self, dim: int, hidden: int = HIDDEN) -> None:
         super().__init__()
+        self.dim, self.hidden = dim, hidden
         blocks, channels, side = [], 3, SIZE
         for index, wider in enumerate(CONVOLUTIONS):
             layers = [

@@ -30,7 +30,7 @@ class Frozen:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self.widths = {"output": encoder.blocks[-1][0].out_features, "fc7": encoder.blocks[-1][0].in_features}
+        self.widths = {"output": encoder.dim, "fc7": encoder.hidden}
 
     @torch.no_grad()
     def __call__(self, views: Tensor) -> Features:

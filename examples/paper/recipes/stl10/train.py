@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Checkpoint
-from ..session import Session, unwrapped
+from ..session import Session
 from .data import PAIRS, Images, Views, generator
 from .encoder import Encoder, new_encoder
 from .objective import Objective
@@ -90,8 +90,8 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
         FloatingPointError: the loss became infinite or NaN.
     """
     torch.backends.cudnn.benchmark = here.device.type == "cuda"
-    model = here.parallel(new_encoder(training.dim, training.seed))
-    encoder = unwrapped(model)
+    encoder = new_encoder(training.dim, training.seed)
+    model = here.parallel(encoder)
     optimizer = torch.optim.SGD(model.parameters(), training.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     drops = [round(share * training.epochs) for share in DROPS]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
@@ -112,8 +112,8 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
         start, total = time.perf_counter(), torch.zeros(3, device=here.device)
         for pair in itertools.islice(views, steps):
             with torch.autocast(here.device.type, torch.bfloat16, enabled=training.amp):
-                features = model(pair.flatten(0, 1))
-            terms = training.objective(*features.float().chunk(2), here.group)
+                x, y = model(pair.flatten(0, 1)).chunk(2)
+            terms = training.objective(x.float(), y.float(), here.group)
             optimizer.zero_grad()
             terms.loss.backward()
             optimizer.step()
