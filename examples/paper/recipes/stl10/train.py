@@ -102,7 +102,7 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
     steps = steps_of_epoch(training, len(pixels), here.ranks)
     if first < training.epochs:
         here.say(
-            f"minimises {training.objective}: {training.epochs} epochs of {steps} steps of {training.batch} images"
+            f"minimises {training.objective}; epochs {training.epochs}, steps of each {steps}, images of a step {training.batch}"
         )
     # One stream of batches for all epochs: workers go on with the next epoch while the last steps are made.
     places = itertools.chain.from_iterable(training.batches(len(pixels), here, first))
