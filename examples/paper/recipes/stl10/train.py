@@ -102,7 +102,8 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
     steps = steps_of_epoch(training, len(pixels), here.ranks)
     if first < training.epochs:
         here.say(
-            f"minimises {training.objective}; epochs {training.epochs}, steps of each {steps}, images of a step {training.batch}"
+            f"minimises {training.objective}; epochs: {training.epochs}, steps of each: {steps}, "
+            f"images of a step: {training.batch}"
         )
     # One stream of batches for all epochs: workers go on with the next epoch while the last steps are made.
     places = itertools.chain.from_iterable(training.batches(len(pixels), here, first))
