@@ -370,6 +370,11 @@ def test_two_processes_stay_equal(folder: Path, tiny: None, tmp_path: Path, rank
     assert torch.equal(dict(again.named_parameters())["blocks.0.0.weight"], first["blocks.0.0.weight"])
 
 
+def test_a_process_needs_two_images(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="argument --batch: must be at least 10, two for each process, got '8'"):
+        train.train(training(), data.load(folder).test.pixels, tmp_path, 0, ALONE._replace(ranks=5))
+
+
 @pytest.mark.slow
 def test_torchrun_with_the_whole_encoder(folder: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

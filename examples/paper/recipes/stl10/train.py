@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from examples.digits.config import OptionError
+
 from ..checkpoint import Checkpoint
 from ..session import Session
 from .data import PAIRS, Images, Views, generator
@@ -87,8 +89,11 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
         The encoder in evaluation mode, on the device.
 
     Raises:
+        OptionError: the batch has less than two images for a process.
         FloatingPointError: the loss became infinite or NaN.
     """
+    if training.batch < 2 * here.ranks:
+        raise OptionError("batch", training.batch, f"must be at least {2 * here.ranks}, two for each process")
     torch.backends.cudnn.benchmark = here.device.type == "cuda"
     encoder = new_encoder(training.dim, training.seed)
     model = here.parallel(encoder)
