@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from examples.digits.config import OptionError
-from hyperkern.files import write_files
+from hyperkern.files import OutputError, obstacle
 
 from .session import Session
 
@@ -41,19 +42,34 @@ class Checkpoint:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OptionError("out", path.parent, f"cannot be written to ({error.strerror})") from error
+        if (reason := obstacle(path)) is not None:
+            raise OptionError("out", path.parent, f"{path.name} {reason}")
 
     def load(self) -> int:
-        """Load the file if it is there.
+        """Load the file if it is there, and not of a trial (``--steps``) where this is none.
 
         Returns:
-            The epochs that are done, 0 without a file.
+            The epochs that are done, 0 if there is nothing to go on from.
 
         Raises:
-            OptionError: an option differs from that of the file; it is named, with both values.
+            OptionError: an option differs from that of the file; it is named, with both values. Or the file is none
+                of this recipe.
         """
         if not self.path.exists():
             return 0
+        try:
+            return self._loaded()
+        except OptionError:
+            raise
+        except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise OptionError(
+                "out", self.path.parent, f"{self.path.name} there is no checkpoint of this run"
+            ) from error
+
+    def _loaded(self) -> int:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["recipe"].get("steps") is not None and self._recipe.get("steps") is None:
+            return 0
         for name, value in state["recipe"].items():
             given = self._recipe.get(name)
             if given != value:
@@ -64,12 +80,20 @@ class Checkpoint:
         return epochs
 
     def save(self, epochs: int, session: Session) -> None:
-        """Write the file, by the first process; what was there stays whole until the new one is."""
+        """Write the file, by the first process; what was there stays whole until the new one is.
+
+        Raises:
+            OutputError: it cannot be written, for want of space for instance.
+        """
         if session.is_first:
             parts = {name: part.state_dict() for name, part in self._parts.items()}
-            content = io.BytesIO()
-            torch.save({"recipe": self._recipe, "parts": parts, "epochs": epochs}, content)
-            write_files({self.path: content.getvalue()})
+            temporary = self.path.with_name(f".{self.path.name}.tmp")  # not in memory: it may be half a gigabyte
+            try:
+                torch.save({"recipe": self._recipe, "parts": parts, "epochs": epochs}, temporary)
+                os.replace(temporary, self.path)
+            except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+                temporary.unlink(missing_ok=True)
+                raise OutputError(f"{self.path} cannot be written ({error})") from error
         session.wait()
 
 

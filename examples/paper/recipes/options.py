@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from examples.digits.config import OptionError
-from hyperkern.files import OutputError
+from hyperkern.files import OutputError, obstacle
+
+from .published import RESULT
 
 
 def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentParser:
@@ -20,6 +24,7 @@ def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentP
     """
     command = argparse.ArgumentParser(
         prog=f"python -m examples.paper {name}",
+        usage="%(prog)s --data DIR [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=description + f"\n\nOn several GPUs: torchrun --nproc_per_node=N -m examples.paper {name} ...",
     )
@@ -27,11 +32,20 @@ def command_line(name: str, description: str, *, out: str) -> argparse.ArgumentP
     command.add_argument(
         "--out", type=Path, default=Path(out), metavar="DIR", help="checkpoints, results (%(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of weights, order and views (%(default)s)")
-    command.add_argument("--workers", type=int, default=4, help="processes that load data (%(default)s)")
-    command.add_argument("--device", help="cpu, cuda or cuda:<index>; by default a GPU if there is one")
-    command.add_argument("--steps", type=int, help="at most so many steps an epoch, of one epoch: to try it")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and views (%(default)s)")
+    command.add_argument(
+        "--workers", type=int, default=cores(), metavar="N", help="processes that load data (%(default)s)"
+    )
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (a GPU if there is one)")
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="a trial: at most so many steps an epoch, and one epoch"
+    )
     return command
+
+
+def cores() -> int:
+    """This process's share of the machine's cores, at most 16: more loaders than these wait for each other."""
+    return max(1, min(16, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def at_least(options: argparse.Namespace, least: float, *names: str) -> None:
@@ -44,6 +58,22 @@ def at_least(options: argparse.Namespace, least: float, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise OptionError(name.replace("_", "-"), value, f"must be at least {least}")
+
+
+def folder_for_results(options: argparse.Namespace) -> Path:
+    """The output folder, which is made.
+
+    Raises:
+        OptionError: the result cannot be written there.
+    """
+    out: Path = options.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError("out", out, f"cannot be written to ({error.strerror})") from error
+    if (reason := obstacle(out / RESULT)) is not None:
+        raise OptionError("out", out, f"{RESULT} {reason}")
+    return out
 
 
 def folder_with(options: argparse.Namespace, *files: str) -> Path:
@@ -63,7 +93,7 @@ def guarded(command: argparse.ArgumentParser, work: Callable[[argparse.Namespace
     """Parse the words and do the work; what cannot work is said as argparse does.
 
     Returns:
-        0; argparse ends the process with 2.
+        0; 1 for a loss that became infinite or NaN; 130 if interrupted; argparse ends the process with 2.
     """
     options = command.parse_args(words)
     try:
@@ -72,4 +102,10 @@ def guarded(command: argparse.ArgumentParser, work: Callable[[argparse.Namespace
         work(options)
     except (OptionError, OutputError) as error:
         command.error(str(error))
+    except FloatingPointError as error:
+        print(f"{command.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{command.prog}: interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
+        return 130
     return 0

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from hyperkern.files import as_json, write_files
 
+RESULT = "result.json"
 # By recipe and measure: the best with a contrastive loss, the best with alignment and uniformity alone.
 PUBLISHED: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "stl10": {
@@ -50,4 +51,4 @@ def show(name: str, found: Mapping[str, float], out: Path, recipe: Mapping[str, 
     Console(width=100).print(table)
     content = {"recipe": name, "options": json.loads(json.dumps(recipe, default=str)), "tried": tried}
     results = {measure: {"here": value, "published": published.get(measure)} for measure, value in found.items()}
-    write_files({out / "result.json": as_json({**content, "results": results})})
+    write_files({out / RESULT: as_json({**content, "results": results})})

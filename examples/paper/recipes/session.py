@@ -72,6 +72,10 @@ class Session(NamedTuple):
         dist.all_reduce(total)
         return total.item() / self.ranks
 
+    def alone(self) -> Session:
+        """This process by itself, for what the first does when the others have left."""
+        return self._replace(rank=0, ranks=1, group=None)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.ranks > 1:
