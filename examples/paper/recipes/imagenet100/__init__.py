@@ -11,7 +11,7 @@ from typing import Any
 
 from examples.digits.config import OptionError
 
-from ..options import at_least, command_line, guarded
+from ..options import at_least, command_line, folder_for_results, guarded
 from ..published import show
 from ..session import Session, session
 from .data import classes_of
@@ -116,6 +116,7 @@ def work(options: argparse.Namespace) -> None:
         options.batch = 256 if options.all_classes else 128
     check(options)
     classes = classes_of(options.data, everything=options.all_classes)
+    out = folder_for_results(options)
     if options.steps is not None:
         options.epochs = options.linear_epochs = 1
     with session(options.device) as own:
@@ -130,7 +131,7 @@ def work(options: argparse.Namespace) -> None:
         recipe |= {name: value_of(options, name) for name in LINEAR}
         found = linear_evaluation(encoder.to(own.device), options, own, classes, recipe)
         if own.is_first:
-            show(published_as(options), found, options.out, recipe, tried=options.steps is not None)
+            show(published_as(options), found, out, recipe, tried=options.steps is not None)
 
 
 def value_of(options: argparse.Namespace, name: str) -> Any:
