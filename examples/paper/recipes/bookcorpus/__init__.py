@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "Sentences of BookCorpus: recurrent encoders trained on neighbouring sentences, judged by logistic regression\n"
         "on MR and CR. DIR has the books as *.txt, a sentence a line, an empty line or the end of a file after each\n"
         "book, and SentEval's files MR/rt-polarity.pos, MR/rt-polarity.neg, CR/custrev.pos, CR/custrev.neg.\n\n"
-        "By default alignment + uniformity; '--align-weight 0 --uniform-weight 0 --contrastive-weight 1' is contrastive.",
+        "By default alignment + uniformity; contrastive by "
+        "'--align-weight 0 --uniform-weight 0 --contrastive-weight 1'.",
         out="bookcorpus-out",
     )
     default = Objective()
@@ -158,7 +159,7 @@ def train(options: argparse.Namespace, corpus: Corpus, pairs: int, here: Session
     """Train on the first so many pairs, or go on with it; the model in evaluation mode."""
     known = len(Vocabulary.read(corpus.folder / VOCABULARY))
     parallel = here.parallel(QuickThought(known, options.embedding, options.dim, options.seed))
-    optimizer = torch.optim.Adam(parallel.parameters(), lr=options.lr)
+    optimizer = torch.optim.Adam(parallel.parameters(), lr=options.lr, fused=True)
     model = unwrapped(parallel)
     asked = recipe(options) | {
         "data": f"{corpus.about['sentences']} sentences, vocabulary {corpus.about['vocabulary']}"
