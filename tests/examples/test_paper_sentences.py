@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import Ranks
 
 import hyperkern
 from examples.paper.__main__ import main
@@ -19,8 +20,7 @@ from examples.paper.recipes.bookcorpus.text import UNKNOWN, Vocabulary, words_of
 from examples.paper.recipes.bookcorpus.train import Objective, Settings, stage_pairs, stages_of, train_stage
 from examples.paper.recipes.checkpoint import Checkpoint
 from examples.paper.recipes.session import Session
-
-from ..ranks import Ranks
+from examples.paper.sentences import PART, data as sentences_data, report
 
 ALONE = Session(torch.device("cpu"), 0, 1, None)
 TASK_FILES = ("MR/rt-polarity.pos", "MR/rt-polarity.neg", "CR/custrev.pos", "CR/custrev.neg")
@@ -232,28 +232,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, monk
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["--vocabulary", "5"], "another vocabulary"),
-        (["--length", "3"], "another length"),
-        (["--lr", "0.1"], "--lr"),
-    ],
-    ids=["vocabulary", "length", "rate"],
-)
-def test_another_recipe_does_not_go_on(
-    words: list[str], named: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_run_goes_on_with_the_same_recipe_and_books_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     given = ["--data", str(data), "--out", str(tmp_path / "out"), "--steps", "1", *SMALL]
     assert main(["bookcorpus", *given]) == 0
-    assert named in refused([*given, *words], capsys)
-
-
-def test_other_books_do_not_go_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--steps", "1", *SMALL]
-    assert main(["bookcorpus", *given]) == 0
+    assert "another vocabulary" in refused([*given, "--vocabulary", "5"], capsys)
+    assert "another length" in refused([*given, "--length", "3"], capsys)
+    assert "--lr" in refused([*given, "--lr", "0.1"], capsys)
     (data / "c.txt").write_text("one more\n")
     assert "another books" in refused(given, capsys)
+
+
+def test_what_a_run_leaves_among_the_books_is_none(data: Path, capsys: pytest.CaptureFixture) -> None:
+    for out in ("first", "second"):
+        assert main(["bookcorpus", "--data", str(data), "--out", str(data / out), "--steps", "1", *SMALL]) == 0
+        assert "42 sentences, 2 books" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("missing", TASK_FILES)
@@ -311,3 +305,72 @@ def test_two_processes_train_as_one_does(data: Path, ranks: Ranks) -> None:
         assert loss == pytest.approx(alone[0], rel=1e-5)
         for name, value in alone[1].items():
             assert torch.allclose(weights[name], value, atol=1e-6), name
+
+
+def test_paragraphs_become_sentences_and_headings_nothing() -> None:
+    paragraph = 'It was '''so''' from the start. "Was it?" asked Mr Brown, who had come late. It was! Then more words followed, as ever.'
+    assert sentences_data.sentences_of(f"== Heading ==\n{paragraph}\nShort one.") == [
+        "It was so from the start.",
+        '"Was it?" asked Mr Brown, who had come late.',
+        "Then more words followed, as ever.",
+    ]
+
+
+def test_the_part_in_its_quickest_form() -> None:
+    jobs = PART.jobs(True)
+    results = {job.name: json.loads(json.dumps(job.run(), allow_nan=False)) for job in jobs}
+    assert results[jobs[0].name] == jobs[0].run()  # the same again
+    summary = PART.summarize(results)
+    assert {encoder["family"] for encoder in summary["encoders"]} == {report.UNTRAINED, report.BOTH, report.CONTRASTIVE}
+    assert all(0 <= encoder[share] <= 1 for encoder in summary["encoders"] for share in report.SHARES)
+    assert len(PART.claims(summary)) == 4
+    assert set(PART.blocks(summary)) == {"table sentences", "figure sentences"}
+    assert set(PART.figures(summary)) == {"sentences"}
+
+
+def made_up(**topic: float) -> dict[str, Any]:
+    """Three encoders of each family, of which one has the accuracies that are given."""
+    families = {"untrained": report.UNTRAINED, "both": report.BOTH, "contrastive": report.CONTRASTIVE}
+    encoders = [
+        {
+            "objective": name,
+            "family": family,
+            "seed": seed,
+            "alignment": 2 - topic[name] + 0.01 * seed,
+            "uniformity": -topic[name],
+            "retrieval": 0.1,
+            "topic": topic[name] - 0.01 * seed,
+            "sentiment": 0.5,
+        }
+        for name, family in families.items()
+        for seed in range(3)
+    ]
+    corpus = {"topic sentences": 800, "sentiment sentences": 200, "topics": 20, "pairs": 9000}
+    return {"encoders": encoders, "corpus": corpus}
+
+
+@pytest.mark.parametrize(
+    ("contrastive", "verdict"), [(0.7, "holds"), (0.5, "undecided"), (0.3, "does not hold")], ids=str
+)
+def test_verdicts_follow_the_figures(contrastive: float, verdict: str) -> None:
+    sentiment, topics, useful, agreement = report.claims(made_up(untrained=0.2, both=0.49, contrastive=contrastive))
+    assert sentiment.verdict == "undecided"
+    assert topics.verdict == verdict
+    assert f"{100 * (contrastive - 0.49):+.1f}".replace("-", "−") in topics.result
+    assert useful.verdict == "holds"
+    assert agreement.verdict == "holds"
+
+
+def test_metrics_that_disagree_with_accuracy_are_said_to() -> None:
+    summary = made_up(untrained=0.2, both=0.4, contrastive=0.6)
+    for encoder in summary["encoders"]:
+        encoder["alignment"], encoder["uniformity"] = encoder["topic"], encoder["topic"]
+    assert report.claims(summary)[-1].verdict == "does not hold"
+
+
+def test_the_margin_has_the_spread_of_the_seeds_in_it() -> None:
+    summary = made_up(untrained=0.2, both=0.40, contrastive=0.48)
+    assert report.claims(summary)[1].verdict == "holds"
+    for encoder in summary["encoders"]:
+        encoder["topic"] += 0.15 * (encoder["seed"] - 1)
+    assert report.claims(summary)[1].verdict == "undecided"

@@ -104,7 +104,7 @@ def work(options: argparse.Namespace) -> None:
             f"{about['sentences']} sentences, {about['books']} books, {about['words']} words, "
             f"{100 * about['unknown'] / max(about['words'], 1):.1f} % of them not among the {options.vocabulary}"
         )
-        model = train(options, corpus, trained, here)
+        model = trained_model(options, corpus, trained, here)
         vocabulary = Vocabulary.read(corpus.folder / VOCABULARY)
         found: dict[str, float] = {}
         for name, task in tasks.items():
@@ -155,7 +155,7 @@ def train_pairs(corpus: Corpus, batch: int) -> int:
     return len(corpus) - held_out
 
 
-def train(options: argparse.Namespace, corpus: Corpus, pairs: int, here: Session) -> QuickThought:
+def trained_model(options: argparse.Namespace, corpus: Corpus, pairs: int, here: Session) -> QuickThought:
     """Train on the first so many pairs, or go on with it; the model in evaluation mode."""
     known = len(Vocabulary.read(corpus.folder / VOCABULARY))
     parallel = here.parallel(QuickThought(known, options.embedding, options.dim, options.seed))

@@ -21,7 +21,8 @@ from hyperkern.files import as_json, write_files
 from ..session import Session
 from .text import UNKNOWN, Vocabulary, read_lines
 
-WORDS, STARTS, BOOKS, VOCABULARY, ABOUT = "words.bin", "starts.bin", "books.npy", "vocabulary.txt", "corpus.json"
+# None is a *.txt, for the folder may be within that of the books.
+WORDS, STARTS, BOOKS, VOCABULARY, ABOUT = "words.bin", "starts.bin", "books.npy", "vocabulary", "corpus.json"
 _BUFFER = 100_000  # sentences that are in memory at a time while the files are written
 Rows = NDArray[np.int64]
 
