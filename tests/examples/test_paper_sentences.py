@@ -11,6 +11,7 @@ import torch
 from ranks import Ranks
 
 import hyperkern
+from examples.paper import statistics
 from examples.paper.__main__ import main
 from examples.paper.recipes.bookcorpus import corpus as corpus_module
 from examples.paper.recipes.bookcorpus import probe, text, train
@@ -20,11 +21,18 @@ from examples.paper.recipes.bookcorpus.text import UNKNOWN, Vocabulary, words_of
 from examples.paper.recipes.bookcorpus.train import Objective, Settings, stage_pairs, stages_of, train_stage
 from examples.paper.recipes.checkpoint import Checkpoint
 from examples.paper.recipes.session import Session
-from examples.paper.sentences import PART, data as sentences_data, report
+from examples.paper.sentences import PART, report
+from examples.paper.sentences import data as sentences_data
 
 ALONE = Session(torch.device("cpu"), 0, 1, None)
 TASK_FILES = ("MR/rt-polarity.pos", "MR/rt-polarity.neg", "CR/custrev.pos", "CR/custrev.neg")
 SMALL = ["--embedding", "4", "--dim", "4", "--batch", "8", "--folds", "2", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are a matter of other tests."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
 
 
 @pytest.fixture
@@ -308,9 +316,12 @@ def test_two_processes_train_as_one_does(data: Path, ranks: Ranks) -> None:
 
 
 def test_paragraphs_become_sentences_and_headings_nothing() -> None:
-    paragraph = 'It was '''so''' from the start. "Was it?" asked Mr Brown, who had come late. It was! Then more words followed, as ever.'
+    paragraph = (
+        "It was '''so''' from the very start. \"Was it?\" asked Mr Brown, who had come late. It was! "
+        "Then more words followed, as ever."
+    )
     assert sentences_data.sentences_of(f"== Heading ==\n{paragraph}\nShort one.") == [
-        "It was so from the start.",
+        "It was so from the very start.",
         '"Was it?" asked Mr Brown, who had come late.',
         "Then more words followed, as ever.",
     ]
