@@ -25,7 +25,7 @@ class JobError(RuntimeError):
 
 
 class Done(NamedTuple):
-    """What a job returned, and the seconds that it took."""
+    """What a job returned, and the seconds of a core that it took, whatever else ran beside it."""
 
     result: dict[str, Any]
     seconds: float
@@ -106,8 +106,8 @@ def processes(number: int) -> Iterator[Executor]:
 
 
 def _timed(job: Job) -> Done:
-    start = time.perf_counter()
-    return Done(job.run(), time.perf_counter() - start)
+    start = time.process_time()
+    return Done(job.run(), time.process_time() - start)
 
 
 class _Progress:

@@ -1,0 +1,176 @@
+"""``python -m examples.paper bookcorpus``: the paper's sentences of BookCorpus.
+
+The paper's: neighbouring sentences of BookCorpus as positive pairs, recurrent encoders as those of Quick-Thought
+vectors (Logeswaran & Lee, ICLR 2018), unit features, logistic regression on them for the sentiment of MR and CR.
+
+Quick-Thought's, from its published configuration: two encoders f and g, each a GRU of 600 units in either direction on
+embeddings of 620 dimensions of the 50,000 most frequent words; batches of 400, sentences cut at 30 words, Adam of rate
+5e-4 with gradients clipped at norm 5, one pass; pairs of next neighbours; features of f and g side by side.
+
+Ours, since neither says or they differ: the pairs of a batch come from all over the books (Quick-Thought: 400 sentences
+in a row, whose negatives are of the same book); the probe's features are normalised; the last pairs of the corpus, at
+most 10,000, are held out for alignment and uniformity; ten folds, and five strengths by five inner folds; words by a
+regular expression. The weights, t and τ of the paper's own figures are not known here: the options try them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from examples.digits.config import OptionError
+
+from .. import options as shared
+from ..checkpoint import Checkpoint
+from ..published import show
+from ..session import Session, session, unwrapped
+from . import probe
+from .corpus import VOCABULARY, Corpus, prepared
+from .encoder import QuickThought
+from .text import Vocabulary
+from .train import Objective, Settings, stages_of, train_stage
+
+HELD_OUT = 10_000
+# What a run has to go on with; the data follows from what is in the folder.
+RECIPE = (*Objective._fields, "vocabulary", "length", "embedding", "dim", "batch",
+          "epochs", "lr", "clip", "seed", "steps")  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = shared.command_line(
+        "bookcorpus",
+        "Sentences of BookCorpus: recurrent encoders trained on neighbouring sentences, judged by logistic regression\n"
+        "on MR and CR. DIR has the books as *.txt, a sentence a line, an empty line or the end of a file after each\n"
+        "book, and SentEval's files MR/rt-polarity.pos, MR/rt-polarity.neg, CR/custrev.pos, CR/custrev.neg.\n\n"
+        "By default alignment + uniformity; contrastive by "
+        "'--align-weight 0 --uniform-weight 0 --contrastive-weight 1'.",
+        out="bookcorpus-out",
+    )
+    default = Objective()
+    for name, what in (
+        ("align_weight", "of the alignment"),
+        ("uniform_weight", "of the uniformity"),
+        ("contrastive_weight", "of the contrastive loss"),
+        ("alpha", "exponent of the alignment"),
+        ("t", "of the uniformity's Gaussian potential"),
+        ("temperature", "of the contrastive loss"),
+    ):
+        option = f"--{name.replace('_', '-')}"
+        command.add_argument(option, type=float, default=getattr(default, name), help=f"{what} (%(default)s)")
+    for name, number, what in (
+        ("vocabulary", 50_000, "most frequent words that have an embedding"),
+        ("length", 30, "words at which a sentence is cut off"),
+        ("embedding", 620, "dimension of a word's embedding"),
+        ("dim", 1200, "dimension of the feature of each encoder"),
+        ("batch", 400, "pairs of a step, of all processes"),
+        ("epochs", 1, "passes over the books"),
+        ("folds", 10, "of the cross-validation on MR and CR"),
+    ):
+        command.add_argument(f"--{name}", type=int, default=number, help=f"{what} (%(default)s)")
+    command.add_argument("--lr", type=float, default=5e-4, help="Adam's rate (%(default)s)")
+    command.add_argument("--clip", type=float, default=5.0, help="norm at which gradients are clipped (%(default)s)")
+    return command
+
+
+def main(words: list[str]) -> int:
+    """Do what the command line says.
+
+    Returns:
+        0; argparse ends the process with 2 for what cannot work.
+    """
+    return shared.guarded(parser(), work, words)
+
+
+def work(options: argparse.Namespace) -> None:
+    """Prepare the books, train, judge, show.
+
+    Raises:
+        OptionError: an option cannot work or data is missing; before any long work.
+    """
+    check(options)
+    tasks = {name: probe.read_task(options.data, name) for name in probe.TASKS}
+    for name, task in tasks.items():
+        if (least := min(task.labels.tolist().count(label) for label in (0, 1))) < options.folds:
+            raise OptionError("folds", options.folds, f"must be at most {least}, the sentences of a class of {name}")
+    with session(options.device) as here:
+        here.share("batch", options.batch)
+        corpus = prepared(options.data, options.out / "corpus", options.vocabulary, options.length, here)
+        trained = train_pairs(corpus, options.batch)
+        about = corpus.about
+        here.say(
+            f"{about['sentences']} sentences, {about['books']} books, {about['words']} words, "
+            f"{100 * about['unknown'] / max(about['words'], 1):.1f} % of them not among the {options.vocabulary}"
+        )
+        model = trained_model(options, corpus, trained, here)
+        vocabulary = Vocabulary.read(corpus.folder / VOCABULARY)
+        found: dict[str, float] = {}
+        for name, task in tasks.items():
+            features = probe.encode(model, task.sentences, vocabulary, options.length)
+            own = probe.fold_accuracies(features, task.labels, options.folds, first=here.rank, step=here.ranks)
+            found[f"{name} (%)"] = 100 * here.mean(sum(own)) * here.ranks / options.folds
+        found |= probe.metrics(*probe.pair_features(model, corpus, torch.arange(trained, len(corpus))))
+        if here.is_first:
+            show("bookcorpus", found, options.out, recipe(options), tried=options.steps is not None)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot work, and data that is not there."""
+    shared.at_least(options, 0, "align_weight", "uniform_weight", "contrastive_weight")
+    shared.at_least(options, 1, "vocabulary", "length", "embedding", "epochs")
+    shared.at_least(options, 2, "dim", "batch", "folds")
+    if options.dim % 2:
+        raise OptionError("dim", options.dim, "must be even, for the GRU's two directions")
+    for name in ("alpha", "t", "temperature", "lr", "clip"):
+        if not getattr(options, name) > 0:
+            raise OptionError(name, getattr(options, name), "must be greater than 0")
+    if not options.align_weight + options.uniform_weight + options.contrastive_weight > 0:
+        reason = "must be greater than 0 where the other weights are 0"
+        raise OptionError("contrastive-weight", options.contrastive_weight, reason)
+    files = [file for task in probe.TASKS.values() for file in task]
+    if missing := [file for file in files if not (options.data / file).is_file()]:
+        reason = f"must have the books and, from SentEval, {', '.join(files)}; there is no {missing[0]}"
+        raise OptionError("data", options.data, reason)
+
+
+def recipe(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that a run has to go on with."""
+    return {name: getattr(options, name) for name in RECIPE}
+
+
+def train_pairs(corpus: Corpus, batch: int) -> int:
+    """The first so many pairs are trained on, the others held out.
+
+    Raises:
+        OptionError: there are too few.
+    """
+    held_out = min(HELD_OUT, max(2, len(corpus) // 10))
+    if len(corpus) - held_out < batch:
+        reason = (
+            f"must be at most {max(0, len(corpus) - held_out)}, the pairs of neighbouring sentences that are trained on"
+        )
+        raise OptionError("batch", batch, reason)
+    return len(corpus) - held_out
+
+
+def trained_model(options: argparse.Namespace, corpus: Corpus, pairs: int, here: Session) -> QuickThought:
+    """Train on the first so many pairs, or go on with it; the model in evaluation mode."""
+    known = len(Vocabulary.read(corpus.folder / VOCABULARY))
+    parallel = here.parallel(QuickThought(known, options.embedding, options.dim, options.seed))
+    optimizer = torch.optim.Adam(parallel.parameters(), lr=options.lr, fused=True)
+    model = unwrapped(parallel)
+    asked = recipe(options) | {
+        "data": f"{corpus.about['sentences']} sentences, vocabulary {corpus.about['vocabulary']}"
+    }
+    checkpoint = Checkpoint(options.out / "checkpoint.pt", asked, {"model": model, "optimizer": optimizer})
+    objective = Objective(**{name: getattr(options, name) for name in Objective._fields})
+    settings = Settings(objective, options.batch, options.clip, options.seed, options.steps, options.workers)
+    stages = 1 if options.steps else options.epochs * stages_of(pairs)
+    for stage in range(checkpoint.load(), stages):
+        loss = train_stage(parallel, optimizer, corpus, pairs, stage, settings, here)
+        checkpoint.save(stage + 1, here)
+        here.say(f"stage {stage + 1} of {stages}: loss {loss:.4f}")
+    assert isinstance(model, QuickThought)
+    return model.eval()
