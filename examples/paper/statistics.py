@@ -36,7 +36,7 @@ def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, seed: int = 
         The statistic and its interval at the level of 95 %.
 
     Raises:
-        ValueError: the statistic is not finite for most of what is drawn.
+        ValueError: the statistic is not finite for any that are drawn.
     """
     arrays = [np.asarray(sample) for sample in samples]
     generator = np.random.default_rng(seed)
@@ -44,8 +44,8 @@ def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, seed: int = 
     resampled = (generator.integers(rows, size=rows) for _ in range(RESAMPLES))
     draws = np.array([statistic(*(array[index] for array in arrays)) for index in resampled])
     draws = draws[np.isfinite(draws)]  # a correlation has no value where all that was drawn is equal
-    if len(draws) < RESAMPLES / 2:
-        raise ValueError("the statistic has no value for most resampled observations")
+    if not len(draws):
+        raise ValueError("the statistic has no value for any of the resampled observations")
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(float(statistic(*arrays)), float(low), float(high))

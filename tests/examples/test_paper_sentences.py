@@ -228,8 +228,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main([*words, "--out", str(tmp_path / "parts")])
+    assert main([*words, "--out", str(tmp_path / "parts")]) == 130
     calls = []
     monkeypatch.setattr(Checkpoint, "save", lambda *given: (calls.append(given[1]), save(*given)))
     assert main([*words, "--out", str(tmp_path / "parts")]) == 0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..claim import Claim, verdict
 from ..statistics import bootstrap, spearman, spread
@@ -141,10 +139,10 @@ def _percent(values: Mapping[str, Any]) -> str:
 
 def _agreement(summary: Summary) -> Claim:
     trained = [encoder for encoder in summary["encoders"] if encoder["family"] != UNTRAINED]
-    found = bootstrap(_correlation, combined(trained), [encoder["topic"] for encoder in trained])
+    found = bootstrap(spearman, combined(trained), [encoder["topic"] for encoder in trained])
     holds = True if found.high < 0 else False if found.low > 0 else None
     single = ", ".join(
-        f"{_correlation([one[metric] for one in trained], [one['topic'] for one in trained]):+.2f} for {metric} alone"
+        f"{spearman([one[metric] for one in trained], [one['topic'] for one in trained]):+.2f} for {metric} alone"
         for metric in ("alignment", "uniformity")
     ).replace("-", "−")
     return Claim(
@@ -156,12 +154,6 @@ def _agreement(summary: Summary) -> Claim:
         "the 95 % bootstrap interval is below 0; above 0 it does not hold",
         verdict(holds),
     )
-
-
-def _correlation(x: ArrayLike, y: ArrayLike) -> float:
-    with warnings.catch_warnings():  # a resample of equal values has none, and is drawn anew
-        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
-        return spearman(x, y)
 
 
 def _table(summary: Summary) -> str:
