@@ -43,13 +43,14 @@ def expected_deviations(kernel: Tensor, weights: Tensor, positives: Tensor, doub
     last = math.ceil(math.log(HIGHEST / positives.min().item()) / step)
     grid = torch.arange(first, last + 1, dtype=kernel.dtype)
     arguments = (grid * step).exp()  # u = s / M, one grid for every M since log M is a multiple of the step
-    log_transform = torch.stack([(torch.expm1(-u * kernel) @ weights).log1p() for u in arguments])  # (U, A)
+    # Where every term has vanished the mean is -1, but for the rounding of the weights' sum.
+    means = torch.stack([torch.expm1(-u * kernel) @ weights for u in arguments])  # (U, A)
+    log_transform = means.clamp(min=-1).log1p()
     deviations = []
     for m in doublings:
         exponents = 2.0**m * log_transform - arguments[:, None] * positives
-        ahead = torch.expm1(-arguments * 2.0**m)
-        # The grid ends where the second term has; the first has then been zero, or is still 1 for none.
-        deviations.append(step * (ahead[:, None] - torch.expm1(exponents)).sum(0))
+        reference = torch.expm1(-arguments * 2.0**m)  # minus 1 in both terms, for the digits of small arguments
+        deviations.append(step * (reference[:, None] - torch.expm1(exponents)).sum(0))
     return torch.stack(deviations, dim=1)
 
 

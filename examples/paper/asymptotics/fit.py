@@ -26,7 +26,13 @@ def exponent(
         rows: ``(R, len(counts))``, an observation each.
         counts: at which they were taken.
         reduce: maps rows to one value for each count.
+
+    Raises:
+        FloatingPointError: a value is zero or not finite, so that it has no logarithm.
     """
+    values = reduce(rows)
+    if not (np.isfinite(values) & (values != 0)).all():
+        raise FloatingPointError(f"deviations must be finite and not zero, got {values.tolist()}")
     return bootstrap(lambda chosen: slope(reduce(chosen), counts), rows)
 
 

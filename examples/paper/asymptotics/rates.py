@@ -20,7 +20,7 @@ from hyperkern import alignment, info_nce, uniformity
 
 from .expectation import coefficients, expected_deviations
 from .fit import exponent, mean, root_mean, slope
-from .sphere import inner_products, log_mean_exp, uniform_rows
+from .sphere import inner_products, log_mean_exp
 
 VIEW_SEED = 2_000_003  # one draw of the views for every encoder
 DIM = 64
@@ -65,73 +65,58 @@ def digits(
     }
 
 
+def _finite(
+    features: Tensor, partners: Tensor, temperature: float, doublings: int, draws: int, seed: int
+) -> dict[str, Any]:
+    kernel = (features @ features.T / temperature).exp()  # the expectation needs each pair's own value
+    positives = ((features * partners).sum(-1) / temperature).exp()
+    weights = torch.full((len(features),), 1 / len(features), dtype=torch.float64)
+    return _measured(
+        features, partners, features, weights, kernel, positives, temperature, doublings, draws, seed
+    )
+
+
 def uniform(seed: int, dim: int, temperatures: list[float], doublings: int, draws: int) -> dict[str, Any]:
     """Uniform features that are perfectly aligned, where the limit is known in closed form.
+
+    All anchors are alike, and of a negative only the inner product with the anchor counts: the nodes of its quadrature
+    stand for all values.
 
     Args:
         seed: of the draws.
         dim: of the features.
         temperatures: of the loss.
-        doublings: the largest number of negatives in the expectation is 2 to this.
-        draws: of the negatives, for the spread; they are drawn themselves, at most 2^16 at a time.
+        doublings: the largest number of negatives is 2 to this.
+        draws: of the negatives, for the spread.
     """
-    counts = [4**m for m in range(min(doublings, 16) // 2 + 1)]
-    squares: dict[float, list[NDArray[np.float64]]] = {tau: [] for tau in temperatures}
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(draws):
-        anchor = uniform_rows(1, dim, generator)
-        negatives = [uniform_rows(count, dim, generator) for count in counts]
-        for tau in temperatures:
-            found = [_loss(anchor, anchor, rows, tau).item() - math.log(len(rows)) for rows in negatives]
-            squares[tau].append(np.square(np.array(found) - _uniform_limit(dim, tau)))
     nodes, weights = inner_products(dim)
+    anchor = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    negatives = torch.stack([nodes, (1 - nodes.square()).sqrt()], dim=-1)
     cells = []
     for tau in temperatures:
         kernel, positives = (nodes / tau).exp()[None], torch.tensor([math.exp(1 / tau)], dtype=torch.float64)
-        deviations = expected_deviations(kernel, weights, positives, range(doublings + 1))[0]
-        first, variance = coefficients(kernel, weights, positives)
-        cells.append(
-            {
-                "temperature": tau,
-                "limit": _uniform_limit(dim, tau),
-                "quadrature": -1 / tau + (kernel @ weights).log().item(),
-                **_expected(deviations[None].numpy(), first.item(), (first + variance).item()),
-                **_spread("anchor", np.array(squares[tau]), counts, variance.item(), variance.item()),
-            }
-        )
+        found = _measured(anchor, anchor, negatives, weights, kernel, positives, tau, doublings, draws, seed)
+        cells.append({"closed_form": -1 / tau + log_mean_exp(dim, 1 / tau), **found})
     return {"temperatures": cells}
 
 
-def _uniform_limit(dim: int, temperature: float) -> float:
-    return -1 / temperature + log_mean_exp(dim, 1 / temperature)
-
-
-def _loss(x: Tensor, y: Tensor, negatives: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
-    """The contrastive loss of each anchor; `counts` says how often a negative was drawn."""
-    often = None if counts is None else counts.log()
-    return info_nce(
-        x,
-        y,
-        negatives=negatives,
-        negative_log_weights=often,
-        temperature=temperature,
-        in_batch=False,
-        reduction="none",
-    )
-
-
-def _finite(
-    features: Tensor, partners: Tensor, temperature: float, doublings: int, draws: int, seed: int
+def _measured(
+    x: Tensor,
+    y: Tensor,
+    negatives: Tensor,
+    weights: Tensor,
+    kernel: Tensor,
+    positives: Tensor,
+    temperature: float,
+    doublings: int,
+    draws: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Negatives are any of the features. An anchor's spread is about its limit, a batch's about its expectation."""
-    rows = len(features)
-    kernel = (features @ features.T / temperature).exp()  # the expectation needs each pair's own value
-    positives = ((features * partners).sum(-1) / temperature).exp()
-    weights = torch.full((rows,), 1 / rows, dtype=torch.float64)
+    """The loss of anchors x with positives y, a negative being the j-th of all with probability ``weights[j]``."""
     limits = (kernel @ weights).log() - positives.log()
     deviations = expected_deviations(kernel, weights, positives, range(doublings + 1))
-    expected = deviations.mean(0)
     first, variance = coefficients(kernel, weights, positives)
+    # One draw for all anchors, as from a queue: what they have in common remains.
     influence = (kernel / (kernel @ weights)[:, None]).mean(0)
     of_batch = (influence - 1).square() @ weights
 
@@ -141,16 +126,26 @@ def _finite(
     for column, count in enumerate(counts):
         for row in range(draws):
             drawn = torch.from_numpy(generator.multinomial(count, weights.numpy())).double()
-            found = _loss(features, partners, features, temperature, drawn) - math.log(count) - limits
-            anchor[row, column] = found.square().mean().item()
-            batch[row, column] = (found.mean() - expected[2 * column]).square().item()
-    pairs = deviations.view(2, rows // 2, -1).mean(0)  # an image is one observation, with both its views
+            loss = info_nce(
+                x,
+                y,
+                negatives=negatives,
+                negative_log_weights=drawn.log(),  # how often each was drawn; -inf leaves it out
+                temperature=temperature,
+                in_batch=False,
+                reduction="none",
+            )
+            away = loss - math.log(count) - limits - deviations[:, 2 * column]
+            anchor[row, column], batch[row, column] = away.square().mean().item(), away.mean().item() ** 2
+    # Two anchors of an image are one observation.
+    pairs = deviations.view(2, len(x) // 2, -1).mean(0) if len(x) > 1 else deviations
+    terms = (first + 1.5 * variance).mean().item()  # c + Var: what there is of first order, without its signs
     return {
         "temperature": temperature,
         "limit": limits.mean().item(),
-        **_expected(pairs.numpy(), first.mean().item(), (first + variance).mean().item()),
-        **_spread("anchor", anchor, counts, variance.mean().item(), variance.mean().item()),
-        **_spread("batch", batch, counts, of_batch.item(), variance.mean().item()),
+        **_expected(pairs.numpy(), first.mean().item(), terms),
+        **_spread("anchor", anchor, counts, variance.mean().item(), terms),
+        **_spread("batch", batch, counts, of_batch.item(), terms),
     }
 
 
@@ -181,7 +176,7 @@ def _expected(deviations: NDArray[np.float64], coefficient: float, terms: float)
 def _spread(
     name: str, squares: NDArray[np.float64], counts: Sequence[int], variance: float, terms: float
 ) -> dict[str, Any]:
-    """The root mean square deviation of one draw, from squares `(draws, M)`."""
+    """The root mean square deviation of one draw from its expectation, from squares `(draws, M)`."""
     start = _start(counts, terms)
     found = root_mean(squares)
     return {
