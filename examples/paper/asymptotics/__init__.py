@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..part import Part
 #from .figures import figures
-from .jobs import jobs, summarize
+from .plan import jobs, summarize
 #from .report import blocks, claims
 
 #PART = Part("asymptotics", jobs, summarize, claims, blocks, figures)
