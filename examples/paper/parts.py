@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import asymptotics
 from .part import Part
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (asymptotics.PART,)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..part import Part
-#from .figures import figures
+from .figures import figures
 from .plan import jobs, summarize
-#from .report import blocks, claims
+from .report import blocks, claims
 
-#PART = Part("asymptotics", jobs, summarize, claims, blocks, figures)
+PART = Part("asymptotics", jobs, summarize, claims, blocks, figures)
