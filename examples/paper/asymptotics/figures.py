@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..part import Summary
 from ..style import COLORS, MARKERS
-from .report import flows, kinds
+from .report.select import flows, kinds
 
 GRAY = "#555555"
 
@@ -69,7 +69,7 @@ def _flow(summary: Summary) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     course, reached = figure.subplots(1, 2)
     settings = list(flows(summary))
-    for index, (label, limit, found, runs) in enumerate(settings):
+    for index, (label, limit, _, runs) in enumerate(settings):
         color, marker = COLORS[index % len(COLORS)], MARKERS[index // len(COLORS)]
         sizes = list(dict.fromkeys(run["points"] for run in runs))
         some = [run for run in runs if run["objective"] == "uniformity"]

@@ -35,7 +35,8 @@ def jobs(quick: bool) -> Sequence[Job]:
         for seed in seeds
     ]
     found += [
-        Job(f"rate-uniform-d{dim}", uniform, {"seed": 0, "dim": dim, **rates}, 4.0) for dim in ([8] if quick else [3, 8])
+        Job(f"rate-uniform-d{dim}", uniform, {"seed": 0, "dim": dim, **rates}, 4.0)
+        for dim in ([8] if quick else [3, 8])
     ]
     found += [
         Job(

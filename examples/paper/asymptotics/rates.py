@@ -71,9 +71,7 @@ def _finite(
     kernel = (features @ features.T / temperature).exp()  # the expectation needs each pair's own value
     positives = ((features * partners).sum(-1) / temperature).exp()
     weights = torch.full((len(features),), 1 / len(features), dtype=torch.float64)
-    return _measured(
-        features, partners, features, weights, kernel, positives, temperature, doublings, draws, seed
-    )
+    return _measured(features, partners, features, weights, kernel, positives, temperature, doublings, draws, seed)
 
 
 def uniform(seed: int, dim: int, temperatures: list[float], doublings: int, draws: int) -> dict[str, Any]:
