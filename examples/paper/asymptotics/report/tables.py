@@ -114,7 +114,7 @@ def _single_table(summary: Summary) -> str:
                 f"D = {dim[1:]}, τ = {tau}",
                 number(found["uniform"], ".6f"),
                 number(value, ".6f"),
-                f"{number(100 * gain, '.3f')} %",
+                f"{number(100 * gain, '.3f')} %" if gain > 0 else "not found",
                 "" if best is None else f"{number(polygons[best], '.6f')} ({best})",
                 "none" if degree is None else str(degree),
                 *alternatives,
