@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,7 +32,7 @@ def _rates(summary: Summary) -> Figure:
     labels = list(dict.fromkeys(label for label, _ in found))
     temperatures = sorted({tau for _, tau in found})
     for (label, tau), cells in found.items():
-        style = {
+        style: dict[str, Any] = {
             "color": COLORS[labels.index(label)],
             "marker": MARKERS[temperatures.index(tau)],
             "markersize": 3.5,
@@ -110,7 +112,7 @@ def _single(summary: Summary) -> Figure:
     for index, (tau, found) in enumerate(circles):
         corners = [int(corner) for corner in found["polygons"]]
         values = [100 * (value / found["uniform"] - 1) for value in found["polygons"].values()]
-        style = {"color": COLORS[index], "marker": MARKERS[index], "markersize": 4, "linewidth": 0.9}
+        style: dict[str, Any] = {"color": COLORS[index], "marker": MARKERS[index], "markersize": 4, "linewidth": 0.9}
         axes.plot(corners, values, **style, label=f"τ = {tau}")
         best = min(run["aligned_value"] for run in found["runs"])
         axes.axhline(100 * (best / found["uniform"] - 1), color=COLORS[index], linestyle=(0, (1, 2)), linewidth=1)
@@ -133,7 +135,12 @@ def _entropy(summary: Summary) -> Figure:
             label = "uniform" if concentration == 0 else f"κ = {concentration:g}"
             taus = [row["temperature"] for row in rows]
             for key, line in (("estimates", "-"), ("without_self", ":")):
-                style = {"color": COLORS[index], "marker": MARKERS[index], "markersize": 4, "linestyle": line}
+                style: dict[str, Any] = {
+                    "color": COLORS[index],
+                    "marker": MARKERS[index],
+                    "markersize": 4,
+                    "linestyle": line,
+                }
                 axes.errorbar(
                     taus,
                     [np.mean(row[key]) for row in rows],

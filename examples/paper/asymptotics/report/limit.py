@@ -15,9 +15,8 @@ def _features(summary: Summary) -> str:
     dims = " and ".join(name.split("-d")[1] for name in summary["rate"] if name.startswith("uniform"))
     return (
         f"{encoders} encoders of the digit images, trained and as initialised, where a negative is any view of the "
-        "held-out "
-        f"images, and uniform features (D = {dims}), at "
-        f"τ = {', '.join(f'{tau:g}' for tau in sorted({cell['temperature'] for _, cell in rates(summary)}))}"
+        f"held-out images, and uniform features (D = {dims}), at τ = "
+        f"{', '.join(f'{tau:g}' for tau in sorted({cell['temperature'] for _, cell in rates(summary)}))}"
     )
 
 
@@ -34,10 +33,9 @@ def limit(summary: Summary) -> Claim:
         f"the expectation over M = 1 … 2^{largest} independent negatives, computed without sampling for "
         f"{_features(summary)}",
         f"at M = 2^{largest} the expectation is within {number(max(last), '.1e')} nats of its limit in all "
-        f"{len(cells)} "
-        f"configurations, at M = 1 it is off by {span((cell['deviations'][0] for cell in cells), '.2f')}; for uniform "
-        "features "
-        f"the limit agrees with its closed form to {number(max(closed), '.0e')}",
+        f"{len(cells)} configurations, at M = 1 it is off by "
+        f"{span((cell['deviations'][0] for cell in cells), '.2f')}; for uniform features the limit agrees with its "
+        f"closed form to {number(max(closed), '.0e')}",
         f"at the largest M at most {AT_LIMIT} nats, and less than at a quarter of it, in every configuration",
         verdict(max(last) <= AT_LIMIT and falls),
     )
@@ -58,12 +56,11 @@ def bound(summary: Summary) -> Claim:
     return Claim(
         "The deviation from that limit decays in O(M^−1/2).",
         "Theorem 1, result 3",
-        "the exponent of M, fitted where the first-order terms are below 1/16, its interval by resampling images",
+        "the exponent of M, fitted where the first-order terms are below 1/16, its interval by resampling images; "
+        "for uniform features there is nothing to resample",
         f"exponents {span(values)}; the upper ends of the intervals are at most {number(highest)}. {rate} Its "
-        "coefficient, "
-        "E[c − Var/2] with c the positive's and Var the variance of a negative's e^(s/τ) over its mean, predicts "
-        "what is "
-        f"found at the largest M to a factor of {span(ratios, '.4f')}",
+        "coefficient, E[c − Var/2] with c the positive's and Var the variance of a negative's e^(s/τ) over its "
+        f"mean, predicts what is found at the largest M to a factor of {span(ratios, '.4f')}",
         "the whole interval at or below −1/2 in every configuration: a bound from above",
         verdict(highest <= -0.5),
     )
@@ -77,14 +74,12 @@ def draw(summary: Summary) -> Claim:
     mean = spread(anchors)
     ratios = [cell["anchor_coefficient"] / cell["anchor_predicted_coefficient"] for cell in cells]
     return Claim(
-        "M^−1/2 is the rate at which the mean over one draw of M negatives nears its expectation.",
+        "The error of one draw of M negatives, which bounds that deviation, is of order M^−1/2.",
         "Theorem 1, proof of result 3",
-        "root mean square deviation of `info_nce` from its expectation over draws of the negatives, of an anchor and "
-        "of a batch "
-        "of all anchors with the same negatives",
+        "root mean square deviation of `info_nce` from its expectation over draws of the negatives, of an anchor "
+        "and of a batch of all anchors with the same negatives",
         f"exponents of an anchor {span(anchors, '.2f')}, their mean {number(mean['mean'])}; of a batch "
-        f"{span(batches, '.2f')}; "
-        f"an anchor's coefficient over the predicted √Var: {span(ratios, '.2f')}",
+        f"{span(batches, '.2f')}; an anchor's coefficient over the predicted √Var: {span(ratios, '.2f')}",
         f"the mean exponent of an anchor within {DRAW_RATE} of −1/2",
         verdict(abs(mean["mean"] + 0.5) <= DRAW_RATE),
     )

@@ -28,11 +28,10 @@ def second_term(summary: Summary) -> Claim:
         "Perfectly uniform features minimise the second term of the limit, as they do L_uniform at t = 1/(2τ).",
         "Theorem 1, result 2; Section 4.2",
         "points on the sphere that minimise the second term itself, beside its value for the uniform distribution, "
-        "and beside "
-        "points that minimise uniformity",
-        f"none of {len(runs)} minimisations ends below the uniform distribution's value: they exceed it by "
-        f"{span(excess, '.1e')}; points that minimise uniformity have a second term at most "
-        f"{number(max(apart), '.1e')} away",
+        "and beside points that minimise uniformity",
+        f"{sum(value < -ROUNDING for value in excess)} of {len(runs)} minimisations end below the uniform "
+        f"distribution's value; they exceed it by {span(excess, '.1e')}; points that minimise uniformity have a "
+        f"second term at most {number(max(apart), '.1e')} away",
         f"no value more than {number(ROUNDING, '.0e')} below, and the two objectives at most {AT_LIMIT} apart",
         verdict(min(excess) >= -ROUNDING and max(apart) <= AT_LIMIT),
     )
@@ -54,14 +53,12 @@ def minimiser(summary: Summary) -> Claim:
         "The uniform distribution alone minimises the mean Gaussian potential.",
         "Proposition 1",
         "points that minimise `uniformity` by L-BFGS from independent uniform ones and from points within 10^−3 of "
-        "one, for "
-        "several t, D and N, as distributions (pairs of a point with itself count), and other distributions, beside "
-        "`metrics.uniformity_limit`",
-        f"all {len(runs)} minimisations end above the limit, by {span(excess, '.1e')}, the {len(collapsed)} from "
-        "collapse among "
-        f"them; other distributions are {span(others, '.2f')} above. The mean over distinct pairs alone, which is "
-        "what the loss "
-        f"of a batch is, goes below: by {span((-value for value in below), '.1e')}",
+        "one, for several t, D and N, as distributions (pairs of a point with itself count), and other "
+        "distributions, beside `metrics.uniformity_limit`",
+        f"{sum(value < -ROUNDING for value in excess)} of {len(runs)} minimisations, {len(collapsed)} of them from "
+        f"collapse, end below the limit; they exceed it by {span(excess, '.1e')}; other distributions are "
+        f"{span(others, '.2f')} above. The mean over distinct pairs alone, which is what the loss of a batch is, "
+        f"differs from the limit by {span(below, '.1e')}",
         f"no run more than {number(ROUNDING, '.0e')} below the limit, every other distribution above it by more than "
         f"{AT_LIMIT}",
         verdict(min(excess) >= -ROUNDING and min(others) > AT_LIMIT),
@@ -99,23 +96,18 @@ def convergence(summary: Summary) -> Claim:
     sizes = sorted({points for _, points in others})
     told = ", ".join(number(max(value for value, points in others if points == size), ".0e") for size in sizes)
     return Claim(
-        "Points that minimise the mean potential of their pairs tend to the uniform distribution as there are more of "
-        "them.",
+        "Points that minimise the mean potential of their pairs tend to the uniform distribution as there are more "
+        "of them.",
         "Proposition 2",
         "the excess of N minimising points over the limit, beside that of N independent uniform points; their first "
-        "two moments; "
-        "their excess under another potential, t = 0.5",
+        "two moments; their excess under another potential, t = 0.5",
         f"the excess falls with N, or is below {number(DESCENT, '.0e')}, in {sum(falls)} of {len(falls)} settings, "
-        "and at the "
-        f"largest N is {span(shares, '.1e')} of independent points'; the deviations of the first two moments are at "
-        "most "
-        f"{number(max(moments), '.1e')} of theirs, and the largest excess at t = 0.5 is {told} for N = "
-        f"{', '.join(map(str, sizes))}. Left out of the share: {', '.join(cramped) or 'nothing'}, where the pairs of "
-        "a point with "
-        f"itself alone, −log N, are above the limit",
+        f"and at the largest N is {span(shares, '.1e')} of independent points'; the deviations of the first two "
+        f"moments are at most {number(max(moments), '.1e')} of theirs, and the largest excess at t = 0.5 is {told} "
+        f"for N = {', '.join(map(str, sizes))}. Left out of the share: {', '.join(cramped) or 'nothing'}, where the "
+        "pairs of a point with itself alone, −log N, are above the limit",
         f"falls down to what a descent stops at in every setting, and at the largest N below {HALF} of independent "
-        "points' in "
-        f"every setting that leaves room for it",
+        "points' in every setting that leaves room for it",
         verdict(all(falls) and max(shares) < HALF if shares else None),
     )
 
@@ -140,12 +132,11 @@ def zero_mean(summary: Summary) -> Claim:
         "is not.",
         "Section 4.1.2; Appendix A",
         "two antipodal points, a great circle, simplex and cross-polytope exactly; points minimised for either from "
-        "the same "
-        "concentrated start",
-        f"all have mean inner product 0 (to {number(inner, '.0e')}), as the uniform distribution has, and uniformity "
-        f"{span(gaps, '.2f')} above it. Minimising the inner product stops {span(after['inner product'], '.3f')} "
-        "above the limit "
-        f"of uniformity, minimising uniformity {span(after['uniformity'], '.1e')} above",
+        "the same concentrated start",
+        f"mean inner products are at most {number(inner, '.0e')}, where the uniform distribution has 0, and "
+        f"uniformity is {span(gaps, '.2f')} above it. Minimising the inner product stops "
+        f"{span(after['inner product'], '.3f')} above the limit of uniformity, minimising uniformity "
+        f"{span(after['uniformity'], '.1e')} above",
         f"mean inner products below {number(IDENTITY, '.0e')}, uniformity more than {AT_LIMIT} above, in every case",
         verdict(inner < IDENTITY and min(gaps) > AT_LIMIT and min(after["inner product"]) > AT_LIMIT),
     )

@@ -32,17 +32,13 @@ def single(summary: Summary) -> Claim:
         "contrastive loss.",
         "Theorem 2 (Appendix A)",
         "both sides of pairs of points minimised for the exact loss, the negative any of them, beside the value of "
-        "aligned uniform "
-        "features by quadrature; regular polygons; the signs of the loss's coefficients in Gegenbauer polynomials",
+        "aligned uniform features by quadrature; regular polygons; the signs of the loss's coefficients in "
+        "Gegenbauer polynomials",
         f"in {len(lower)} of {settings} settings (D, τ) aligned features were found with a smaller loss than uniform "
-        "ones, by up to "
-        f"{number(100 * max(relative), '.2f')} %. On the circle at τ = {shown.split('tau')[1]} the corners of a "
-        f"regular {least}-gon have "
-        f"{number(corners[least], '.6f')}, the uniform distribution {number(uniform, '.6f')}. In {negative} of "
-        f"{settings} settings "
-        "some coefficient is negative, so that the uniform distribution is no minimiser. Alignment is reached: at "
-        "most "
-        f"{number(max(misaligned), '.1e')}",
+        f"ones, by up to {number(100 * max(relative), '.2f')} %. On the circle at τ = {shown.split('tau')[1]} the "
+        f"corners of a regular {least}-gon have {number(corners[least], '.6f')}, the uniform distribution "
+        f"{number(uniform, '.6f')}. In {negative} of {settings} settings some coefficient is negative, so that the "
+        f"uniform distribution is no minimiser. Alignment is reached: at most {number(max(misaligned), '.1e')}",
         f"no aligned features with a loss smaller by more than {number(BELOW, '.0e')}, all alternatives larger",
         verdict(not lower and min(others) > 0),
     )
