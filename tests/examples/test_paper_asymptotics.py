@@ -142,9 +142,11 @@ def test_derivative_of_the_kernel_is_not_completely_monotone():
     assert signs == [[-1, -1], [1, 1], [-1, -1], [-1, 1]]
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-def test_spectrum_of_a_positive_definite_kernel(dim, monkeypatch):
-    """Of the Gaussian potential every coefficient is positive: signs are not of the quadrature's making."""
+@pytest.mark.parametrize("dim", [2, 3, 8])
+def test_spectrum_is_by_orthogonal_polynomials(dim, monkeypatch):
+    """A kernel of degree 1 has no other degree; of the Gaussian potential every coefficient is positive."""
+    monkeypatch.setattr(single.F, "softplus", lambda logits: logits)
+    assert single.spectrum(dim, 0.5) == pytest.approx([1 / (0.5 * dim)] + [0] * (single.DEGREES - 1), abs=1e-12)
     monkeypatch.setattr(single.F, "softplus", torch.exp)
     assert min(single.spectrum(dim, 0.5)) > 0
 
