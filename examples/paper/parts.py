@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import sentences
+from . import asymptotics, sentences
 from .part import Part
 
-PARTS: tuple[Part, ...] = (sentences.PART,)
+PARTS: tuple[Part, ...] = (asymptotics.PART, sentences.PART)
