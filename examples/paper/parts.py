@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .depth.part import DEPTH
 from .part import Part
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (DEPTH,)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ranks import Ranks
 
 import hyperkern
 from examples.digits.config import OptionError
-from examples.paper.depth import experiment, motorcycle
+from examples.paper.depth import motorcycle
 from examples.paper.depth.networks import DepthPredictor, Encoder
 from examples.paper.depth.objective import Objective
 from examples.paper.depth.training import constant_error, depth_error, new_predictor
@@ -30,7 +29,7 @@ from examples.paper.recipes.session import Session
 ROOT = Path(__file__).parents[2]
 ALONE = Session(torch.device("cpu"), 0, 1, None)
 ROWS, WIDTH, HEIGHT = 24, 20, 16
-TRAIN = list(range(0, ROWS, 2)) + [1, 3]
+TRAIN = [*list(range(0, ROWS, 2)), 1, 3]
 
 
 def write(folder: Path, *, scenes: int = 6, splits: bool = True, **replaced: np.ndarray) -> Path:
@@ -63,7 +62,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(folder: Path, out: Path, *more: str) -> list[str]:
-    options = "--size 8 --batch 4 --dim 5 --workers 0 --device cpu --save-every 1".split()
+    options = ["--size", "8", "--batch", "4", "--dim", "5", "--workers", "0", "--device", "cpu", "--save-every", "1"]
     return ["--data", str(folder), "--out", str(out), *options, *more]
 
 
@@ -247,7 +246,9 @@ def test_processes_share_the_batches_of_one() -> None:
             return torch.tensor(index), torch.tensor(-index)
 
     whole = [batch.tolist() for batch, _ in Loader(ALONE, 4, seed=3)(Rows(), 5)]
-    parts = [[batch.tolist() for batch, _ in Loader(ALONE._replace(rank=rank, ranks=2), 4, 3)(Rows(), 5)] for rank in (0, 1)]
+    parts = [
+        [batch.tolist() for batch, _ in Loader(ALONE._replace(rank=rank, ranks=2), 4, 3)(Rows(), 5)] for rank in (0, 1)
+    ]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
     assert len(whole) == 2
     assert whole != [batch.tolist() for batch, _ in Loader(ALONE, 4, seed=3)(Rows(), 6)]
@@ -296,7 +297,10 @@ def test_windows_of_the_picture_are_apart() -> None:
     known = train.depths[torch.isfinite(train.depths)]
     assert 1.9 < known.min() < known.max() < 5.2  # metres, by the calibration
     # No line of eight pixels of a held-out window is one of a training window.
-    lines = [part.images.unfold(3, 8, 1)[:, :, ::4].permute(0, 2, 3, 1, 4).flatten(0, 2).flatten(1) for part in (train, held_out)]
+    lines = [
+        part.images.unfold(3, 8, 1)[:, :, ::4].permute(0, 2, 3, 1, 4).flatten(0, 2).flatten(1)
+        for part in (train, held_out)
+    ]
     assert not {line.tobytes() for line in lines[0].numpy()} & {line.tobytes() for line in lines[1].numpy()}
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 import hyperkern
 
@@ -90,7 +91,8 @@ def encoders(seed: int, names: list[str], budget: list[int | None]) -> dict[str,
             trainee = encoder_trainee(encoder, objective, session, rate=rate, epochs=amount.epochs)
             trainee.fit(lambda epoch: views[epoch % amount.drawn], amount.epochs)
         else:
-            settle(encoder, views[0])
+            # Without statistics of images batch norm leaves next to nothing of them.
+            update_bn((torch.cat(pair) for pair in views[0]), encoder)
         encoder.eval()
         found[name] = metrics(encoder, *held_out_views)
         for layer in LAYERS:
@@ -107,14 +109,6 @@ def new_encoder(seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(SIZE, DIM, CHANNELS, HIDDEN).to(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def settle(encoder: Encoder, views: list[tuple[Tensor, Tensor]]) -> None:
-    """Give batch norm the statistics of the views: without them what an untrained encoder computes all but vanishes."""
-    encoder.train()
-    for pair in views:
-        encoder(torch.cat(pair))
 
 
 @torch.no_grad()

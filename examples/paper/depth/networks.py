@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -78,7 +79,7 @@ class DepthPredictor(nn.Module):
                     nn.BatchNorm2d(outside),
                     nn.ReLU(),
                 )
-                for inside, outside in zip(widths, widths[1:], strict=False)
+                for inside, outside in itertools.pairwise(widths)
             ),
             nn.Conv2d(widths[-1], 1, 3, padding=1),
         )

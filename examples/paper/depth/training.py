@@ -158,7 +158,5 @@ def constant_error(train: Scenes, held_out: Tensor) -> float:
     return (held_out[torch.isfinite(held_out)].double() - mean).square().mean().item()
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, epochs: int, drops: Iterable[float], factor: float
-) -> MultiStepLR:
+def _schedule(optimizer: torch.optim.Optimizer, epochs: int, drops: Iterable[float], factor: float) -> MultiStepLR:
     return MultiStepLR(optimizer, [round(epochs * drop) for drop in drops], factor)

@@ -166,9 +166,7 @@ def metrics(run: Run, encoder: Encoder) -> dict[str, float]:
     """Alignment (α = 2) and uniformity (t = 2) of views of the held-out images."""
     pairs = Pairs(run.data.held_out.images, run.options.size, run.scale, LEAST_AREA)
     views = all_of(pairs, VIEW_SEED)
-    x, y = (
-        torch.cat([encoder(part.to(run.here.device)) for part in view.split(run.options.batch)]) for view in views
-    )
+    x, y = (torch.cat([encoder(part.to(run.here.device)) for part in view.split(run.options.batch)]) for view in views)
     both = hyperkern.align_uniform(x, y)
     return {"alignment": both.alignment.item(), "uniformity": both.uniformity.item()}
 
@@ -183,7 +181,9 @@ def work(options: argparse.Namespace) -> None:
         here.share("batch", options.batch)
         here.say(f"{len(data.train.images)} training images, {len(data.held_out.images)} held out")
         if not data.official:
-            here.say("no splits.mat: whole scenes were drawn for training, the errors are not those of the official split")
+            here.say(
+                "no splits.mat: whole scenes were drawn for training, the errors are not those of the official split"
+            )
         run = Run(options, recipe, data, Scale.of(data.train.images), here)
         encoder = pretrained(run)
         found = depth_errors(run, encoder) | metrics(run, encoder)

@@ -49,7 +49,9 @@ def load(folder: Path) -> Data:
             rows = len(images)
             if images.shape[1] != 3 or images.dtype != np.uint8 or depths.shape != (rows, *images.shape[2:]):
                 shapes = f"images {images.shape} of {images.dtype} and depths {depths.shape}"
-                raise OptionError("data", path, f"must have images (N, 3, W, H) of uint8, depths (N, W, H), has {shapes}")
+                raise OptionError(
+                    "data", path, f"must have images (N, 3, W, H) of uint8, depths (N, W, H), has {shapes}"
+                )
             splits = folder / SPLITS
             train, held_out = official_split(splits, rows) if splits.is_file() else scene_split(file, path)
             return Data(_read(images, depths, train), _read(images, depths, held_out), splits.is_file())
@@ -70,7 +72,9 @@ def official_split(path: Path, rows: int) -> tuple[NDArray[np.int64], NDArray[np
         raise OptionError("data", path, f"must have trainNdxs and testNdxs, as that of {HOME} has ({error})") from error
     both = np.concatenate([train, held_out])
     if not len(train) or not len(held_out) or len(np.unique(both)) != len(both) or both.min() < 0 or both.max() >= rows:
-        raise OptionError("data", path, f"must split {rows} images in two, has {len(train)} and {len(held_out)} indices")
+        raise OptionError(
+            "data", path, f"must split {rows} images in two, has {len(train)} and {len(held_out)} indices"
+        )
     return train, held_out
 
 
