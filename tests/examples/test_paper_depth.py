@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from ranks import Ranks
 import hyperkern
 from examples.digits.config import OptionError
 from examples.paper.depth import motorcycle
+from examples.paper.depth.experiment import ALIGN_UNIFORM, CONTRASTIVE, OBJECTIVES, UNTRAINED
 from examples.paper.depth.networks import DepthPredictor, Encoder
 from examples.paper.depth.objective import Objective
+from examples.paper.depth.part import DEPTH
 from examples.paper.depth.training import constant_error, depth_error, new_predictor
 from examples.paper.depth.views import Loader, Pairs, Samples, Scale, Scenes
 from examples.paper.recipes.checkpoint import Checkpoint
 from examples.paper.recipes.nyu_depth import command, data, main
 from examples.paper.recipes.session import Session
+from examples.paper.style import svg
 
 ROOT = Path(__file__).parents[2]
 ALONE = Session(torch.device("cpu"), 0, 1, None)
@@ -159,23 +163,24 @@ class StopError(Exception):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("saved", [1, 4], ids=["in-encoder", "in-predictor"])
-def test_an_interrupted_run_goes_on_bit_for_bit(saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, options = write(tmp_path), ["--epochs", "3", "--probe-epochs", "2"]
     main(words(folder, tmp_path / "whole", *options))
-    save, left = Checkpoint.save, iter(range(saved))
+    save = Checkpoint.save
+    for seed, kept in enumerate((1, 3)):  # within the encoder's three epochs; within the first predictor's two
+        left = iter(range(kept))
 
-    def stop(self: Checkpoint, *args: object) -> None:
-        save(self, *args)
-        if next(left, None) is None:
-            raise StopError
+        def stop(self: Checkpoint, *args: object, left: Iterator[int] = left) -> None:
+            save(self, *args)
+            if next(left, None) is None:
+                raise StopError
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoint, "save", stop)
-        with pytest.raises(StopError):
-            main(words(folder, tmp_path / "parts", *options))
-    assert not (tmp_path / "parts" / "result.json").exists()
-    torch.manual_seed(saved)
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoint, "save", stop)
+            with pytest.raises(StopError):
+                main(words(folder, tmp_path / "parts", *options))
+        assert not (tmp_path / "parts" / "result.json").exists()
+        torch.manual_seed(seed)
     main(words(folder, tmp_path / "parts", *options))
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
     first, second = (
@@ -319,3 +324,58 @@ def test_views_of_a_pair_differ() -> None:
     assert x.shape == y.shape == (3, 8, 8)
     assert not torch.equal(x, y)
     assert x.abs().max() <= 1.001
+
+
+def summary(*, gain: float = 0.1, behind: float = 0.0, noise: float = 0.002) -> dict:
+    """As if four seeds had found: trained encoders ``gain`` better, those of alignment and uniformity ``behind``."""
+    generator, encoders = np.random.default_rng(0), {}
+    for place, name in enumerate(OBJECTIVES):
+        error = 0.7 - (gain if name != UNTRAINED else 0) + (behind if name == ALIGN_UNIFORM else 0) + place / 100
+        means = {"alignment": 0.5 + place / 10, "uniformity": -2, "conv5": error, "conv4": error - 0.02}
+        encoders[name] = {measure: list(mean + noise * generator.normal(size=4)) for measure, mean in means.items()}
+    formulas = {name: str(objective) for name, objective in OBJECTIVES.items() if objective}
+    return {"mean depth": 0.72, "formulas": formulas, "encoders": encoders}
+
+
+@pytest.mark.parametrize(
+    ("found", "verdicts"),
+    [
+        pytest.param({}, ["holds", "holds", "does not hold", "holds"], id="as-the-paper"),
+        pytest.param({"gain": -0.1}, ["does not hold", "holds", "does not hold", "holds"], id="worse-than-untrained"),
+        pytest.param(
+            {"behind": 0.08}, ["holds", "does not hold", "does not hold", "undecided"], id="behind-contrastive"
+        ),
+        pytest.param({"noise": 0.3}, ["undecided"] * 4, id="noise"),
+    ],
+)
+def test_verdicts_follow_the_figures(found: dict, verdicts: list[str]) -> None:
+    assert [claim.verdict for claim in DEPTH.claims(summary(**found))] == verdicts
+
+
+def test_noise_by_seed_leaves_it_undecided() -> None:
+    content = summary()
+    content["encoders"][ALIGN_UNIFORM]["conv5"] = [0.3, 0.9, 0.5, 0.8]
+    made = DEPTH.claims(content)
+    assert [claim.verdict for claim in made[:2]] == ["undecided", "undecided"]
+    assert "0.625 ± 0.275" in made[0].result
+
+
+def test_the_least_of_the_part_runs_and_is_shown() -> None:
+    quick = DEPTH.jobs(True)
+    found = {job.name: job.run() for job in quick}
+    assert quick[0].run() == found[quick[0].name]
+    content = json.loads(json.dumps(DEPTH.summarize(found)))
+    assert set(content["encoders"]) == {UNTRAINED, ALIGN_UNIFORM, CONTRASTIVE}
+    assert len(content["encoders"][CONTRASTIVE]["conv4"]) == len(quick)
+    assert len(DEPTH.claims(content)) == 4
+    table = DEPTH.blocks(content)["depth errors"]
+    assert "| 0.5 contrastive(τ=0.1) |" in table
+    assert "no encoder | | | 0.721 |" in table
+    assert svg(DEPTH.figures(content)["depth"]).startswith(b"<?xml")
+
+
+def test_every_objective_is_run_by_the_same_seeds() -> None:
+    jobs = DEPTH.jobs(False)
+    assert [job.arguments["seed"] for job in jobs] == [0, 1, 2, 3]
+    assert all(job.arguments["names"] == list(OBJECTIVES) for job in jobs)
+    assert all(json.loads(json.dumps(job.arguments)) == job.arguments for job in jobs)

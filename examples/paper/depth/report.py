@@ -97,7 +97,7 @@ def _agreement(summary: Summary) -> Claim:
         np.concatenate([one[measure] for one in rows]) for measure in ("alignment", "uniformity", "conv5")
     )
     both = bootstrap(spearman, best.align_weight * alignment + best.uniform_weight * uniformity, errors)
-    each = bootstrap(spearman, alignment, errors), bootstrap(spearman, uniformity, errors)
+    each = [f"{spearman(values, errors):.2f}".replace("-", "−") for values in (alignment, uniformity)]
     return Claim(
         "Encoders of low alignment and uniformity metrics are those that predict depth best",
         "Section 5, Figure 5",
