@@ -164,10 +164,10 @@ class StopError(Exception):
 
 @pytest.mark.usefixtures("small")
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, options = write(tmp_path), ["--epochs", "3", "--probe-epochs", "2"]
+    folder, options = write(tmp_path), ["--epochs", "6", "--probe-epochs", "2"]
     main(words(folder, tmp_path / "whole", *options))
     save = Checkpoint.save
-    for seed, kept in enumerate((1, 3)):  # within the encoder's three epochs; within the first predictor's two
+    for seed, kept in enumerate((1, 4)):  # in the encoder before its rate falls; then in the first predictor
         left = iter(range(kept))
 
         def stop(self: Checkpoint, *args: object, left: Iterator[int] = left) -> None:
