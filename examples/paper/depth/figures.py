@@ -25,7 +25,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Figure]:
     left.set_yticks(range(len(encoders)), [summary["formulas"].get(name, name) for name in encoders], fontsize=7)
     left.invert_yaxis()
     left.set_xlabel("mean squared error, m²")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     columns = (
         np.concatenate([one[name] for one in encoders.values()]) for name in ("alignment", "uniformity", "conv5")
     )
