@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import asymptotics, sentences
+from .depth.part import DEPTH
 from .part import Part
 
-PARTS: tuple[Part, ...] = (asymptotics.PART, sentences.PART)
+PARTS: tuple[Part, ...] = (asymptotics.PART, DEPTH, sentences.PART)
