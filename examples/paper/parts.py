@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .encoders.part import ENCODERS
 from .part import Part
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (ENCODERS,)

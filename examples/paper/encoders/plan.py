@@ -23,7 +23,7 @@ TUNED_EPOCHS = (1, 2, 4, 8, 12)  # after which a fine-tuned encoder is measured
 START: dict[str, Any] = {}
 TUNED: dict[str, Any] = {"epochs": TUNED_EPOCHS[-1], "rate": 1e-3}
 # The least that runs every line.
-QUICK: dict[str, Any] = {"dim": 8, "batch": 256, "epochs": 1}
+QUICK: dict[str, Any] = {"dim": 32, "batch": 256, "epochs": 1}
 QUICK_ROWS = 700
 
 
