@@ -274,12 +274,14 @@ def test_weight_is_the_one_that_agrees_best() -> None:
     assert agreement.best_weight(columns(weight=0.25)) == 0.25
 
 
-def test_thirds_and_what_both_gain() -> None:
+def test_halves_and_what_both_gain() -> None:
     given = columns()
-    groups = agreement.thirds(given)
+    groups = agreement.best_of(given)
     assert sum(chosen.sum() for chosen in groups.values()) == len(given.accuracy)
-    assert (groups["both"] | groups["alignment only"]).sum() == len(given.accuracy) // 3
+    assert (groups["both"] | groups["alignment only"]).sum() == len(given.accuracy) // 2
     assert given.alignment[groups["alignment only"]].max() < given.alignment[groups["neither"]].min()
+    third = agreement.best_of(given, parts=3)
+    assert (third["both"] | third["uniformity only"]).sum() == len(given.accuracy) // 3
     gain = agreement.gain_of_both(given)
     means = {name: given.accuracy[chosen].mean() for name, chosen in groups.items()}
     assert gain.value == pytest.approx(means["both"] - max(means["alignment only"], means["uniformity only"]))
@@ -367,7 +369,7 @@ def test_verdict_of_those_good_at_both(found) -> None:
     ):
         changed = json.loads(json.dumps(found))
         for (data, accuracy), gain in zip(report.CASES, gains, strict=True):
-            changed["thirds"][data][accuracy]["gain"] = gain
+            changed["halves"][data][accuracy]["gain"] = gain
         assert verdicts(changed, 2) == wanted
 
 

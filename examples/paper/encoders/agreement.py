@@ -110,10 +110,10 @@ def _estimate(values: Column) -> Estimate | None:
     return Estimate(float(values[0]), float(low), float(high))
 
 
-def thirds(columns: Columns) -> Mapping[str, NDArray[np.bool_]]:
-    """Which encoders are in the best third of both metrics, of one only, of neither; each `(N,)`."""
+def best_of(columns: Columns, parts: int = 2) -> Mapping[str, NDArray[np.bool_]]:
+    """Which encoders are in the best half, or third…, of both metrics, of one only, of neither; each `(N,)`."""
     align, uniform = (
-        scipy.stats.rankdata(metric) <= len(metric) / 3 for metric in (columns.alignment, columns.uniformity)
+        scipy.stats.rankdata(metric) <= len(metric) / parts for metric in (columns.alignment, columns.uniformity)
     )
     return {
         "both": align & uniform,
@@ -127,15 +127,15 @@ def gain_of_both(columns: Columns) -> Estimate | None:
     """By how much encoders that are good at both are more accurate, on average, than those good at one.
 
     Returns:
-        The mean accuracy of those in the best third of both metrics minus the larger mean of the two groups that are in
-        that of one only; ``None`` where one of the three has fewer than `FEWEST` encoders.
+        The mean accuracy of those in the better half of both metrics minus the larger mean of the two groups that are
+        in that of one only; ``None`` where one of the three has fewer than `FEWEST` encoders.
     """
-    groups = thirds(columns)
+    groups = best_of(columns)
     if min(groups[name].sum() for name in ("both", "alignment only", "uniformity only")) < FEWEST:
         return None
 
     def gain(accuracy: Column, alignment: Column, uniformity: Column) -> float:
-        groups = thirds(Columns(accuracy, alignment, uniformity, alignment))
+        groups = best_of(Columns(accuracy, alignment, uniformity, alignment))
         means = [
             accuracy[groups[name]].mean() if groups[name].any() else np.nan
             for name in ("both", "alignment only", "uniformity only")

@@ -12,7 +12,7 @@ import scipy.stats
 from examples.digits.data import HELD_OUT_SIZE
 
 from ..statistics import Estimate, spread
-from .agreement import Columns, agreement, best_weight, gain_of_both, thirds
+from .agreement import Columns, agreement, best_of, best_weight, gain_of_both
 from .plan import DATA, Planned, named
 from .training.evaluation import Measures
 from .training.signals import HELD_OUT_SIZE as HELD_OUT_SIGNALS
@@ -60,8 +60,8 @@ def summarize(results: Mapping[str, Any]) -> dict[str, Any]:
             }
             for data in DATA
         },
-        "thirds": {
-            data: {accuracy: _thirds(_columns(sweeps[data], accuracy)) for accuracy in ACCURACIES} for data in DATA
+        "halves": {
+            data: {accuracy: _halves(_columns(sweeps[data], accuracy)) for accuracy in ACCURACIES} for data in DATA
         },
         **grids,
         "best": {data: {accuracy: _best(grids, data, accuracy) for accuracy in ACCURACIES} for data in DATA},
@@ -100,12 +100,13 @@ def _counts(planned: Sequence[Planned], measures: Sequence[Measured | None]) -> 
     }
 
 
-def _thirds(columns: Columns) -> dict[str, Any]:
+def _halves(columns: Columns) -> dict[str, Any]:
     groups = {
         name: {"n": int(chosen.sum()), "mean": float(columns.accuracy[chosen].mean()) if chosen.any() else None}
-        for name, chosen in thirds(columns).items()
+        for name, chosen in best_of(columns).items()
     }
-    return {"groups": groups, "gain": gain_of_both(columns)}
+    best_third = int(best_of(columns, parts=3)["both"].sum())
+    return {"groups": groups, "gain": gain_of_both(columns), "best_third": best_third}
 
 
 def _grid(planned: Sequence[Planned], measures: Sequence[Measured | None], group: str) -> list[dict[str, Any]]:
