@@ -12,8 +12,9 @@ import hyperkern
 from examples.paper.encoders import agreement, plan, report, summary
 from examples.paper.encoders.figures import figures
 from examples.paper.encoders.part import ENCODERS
+from examples.paper.encoders.sweep import FAMILIES, RECIPES, drawn
 from examples.paper.encoders.training import signals
-from examples.paper.encoders.training.configuration import FAMILIES, RECIPES, Configuration, drawn
+from examples.paper.encoders.training.configuration import Configuration
 from examples.paper.encoders.training.data import CLASSES, DRAWS, LABELS_PER_CLASS, draw_labelled, load
 from examples.paper.encoders.training.evaluation import measure
 from examples.paper.encoders.training.training import new_encoder, objective, train

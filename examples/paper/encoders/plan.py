@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..job import Job
-from .training.configuration import Configuration, drawn
+from .sweep import drawn
+from .training.configuration import Configuration
 from .training.jobs import fine_tune, train_encoders
 
 DATA = ("digits", "mnist1d")
