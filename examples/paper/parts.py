@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import asymptotics, sentences
 from .depth.part import DEPTH
+from .encoders.part import ENCODERS
 from .part import Part
 
-PARTS: tuple[Part, ...] = (asymptotics.PART, DEPTH, sentences.PART)
+PARTS: tuple[Part, ...] = (asymptotics.PART, ENCODERS, DEPTH, sentences.PART)

@@ -1,0 +1,1 @@
+"""What the jobs do: data, configurations, training and measuring of encoders."""
