@@ -144,7 +144,7 @@ def _inverted_u(summary: Summary) -> Claim:
 
     return Claim(
         "Over the ratio of the weights accuracy is an inverted U: both properties are necessary",
-        "Section 5, Figure 6",
+        "Section 5, Figure 7",
         "encoders of one recipe, weights of alignment : uniformity from 1:100 to 100:1, three seeds each.",
         _listed(say) + ".",
         f"the best ratio lies inside, and above either end by more than {SPREADS:g} × the largest of the standard "
@@ -167,7 +167,7 @@ def _collapse(summary: Summary) -> Claim:
 
     return Claim(
         "Where alignment outweighs uniformity by far, all inputs are mapped to one point: exp(uniformity) is 1",
-        "Section 5, Figure 6",
+        "Section 5, Figure 7",
         "the same encoders; a mean Gaussian potential of 1 is one point.",
         "; ".join(map(say, DATA)) + ".",
         "exp(uniformity) above 0.9 at the largest ratio on both data sets, in the mean over seeds.",
@@ -183,7 +183,7 @@ def _insensitive(summary: Summary) -> Claim:
     losses = {case: loss(*case) for case in CASES}
     return Claim(
         "As long as the ratio is not too large, below 4 for instance, accuracy depends little on it",
-        "Section 5, Figure 6",
+        "Section 5, Figure 7",
         f"the same encoders: how far the worst ratio between {RATIOS[0]:g} and {RATIOS[1]:g} is below the best of all.",
         _listed(lambda *case: f"{100 * losses[case]:.1f} points") + ".",
         f"at most {100 * INSENSITIVE:g} points in all four cases.",
@@ -231,7 +231,7 @@ def _one_alone(summary: Summary) -> Claim:
     worse = list(ACCURACIES)
     return Claim(
         "Fine-tuned for one property alone, an encoder gains in it, and loses in the other and in accuracy",
-        "Section 5, Figure 7",
+        "Section 5, Figure 8",
         TUNED_BY,
         f"{_moved(summary, 'align')}. {_moved(summary, 'uniform')}.",
         "all intervals lie on the side that the paper says, on both data sets and for both accuracies (does not hold: "
@@ -250,7 +250,7 @@ def _one_alone(summary: Summary) -> Claim:
 def _both_tuned(summary: Summary) -> Claim:
     return Claim(
         "Fine-tuned for both properties, an encoder becomes more accurate",
-        "Section 5, Figure 7",
+        "Section 5, Figure 8",
         TUNED_BY,
         f"{_moved(summary, 'both')}. For comparison, {_moved(summary, 'contrastive')}.",
         "the intervals of both accuracies are above 0 on both data sets (does not hold: one is below).",
