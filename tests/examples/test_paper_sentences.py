@@ -321,6 +321,21 @@ def test_a_missing_file_is_named(missing: str, data: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_a_result_that_cannot_be_written_is_said_before_the_work(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out" / "result.json").mkdir(parents=True)
+    assert "--out" in refused(["--data", str(data), "--out", str(tmp_path / "out"), *SMALL], capsys)
+    assert not (tmp_path / "out" / "corpus").exists()
+
+
+def test_books_without_neighbours_to_measure_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (data / "z.txt").write_text("one\n\n" * 40)
+    assert "two neighbours" in refused(["--data", str(data), "--out", str(tmp_path / "out"), *SMALL], capsys)
+
+
 def test_missing_books_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (data / "a.txt").unlink()
     (data / "more" / "b.txt").unlink()
