@@ -58,7 +58,7 @@ class Objective(NamedTuple):
         - alignment: the mean over the sentences of the mean of :math:`d_{i-1}` and :math:`d_i`, of those there are.
           The paper's sum stops one sentence early, at K - 2, which leaves the last but one without its share.
         - uniformity: the sum of that of f and that of g, with the logarithm of its definition (Section 4.1.2). The
-          formula for sentences is printed without; the other ones of the appendix, and its published code, have it.
+          formula for sentences is printed without; those of the appendix for images have it, and so has their code.
         - contrastive: the cross entropy of the softmax over all :math:`f(x_i) \cdot g(x_j) / \tau` of the batch,
           j = i among them, with a target that both neighbours share.
 
