@@ -17,8 +17,9 @@ from examples.paper.recipes.bookcorpus import corpus as corpus_module
 from examples.paper.recipes.bookcorpus import probe, text, train
 from examples.paper.recipes.bookcorpus.corpus import Corpus, pad, prepared, write
 from examples.paper.recipes.bookcorpus.encoder import QuickThought
+from examples.paper.recipes.bookcorpus.objective import Objective, Weights
 from examples.paper.recipes.bookcorpus.text import UNKNOWN, Vocabulary, words_of
-from examples.paper.recipes.bookcorpus.train import Objective, Settings, stage_pairs, stages_of, train_stage
+from examples.paper.recipes.bookcorpus.train import Settings, Shares, stage_batches, stages_of, train_stage
 from examples.paper.recipes.checkpoint import Checkpoint
 from examples.paper.recipes.session import Session
 from examples.paper.sentences import PART, report
@@ -105,10 +106,11 @@ def test_a_blank_line_and_the_end_of_a_file_end_a_book(tmp_path: Path) -> None:
     write(tmp_path, books, vocabulary, 5, {})
     corpus = Corpus(tmp_path)
     assert (corpus.about["sentences"], corpus.about["books"], corpus.about["unknown"]) == (6, 3, 0)
-    first, second = corpus[corpus.pair(torch.arange(len(corpus)))]
-    assert first.words.tolist() == [[2, 3], [6, 0], [7, 0]]
-    assert first.lengths.tolist() == [2, 1, 1]
-    assert second.words.tolist() == [[4], [7], [8]]
+    every = corpus.sentences(torch.arange(len(corpus)))
+    assert every.words.tolist() == [[2, 3], [4, 0], [5, 0], [6, 0], [7, 0], [8, 0]]
+    assert every.lengths.tolist() == [2, 1, 1, 1, 1, 1]
+    assert corpus.follows(0, 6).tolist() == [True, False, False, True, True]
+    assert corpus.follows(3, 5).tolist() == [True]
 
 
 def test_sentences_are_cut_and_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,16 +146,13 @@ def test_a_sentence_without_words_is_an_unknown_word() -> None:
     assert padded.lengths.tolist() == [2, 1]
 
 
-def test_a_pass_has_every_pair_once_and_half_of_them_turned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "BLOCK", 16)
-    monkeypatch.setattr(train, "WINDOW", 4)
+def test_a_pass_has_every_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "STAGE", 64)
     assert stages_of(1000) == 16
-    stages = [stage_pairs(1000, 3, stage) for stage in range(32)]
+    stages = [stage_batches(1000, 3, stage) for stage in range(32)]
     for first in (0, 16):
-        chosen = torch.cat([pairs for pairs, _ in stages[first : first + 16]])
-        assert torch.equal(chosen.sort().values, torch.arange(1000))
-    assert not torch.equal(stages[0][0], stages[16][0])
-    assert 400 < sum(int(turned.sum()) for _, turned in stages[:16]) < 600
+        assert torch.equal(torch.cat(stages[first : first + 16]).sort().values, torch.arange(1000))
+    assert not torch.equal(stages[0], stages[16])
 
 
 def test_padding_and_company_do_not_change_a_feature() -> None:
@@ -165,22 +164,79 @@ def test_padding_and_company_do_not_change_a_feature() -> None:
     assert not torch.allclose(beside[0], model.encode(pad([[4, 3]]))[0], atol=1e-4)  # order counts
 
 
-def test_the_objective_is_the_weighted_sum() -> None:
-    x, y = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0))
-    both = hyperkern.align_uniform(x, y, alpha=1, t=3, align_weight=2, uniform_weight=0.5).loss
-    contrastive = hyperkern.clip_loss(x, y, logit_scale=4)
-    found = Objective(2, 0.5, 3, alpha=1, t=3, temperature=0.25).loss(x, y, None)
-    assert torch.allclose(found, both + 3 * contrastive)
+def unit_features(number: int, *, seed: int) -> torch.Tensor:
+    rows = torch.randn(number, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(rows, dim=1)
 
 
-def test_training_pulls_neighbours_together(tmp_path: Path) -> None:
+def beside(g: torch.Tensor) -> torch.Tensor:
+    """As `Shares` gives a whole batch to g."""
+    return torch.cat([g[:1], g, g[-1:]])
+
+
+def test_within_a_book_the_losses_are_the_formulas_of_the_paper() -> None:
+    number, t, alpha, temperature = 7, 3.0, 1.5, 0.25
+    f, g = unit_features(number, seed=0), unit_features(number, seed=1)
+    weights = Weights.of(torch.ones(number - 1, dtype=torch.bool))
+    given = {"alpha": alpha, "t": t, "temperature": temperature}
+
+    distance = [(f[i] - g[i + 1]).norm() ** alpha for i in range(number - 1)]
+    middle = sum(distance[i - 1] + distance[i] for i in range(1, number - 1))
+    align = (distance[0] + middle / 2 + distance[-1]) / number
+    assert torch.allclose(Objective(1, 0, 0, **given).loss(f, beside(g), weights, None), align)
+
+    uniform = sum((-t * torch.pdist(one).square()).exp().mean().log() for one in (f, g))
+    assert torch.allclose(Objective(0, 1, 0, **given).loss(f, beside(g), weights, None), uniform)
+
+    targets = torch.diag(torch.ones(number - 1), 1) + torch.diag(torch.ones(number - 1), -1)
+    targets = (targets / targets.sum(dim=1, keepdim=True)).double()
+    contrastive = torch.nn.functional.cross_entropy(f @ g.T / temperature, targets)
+    assert torch.allclose(Objective(0, 0, 1, **given).loss(f, beside(g), weights, None), contrastive)
+
+    every = Objective(2, 0.5, 3, **given).loss(4 * f, 3 * beside(g), weights, None)  # of any length
+    assert torch.allclose(every, 2 * align + 0.5 * uniform + 3 * contrastive)
+
+
+def test_the_end_of_a_book_is_as_the_end_of_a_batch() -> None:
+    follows = torch.tensor([True, False, False, True, True])  # books of 2, 1 and 3 sentences
+    f, g = unit_features(6, seed=0), unit_features(6, seed=1)
+    books = [Weights.of(torch.ones(number - 1, dtype=torch.bool)) for number in (2, 1, 3)]
+    weights = Weights.of(follows)
+    for whole, *parts in zip(weights, *books, strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+    contrastive = Objective(0, 0, 1, temperature=0.5)
+    logits = 2 * f @ g.T
+    targets = torch.zeros(6, 6, dtype=torch.float64)
+    for sentence, neighbours in ((0, [1]), (1, [0]), (3, [4]), (4, [3, 5]), (5, [4])):  # none of the third
+        targets[sentence, neighbours] = 1 / len(neighbours)
+    expected = torch.nn.functional.cross_entropy(logits, targets)
+    assert torch.allclose(contrastive.loss(f, beside(g), weights, None), expected)
+
+
+def test_the_defaults_are_the_published_best() -> None:
+    assert Objective() == Objective(0.9, 0.1, 0, alpha=2, t=5, temperature=0.075)
+
+
+def test_shares_are_a_batch_in_a_row_with_what_is_beside_them(tmp_path: Path) -> None:
+    corpus = written(tmp_path, "a\nb\nc\n\nd\ne\nf\ng\nh\n")  # numbers from 2 on
+    shares = [Shares(corpus, 6, Session(torch.device("cpu"), rank, 2, None))[2] for rank in (0, 1)]
+    assert [share.x.words.flatten().tolist() for share in shares] == [[4, 5, 6], [7, 8, 9]]
+    assert [share.y.words.flatten().tolist() for share in shares] == [[4, 4, 5, 6, 7], [6, 7, 8, 9, 9]]
+    assert [share.weights.before.tolist() for share in shares] == [[0, 0, 0.5], [0.5, 0.5, 1]]
+    assert [share.weights.after.tolist() for share in shares] == [[0, 1, 0.5], [0.5, 0.5, 0]]
+    assert [share.weights.pair.tolist() for share in shares] == [[0, 1.5, 1], [1, 1.5, 0]]
+
+
+@pytest.mark.parametrize("contrastive", [0, 1], ids=["alignment + uniformity", "contrastive"])
+def test_training_pulls_neighbours_together(contrastive: int, tmp_path: Path) -> None:
     corpus = written(tmp_path, "\n\n".join(f"a{i}\nb{i}" for i in range(16)))
     model = QuickThought(34, 8, 8, seed=0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    settings = Settings(Objective(), 16, 5.0, 0)
-    losses = [train_stage(model, optimizer, corpus, 16, stage, settings, ALONE) for stage in range(40)]
+    objective = Objective(1 - contrastive, 1 - contrastive, contrastive, t=2, temperature=0.2)
+    settings = Settings(objective, 32, 5.0, 0)
+    losses = [train_stage(model, optimizer, corpus, 1, stage, settings, ALONE) for stage in range(60)]
     assert losses[-1] < losses[0] - 1
-    x, y = probe.pair_features(model.eval(), corpus, torch.arange(16))
+    x, y = probe.neighbour_features(model.eval(), corpus, 0, 32)
     nearest = (x @ y.T).argmax(dim=1)
     assert (nearest == torch.arange(16)).float().mean() > 0.8  # by chance 1 in 16
 
@@ -265,6 +321,21 @@ def test_a_missing_file_is_named(missing: str, data: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_a_result_that_cannot_be_written_is_said_before_the_work(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out" / "result.json").mkdir(parents=True)
+    assert "--out" in refused(["--data", str(data), "--out", str(tmp_path / "out"), *SMALL], capsys)
+    assert not (tmp_path / "out" / "corpus").exists()
+
+
+def test_books_without_neighbours_to_measure_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (data / "z.txt").write_text("one\n\n" * 40)
+    assert "two neighbours" in refused(["--data", str(data), "--out", str(tmp_path / "out"), *SMALL], capsys)
+
+
 def test_missing_books_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (data / "a.txt").unlink()
     (data / "more" / "b.txt").unlink()
@@ -281,8 +352,8 @@ def test_missing_books_are_named(data: Path, tmp_path: Path, capsys: pytest.Capt
         (["--align-weight", "0", "--uniform-weight", "0"], "--contrastive-weight"),
         (["--t", "nan"], "--t"),
         (["--vocabulary", "0"], "--vocabulary"),
-        (["--batch", "39"], "--batch: must be at most 36"),
-        (["--folds", "11"], "--folds: must be at most 10"),
+        (["--batch", "39"], "--batch: must be at most 38"),
+        (["--folds", "9"], "--folds: must be at most 8"),
     ],
     ids=["dim", "temperature", "negative", "no loss", "nan", "vocabulary", "batch", "folds"],
 )
@@ -298,17 +369,17 @@ def on_a_rank(rank: int, folder: str, ranks: int) -> tuple[float, dict[str, torc
     corpus = prepared(Path(folder), Path(folder) / f"out{ranks}", 50, 10, here)
     parallel = here.parallel(QuickThought(52, 4, 6, seed=0))
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.5)
-    objective = Objective(1, 1, 1, temperature=0.5)
+    objective = Objective(1, 1, 1, t=2, temperature=0.5)
     settings = Settings(objective, 12, 0.1, 0, steps=2)
-    loss = train_stage(parallel, optimizer, corpus, 36, 0, settings, here)
+    loss = train_stage(parallel, optimizer, corpus, 3, 0, settings, here)
     weights = {name.removeprefix("module."): value for name, value in parallel.state_dict().items()}
     return loss, weights, len(corpus)
 
 
 def test_two_processes_train_as_one_does(data: Path, ranks: Ranks) -> None:
     alone = on_a_rank(0, str(data), 1)
-    for loss, weights, pairs in ranks(2).run(on_a_rank, str(data), 2):
-        assert pairs == alone[2] == 40
+    for loss, weights, sentences in ranks(2).run(on_a_rank, str(data), 2):
+        assert sentences == alone[2] == 42
         assert loss == pytest.approx(alone[0], rel=1e-5)
         for name, value in alone[1].items():
             assert torch.allclose(weights[name], value, atol=1e-6), name
@@ -355,7 +426,7 @@ def made_up(**topic: float) -> dict[str, Any]:
         for name, family in families.items()
         for seed in range(3)
     ]
-    corpus = {"topic sentences": 800, "sentiment sentences": 200, "topics": 20, "pairs": 9000}
+    corpus = {"topic sentences": 800, "sentiment sentences": 200, "topics": 20, "sentences": 9000}
     return {"encoders": encoders, "corpus": corpus}
 
 

@@ -13,12 +13,13 @@ from sklearn.metrics import top_k_accuracy_score
 
 from ..recipes.bookcorpus import probe
 from ..recipes.bookcorpus.encoder import QuickThought
-from ..recipes.bookcorpus.train import Objective, Settings, train_stage
+from ..recipes.bookcorpus.objective import Objective
+from ..recipes.bookcorpus.train import Settings, train_stage
 from ..recipes.session import Session
 from .data import Texts, texts
 
 NEAREST = 10
-STRENGTH = (1.0,)  # of the probes' regularisation, inverse: to choose among several takes longer than the training
+STRENGTH = (2.0**-5,)  # of the probes' regularisation: to choose among several takes longer than the training
 TOPIC_FOLDS, SENTIMENT_FOLDS = 5, 10
 
 
@@ -31,8 +32,8 @@ class Size(NamedTuple):
         length: words of a sentence.
         embedding: dimension of a word's.
         dim: dimension of a sentence's.
-        batch: pairs of a step.
-        epochs: passes over the training pairs.
+        batch: sentences of a step.
+        epochs: passes over the training texts.
         rate: Adam's.
         held_out: pairs of neighbours that alignment, uniformity and retrieval are of.
     """
@@ -48,8 +49,8 @@ class Size(NamedTuple):
     held_out: int = 1000
 
 
-QUICK = Size(articles=5, vocabulary=200, length=4, embedding=4, dim=8, batch=512, epochs=1, held_out=50)
-CLIP = 5.0
+QUICK = Size(articles=5, vocabulary=200, length=4, embedding=4, dim=8, batch=256, epochs=1, held_out=50)
+CLIP = 0.5
 
 
 def measure(objective: Mapping[str, float] | None, seeds: list[int], size: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def measure(objective: Mapping[str, float] | None, seeds: list[int], size: Mappi
                 train(model, read, Objective(**objective), seed, small)
             found.append({"seed": seed, **judge(model.eval(), read, small)})
         corpus = {
-            "pairs": len(read.train),
-            "held-out pairs": len(read.held_out),
+            "sentences": len(read.train),
+            "held-out sentences": len(read.held_out),
             "words": read.train.about["words"],
             "topics": int(read.topics.labels.max()) + 1,
             "topic sentences": len(read.topics.labels),
@@ -89,14 +90,15 @@ def train(model: QuickThought, read: Texts, objective: Objective, seed: int, siz
     alone = Session(torch.device("cpu"), 0, 1, None)
     optimizer = torch.optim.Adam(model.parameters(), lr=size.rate, fused=True)
     settings = Settings(objective, size.batch, CLIP, seed)
-    for epoch in range(size.epochs):  # so few pairs are one stage
-        train_stage(model, optimizer, read.train, len(read.train), epoch, settings, alone)
+    for epoch in range(size.epochs):  # so few batches are one stage
+        train_stage(model, optimizer, read.train, len(read.train) // size.batch, epoch, settings, alone)
 
 
 def judge(model: QuickThought, read: Texts, size: Size) -> dict[str, float]:
     """Alignment, uniformity and retrieval of held-out neighbours, and the accuracy of both probes."""
-    pairs = torch.linspace(0, len(read.held_out) - 1, min(size.held_out, len(read.held_out))).long()
-    x, y = probe.pair_features(model, read.held_out, pairs)
+    x, y = probe.neighbour_features(model, read.held_out, 0, len(read.held_out))
+    some = torch.linspace(0, len(x) - 1, min(size.held_out, len(x))).long()
+    x, y = x[some], y[some]
     nearest = top_k_accuracy_score(np.arange(len(x)), (x @ y.T).numpy(), k=NEAREST)
     accuracies = {
         name: float(np.mean(probe.fold_accuracies(features, task.labels, folds, strengths=STRENGTH)))

@@ -41,16 +41,16 @@ def claims(summary: Summary) -> list[Claim]:
             "sentiment",
             counts,
             (CONTRASTIVE, BOTH),
-            statement="On sentences a contrastive loss does better than alignment + uniformity: sentiment",
-            source="BookCorpus, MR and CR",
+            statement="On sentences the best contrastive loss does better than alignment + uniformity: sentiment",
+            source="Table 4: MR 77.51 to 73.76 %, CR 83.86 to 80.95 %",
         ),
         _comparison(
             summary,
             "topic",
             counts,
             (CONTRASTIVE, BOTH),
-            statement="On sentences a contrastive loss does better than alignment + uniformity: here of topics",
-            source="BookCorpus; topics are ours",
+            statement="On sentences the best contrastive loss does better than alignment + uniformity: here of topics",
+            source="Table 4; topics are ours",
         ),
         _comparison(
             summary,
@@ -58,7 +58,7 @@ def claims(summary: Summary) -> list[Claim]:
             counts,
             (BOTH, UNTRAINED),
             statement="Alignment + uniformity alone make features of sentences that are of use",
-            source="Section 5, BookCorpus",
+            source="Section 5, Table 4",
         ),
         _agreement(summary),
     ]
@@ -147,7 +147,7 @@ def _agreement(summary: Summary) -> Claim:
     ).replace("-", "−")
     return Claim(
         "Encoders with low alignment and low uniformity together do better",
-        "Section 5, the scatter of BookCorpus",
+        "Section 5, Figure 9(b)",
         f"Spearman's correlation over the {len(trained)} trained encoders, of the sum of both metrics, each "
         "standardised, with the accuracy on topics",
         f"{found}; {single}",
@@ -174,7 +174,7 @@ def _caption(summary: Summary) -> str:
     encoders = len(summary["encoders"])
     return (
         "![Alignment and uniformity of the sentence encoders, coloured by accuracy](images/paper/sentences.svg)\n\n"
-        f"{encoders} encoders, a mark each: {corpus['pairs']:,} training pairs of neighbouring sentences, metrics on "
-        "held-out ones. The colour is the accuracy on topics, of which guessing has "
+        f"{encoders} encoders, a mark each: {corpus['sentences']:,} sentences trained on, metrics on neighbours "
+        "among held-out ones. The colour is the accuracy on topics, of which guessing has "
         f"{100 / corpus['topics']:.0f} %."
     )

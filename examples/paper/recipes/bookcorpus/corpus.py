@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from examples.digits.config import OptionError
 from hyperkern.files import as_json, write_files
@@ -41,8 +40,8 @@ def pad(rows: Sequence[Sequence[int]]) -> Sentences:
     return Sentences(torch.nn.utils.rnn.pad_sequence(filled, batch_first=True), lengths)
 
 
-class Corpus(Dataset[tuple[Sentences, Sentences]]):
-    """What `write` has written, mapped into memory; an item is a batch of pairs.
+class Corpus:
+    """What `write` has written, mapped into memory.
 
     Args:
         folder: of the files.
@@ -55,23 +54,20 @@ class Corpus(Dataset[tuple[Sentences, Sentences]]):
         words = np.dtype(self.about["dtype"])
         # No file of no bytes can be mapped.
         self._words = np.memmap(folder / WORDS, words, "r") if self.about["words"] else np.empty(0, words)
-        books: Rows = np.load(folder / BOOKS)  # the sentence at which each ends, after a 0
-        # A book of n sentences has n - 1 pairs: the k-th pair of all starts at sentence k + the number of its book.
-        self._first_pairs = books - np.arange(len(books))
+        self._books: Rows = np.load(folder / BOOKS)  # the sentence at which each ends, after a 0
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
         """A process that loads data maps the files itself."""
         return Corpus, (self.folder,)
 
     def __len__(self) -> int:
-        """The pairs of neighbouring sentences, those of the same book."""
-        return int(self._first_pairs[-1])
+        """The sentences."""
+        return int(self._books[-1])
 
-    def pair(self, pairs: Tensor) -> Tensor:
-        """The sentences of pairs by their numbers: ``(N,)`` to ``(N, 2)``, in the order of the book."""
-        wanted = pairs.numpy()
-        first = torch.from_numpy(wanted + np.searchsorted(self._first_pairs, wanted, side="right") - 1)
-        return torch.stack([first, first + 1], dim=1)
+    def follows(self, first: int, last: int) -> Tensor:
+        """Of the sentences from ``first`` to before ``last``: whether the next is of the same book, one fewer, bool."""
+        books = np.searchsorted(self._books, np.arange(first, last), side="right")
+        return torch.from_numpy(books[1:] == books[:-1])
 
     def sentences(self, rows: Tensor) -> Sentences:
         """Sentences by their numbers, ``(N,)``."""
@@ -81,10 +77,6 @@ class Corpus(Dataset[tuple[Sentences, Sentences]]):
         index = np.minimum(starts[:, None] + columns, stops[:, None] - 1)
         words = np.where(columns < lengths[:, None], self._words[index], 0).astype(np.int64)
         return Sentences(torch.from_numpy(words), torch.from_numpy(lengths))
-
-    def __getitem__(self, rows: Tensor) -> tuple[Sentences, Sentences]:
-        """The sentences of pairs, ``(N, 2)``: the first of each, the second of each."""
-        return self.sentences(rows[:, 0]), self.sentences(rows[:, 1])
 
 
 def write(folder: Path, books: Iterable[Path], vocabulary: Vocabulary, length: int, asked: Mapping[str, Any]) -> None:

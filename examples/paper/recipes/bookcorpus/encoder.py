@@ -36,7 +36,7 @@ class SentenceEncoder(nn.Module):
 
 
 class QuickThought(nn.Module):
-    """Encoders f and g: neighbouring sentences x and y are pulled together as f(x) and g(y).
+    """Encoders f and g: of neighbouring sentences x and y, f(x) and g(y) are pulled together.
 
     Args:
         vocabulary: numbers of words.
@@ -53,7 +53,7 @@ class QuickThought(nn.Module):
             self.g = SentenceEncoder(vocabulary, embedding, dim)
 
     def forward(self, x: Sentences, y: Sentences) -> tuple[Tensor, Tensor]:
-        """Features of both sides, ``(N, dim)`` each, not normalised."""
+        """Features f(x) and g(y), ``(N, dim)`` and ``(M, dim)``, not normalised."""
         return self.f(*x), self.g(*y)
 
     def encode(self, sentences: Sentences) -> Tensor:

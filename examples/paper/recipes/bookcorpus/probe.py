@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +22,8 @@ from .encoder import QuickThought
 from .text import Vocabulary, read_lines
 from .train import moved
 
-# Inverse strengths of the regularisation that cross-validation chooses among: every second of Skip-Thought's.
-STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0)
-INNER_FOLDS = 5
+# Of the l2 regularisation, the paper's: cross-validation chooses among them.
+STRENGTHS = tuple(2.0**-power for power in range(9))
 ENCODED = 512  # sentences at a time
 # The files of SentEval, in Latin-1.
 TASKS = {"MR": ("MR/rt-polarity.neg", "MR/rt-polarity.pos"), "CR": ("CR/custrev.neg", "CR/custrev.pos")}
@@ -43,17 +43,24 @@ def read_task(data: Path, name: str) -> Task:
     return Task([words for one in classes for words in one], labels)
 
 
+def most_folds(labels: NDArray[np.int64]) -> int:
+    """The most folds that `fold_accuracies` can make: each class must be in all, the inner ones too."""
+    least = int(np.bincount(labels, minlength=2).min())
+    return max((folds for folds in range(2, least + 1) if least - math.ceil(least / folds) >= folds), default=0)
+
+
 @torch.no_grad()
 def encode(
     model: QuickThought, sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, length: int
 ) -> NDArray[np.float64]:
-    """Features of sentences, ``(N, 2 dim)``, of mean square 1 as a GRU's states roughly are: the strengths fit such."""
+    """Features of sentences, ``(N, 2 dim)``."""
     device = next(model.parameters()).device
     parts = [sentences[start : start + ENCODED] for start in range(0, len(sentences), ENCODED)]
     batches = (pad([vocabulary.numbers(words[:length]) for words in part]) for part in parts)
-    features = torch.cat([model.encode(moved(batch, device)).double().cpu() for batch in batches])
-    scaled: NDArray[np.float64] = (features * (features.shape[1] / 2) ** 0.5).numpy()
-    return scaled
+    features: NDArray[np.float64] = (
+        torch.cat([model.encode(moved(batch, device)) for batch in batches]).cpu().double().numpy()
+    )
+    return features
 
 
 def fold_accuracies(
@@ -70,8 +77,8 @@ def fold_accuracies(
     Args:
         features: ``(N, D)``.
         labels: ``(N,)`` classes.
-        folds: of the outer cross-validation.
-        strengths: inverse ones to choose among.
+        folds: of all rows, and of those of the other folds to choose the strength by.
+        strengths: of the regularisation, to choose among.
         first: the fold to begin with.
         step: of the folds that follow, of every how many one is computed.
     """
@@ -80,22 +87,27 @@ def fold_accuracies(
     for train, test in list(outer)[first::step]:
         probe = GridSearchCV(
             LogisticRegression(max_iter=5000),
-            {"C": list(strengths)},
-            cv=StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=0),
+            {"C": [1 / strength for strength in strengths]},
+            cv=StratifiedKFold(folds, shuffle=True, random_state=0),
         )
         if len(strengths) == 1:
-            probe = LogisticRegression(C=strengths[0], max_iter=5000)
+            probe = LogisticRegression(C=1 / strengths[0], max_iter=5000)
         probe.fit(features[train], labels[train])
         accuracies.append(float(probe.score(features[test], labels[test])))
     return accuracies
 
 
 @torch.no_grad()
-def pair_features(model: QuickThought, corpus: Corpus, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit features of both sentences of pairs, f of the first and g of the second, ``(N, dim)`` in float64."""
+def neighbour_features(model: QuickThought, corpus: Corpus, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Unit features of the pairs of neighbours among the sentences from ``first`` to before ``last``.
+
+    Returns:
+        f of the former and g of the latter sentence of each, ``(N, dim)`` in float64.
+    """
     device = next(model.parameters()).device
-    batches = (corpus[rows] for rows in corpus.pair(pairs).split(ENCODED))
-    sides = [model(moved(first, device), moved(second, device)) for first, second in batches]
+    former = first + corpus.follows(first, last).nonzero().flatten()
+    batches = ((corpus.sentences(rows), corpus.sentences(rows + 1)) for rows in former.split(ENCODED))
+    sides = [model(moved(x, device), moved(y, device)) for x, y in batches]
     x, y = (F.normalize(torch.cat(side).double(), dim=1) for side in zip(*sides, strict=True))
     return x, y
 

@@ -1,4 +1,4 @@
-"""Training on pairs of neighbouring sentences, a stage at a time."""
+"""Training on batches of consecutive sentences, a stage at a time."""
 
 from __future__ import annotations
 
@@ -7,45 +7,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-import hyperkern
+from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import seeded
 from ..session import Session
 from .corpus import Corpus, Sentences
+from .objective import Objective, Weights
 
-BLOCK, WINDOW = 4096, 1024  # pairs in a row that stay in a stage together; blocks of a stage
-
-
-class Objective(NamedTuple):
-    """The weights and parameters of the loss, by their names on the command line."""
-
-    align_weight: float = 1.0
-    uniform_weight: float = 1.0
-    contrastive_weight: float = 0.0
-    alpha: float = 2.0
-    t: float = 2.0
-    temperature: float = 0.07
-
-    def loss(self, x: Tensor, y: Tensor, group: hyperkern.Group | None) -> Tensor:
-        """Of the features of both sides, ``(N, D)``, rows of all processes."""
-        parts = []
-        if self.align_weight or self.uniform_weight:
-            both = hyperkern.align_uniform(
-                x,
-                y,
-                alpha=self.alpha,
-                t=self.t,
-                align_weight=self.align_weight,
-                uniform_weight=self.uniform_weight,
-                group=group,
-            )
-            parts.append(both.loss)
-        if self.contrastive_weight:
-            contrastive = hyperkern.clip_loss(x, y, logit_scale=1 / self.temperature, group=group)
-            parts.append(self.contrastive_weight * contrastive)
-        return torch.stack(parts).sum()
+STAGE = 10_000  # batches between two checkpoints
 
 
 class Settings(NamedTuple):
@@ -59,36 +28,69 @@ class Settings(NamedTuple):
     workers: int = 0
 
 
-def stages_of(pairs: int) -> int:
-    """Stages of a pass over so many pairs: each ends with a checkpoint, for a pass takes hours."""
-    return math.ceil(pairs / (BLOCK * WINDOW))
+class Share(NamedTuple):
+    """What a process has of a batch: a run of N of its sentences.
 
-
-def stage_pairs(pairs: int, seed: int, stage: int) -> tuple[Tensor, Tensor]:
-    """Pairs of a stage in the order of training, and whether each is turned round; the same for all processes.
-
-    Blocks are in random order over a pass and pairs over a stage, so that neither needs a permutation of all pairs.
+    Attributes:
+        x: for f, the N sentences.
+        y: for g, these and those beside them, N + 2; at an end of the batch the sentence there a second time.
+        weights: of the sentences as neighbours.
     """
-    epoch, part = divmod(stage, stages_of(pairs))
-    order = torch.randperm(math.ceil(pairs / BLOCK), generator=seeded(seed, epoch, rank=1))  # rank 0 draws a stage's
-    starts = order[part * WINDOW : (part + 1) * WINDOW] * BLOCK
-    chosen = torch.cat([torch.arange(start, min(start + BLOCK, pairs)) for start in starts.tolist()])
-    generator = seeded(seed, stage)
-    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
-    return chosen, torch.rand(len(chosen), generator=generator) < 0.5
+
+    x: Sentences
+    y: Sentences
+    weights: Weights
+
+
+class Shares(Dataset[Share]):
+    """The shares of one process; an item is that of the batch that begins at the sentence of that number.
+
+    Args:
+        corpus: the sentences.
+        batch: sentences of all processes.
+        session: this process, and how many there are.
+    """
+
+    def __init__(self, corpus: Corpus, batch: int, session: Session) -> None:
+        self._corpus, self._batch = corpus, batch
+        size = session.share("batch", batch)
+        self._own = slice(session.rank * size, (session.rank + 1) * size)
+
+    def __getitem__(self, start: int) -> Share:
+        """The share of the batch of consecutive sentences from there on."""
+        own, batch = self._own, self._batch
+        weights = Weights.of(self._corpus.follows(start, start + batch))
+        beside = torch.arange(own.start - 1, own.stop + 1).clamp(0, batch - 1)
+        return Share(
+            self._corpus.sentences(start + beside[1:-1]),
+            self._corpus.sentences(start + beside),
+            Weights(*(one[own] for one in weights)),
+        )
+
+
+def stages_of(batches: int) -> int:
+    """Stages of a pass over so many batches: each ends with a checkpoint, for a pass takes hours."""
+    return math.ceil(batches / STAGE)
+
+
+def stage_batches(batches: int, seed: int, stage: int) -> Tensor:
+    """The batches of a stage by their numbers, in the order of training: that of a pass is random."""
+    epoch, part = divmod(stage, stages_of(batches))
+    order = torch.randperm(batches, generator=seeded(seed, epoch))
+    return order[part * STAGE : (part + 1) * STAGE]
 
 
 def train_stage(
-    model: nn.Module, optimizer: torch.optim.Optimizer, corpus: Corpus, pairs: int, stage: int, settings: Settings,
+    model: nn.Module, optimizer: torch.optim.Optimizer, corpus: Corpus, batches: int, stage: int, settings: Settings,
     session: Session,
 ) -> float:  # fmt: skip
-    """Train on the pairs of a stage; those that make no whole batch are left out.
+    """Train on the batches of a stage.
 
     Args:
         model: `QuickThought`, as `Session.parallel` returns it.
         optimizer: of its parameters.
-        corpus: where the pairs are from.
-        pairs: the first so many are trained on.
+        corpus: where the sentences are from.
+        batches: the first so many are trained on.
         stage: number of the stage, from 0 over all passes.
         settings: how to train.
         session: the batch is of all its processes.
@@ -99,23 +101,21 @@ def train_stage(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    chosen, turned = stage_pairs(pairs, settings.seed, stage)
-    rows = corpus.pair(chosen)
-    rows = torch.where(turned[:, None], rows.flip(1), rows)
-    steps = min(len(rows) // settings.batch, settings.steps or len(rows))
-    own = [batch[session.rank :: session.ranks] for batch in rows[: steps * settings.batch].split(settings.batch)]
-    # The sampler's items are whole batches, which the corpus takes.
-    loader = DataLoader(corpus, batch_size=None, sampler=own, num_workers=settings.workers)
+    starts = settings.batch * stage_batches(batches, settings.seed, stage)[: settings.steps]
+    shares = Shares(corpus, settings.batch, session)
+    # The sampler's items are whole batches.
+    loader = DataLoader(shares, batch_size=None, sampler=starts.tolist(), num_workers=settings.workers)
     total = torch.zeros((), device=session.device)
-    for x, y in loader:
-        features = model(moved(x, session.device), moved(y, session.device))
-        loss = settings.objective.loss(features[0], features[1], session.group)
+    for x, y, weights in loader:
+        f, g = model(moved(x, session.device), moved(y, session.device))
+        weights = Weights(*(one.to(session.device) for one in weights))
+        loss = settings.objective.loss(f, g, weights, session.group)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         total += loss.detach()
-    mean = total.item() / max(steps, 1)
+    mean = session.mean(total.item() / len(starts))
     if not math.isfinite(mean):
         raise FloatingPointError(f"the loss of stage {stage} is {mean}")
     return mean
