@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,45 @@ class TestJobs:
             run_jobs(jobs_of(tmp_path, 1, 1), tmp_path / "out", ThreadPoolExecutor(1), QUIET)
 
     def test_a_result_that_is_not_finite_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="JSON"):
+        with pytest.raises(JobError, match=r"part/job-nan failed: what it returned cannot be kept: .*JSON"):
             run_jobs(jobs_of(tmp_path, float("nan")), tmp_path / "out", ThreadPoolExecutor(1), QUIET)
+
+    def test_code_that_changes_during_a_run_is_another_job(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from examples.paper import job
+
+        code = tmp_path / "code.py"
+        code.write_text("before")
+        monkeypatch.setattr(job, "sources", lambda function: (code,))
+        editing = {"part": [Job("edit", edited, {"path": str(code)})]}
+        run_jobs(editing, tmp_path / "out", ThreadPoolExecutor(1), QUIET)
+        run_jobs(editing, tmp_path / "out", ThreadPoolExecutor(1), QUIET)
+        assert code.read_text() == "before, after, after"
+
+    def test_a_process_that_is_killed_is_said(self, tmp_path: Path) -> None:
+        jobs = {"part": [Job("first", killed, {}), Job("second", waiting, {"seconds": 0.0}, seconds=0.5)]}
+        with processes(1) as executor, pytest.raises(JobError, match="a process that runs jobs was killed"):
+            run_jobs(jobs, tmp_path / "out", executor, QUIET)
+
+    def test_processes_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:
+        out = tmp_path / "process"
+        (tmp_path / "script.py").write_text(
+            "import multiprocessing as m, os, pathlib, time\n"
+            "from concurrent.futures import ProcessPoolExecutor\n"
+            "from examples.paper import worker\n"
+            "def job():\n"
+            f"    pathlib.Path({str(out)!r}).write_text(f'{{os.getpid()}}\\n')\n"
+            "    time.sleep(120)\n"
+            "if __name__ == '__main__':\n"
+            "    ProcessPoolExecutor(1, m.get_context('spawn'), worker.start).submit(job).result()\n"
+        )
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=environment)
+        wait_for(lambda: out.exists() and out.read_text().endswith("\n"))
+        process.kill()
+        process.wait()
+        wait_for(lambda: not running(int(out.read_text())))
 
     def test_jobs_have_one_thread_each(self, tmp_path: Path) -> None:
         with processes(1) as executor:
@@ -105,6 +143,31 @@ class TestJobs:
         lines = capsys.readouterr().out.splitlines()
         assert [line.split(":")[0] for line in lines[:2]] == ["[1/2] part/job-1", "[2/2] part/job-2"]
         assert lines[2].startswith("2 of 2 jobs are done already")
+
+
+def edited(path: str) -> dict[str, object]:
+    with open(path, "a") as file:
+        file.write(", after")
+    return {}
+
+
+def killed() -> dict[str, object]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def running(process: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()  # ended, and nobody has asked how
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def threads() -> dict[str, object]:
