@@ -1,5 +1,6 @@
 """The frame of the paper's reproduction: jobs that are kept, results, page, command line."""
 
+import io
 import json
 import os
 import re
@@ -18,14 +19,16 @@ import scipy.stats
 import torch
 from rich.console import Console
 
+import examples.paper.parts
 from examples.paper import __main__ as command
 from examples.paper import page, results, statistics
 from examples.paper.claim import Claim, verdict
 from examples.paper.job import Job
 from examples.paper.part import Part
 from examples.paper.parts import PARTS
-from examples.paper.runner import JobError, processes, run_jobs
+from examples.paper.runner import Done, JobError, processes, run_jobs
 from examples.paper.sources import sources
+from hyperkern.files import as_json
 
 QUIET = Console(quiet=True)
 
@@ -241,8 +244,6 @@ MADE_UP = Part(
 @pytest.fixture
 def one_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The command with a part of a second; the page that it fills."""
-    import examples.paper.parts
-
     text = "<!-- run -->\n<!-- end -->\n<!-- verdicts made-up -->\nold\n<!-- end -->\n<!-- made-up -->\n<!-- end -->\n"
     (tmp_path / "paper.md").write_text(text)
     for module in (examples.paper.parts, page, results):
@@ -250,6 +251,15 @@ def one_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(page, "PAGE", tmp_path / "paper.md")
     monkeypatch.setattr(results, "COMMITTED", tmp_path / "committed.json")
     return tmp_path
+
+
+@pytest.fixture
+def in_full(one_part: Path) -> Path:
+    """Results as of a run of all."""
+    path = one_part / "out" / "results.json"
+    path.parent.mkdir()
+    path.write_bytes(as_json(results.assemble({"made-up": {"one": Done({}, 1.0)}}, quick=False)))
+    return path
 
 
 class TestCommand:
@@ -265,12 +275,72 @@ class TestCommand:
         assert "| All is well | nowhere | **holds** |" in text
         assert "1 job\n" in text
 
-    def test_page_keeps_a_run(self, one_part: Path) -> None:
+    def test_a_quick_run_says_so_and_is_no_page(self, one_part: Path, capsys) -> None:
         command.main(["--quick", "--out", str(one_part / "out"), "--processes", "1"])
+        assert "**A quick run" in (one_part / "out" / "paper.md").read_text()
+        before = (one_part / "paper.md").read_text()
+        assert command.main(["page", str(one_part / "out" / "results.json")]) == 2
+        assert "results.json is of a quick run" in capsys.readouterr().err
+        assert (one_part / "paper.md").read_text() == before
+        assert not (one_part / "committed.json").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda found: found["parts"].pop("made-up"), "is of a run without made-up"),
+            (
+                lambda found: found["parts"]["made-up"].clear(),
+                "is of another version of the reproduction (KeyError: 'n')",
+            ),
+            (lambda found: found.pop("machine"), "is of another version of the reproduction (KeyError: 'machine')"),
+        ],
+    )
+    def test_results_that_make_no_page(self, one_part: Path, in_full, change, message: str, capsys) -> None:
+        content = json.loads(in_full.read_bytes())
+        change(content)
+        in_full.write_text(json.dumps(content))
+        before = (one_part / "paper.md").read_text()
+        assert command.main(["page", str(in_full)]) == 2
+        assert message in capsys.readouterr().err
+        assert (one_part / "paper.md").read_text() == before
+
+    def test_what_was_not_run_is_not_taken_from_the_page(self, one_part: Path, monkeypatch) -> None:
+        other = MADE_UP._replace(name="other", blocks=lambda summary: {})
+        for module in (examples.paper.parts, page, results):
+            monkeypatch.setattr(module, "PARTS", (MADE_UP, other))
+        text = "<!-- table other -->\nold\n<!-- end -->\n<!-- verdicts other -->\nold\n<!-- end -->\n"
+        (one_part / "paper.md").write_text(text)
+        words = ["run", "--only", "made-up", "--quick", "--out", str(one_part / "out"), "--processes", "1"]
+        assert command.main(words) == 0
+        assert (one_part / "out" / "paper.md").read_text() == text.replace("old", "Not run.")
+
+    def test_a_terminal_without_the_signs(self, one_part: Path, monkeypatch) -> None:
+        minus = MADE_UP._replace(claims=lambda summary: [Claim("τ − 1", "nowhere", "", "", "", verdict(True))])
+        for module in (examples.paper.parts, page, results):
+            monkeypatch.setattr(module, "PARTS", (minus,))
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+        assert command.main(["--quick", "--out", str(one_part / "out"), "--processes", "1"]) == 0
+        sys.stdout.flush()
+        assert b"holds  made-up: ? ? 1" in raw.getvalue()
+
+    @pytest.mark.parametrize("name", ["results.json", "paper.md", "cells"])
+    def test_what_cannot_be_written_is_said_first(self, one_part: Path, name: str, capsys) -> None:
+        (one_part / "out").mkdir()
+        if name == "cells":
+            (one_part / "out" / name).touch()
+        else:
+            (one_part / "out" / name).mkdir()
+        start = time.monotonic()
+        assert command.main(["run", "--out", str(one_part / "out"), "--processes", "1"]) == 2
+        assert time.monotonic() - start < 30  # of 60 that its job takes
+        assert f"argument --out: {one_part / 'out' / name}" in capsys.readouterr().err
+
+    def test_page_keeps_a_run(self, one_part: Path, in_full: Path) -> None:
         figures = one_part / "images" / "paper"
         figures.mkdir(parents=True)
         (figures / "left_over.svg").touch()
-        assert command.main(["page", str(one_part / "out" / "results.json")]) == 0
+        assert command.main(["page", str(in_full)]) == 0
         assert (one_part / "committed.json").read_bytes() == (one_part / "out" / "results.json").read_bytes()
         assert "1 job\n" in (one_part / "paper.md").read_text()
         assert list(figures.iterdir()) == []
