@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 if something it needs is not installed or a job failed; 2 for an option that cannot work; 130 if
         interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a sign that the encoding lacks is a question mark
     words = list(sys.argv[1:] if argv is None else argv)
     missing = [module for module in REQUIRED if find_spec(module) is None]
     if missing:
@@ -74,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the jobs and write results, page and figures."""
     from rich.console import Console
 
-    from hyperkern.files import OutputError, as_json, write_files
+    from hyperkern.files import OutputError, as_json, obstacle, write_files
 
     from . import page, results
     from .parts import PARTS
@@ -89,6 +93,9 @@ def run(options: argparse.Namespace) -> int:
     out: Path = options.out
     try:
         (out / "images" / "paper").mkdir(parents=True, exist_ok=True)
+        for path in (out / "results.json", out / "paper.md"):  # now, not when all has run
+            if (reason := obstacle(path)) is not None:
+                return refuse(f"argument --out: {path} {reason}")
         jobs = {part.name: part.jobs(options.quick) for part in PARTS if part.name in wanted}
         with processes(options.processes) as executor:
             cells = run_jobs(jobs, out, executor, Console(stderr=True))
@@ -118,7 +125,13 @@ def draw(options: argparse.Namespace) -> int:
     try:
         source: Path = options.results or results.COMMITTED
         docs = page.PAGE.parent
-        made = page.files(results.read(source), docs)
+        found = results.read(source)
+        if options.results is not None:
+            results.check_whole(found, source)
+        try:
+            made = page.files(found, docs)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            return refuse(f"{source} is of another version of the reproduction ({type(error).__name__}: {error})")
         for folder in {path.parent for path in made}:
             folder.mkdir(parents=True, exist_ok=True)
         for old in set((docs / "images" / "paper").glob("*.svg")) - made.keys():

@@ -29,7 +29,10 @@ class Job(NamedTuple):
     seconds: float = 1.0
 
     def fingerprint(self) -> str:
-        """Of all that the result depends on: function, arguments, the code of the examples, the libraries' versions."""
+        """Of what the result depends on: function, arguments, the code of the examples, the versions of two libraries.
+
+        Not of the code of `hyperkern`: after a change there, start with another folder.
+        """
         digest = hashlib.sha256()
         for path in sources(self.function):
             digest.update(path.read_bytes())

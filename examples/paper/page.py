@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,23 @@ def images(results: Mapping[str, Any]) -> dict[str, bytes]:
 
 def files(results: Mapping[str, Any], docs: Path) -> dict[Path, bytes]:
     """The page and its figures, as they are to be below ``docs``; the text is that of `PAGE`."""
-    text = filled(PAGE.read_text(encoding="utf-8"), blocks(results))
+    text = PAGE.read_text(encoding="utf-8")
+    text = filled(text, _left_out(text, results) | blocks(results))
     figures = {docs / "images" / "paper" / name: image for name, image in images(results).items()}
     return {docs / "paper.md": text.encode()} | figures
+
+
+def _left_out(text: str, results: Mapping[str, Any]) -> dict[str, str]:
+    """The blocks of parts that were not run, where the page has what another run found."""
+    missing = {part.name for part in PARTS if part.name not in results["parts"]}
+    return {name: "Not run." for name in re.findall("<!-- (.+) -->", text) if missing & set(name.split())}
 
 
 def _run(results: Mapping[str, Any]) -> str:
     minutes, processor = results["core_seconds"] / 60, results["machine"]["processor"]
     torch = results["versions"]["torch"].split("+")[0]
-    return f"{results['jobs']} jobs, {minutes:.0f} minutes of one core: {processor}, PyTorch {torch}."
+    quick = "**A quick run, whose figures mean nothing.** " if results["quick"] else ""
+    return f"{quick}{results['jobs']} jobs, {minutes:.0f} minutes of one core: {processor}, PyTorch {torch}."
 
 
 def _verdicts(claims: list[Claim]) -> str:

@@ -56,3 +56,15 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ResultsError(f"{path} is no file of results of the paper's reproduction")
+
+
+def check_whole(results: Mapping[str, Any], path: Path) -> None:
+    """Whether results can be the committed ones.
+
+    Raises:
+        ResultsError: they are of a quick run, whose figures mean nothing, or of some parts.
+    """
+    if results.get("quick") is not False:
+        raise ResultsError(f"{path} is of a quick run, whose figures mean nothing")
+    if missing := [part.name for part in PARTS if part.name not in results["parts"]]:
+        raise ResultsError(f"{path} is of a run without {', '.join(missing)}")

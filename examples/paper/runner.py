@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,25 +53,31 @@ def run_jobs(
     every = {(part, job.name): job for part, many in jobs.items() for job in many}
     if len(every) != sum(map(len, jobs.values())):
         raise ValueError("two jobs of a part have the same name")
-    results = {key: found for key, job in every.items() if (found := _kept(cells[key], job)) is not None}
+    # Before any runs: a file that is edited meanwhile is not what a job ran.
+    fingerprints = {key: job.fingerprint() for key, job in every.items()}
+    results = {key: found for key in every if (found := _kept(cells[key], fingerprints[key])) is not None}
+    for folder in {cell.parent for cell in cells.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
     todo = sorted((key for key in every if key not in results), key=lambda key: -every[key].seconds)
     if results:
         console.print(f"{len(results)} of {len(every)} jobs are done already, in {out / 'cells'}")
     for key, done in _completed(every, todo, executor, console):
         results[key] = done
-        cells[key].parent.mkdir(parents=True, exist_ok=True)
-        cell = {"fingerprint": every[key].fingerprint(), **done._asdict()}
-        write_files({cells[key]: as_json(cell)})
+        try:
+            cell = as_json({"fingerprint": fingerprints[key], **done._asdict()})
+        except ValueError as error:
+            raise JobError(f"{'/'.join(key)} failed: what it returned cannot be kept: {error}") from error
+        write_files({cells[key]: cell})
     return {part: {job.name: results[part, job.name] for job in many} for part, many in jobs.items()}
 
 
-def _kept(path: Path, job: Job) -> Done | None:
-    """The result of an earlier run, if it is of this job as it is now."""
+def _kept(path: Path, fingerprint: str) -> Done | None:
+    """The result of an earlier run, if it is of the job as it is now."""
     try:
         cell = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(cell, dict) or cell.get("fingerprint") != job.fingerprint():
+    if not isinstance(cell, dict) or cell.get("fingerprint") != fingerprint:
         return None
     return Done(cell["result"], cell["seconds"])
 
@@ -87,6 +94,10 @@ def _completed(
             part, name = key = futures[future]
             try:
                 done = future.result()
+            except BrokenProcessPool as error:  # of every job that is left: which one it ran is not known
+                raise JobError(
+                    "a process that runs jobs was killed; if by the system, for want of memory, try --processes 1"
+                ) from error
             except Exception as error:
                 raise JobError(f"{part}/{name} failed: {type(error).__name__}: {error}") from error
             progress.advance(f"{part}/{name}", jobs[key].seconds, done.seconds)

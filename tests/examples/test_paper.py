@@ -1,5 +1,6 @@
 """The frame of the paper's reproduction: jobs that are kept, results, page, command line."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ import scipy.stats
 import torch
 from rich.console import Console
 
+import examples.paper.parts
 from examples.paper import __main__ as command
 from examples.paper import page, results, statistics
 from examples.paper.claim import Claim, verdict
 from examples.paper.job import Job
 from examples.paper.part import Part
 from examples.paper.parts import PARTS
-from examples.paper.runner import JobError, processes, run_jobs
+from examples.paper.runner import Done, JobError, processes, run_jobs
 from examples.paper.sources import sources
+from hyperkern.files import as_json
 
 QUIET = Console(quiet=True)
 
@@ -91,8 +95,45 @@ class TestJobs:
             run_jobs(jobs_of(tmp_path, 1, 1), tmp_path / "out", ThreadPoolExecutor(1), QUIET)
 
     def test_a_result_that_is_not_finite_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="JSON"):
+        with pytest.raises(JobError, match=r"part/job-nan failed: what it returned cannot be kept: .*JSON"):
             run_jobs(jobs_of(tmp_path, float("nan")), tmp_path / "out", ThreadPoolExecutor(1), QUIET)
+
+    def test_code_that_changes_during_a_run_is_another_job(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from examples.paper import job
+
+        code = tmp_path / "code.py"
+        code.write_text("before")
+        monkeypatch.setattr(job, "sources", lambda function: (code,))
+        editing = {"part": [Job("edit", edited, {"path": str(code)})]}
+        run_jobs(editing, tmp_path / "out", ThreadPoolExecutor(1), QUIET)
+        run_jobs(editing, tmp_path / "out", ThreadPoolExecutor(1), QUIET)
+        assert code.read_text() == "before, after, after"
+
+    def test_a_process_that_is_killed_is_said(self, tmp_path: Path) -> None:
+        jobs = {"part": [Job("first", killed, {}), Job("second", waiting, {"seconds": 0.0}, seconds=0.5)]}
+        with processes(1) as executor, pytest.raises(JobError, match="a process that runs jobs was killed"):
+            run_jobs(jobs, tmp_path / "out", executor, QUIET)
+
+    def test_processes_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:
+        out = tmp_path / "process"
+        (tmp_path / "script.py").write_text(
+            "import multiprocessing as m, os, pathlib, time\n"
+            "from concurrent.futures import ProcessPoolExecutor\n"
+            "from examples.paper import worker\n"
+            "def job():\n"
+            f"    pathlib.Path({str(out)!r}).write_text(f'{{os.getpid()}}\\n')\n"
+            "    time.sleep(120)\n"
+            "if __name__ == '__main__':\n"
+            "    ProcessPoolExecutor(1, m.get_context('spawn'), worker.start).submit(job).result()\n"
+        )
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=environment)
+        wait_for(lambda: out.exists() and out.read_text().endswith("\n"))
+        process.kill()
+        process.wait()
+        wait_for(lambda: not running(int(out.read_text())))
 
     def test_jobs_have_one_thread_each(self, tmp_path: Path) -> None:
         with processes(1) as executor:
@@ -105,6 +146,31 @@ class TestJobs:
         lines = capsys.readouterr().out.splitlines()
         assert [line.split(":")[0] for line in lines[:2]] == ["[1/2] part/job-1", "[2/2] part/job-2"]
         assert lines[2].startswith("2 of 2 jobs are done already")
+
+
+def edited(path: str) -> dict[str, object]:
+    with open(path, "a") as file:
+        file.write(", after")
+    return {}
+
+
+def killed() -> dict[str, object]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def running(process: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()  # ended, and nobody has asked how
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def threads() -> dict[str, object]:
@@ -178,8 +244,6 @@ MADE_UP = Part(
 @pytest.fixture
 def one_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The command with a part of a second; the page that it fills."""
-    import examples.paper.parts
-
     text = "<!-- run -->\n<!-- end -->\n<!-- verdicts made-up -->\nold\n<!-- end -->\n<!-- made-up -->\n<!-- end -->\n"
     (tmp_path / "paper.md").write_text(text)
     for module in (examples.paper.parts, page, results):
@@ -187,6 +251,15 @@ def one_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(page, "PAGE", tmp_path / "paper.md")
     monkeypatch.setattr(results, "COMMITTED", tmp_path / "committed.json")
     return tmp_path
+
+
+@pytest.fixture
+def in_full(one_part: Path) -> Path:
+    """Results as of a run of all."""
+    path = one_part / "out" / "results.json"
+    path.parent.mkdir()
+    path.write_bytes(as_json(results.assemble({"made-up": {"one": Done({}, 1.0)}}, quick=False)))
+    return path
 
 
 class TestCommand:
@@ -202,12 +275,72 @@ class TestCommand:
         assert "| All is well | nowhere | **holds** |" in text
         assert "1 job\n" in text
 
-    def test_page_keeps_a_run(self, one_part: Path) -> None:
+    def test_a_quick_run_says_so_and_is_no_page(self, one_part: Path, capsys) -> None:
         command.main(["--quick", "--out", str(one_part / "out"), "--processes", "1"])
+        assert "**A quick run" in (one_part / "out" / "paper.md").read_text()
+        before = (one_part / "paper.md").read_text()
+        assert command.main(["page", str(one_part / "out" / "results.json")]) == 2
+        assert "results.json is of a quick run" in capsys.readouterr().err
+        assert (one_part / "paper.md").read_text() == before
+        assert not (one_part / "committed.json").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda found: found["parts"].pop("made-up"), "is of a run without made-up"),
+            (
+                lambda found: found["parts"]["made-up"].clear(),
+                "is of another version of the reproduction (KeyError: 'n')",
+            ),
+            (lambda found: found.pop("machine"), "is of another version of the reproduction (KeyError: 'machine')"),
+        ],
+    )
+    def test_results_that_make_no_page(self, one_part: Path, in_full, change, message: str, capsys) -> None:
+        content = json.loads(in_full.read_bytes())
+        change(content)
+        in_full.write_text(json.dumps(content))
+        before = (one_part / "paper.md").read_text()
+        assert command.main(["page", str(in_full)]) == 2
+        assert message in capsys.readouterr().err
+        assert (one_part / "paper.md").read_text() == before
+
+    def test_what_was_not_run_is_not_taken_from_the_page(self, one_part: Path, monkeypatch) -> None:
+        other = MADE_UP._replace(name="other", blocks=lambda summary: {})
+        for module in (examples.paper.parts, page, results):
+            monkeypatch.setattr(module, "PARTS", (MADE_UP, other))
+        text = "<!-- table other -->\nold\n<!-- end -->\n<!-- verdicts other -->\nold\n<!-- end -->\n"
+        (one_part / "paper.md").write_text(text)
+        words = ["run", "--only", "made-up", "--quick", "--out", str(one_part / "out"), "--processes", "1"]
+        assert command.main(words) == 0
+        assert (one_part / "out" / "paper.md").read_text() == text.replace("old", "Not run.")
+
+    def test_a_terminal_without_the_signs(self, one_part: Path, monkeypatch) -> None:
+        minus = MADE_UP._replace(claims=lambda summary: [Claim("τ − 1", "nowhere", "", "", "", verdict(True))])
+        for module in (examples.paper.parts, page, results):
+            monkeypatch.setattr(module, "PARTS", (minus,))
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+        assert command.main(["--quick", "--out", str(one_part / "out"), "--processes", "1"]) == 0
+        sys.stdout.flush()
+        assert b"holds  made-up: ? ? 1" in raw.getvalue()
+
+    @pytest.mark.parametrize("name", ["results.json", "paper.md", "cells"])
+    def test_what_cannot_be_written_is_said_first(self, one_part: Path, name: str, capsys) -> None:
+        (one_part / "out").mkdir()
+        if name == "cells":
+            (one_part / "out" / name).touch()
+        else:
+            (one_part / "out" / name).mkdir()
+        start = time.monotonic()
+        assert command.main(["run", "--out", str(one_part / "out"), "--processes", "1"]) == 2
+        assert time.monotonic() - start < 30  # of 60 that its job takes
+        assert f"argument --out: {one_part / 'out' / name}" in capsys.readouterr().err
+
+    def test_page_keeps_a_run(self, one_part: Path, in_full: Path) -> None:
         figures = one_part / "images" / "paper"
         figures.mkdir(parents=True)
         (figures / "left_over.svg").touch()
-        assert command.main(["page", str(one_part / "out" / "results.json")]) == 0
+        assert command.main(["page", str(in_full)]) == 0
         assert (one_part / "committed.json").read_bytes() == (one_part / "out" / "results.json").read_bytes()
         assert "1 job\n" in (one_part / "paper.md").read_text()
         assert list(figures.iterdir()) == []

@@ -158,6 +158,19 @@ def test_atoms_have_mean_zero_but_for_the_point():
         ), name
 
 
+def test_mean_distances_tell_what_squared_ones_do_not(summary):
+    """Of the sphere in three dimensions 4/3; two antipodal points have 1 and a great circle 4/π."""
+    rows = counterexample.exact(3)["rows"]
+    assert rows["uniform"]["distance"] == pytest.approx(4 / 3, abs=1e-5)
+    assert rows["two antipodal points"]["distance"] == pytest.approx(1)
+    assert rows["simplex"]["distance"] == pytest.approx(3 / 4 * math.sqrt(8 / 3))
+    assert rows["a great circle"]["distance"] == pytest.approx(4 / math.pi, abs=1e-4)
+    said = "**Of the distance itself, which the paper's words name, this is not so**"
+    assert said in PART.claims(summary)[6].result
+    equal = changed(summary, ("distributions", "*", "rows", "*", "distance"), lambda value: 1.0)
+    assert said not in PART.claims(equal)[6].result
+
+
 def test_self_pairs():
     x = sphere.uniform_rows(7, 3, torch.Generator().manual_seed(0))
     assert self_pairs.without_self(uniformity(x, x), 7).item() == pytest.approx(uniformity(x).item(), abs=1e-12)

@@ -13,6 +13,7 @@ from hyperkern.metrics import uniformity_limit
 
 from .flow import descend, moments
 from .single import polygon
+from .sphere import inner_products
 
 ITERATIONS = 150
 T = 2.0
@@ -40,7 +41,7 @@ def atoms(dim: int) -> dict[str, Tensor]:
 
 
 def exact(dim: int) -> dict[str, Any]:
-    """Mean inner product, mean squared distance and uniformity of distributions that are known exactly.
+    """Mean inner product, mean squared distance, mean distance and uniformity of distributions that are known exactly.
 
     Args:
         dim: of the sphere, at least 2.
@@ -48,12 +49,20 @@ def exact(dim: int) -> dict[str, Any]:
     rows = {}
     for name, points in atoms(dim).items():
         inner = mean_inner_product(points).item()
+        unit = torch.nn.functional.normalize(points, dim=-1)
         rows[name] = {
             "inner_product": inner,
             "squared_distance": 2 - 2 * inner,
+            "distance": torch.cdist(unit, unit).mean().item(),
             "uniformity": uniformity(points, points, t=T).item(),
         }
-    rows["uniform"] = {"inner_product": 0.0, "squared_distance": 2.0, "uniformity": uniformity_limit(dim, T)}
+    nodes, weights = inner_products(dim)
+    rows["uniform"] = {
+        "inner_product": 0.0,
+        "squared_distance": 2.0,
+        "distance": ((2 - 2 * nodes).sqrt() @ weights).item(),
+        "uniformity": uniformity_limit(dim, T),
+    }
     return {"t": T, "rows": rows}
 
 

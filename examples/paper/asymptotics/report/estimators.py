@@ -50,7 +50,7 @@ def self_pairs(summary: Summary) -> Claim:
     return Claim(
         "The mean over the distinct pairs of a batch, as in the paper's code, estimates the expectation that "
         "defines L_uniform.",
-        "Section 4.1.2, Figure 6",
+        "Section 4.1.2, Figure 6; Appendix A.1.1",
         "batches of B independent uniform points, with the pairs of a point with itself (L₁) and without (L₂)",
         f"L₂ = log((B e^L₁ − 1)/(B − 1)) to {number(gap, '.0e')}, for a batch and for each point. L₂ is off by at "
         f"most {number(max(away), '.1f')} standard errors of "

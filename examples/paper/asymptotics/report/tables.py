@@ -85,6 +85,7 @@ def _distributions_table(summary: Summary) -> str:
     dims = list(summary["distributions"])
     names = list(summary["distributions"][dims[0]]["rows"])
     head = ["distribution", "mean inner product", "mean squared distance"]
+    head += [f"mean distance, D = {dim[1:]}" for dim in dims]
     head += [f"uniformity, D = {dim[1:]}" for dim in dims]
     rows = []
     for name in names:
@@ -92,7 +93,7 @@ def _distributions_table(summary: Summary) -> str:
         first = found[0]
         rows.append(
             [name, number(first["inner_product"], ".0f"), number(first["squared_distance"], ".0f")]
-            + [number(row["uniformity"]) for row in found]
+            + [number(row[key]) for key in ("distance", "uniformity") for row in found]
         )
     return table(head, rows)
 
