@@ -50,7 +50,7 @@ def linear_evaluation(
     nn.init.zeros_(classifier.bias)
     classifier.to(session.device)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=options.linear_lr, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, options.linear_schedule, gamma=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, options.linear_schedule, gamma=options.linear_decay)
     path = options.out / "linear.pt"
     checkpoint = Checkpoint(path, recipe, {"classifier": classifier, "optimizer": optimizer, "schedule": schedule})
     done = checkpoint.load()
