@@ -70,12 +70,13 @@ def show(
     published = PUBLISHED.get(name, {})
     of = OF.get(name, USUAL) if published else ()
     other = {key: value for key, value in (published_with or {}).items() if recipe.get(key) != value}
-    table = Table(title=f"{name}{': a trial of a few steps, whose figures mean nothing' if tried else ''}")
+    table = Table()
     for head in ("measure", "here", *of):
         table.add_column(head, justify="left" if head == "measure" else "right")
     for measure, value in found.items():
         table.add_row(measure, f"{value:.4g}", *(f"{one:.4g}" for one in published.get(measure, ())))
     console = Console(width=100)
+    console.print(f"{name}{': a trial of a few steps, whose figures mean nothing' if tried else ''}", highlight=False)
     console.print(table)
     if of and other:
         told = ", ".join(f"{key} {value} (here {recipe.get(key)})" for key, value in other.items())

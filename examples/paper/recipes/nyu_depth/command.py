@@ -145,6 +145,7 @@ def depth_errors(run: Run, encoder: Encoder) -> dict[str, float]:
     found = {}
     for layer in (5, 4):
         predictor: DepthPredictor = new_predictor(encoder, layer, train.depths, options.seed)
+        predictor = predictor.to(memory_format=torch.channels_last)  # as the activations are
         trainee = predictor_trainee(predictor, encoder, layer, run.here, rate=PREDICTOR_RATE, epochs=epochs)
         run.fit(f"conv{layer}", trainee, samples, options.seed + 1, epochs)
         on_device = (tuple(part.to(run.here.device) for part in batch) for batch in middles)
