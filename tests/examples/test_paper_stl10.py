@@ -337,7 +337,7 @@ def trained(rank: int, pixels: data.Images, out: Path) -> tuple[dict[str, Tensor
     for name, value in TINY.items():
         setattr(encoder, name, value)
     here = Session(CPU, rank, 2, hyperkern.Group())
-    return dict(train.train(training(epochs=2), pixels, out, 0, here).named_parameters()), (out / "train.pt").exists()
+    return train.train(training(epochs=2), pixels, out, 0, here).state_dict(), (out / "train.pt").exists()
 
 
 def test_two_processes_stay_equal(folder: Path, tiny: None, tmp_path: Path, ranks: Callable) -> None:
@@ -345,6 +345,7 @@ def test_two_processes_stay_equal(folder: Path, tiny: None, tmp_path: Path, rank
     (first, saved), (second, seen) = ranks(2).run(trained, pixels, tmp_path)
     assert saved
     assert seen
+    assert any("running_mean" in name for name in first)
     assert all(torch.equal(first[name], value) for name, value in second.items())
     start = dict(encoder.new_encoder(5, 0).named_parameters())
     assert not torch.equal(start["blocks.0.0.weight"], first["blocks.0.0.weight"])
@@ -360,7 +361,7 @@ def test_a_process_needs_two_images(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_with_the_whole_encoder(folder: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = ["--data", str(folder), "--out", str(tmp_path), "--steps", "2", "--batch", "8", "--workers", "1"]
+    options = ["--data", str(folder), "--out", str(tmp_path), "--steps", "1", "--batch", "8", "--workers", "1"]
     result = run([*torchrun, "-m", "examples.paper"], "stl10", *options, "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 1/1: loss") == 1
@@ -502,6 +503,16 @@ def test_wrong_options_are_named(
     assert said in heard
     assert repr(value) in heard or repr(str(float(value))) in heard
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(
+    stl10: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(SystemExit):
+        stl10()
+    assert "argument --out: result.json is a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_all_images_or_a_note(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
