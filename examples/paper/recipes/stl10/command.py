@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from torchvision.datasets import STL10
 
@@ -21,7 +22,14 @@ from .linear import BATCH, Settings
 from .train import RATE, Training, train
 
 # Of the published accuracies, by the names of the options.
-PUBLISHED = {"batch": 768, "epochs": 200, "lr": RATE * 768 / 256, "dim": 128, "amp": False, "probe-epochs": 100}
+PUBLISHED: dict[str, Any] = {
+    "batch": 768,
+    "epochs": 200,
+    "lr": RATE * 768 / 256,
+    "dim": 128,
+    "amp": False,
+    "probe-epochs": 100,
+}
 DESCRIPTION = """\
 The paper's experiment on STL-10: trains its small AlexNet without labels, then
 a linear classifier and 5 nearest neighbours of the features, and shows their
