@@ -483,7 +483,6 @@ def test_missing_classes_are_counted_and_named(refused: Callable[..., str], data
         ("--pretrained", "nowhere.pt"),
         ("--device", "tpu"),
         ("--steps", "0"),
-        ("--lr", "1e+30"),
     ],
     ids=" ".join,
 )
@@ -492,6 +491,23 @@ def test_wrong_options_are_named(refused: Callable[..., str], wrong: tuple[str, 
     said = refused("--all-classes", *wrong)
     assert f"argument {wrong[0]}: " in said
     assert re.search(rf"got '{re.escape(wrong[1])}(\.0)?'", said)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "file"),
+    [(pretraining, "loss_of", "pretraining.pt"), (nn.functional, "cross_entropy", "linear.pt")],
+    ids=["pretraining", "linear"],
+)
+@pytest.mark.usefixtures("tiny")
+def test_a_loss_that_is_no_number_ends_it(
+    where: object, name: str, file: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    loss = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *args: loss(*args) * torch.inf)
+    assert main(command(data, tmp_path, "--steps", "2")) == 1
+    assert "a lower" in capsys.readouterr().err
+    assert not (tmp_path / file).exists()
 
 
 @pytest.mark.usefixtures("tiny")

@@ -138,8 +138,8 @@ def pretrain(
         The encoder.
 
     Raises:
-        OptionError: there is not one whole batch of images, the checkpoint is of other options, or the loss became
-            infinite or NaN.
+        OptionError: there is not one whole batch of images, or the checkpoint is of other options.
+        FloatingPointError: the loss became infinite or NaN.
     """
     images = SomeClasses(
         options.data, "train", classes, TwoViews(augmentation(options.crop, strong=options.recipe == "strong"))
@@ -162,7 +162,7 @@ def pretrain(
     for epoch in range(done, options.epochs):
         loss, seconds = an_epoch(training, images, epoch)
         if not math.isfinite(loss):
-            raise OptionError("lr", options.lr, f"the loss is {loss} in epoch {epoch + 1}")
+            raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: a lower rate may help")
         schedule.step()
         checkpoint.save(epoch + 1, session)
         session.say(f"epoch {epoch + 1} of {options.epochs}: loss {loss:.4f}, {seconds:.0f} s")
