@@ -1,9 +1,6 @@
 """The paper's experiment on depths: the recipe on generated data of the right form, and the smoke test."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,15 +10,13 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from ranks import Ranks
 
-import hyperkern
 from examples.digits.config import OptionError
 from examples.paper.depth import motorcycle
 from examples.paper.depth.experiment import ALIGN_UNIFORM, CONTRASTIVE, OBJECTIVES, UNTRAINED
 from examples.paper.depth.networks import DepthPredictor, Encoder
-from examples.paper.depth.objective import Objective
 from examples.paper.depth.part import DEPTH
 from examples.paper.depth.training import constant_error, depth_error, new_predictor
 from examples.paper.depth.views import Loader, Pairs, Samples, Scale, Scenes
@@ -30,9 +25,9 @@ from examples.paper.recipes.nyu_depth import command, data, main
 from examples.paper.recipes.session import Session
 from examples.paper.style import svg
 
-ROOT = Path(__file__).parents[2]
 ALONE = Session(torch.device("cpu"), 0, 1, None)
 ROWS, WIDTH, HEIGHT = 24, 20, 16
+NARROW = partial(Encoder, channels=(4, 6, 8, 8, 8), hidden=8)
 TRAIN = [*list(range(0, ROWS, 2)), 1, 3]
 
 
@@ -62,7 +57,7 @@ def write(folder: Path, *, scenes: int = 6, splits: bool = True, **replaced: np.
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe with narrow layers: the paper's have 17 million weights and more."""
-    monkeypatch.setattr(command, "Encoder", partial(Encoder, channels=(4, 6, 8, 8, 8), hidden=8))
+    monkeypatch.setattr(command, "Encoder", NARROW)
 
 
 def words(folder: Path, out: Path, *more: str) -> list[str]:
@@ -145,6 +140,14 @@ def test_wrong_options_are_named(wrong: list[str], tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "out" / "result.json").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(words(write(tmp_path), tmp_path / "out"))
+    assert "argument --out: result.json is a folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+
+
 @pytest.mark.usefixtures("small")
 def test_a_trial_shows_the_published_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(words(write(tmp_path), tmp_path / "out", "--steps", "2")) == 0
@@ -158,12 +161,10 @@ def test_a_trial_shows_the_published_errors(tmp_path: Path, capsys: pytest.Captu
     assert found["mean depth, MSE"] == pytest.approx(middles.var().item(), rel=0.2)
 
 
-class StopError(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.usefixtures("small")
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     folder, options = write(tmp_path), ["--epochs", "6", "--probe-epochs", "2"]
     main(words(folder, tmp_path / "whole", *options))
     save = Checkpoint.save
@@ -173,12 +174,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pyt
         def stop(self: Checkpoint, *args: object, left: Iterator[int] = left) -> None:
             save(self, *args)
             if next(left, None) is None:
-                raise StopError
+                raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
             patched.setattr(Checkpoint, "save", stop)
-            with pytest.raises(StopError):
-                main(words(folder, tmp_path / "parts", *options))
+            assert main(words(folder, tmp_path / "parts", *options)) == 130
         assert not (tmp_path / "parts" / "result.json").exists()
         torch.manual_seed(seed)
     main(words(folder, tmp_path / "parts", *options))
@@ -189,56 +189,38 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pyt
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(SystemExit):
         main(words(folder, tmp_path / "parts", *options, "--temperature", "0.2"))
+    (folder / data.SPLITS).unlink()  # another split is another run
+    with pytest.raises(SystemExit):
+        main(words(folder, tmp_path / "parts", *options))
+    assert "was made with 'official split', got 'split by scenes'" in capsys.readouterr().err
 
 
-def gradients(rank: int, ranks: int, x: torch.Tensor, y: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """Of a linear encoder, as DistributedDataParallel averages them."""
-    encoder = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        encoder.weight.copy_(torch.arange(24).view(4, 6).sin())
-    group = hyperkern.Group() if ranks > 1 else None
-    model = torch.nn.parallel.DistributedDataParallel(encoder) if ranks > 1 else encoder
-    first, second = model(torch.cat([x.chunk(ranks)[rank], y.chunk(ranks)[rank]])).chunk(2)
-    objective(first, second, group).backward()
-    return encoder.weight.grad
+def run_of_rank(rank: int, told: list[str]) -> int:
+    """The command in one of two processes that are a group already, not under torchrun."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RANK", str(rank))
+        patched.setattr(dist, "init_process_group", lambda: None)
+        patched.setattr(dist, "destroy_process_group", lambda: None)
+        patched.setattr(command, "Encoder", NARROW)
+        seen, error = [], command.depth_error
+
+        def kept(predictor: DepthPredictor, encoder: Encoder, *others: object) -> float:
+            seen.append([{**part.state_dict()} for part in (predictor, encoder)])
+            return error(predictor, encoder, *others)
+
+        patched.setattr(command, "depth_error", kept)
+        assert main(told) == 0
+    return [{name: value.clone() for name, value in state.items()} for pair in seen for state in pair]
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [Objective(align_weight=0.75, uniform_weight=0.5), Objective(contrastive_weight=0.5), Objective(1, 1, 1)],
-    ids=["align-uniform", "contrastive", "all"],
-)
-def test_two_processes_have_the_gradients_of_one(objective: Objective, ranks: Ranks) -> None:
-    x, y = torch.randn(2, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    (alone,) = [gradients(0, 1, x, y, objective)]
-    for found in ranks(2).run(gradients, 2, x, y, objective):
-        torch.testing.assert_close(found, alone)
-
-
-def test_the_objective_is_the_papers() -> None:
-    x, y = (F.normalize(part) for part in torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)))
-    align = (x - y).norm(dim=1).pow(2).mean()
-    uniform = sum(torch.pdist(part).pow(2).mul(-2).exp().mean().log() for part in (x, y)) / 2
-    logits, own = x @ y.T / 0.1, torch.arange(7)
-    contrastive = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    found = Objective(align_weight=0.75, uniform_weight=0.5, contrastive_weight=0.25)(3 * x, y / 2, None)
-    torch.testing.assert_close(found, 0.75 * align + 0.5 * uniform + 0.25 * contrastive)
-
-
-@pytest.mark.slow
-def test_torchrun(tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    told = words(write(tmp_path), tmp_path / "out", "--steps", "2")
-    result = subprocess.run(
-        [*launcher, "-m", "examples.paper", "nyu-depth", *told],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("training images") == 1  # one of the two speaks
+def test_two_processes_evaluate_the_same_networks(tmp_path: Path, ranks: Ranks) -> None:
+    """Weights and batch statistics, which are each process's own in training on a CPU."""
+    told = words(write(tmp_path), tmp_path / "out", "--epochs", "2", "--probe-epochs", "2")
+    first, second = ranks(2).run(run_of_rank, told)
+    assert len(first) == 4
+    for ours, theirs in zip(first, second, strict=True):
+        assert any("running_mean" in name for name in ours)
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert json.loads((tmp_path / "out" / "result.json").read_bytes())["options"]["ranks"] == 2
 
 
@@ -363,7 +345,8 @@ def test_noise_by_seed_leaves_it_undecided() -> None:
 def test_the_least_of_the_part_runs_and_is_shown() -> None:
     quick = DEPTH.jobs(True)
     found = {job.name: job.run() for job in quick}
-    assert quick[0].run() == found[quick[0].name]
+    again = quick[0]._replace(arguments={**quick[0].arguments, "names": [CONTRASTIVE]}).run()
+    assert again["encoders"][CONTRASTIVE] == found[quick[0].name]["encoders"][CONTRASTIVE]  # whatever came before it
     content = json.loads(json.dumps(DEPTH.summarize(found)))
     assert set(content["encoders"]) == {UNTRAINED, ALIGN_UNIFORM, CONTRASTIVE}
     assert len(content["encoders"][CONTRASTIVE]["conv4"]) == len(quick)

@@ -18,16 +18,17 @@ import hyperkern
 from examples.paper.__main__ import main
 from examples.paper.recipes import imagenet100
 from examples.paper.recipes.checkpoint import seeded
-from examples.paper.recipes.imagenet100 import pretraining
+from examples.paper.recipes.imagenet100 import pretraining, recipes
 from examples.paper.recipes.imagenet100.data import CLASSES, SomeClasses, classes_of, training_batches
 from examples.paper.recipes.imagenet100.encoder import Encoder
 from examples.paper.recipes.imagenet100.linear import accuracy, linear_evaluation
 from examples.paper.recipes.imagenet100.pretraining import Training, loss_of, new_moco
 from examples.paper.recipes.imagenet100.views import TwoViews, augmentation
+from examples.paper.recipes.published import PUBLISHED
 from examples.paper.recipes.session import Session
 
 SMALL = ["--arch", "resnet18", "--crop", "32", "--batch", "8", "--norm-rows", "4", "--queue", "24", "--dim", "8"]
-SMALL += ["--linear-batch", "6", "--linear-lr", "1", "--workers", "0", "--device", "cpu"]
+SMALL += ["--recipe", "plain", "--linear-batch", "6", "--linear-lr", "1", "--workers", "0", "--device", "cpu"]
 ALONE = Session(torch.device("cpu"), 0, 1, None)
 
 
@@ -69,7 +70,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(*words: str, data: Path = Path("nowhere")) -> argparse.Namespace:
     """Small options, those of the training step all set."""
-    return imagenet100.parser().parse_args(["--data", str(data), "--all-classes", *SMALL, *words])
+    given = imagenet100.parser().parse_args(["--data", str(data), "--all-classes", *SMALL, *words])
+    recipes.complete(given)
+    return given
 
 
 def command(data: Path, out: Path, *words: str) -> list[str]:
@@ -98,7 +101,9 @@ def assert_equal(found: object, expected: object, path: str = "") -> None:
         assert found == expected, path
 
 
-@pytest.mark.parametrize("more", [("--strong",), ("--no-intra", "--contrastive", "0.5")], ids=["strong", "mix"])
+@pytest.mark.parametrize(
+    "more", [("--recipe", "strong"), ("--no-intra", "--contrastive-weight", "0.5")], ids=["strong", "mix"]
+)
 @pytest.mark.usefixtures("tiny")
 def test_two_steps(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     run(data, tmp_path, "--steps", "2", *more)
@@ -106,7 +111,7 @@ def test_two_steps(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     assert state["epochs"] == 1
     # Two steps of 8 keys each came into the queue of 24, which was full: what is next is its row 16.
     assert state["parts"]["moco"]["queue._extra_state"].tolist() == [24, 8, 16, 24]
-    assert ("head.2.weight" in str(state["parts"]["moco"].keys())) == ("--strong" in more)
+    assert ("head.2.weight" in str(state["parts"]["moco"].keys())) == ("strong" in more)
 
 
 def test_two_steps_of_a_resnet(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -115,6 +120,7 @@ def test_two_steps_of_a_resnet(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert result["tried"]
     assert result["results"].keys() == {"top-1 (%)", "top-5 (%)"}
     assert "a trial of a few steps" in shown
+    assert result["published with"]["crop"] == 224
     assert "top-1 (%)" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["linear.pt", "pretraining.pt", "result.json"]
 
@@ -171,7 +177,7 @@ def steps_of_rank(rank: int, ranks: int, images: Tensor, words: tuple[str, ...])
     return steps_of(Session(torch.device("cpu"), rank, ranks, hyperkern.Group()), images, *words)
 
 
-@pytest.mark.parametrize("words", [(), ("--no-intra", "--contrastive", "1")], ids=["eq18", "eq17+moco"])
+@pytest.mark.parametrize("words", [(), ("--no-intra", "--contrastive-weight", "1")], ids=["eq18", "eq17+moco"])
 def test_two_processes_are_one(ranks: Ranks, words: tuple[str, ...]) -> None:
     """The same losses, gradients and queue, since batch norm sees the same parts: those of a process are four rows."""
     images = torch.randn(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -218,8 +224,11 @@ def test_the_loss_is_the_papers() -> None:
     for words, expected in (
         ((), 3 * align + eq18),
         (("--no-intra",), 3 * align + eq17),
-        (("--align", "0", "--uniform", "0", "--contrastive", "1"), nce),
-        (("--align", "2", "--contrastive", "0.5", "--uniform", "0.25"), 2 * align + 0.25 * eq18 + 0.5 * nce),
+        (("--align-weight", "0", "--uniform-weight", "0", "--contrastive-weight", "1"), nce),
+        (
+            ("--align-weight", "2", "--contrastive-weight", "0.5", "--uniform-weight", "0.25"),
+            2 * align + 0.25 * eq18 + 0.5 * nce,
+        ),
     ):
         torch.testing.assert_close(loss_of(q, k, queue, options(*words), None), expected)
 
@@ -241,12 +250,35 @@ def test_keys_are_encoded_in_shuffled_parts() -> None:
     torch.testing.assert_close(training.keys(views, torch.Generator().manual_seed(2)), expected)
 
 
-def test_the_defaults_are_the_repositorys() -> None:
-    given = imagenet100.parser().parse_args(["--data", "nowhere"])
-    expected = {"epochs": 200, "lr": 0.03, "schedule": [120, 160], "queue": 65536, "momentum": 0.999, "dim": 128}
-    expected |= {"align": 3, "alpha": 2, "uniform": 1, "t": 3, "contrastive": 0, "temperature": 0.07, "no_intra": False}
-    expected |= {"linear_epochs": 100, "linear_batch": 256, "linear_lr": 30, "linear_schedule": [60, 80]}
-    expected |= {"arch": "resnet50", "crop": 224, "norm_rows": 32}
+def chosen(*words: str) -> argparse.Namespace:
+    """The options of a run that is given nothing but these."""
+    given = imagenet100.parser().parse_args(["--data", "nowhere", *words])
+    recipes.complete(given)
+    return given
+
+
+PAPER = {"epochs": 240, "schedule": [120, 160, 200], "queue": 16384}
+PAPER |= {"linear_epochs": 60, "linear_lr": 10, "linear_schedule": [30, 40, 50], "linear_decay": 0.2}
+REPOSITORY = {"epochs": 200, "schedule": [120, 160], "queue": 65536}
+REPOSITORY |= {"linear_epochs": 100, "linear_lr": 30, "linear_schedule": [60, 80], "linear_decay": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), {"recipe": "paper", "batch": 128, **PAPER}),
+        (("--recipe", "plain"), {"recipe": "plain", "batch": 128, **REPOSITORY}),
+        (("--recipe", "strong"), {"recipe": "strong", "batch": 128, **REPOSITORY}),
+        (("--all-classes",), {"recipe": "strong", "batch": 256, **REPOSITORY}),
+        (("--epochs", "7", "--linear-schedule"), {**PAPER, "epochs": 7, "linear_schedule": []}),
+    ],
+    ids=["paper", "plain", "strong", "imagenet", "changed"],
+)
+def test_the_recipes_are_the_published_ones(words: tuple[str, ...], expected: dict[str, object]) -> None:
+    given = chosen(*words)
+    expected = expected | {"lr": 0.03, "momentum": 0.999, "dim": 128, "arch": "resnet50", "crop": 224, "norm_rows": 32}
+    expected |= {"align_weight": 3, "alpha": 2, "uniform_weight": 1, "t": 3, "contrastive_weight": 0}
+    expected |= {"temperature": 0.07, "no_intra": False, "linear_batch": 256}
     assert {name: getattr(given, name) for name in expected} == expected
 
 
@@ -378,23 +410,29 @@ def test_a_published_checkpoint_is_evaluated(data: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("words", "name", "figures"),
     [
-        ((), "imagenet100"),
-        (("--strong",), "imagenet100 --strong"),
-        (("--strong", "--all-classes"), "imagenet"),
-        (("--pretrained", "file", "--all-classes"), "imagenet"),
+        ((), "imagenet100 --recipe paper", (72.80, 74.60)),
+        (("--recipe", "plain"), "imagenet100 --recipe plain", (75.54, 75.62)),
+        (("--recipe", "strong"), "imagenet100 --recipe strong", (77.54, 77.66)),
+        (("--all-classes",), "imagenet", (67.5, 67.69)),
+        (("--all-classes", "--pretrained", "file"), "imagenet", (67.5, 67.69)),
+        (("--all-classes", "--recipe", "paper"), "imagenet100 --all-classes --recipe paper", None),
+        (("--pretrained", "file"), "imagenet100 --pretrained", None),
+        (("--arch", "resnet18"), "imagenet100 --arch resnet18", None),
     ],
-    ids=["plain", "strong", "imagenet", "pretrained"],
+    ids=["paper", "plain", "strong", "imagenet", "pretrained", "unpublished", "unknown", "arch"],
 )
-def test_the_published_figures(words: tuple[str, ...], name: str) -> None:
-    from examples.paper.recipes.published import PUBLISHED
-
-    given = imagenet100.parser().parse_args(["--data", "nowhere", *words])
-    assert imagenet100.published_as(given) == name
-    assert "top-1 (%)" in PUBLISHED[name]
-    given = imagenet100.parser().parse_args(["--data", "nowhere", "--arch", "resnet18", *words])
-    assert imagenet100.published_as(given) not in PUBLISHED
+def test_the_published_figures(words: tuple[str, ...], name: str, figures: tuple[float, float] | None) -> None:
+    given = chosen(*words)
+    assert recipes.published_as(given) == name
+    assert PUBLISHED.get(name, {}).get("top-1 (%)") == figures
+    # What nobody changed is as published; of a checkpoint only what becomes of it here is compared.
+    settings = recipes.published_with(given)
+    assert {key: imagenet100.value_of(given, key) for key in settings if key != "arch"} == {
+        key: value for key, value in settings.items() if key != "arch"
+    }
+    assert ("epochs" in settings) == ("--pretrained" not in words)
 
 
 @pytest.fixture
@@ -439,13 +477,12 @@ def test_missing_classes_are_counted_and_named(refused: Callable[..., str], data
         ("--momentum", "1"),
         ("--t", "0"),
         ("--lr", "nan"),
-        ("--align", "-1"),
+        ("--align-weight", "-1"),
         ("--linear-epochs", "0"),
-        ("--uniform", "0", "--align", "0"),
+        ("--align-weight", "0", "--uniform-weight", "0"),
         ("--pretrained", "nowhere.pt"),
         ("--device", "tpu"),
         ("--steps", "0"),
-        ("--lr", "1e+30"),
     ],
     ids=" ".join,
 )
@@ -454,6 +491,23 @@ def test_wrong_options_are_named(refused: Callable[..., str], wrong: tuple[str, 
     said = refused("--all-classes", *wrong)
     assert f"argument {wrong[0]}: " in said
     assert re.search(rf"got '{re.escape(wrong[1])}(\.0)?'", said)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "file"),
+    [(pretraining, "loss_of", "pretraining.pt"), (nn.functional, "cross_entropy", "linear.pt")],
+    ids=["pretraining", "linear"],
+)
+@pytest.mark.usefixtures("tiny")
+def test_a_loss_that_is_no_number_ends_it(
+    where: object, name: str, file: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    loss = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *args: loss(*args) * torch.inf)
+    assert main(command(data, tmp_path, "--steps", "2")) == 1
+    assert "a lower" in capsys.readouterr().err
+    assert not (tmp_path / file).exists()
 
 
 @pytest.mark.usefixtures("tiny")
@@ -472,3 +526,9 @@ def test_a_folder_of_other_options_is_refused(refused: Callable[..., str], data:
     said = refused("--all-classes", "--steps", "1", "--no-intra")
     assert "argument --no-intra: " in said
     assert "was made with 'False', got 'True'" in said
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "out" / "result.json").mkdir(parents=True)
+    assert "argument --out: result.json is a folder" in refused("--all-classes")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]

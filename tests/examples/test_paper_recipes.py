@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hyperkern
 from examples.digits.config import OptionError
 from examples.paper import __main__ as paper
+from examples.paper.objective import Objective
 from examples.paper.recipes import checkpoint, options, published, session
 from examples.paper.recipes.checkpoint import Checkpoint
 from examples.paper.recipes.session import Session
@@ -116,6 +118,26 @@ def test_two_processes(ranks: Callable) -> None:
     assert wrapped
     assert left
     assert (gradient, mean, share) == ([[0.5, 0.5, 0.0]], 0.5, 3)
+
+
+def settled_in_two(rank: int) -> list[torch.Tensor]:
+    here = Session(torch.device("cpu"), rank, 2, hyperkern.Group())
+    model = here.parallel(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
+    model(torch.arange(12.0).view(4, 3) * (rank + 1))
+    own = session.unwrapped(model)[1].running_mean.clone()
+    inner = session.settled(model)
+    assert not inner.training
+    return [own, *inner.state_dict().values()]
+
+
+def test_batch_statistics_of_the_first_process_stay(ranks: Callable) -> None:
+    (first, *ours), (second, *theirs) = ranks(2).run(settled_in_two)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert any(torch.equal(first, one) for one in ours)
+    alone = nn.BatchNorm1d(2)
+    assert session.settled(ALONE.parallel(alone)) is alone
+    assert not alone.training
 
 
 # Checkpoints
@@ -228,6 +250,69 @@ def test_seeds_differ() -> None:
     assert len({value for pair in drawn.values() for value in pair}) == 8
 
 
+# The loss
+
+
+def test_the_objective_is_the_weighted_sum() -> None:
+    x, y = F.normalize(torch.randn(2, 9, 5, dtype=torch.float64), dim=-1)
+    alignment = (x - y).norm(dim=1).mean()
+    uniformity = sum(torch.pdist(side).square().mul(-3).exp().mean().log() for side in (x, y)) / 2
+    logits = x @ y.T / 0.2
+    contrastive = (F.cross_entropy(logits, torch.arange(9)) + F.cross_entropy(logits.T, torch.arange(9))) / 2
+    for weights in ((0.5, 0.75, 0.25), (0, 0.75, 0), (0, 0, 0.25)):
+        found = Objective(*weights, alpha=1, t=3, temperature=0.2)(3 * x, y / 2, None)
+        terms = (alignment, uniformity, contrastive)
+        torch.testing.assert_close(found.loss, sum(weight * one for weight, one in zip(weights, terms, strict=True)))
+        torch.testing.assert_close(found.alignment, alignment)
+        torch.testing.assert_close(found.uniformity, uniformity)
+    formula = "0.5 alignment(α=1) + 0.25 contrastive(τ=0.2)"
+    assert str(Objective(0.5, 0, 0.25, alpha=1, temperature=0.2)) == formula
+
+
+def gradients(rank: int, ranks: int, x: torch.Tensor, y: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """Of a linear encoder, as DistributedDataParallel averages them."""
+    encoder = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        encoder.weight.copy_(torch.arange(24).view(4, 6).sin())
+    group = hyperkern.Group() if ranks > 1 else None
+    model = torch.nn.parallel.DistributedDataParallel(encoder) if ranks > 1 else encoder
+    first, second = model(torch.cat([x.chunk(ranks)[rank], y.chunk(ranks)[rank]])).chunk(2)
+    objective(first, second, group).loss.backward()
+    return encoder.weight.grad
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [Objective(align_weight=0.75, uniform_weight=0.5), Objective(contrastive_weight=0.5), Objective(1, 1, 1)],
+    ids=["align-uniform", "contrastive", "all"],
+)
+def test_two_processes_have_the_gradients_of_one(objective: Objective, ranks: Callable) -> None:
+    x, y = torch.randn(2, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (alone,) = [gradients(0, 1, x, y, objective)]
+    for found in ranks(2).run(gradients, 2, x, y, objective):
+        torch.testing.assert_close(found, alone)
+
+
+def objective(*words: str) -> Objective:
+    command = argparse.ArgumentParser()
+    options.add_loss(command, Objective(0.75, 0.5))
+    return options.objective_of(command.parse_args(words))
+
+
+def test_the_objective_of_the_command_line() -> None:
+    assert objective() == Objective(0.75, 0.5)
+    assert objective("--align-weight", "0", "--t", "3", "--alpha", "1") == Objective(0, 0.5, alpha=1, t=3)
+    for words in (
+        ["--align-weight", "-1"],
+        ["--contrastive-weight", "nan"],
+        ["--temperature", "0"],
+        ["--t", "inf"],
+        ["--align-weight", "0", "--uniform-weight", "0"],
+    ):
+        with pytest.raises(OptionError, match=f"argument {words[0]}: .*'{float(words[1])}'"):
+            objective(*words)
+
+
 # Options
 
 
@@ -301,22 +386,35 @@ def test_missing_data_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tried", [False, True])
 def test_result_stands_beside_the_published(tried: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found = {"fc7, linear (%)": 83.19, "alignment": 0.5}
-    published.show("stl10", found, tmp_path, {"data": Path("somewhere"), "lr": 0.36}, tried=tried)
+    recipe = {"data": Path("somewhere"), "lr": 0.36, "epochs": 10}
+    usual = {"lr": 0.36, "epochs": 200}
+    published.show("stl10", found, tmp_path, recipe, tried=tried, published_with=usual)
     said = capsys.readouterr().out
     row = next(line for line in said.splitlines() if "fc7, linear" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == ["fc7, linear (%)", "83.19", "83.89", "84.43"]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "fc7, linear (%)",
+        "83.19",
+        "83.89",
+        "84.43",
+        "84.14",
+    ]
     assert ("mean nothing" in said) is tried
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["results"] == {
-        "fc7, linear (%)": {"here": 83.19, "published": [83.89, 84.43]},
+        "fc7, linear (%)": {"here": 83.19, "published": [83.89, 84.43, 84.14]},
         "alignment": {"here": 0.5, "published": None},
     }
     assert written["tried"] is tried
-    assert written["options"] == {"data": "somewhere", "lr": 0.36}
+    assert written["options"] == {"data": "somewhere", "lr": 0.36, "epochs": 10}
+    assert written["published"][0] == "paper, contrastive(τ=0.19)"
+    assert "The published figures are of epochs 200 (here 10)." in said
+    assert "τ=0.19" in said
 
 
 def test_every_recipe_has_published_figures() -> None:
     assert paper.RECIPES.keys() == {name.split()[0] for name in published.PUBLISHED} - {"imagenet"}
+    for name, measures in published.PUBLISHED.items():
+        assert {len(figures) for figures in measures.values()} == {len(published.OF.get(name, published.USUAL))}
 
 
 def test_recipes_are_found(capsys: pytest.CaptureFixture) -> None:

@@ -10,10 +10,10 @@ from torch.optim.swa_utils import update_bn
 
 import hyperkern
 
+from ..objective import Objective
 from ..recipes.session import Session
 from . import motorcycle
 from .networks import Encoder
-from .objective import Objective
 from .training import ENCODER_RATE as RATE
 from .training import PREDICTOR_RATE, constant_error, depth_error, encoder_trainee, new_predictor, predictor_trainee
 from .views import Loader, Pairs, Samples, Scale, all_of

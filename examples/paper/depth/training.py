@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
-from ..recipes.session import Session, unwrapped
+from ..objective import Objective
+from ..recipes.session import Session, settled
 from .networks import HALVINGS, DepthPredictor, Encoder
-from .objective import Objective
 from .views import Scenes
 
 # The rate, and where it falls by which factor, as shares of all epochs: appendix B.1 of the paper.
@@ -42,7 +42,7 @@ class Trainee(NamedTuple):
     loss: Callable[[Tensor, Tensor], Tensor]
 
     def fit(self, batches: Batches, epochs: int, *, done: int = 0, after: After | None = None) -> None:
-        """Train.
+        """Train; then the model that `Session.parallel` was given is in evaluation mode, and the same in all processes.
 
         Args:
             batches: of an epoch, counted from 0.
@@ -65,7 +65,7 @@ class Trainee(NamedTuple):
             self.schedule.step()
             if after is not None:
                 after(epoch + 1, loss.item())
-        unwrapped(self.model).eval()
+        settled(self.model)
 
 
 def encoder_trainee(
@@ -86,7 +86,7 @@ def encoder_trainee(
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         first, second = model(torch.cat([x, y])).chunk(2)
-        return objective(first, second, session.group)
+        return objective(first, second, session.group).loss
 
     return Trainee(model, optimizer, _schedule(optimizer, epochs, ENCODER_DROPS, ENCODER_FACTOR), loss)
 

@@ -24,6 +24,20 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
+def can_be_written(path: Path) -> None:
+    """Make the folder of a file in ``--out``.
+
+    Raises:
+        OptionError: the file cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError("out", path.parent, f"cannot be written to ({error.strerror})") from error
+    if (reason := obstacle(path)) is not None:
+        raise OptionError("out", path.parent, f"{path.name} {reason}")
+
+
 class Checkpoint:
     """A file with all that the next epoch depends on.
 
@@ -38,12 +52,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, recipe: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
         self.path, self._recipe, self._parts = path, dict(recipe), parts
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OptionError("out", path.parent, f"cannot be written to ({error.strerror})") from error
-        if (reason := obstacle(path)) is not None:
-            raise OptionError("out", path.parent, f"{path.name} {reason}")
+        can_be_written(path)
 
     def load(self) -> int:
         """Load the file if it is there, and not of a trial (``--steps``) where this is none.

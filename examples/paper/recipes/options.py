@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from examples.digits.config import OptionError
-from hyperkern.files import OutputError, obstacle
+from hyperkern.files import OutputError
 
+from ..objective import Objective
+from .checkpoint import can_be_written
 from .published import RESULT
 
 
@@ -60,6 +63,48 @@ def at_least(options: argparse.Namespace, least: float, *names: str) -> None:
             raise OptionError(name.replace("_", "-"), value, f"must be at least {least}")
 
 
+def positive(options: argparse.Namespace, *names: str) -> None:
+    """Refuse what is not above 0, or infinite; ``None`` is an option that was not given.
+
+    Raises:
+        OptionError: naming the option and its value.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise OptionError(name.replace("_", "-"), value, "must be above 0")
+
+
+def add_loss(command: argparse.ArgumentParser, usual: Objective) -> argparse._ArgumentGroup:
+    """Add the options of an objective, see `objective_of`, with these defaults; the group that they are in."""
+    loss = command.add_argument_group("loss")
+    for name, what in (
+        ("align_weight", "weight of the alignment"),
+        ("uniform_weight", "weight of the uniformity"),
+        ("contrastive_weight", "weight of the contrastive loss"),
+        ("alpha", "exponent of the distance in the alignment"),
+        ("t", "inverse width of the Gaussian in the uniformity"),
+        ("temperature", "of the contrastive loss"),
+    ):
+        option, default = f"--{name.replace('_', '-')}", getattr(usual, name)
+        loss.add_argument(option, type=float, default=default, metavar="X", help=f"{what} (%(default)g)")
+    return loss
+
+
+def objective_of(options: argparse.Namespace) -> Objective:
+    """What the options of `add_loss` say.
+
+    Raises:
+        OptionError: one of them has a value that cannot work.
+    """
+    objective = Objective(**{name: getattr(options, name) for name in Objective._fields})
+    at_least(options, 0, "align_weight", "uniform_weight", "contrastive_weight")
+    positive(options, "alpha", "t", "temperature")
+    if not (objective.align_weight or objective.uniform_weight or objective.contrastive_weight):
+        raise OptionError("align-weight", objective.align_weight, "of the three weights one must be above 0")
+    return objective
+
+
 def folder_for_results(options: argparse.Namespace) -> Path:
     """The output folder, which is made.
 
@@ -67,12 +112,7 @@ def folder_for_results(options: argparse.Namespace) -> Path:
         OptionError: the result cannot be written there.
     """
     out: Path = options.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError("out", out, f"cannot be written to ({error.strerror})") from error
-    if (reason := obstacle(out / RESULT)) is not None:
-        raise OptionError("out", out, f"{RESULT} {reason}")
+    can_be_written(out / RESULT)
     return out
 
 

@@ -44,7 +44,7 @@ class Session(NamedTuple):
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module on the device, with gradients and batch statistics of all processes where there are more.
 
-        Batch norm's statistics stay a process's own on a CPU, for which PyTorch has no synchronised ones.
+        On a CPU batch norm's statistics stay a process's own, PyTorch having no synchronised ones: see `settled`.
         """
         module = module.to(self.device)
         if self.ranks == 1:
@@ -86,6 +86,18 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """What `Session.parallel` was given."""
     inner: nn.Module = module.module if isinstance(module, DistributedDataParallel) else module
     return inner
+
+
+def settled(module: nn.Module) -> nn.Module:
+    """What `Session.parallel` was given, in evaluation mode and with the same batch statistics in all processes.
+
+    On CPUs, and where they are not to be shared, those of the training are each process's own; the first one's stay.
+    """
+    inner = unwrapped(module)
+    if inner is not module:
+        for statistics in inner.buffers():
+            dist.broadcast(statistics, src=0)
+    return inner.eval()
 
 
 @contextmanager

@@ -53,7 +53,9 @@ class Encoder(nn.Module):
 
 def new_encoder(options: argparse.Namespace) -> Encoder:
     """The encoder that the options of the command line describe."""
-    return Encoder(options.arch, options.dim, mlp=options.strong, norm_rows=options.norm_rows, seed=options.seed)
+    return Encoder(
+        options.arch, options.dim, mlp=options.recipe == "strong", norm_rows=options.norm_rows, seed=options.seed
+    )
 
 
 def load_published(path: Path, encoder: Encoder) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.digits.config import OptionError
-
 from ..checkpoint import Checkpoint
 from ..session import Session
 from .data import SomeClasses, to_device, training_batches, validation_batches
@@ -38,7 +36,8 @@ def linear_evaluation(
         Accuracy on the validation images after the last epoch, in percent.
 
     Raises:
-        OptionError: the checkpoint is of other options, or the loss became infinite or NaN.
+        OptionError: the checkpoint is of other options.
+        FloatingPointError: the loss became infinite or NaN.
     """
     training, validation = (
         SomeClasses(options.data, split, classes, of_classifier(options.crop, training=split == "train"))
@@ -50,7 +49,7 @@ def linear_evaluation(
     nn.init.zeros_(classifier.bias)
     classifier.to(session.device)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=options.linear_lr, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, options.linear_schedule, gamma=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, options.linear_schedule, gamma=options.linear_decay)
     path = options.out / "linear.pt"
     checkpoint = Checkpoint(path, recipe, {"classifier": classifier, "optimizer": optimizer, "schedule": schedule})
     done = checkpoint.load()
@@ -70,7 +69,7 @@ def linear_evaluation(
             losses.append(loss.detach())
         mean = session.mean(torch.stack(losses).mean().item())
         if not math.isfinite(mean):
-            raise OptionError("linear-lr", options.linear_lr, f"the loss is {mean} in epoch {epoch + 1}")
+            raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}: a lower --linear-lr may help")
         schedule.step()
         checkpoint.save(epoch + 1, session)
         session.say(f"linear classifier, epoch {epoch + 1} of {options.linear_epochs}: loss {mean:.4f}")

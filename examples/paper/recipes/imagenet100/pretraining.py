@@ -20,7 +20,7 @@ from examples.digits.config import OptionError
 from examples.moco import MoCo
 
 from ..checkpoint import Checkpoint, seeded
-from ..session import Session
+from ..session import Session, settled
 from .data import SomeClasses, to_device, training_batches
 from .encoder import Encoder, new_encoder
 from .views import TwoViews, augmentation
@@ -50,16 +50,16 @@ def loss_of(q: Tensor, k: Tensor, queue: Tensor, options: argparse.Namespace, gr
         Wang & Isola, ICML 2020, Eqs. 17 and 18.
     """
     loss = q.new_zeros(())
-    if options.align:
-        loss = loss + options.align * hyperkern.alignment(q, k, alpha=options.alpha, group=group)
-    if options.uniform:
+    if options.align_weight:
+        loss = loss + options.align_weight * hyperkern.alignment(q, k, alpha=options.alpha, group=group)
+    if options.uniform_weight:
         uniformity = hyperkern.uniformity(q, queue, t=options.t, intra=not options.no_intra, group=group)
-        loss = loss + options.uniform * uniformity
-    if options.contrastive:
+        loss = loss + options.uniform_weight * uniformity
+    if options.contrastive_weight:
         contrastive = hyperkern.info_nce(
             q, k, negatives=queue, in_batch=False, temperature=options.temperature, group=group
         )
-        loss = loss + options.contrastive * contrastive
+        loss = loss + options.contrastive_weight * contrastive
     return loss
 
 
@@ -138,16 +138,18 @@ def pretrain(
         The encoder.
 
     Raises:
-        OptionError: there is not one whole batch of images, the checkpoint is of other options, or the loss became
-            infinite or NaN.
+        OptionError: there is not one whole batch of images, or the checkpoint is of other options.
+        FloatingPointError: the loss became infinite or NaN.
     """
-    images = SomeClasses(options.data, "train", classes, TwoViews(augmentation(options.crop, strong=options.strong)))
+    images = SomeClasses(
+        options.data, "train", classes, TwoViews(augmentation(options.crop, strong=options.recipe == "strong"))
+    )
     if len(images) < options.batch:
         raise OptionError("batch", options.batch, f"must be at most {len(images)}, the number of training images")
     moco = new_moco(options, session)
     optimizer = torch.optim.SGD(moco.encoder.parameters(), lr=options.lr, momentum=0.9, weight_decay=1e-4)
     schedule: torch.optim.lr_scheduler.LRScheduler
-    if options.strong:
+    if options.recipe == "strong":
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=options.epochs)
     else:
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, options.schedule, gamma=0.1)
@@ -160,14 +162,11 @@ def pretrain(
     for epoch in range(done, options.epochs):
         loss, seconds = an_epoch(training, images, epoch)
         if not math.isfinite(loss):
-            raise OptionError("lr", options.lr, f"the loss is {loss} in epoch {epoch + 1}")
+            raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: a lower rate may help")
         schedule.step()
         checkpoint.save(epoch + 1, session)
         session.say(f"epoch {epoch + 1} of {options.epochs}: loss {loss:.4f}, {seconds:.0f} s")
-    if session.ranks > 1:  # the running statistics are still those of each process's own parts
-        for statistics in moco.encoder.buffers():
-            dist.broadcast(statistics, src=0)
-    return moco.encoder  # type: ignore[return-value]
+    return settled(training.encoder)  # type: ignore[return-value]
 
 
 def an_epoch(training: Training, images: SomeClasses, epoch: int) -> tuple[float, float]:

@@ -17,23 +17,32 @@ from .evaluate import MEASURES, Frozen, accuracies, accuracies_of_folds
 from .linear import Settings
 from .train import FILE
 
+# What decides, as for the paper's Table 1.
+DECISIVE = MEASURES[0]
+
 
 class Choice(NamedTuple):
-    """The best run for a measure.
+    """The best run.
 
     Attributes:
         run: its folder.
-        folds: mean accuracy over the folds of each run by its folder, in percent.
-        test: accuracy of the best on the test images, in percent.
+        recipe: the options that it was trained with.
+        folds: mean accuracies over the folds of each run by its folder, in percent by `MEASURES`.
+        test: accuracies of the best on the test images, likewise.
     """
 
     run: str
-    folds: dict[str, float]
-    test: float
+    recipe: dict[str, Any]
+    folds: dict[str, dict[str, float]]
+    test: dict[str, float]
 
 
-def finished(run: Path) -> dict[str, Any]:
+def finished(run: Path, *, tried: bool) -> dict[str, Any]:
     """The checkpoint of a run; its tensors stay in the file until they are used.
+
+    Args:
+        run: its folder.
+        tried: whether it may be a trial (``--steps``).
 
     Raises:
         OptionError: there is none, it is not of this recipe, or not at its end.
@@ -43,25 +52,28 @@ def finished(run: Path) -> dict[str, Any]:
         raise OptionError("choose", run, f"must be folders of runs; there is no {FILE}")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        done, epochs, _ = state["epochs"], state["recipe"]["epochs"], state["recipe"]["align-weight"]
+        done, recipe, _ = state["epochs"], state["recipe"], state["recipe"]["align-weight"]
+        epochs, steps = recipe["epochs"], recipe["steps"]
     except (EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise OptionError("choose", run, f"{FILE} there is no checkpoint of this recipe") from error
     if done != epochs:
         raise OptionError("choose", run, f"has done {done} of its {epochs} epochs")
+    if steps and not tried:
+        raise OptionError("choose", run, f"is a trial (--steps {steps})")
     return state
 
 
 def trained(run: Path) -> tuple[Encoder, dict[str, Any]]:
     """The encoder of a run, on the CPU, and the options that it was trained with."""
-    state = finished(run)
+    state = finished(run, tried=True)
     recipe: dict[str, Any] = state["recipe"]
     encoder = new_encoder(recipe["dim"], recipe["seed"])
     encoder.load_state_dict(state["parts"]["encoder"])
     return encoder.eval(), recipe
 
 
-def choose(runs: Sequence[Path], data: Data, settings: Settings) -> dict[str, Choice]:
-    """Compare the runs by five folds of the training images, for each measure, and look at the test images of the best.
+def choose(runs: Sequence[Path], data: Data, settings: Settings) -> Choice:
+    """Compare the runs by five folds of the training images, and look at the test images with the best alone.
 
     Args:
         runs: folders, in which checkpoints of the evaluations are kept.
@@ -69,29 +81,24 @@ def choose(runs: Sequence[Path], data: Data, settings: Settings) -> dict[str, Ch
         settings: how classifiers are trained; its recipe is added to that of each run.
 
     Returns:
-        The best run by measure; of equals the first.
+        The best run by `DECISIVE`; of equals the first.
 
     Raises:
-        OptionError: a run is none, or not at its end; before any work.
+        OptionError: a run is none, a trial where this is none, or not at its end; before any work.
     """
     for run in runs:
-        finished(run)
+        finished(run, tried=bool(settings.recipe.get("steps")))
 
-    def frozen(run: Path) -> tuple[Frozen, Path, Settings]:
+    def frozen(run: Path) -> tuple[Frozen, Settings]:
         encoder, recipe = trained(run)
-        return Frozen(encoder.to(settings.here.device)), run, settings._replace(recipe={**recipe, **settings.recipe})
+        return Frozen(encoder.to(settings.here.device)), settings._replace(recipe={**recipe, **settings.recipe})
 
     folds: dict[Path, dict[str, float]] = {}
     for run in runs:
-        encoder, folder, how = frozen(run)
-        folds[run] = accuracies_of_folds(encoder, data.train, folder, how)
+        encoder, how = frozen(run)
+        folds[run] = accuracies_of_folds(encoder, data.train, run, how)
         settings.here.say(f"{run}, by folds: " + ", ".join(f"{name} {value:.2f}" for name, value in folds[run].items()))
-    best = {measure: max(runs, key=lambda run: folds[run][measure]) for measure in MEASURES}
-    tests = {}
-    for run in dict.fromkeys(best.values()):
-        encoder, folder, how = frozen(run)
-        tests[run] = accuracies(encoder, data, folder, how)
-    return {
-        measure: Choice(str(run), {str(one): found[measure] for one, found in folds.items()}, tests[run][measure])
-        for measure, run in best.items()
-    }
+    best = max(runs, key=lambda run: folds[run][DECISIVE])
+    encoder, how = frozen(best)
+    found = accuracies(encoder, data, best, how)
+    return Choice(str(best), dict(how.recipe), {str(run): of for run, of in folds.items()}, found)

@@ -14,11 +14,11 @@ import torch
 
 from examples.digits.config import OptionError
 
+from ...objective import Objective
 from ..checkpoint import Checkpoint
-from ..session import Session
+from ..session import Session, settled
 from .data import PAIRS, Images, Views, generator
 from .encoder import Encoder, new_encoder
-from .objective import Objective
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
@@ -86,7 +86,7 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
         here: this process.
 
     Returns:
-        The encoder in evaluation mode, on the device.
+        The encoder in evaluation mode, on the device, the same in all processes.
 
     Raises:
         OptionError: the batch has less than two images for a process.
@@ -133,4 +133,5 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
             f"epoch {epoch + 1}/{training.epochs}: loss {loss:.4f}, alignment {alignment:.4f}, "
             f"uniformity {uniformity:.4f}, {time.perf_counter() - start:.0f} s"
         )
-    return encoder.eval()
+    settled(model)
+    return encoder
