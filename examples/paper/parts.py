@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import asymptotics, sentences
+from .asymptotics.part import ASYMPTOTICS
 from .depth.part import DEPTH
 from .encoders.part import ENCODERS
 from .part import Part
+from .sentences.part import SENTENCES
 
-PARTS: tuple[Part, ...] = (asymptotics.PART, ENCODERS, DEPTH, sentences.PART)
+PARTS: tuple[Part, ...] = (ASYMPTOTICS, ENCODERS, DEPTH, SENTENCES)

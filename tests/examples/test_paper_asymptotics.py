@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from examples.paper.asymptotics import PART, counterexample, entropy, expectation, fit, flow, self_pairs, single, sphere
+from examples.paper.asymptotics import counterexample, entropy, expectation, fit, flow, self_pairs, single, sphere
+from examples.paper.asymptotics.part import ASYMPTOTICS
 from examples.paper.asymptotics.rates import digits
 from examples.paper.page import PAGE
 from hyperkern import uniformity
@@ -20,8 +21,8 @@ from tools.blocks import filled
 @pytest.fixture(scope="module")
 def summary():
     """What the quick jobs find, as the results file has it."""
-    results = {job.name: job.run() for job in PART.jobs(True)}
-    return json.loads(json.dumps(PART.summarize(results)))
+    results = {job.name: job.run() for job in ASYMPTOTICS.jobs(True)}
+    return json.loads(json.dumps(ASYMPTOTICS.summarize(results)))
 
 
 def small_distribution():
@@ -166,9 +167,9 @@ def test_mean_distances_tell_what_squared_ones_do_not(summary):
     assert rows["simplex"]["distance"] == pytest.approx(3 / 4 * math.sqrt(8 / 3))
     assert rows["a great circle"]["distance"] == pytest.approx(4 / math.pi, abs=1e-4)
     said = "**Of the distance itself, which the paper's words name, this is not so**"
-    assert said in PART.claims(summary)[6].result
+    assert said in ASYMPTOTICS.claims(summary)[6].result
     equal = changed(summary, ("distributions", "*", "rows", "*", "distance"), lambda value: 1.0)
-    assert said not in PART.claims(equal)[6].result
+    assert said not in ASYMPTOTICS.claims(equal)[6].result
 
 
 def test_self_pairs():
@@ -213,10 +214,10 @@ def test_rates_of_the_quick_jobs(summary):
 def test_names_and_order(summary):
     """The page has a place for every block and a picture for every figure, and nothing else of this part."""
     page = PAGE.read_text(encoding="utf-8")
-    made = PART.blocks(summary)
+    made = ASYMPTOTICS.blocks(summary)
     assert all(f"<!-- {name} -->" in page for name in made)
     assert page.count("<!-- asymptotics ") == len(made)
-    figures = PART.figures(summary)
+    figures = ASYMPTOTICS.figures(summary)
     assert all(f"images/paper/{stem}.svg" in page for stem in figures)
     assert page.count("images/paper/asymptotics-") == len(figures)
     assert filled(page, made) != page
@@ -224,7 +225,7 @@ def test_names_and_order(summary):
 
 
 def verdicts(summary):
-    return [claim.verdict for claim in PART.claims(summary)]
+    return [claim.verdict for claim in ASYMPTOTICS.claims(summary)]
 
 
 def changed(summary, path, change):
@@ -287,6 +288,6 @@ def test_theorem_2_would_hold_without_a_counterexample(summary):
 
 
 def test_the_bound_is_called_tight_only_where_it_is(summary):
-    assert "not tight" in PART.claims(summary)[1].result
+    assert "not tight" in ASYMPTOTICS.claims(summary)[1].result
     made = changed(summary, (*CELLS, "exponent", "value"), lambda value: -0.5)
-    assert "not tight" not in PART.claims(made)[1].result
+    assert "not tight" not in ASYMPTOTICS.claims(made)[1].result

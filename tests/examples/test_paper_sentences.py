@@ -22,8 +22,9 @@ from examples.paper.recipes.bookcorpus.text import UNKNOWN, Vocabulary, words_of
 from examples.paper.recipes.bookcorpus.train import Settings, Shares, stage_batches, stages_of, train_stage
 from examples.paper.recipes.checkpoint import Checkpoint
 from examples.paper.recipes.session import Session
-from examples.paper.sentences import PART, report
 from examples.paper.sentences import data as sentences_data
+from examples.paper.sentences import report
+from examples.paper.sentences.part import SENTENCES
 
 ALONE = Session(torch.device("cpu"), 0, 1, None)
 TASK_FILES = ("MR/rt-polarity.pos", "MR/rt-polarity.neg", "CR/custrev.pos", "CR/custrev.neg")
@@ -398,15 +399,15 @@ def test_paragraphs_become_sentences_and_headings_nothing() -> None:
 
 
 def test_the_part_in_its_quickest_form() -> None:
-    jobs = PART.jobs(True)
+    jobs = SENTENCES.jobs(True)
     results = {job.name: json.loads(json.dumps(job.run(), allow_nan=False)) for job in jobs}
     assert results[jobs[0].name] == jobs[0].run()  # the same again
-    summary = PART.summarize(results)
+    summary = SENTENCES.summarize(results)
     assert {encoder["family"] for encoder in summary["encoders"]} == {report.UNTRAINED, report.BOTH, report.CONTRASTIVE}
     assert all(0 <= encoder[share] <= 1 for encoder in summary["encoders"] for share in report.SHARES)
-    assert len(PART.claims(summary)) == 4
-    assert set(PART.blocks(summary)) == {"table sentences", "figure sentences"}
-    assert set(PART.figures(summary)) == {"sentences"}
+    assert len(SENTENCES.claims(summary)) == 4
+    assert set(SENTENCES.blocks(summary)) == {"table sentences", "figure sentences"}
+    assert set(SENTENCES.figures(summary)) == {"sentences"}
 
 
 def made_up(**topic: float) -> dict[str, Any]:
