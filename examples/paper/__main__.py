@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 COMMAND = "python -m examples.paper"
-REQUIRED = ("gensim", "matplotlib", "mnist1d", "rich", "scipy", "skimage", "sklearn", "torchvision")
+REQUIRED = ("gensim", "h5py", "matplotlib", "mnist1d", "rich", "scipy", "skimage", "sklearn", "torchvision")
 # The recipes on the data sets of the paper: a module of `recipes` each, with `main(arguments)`.
 RECIPES = {
     "stl10": "the paper's encoder on STL-10",
@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
     run = words.add_parser("run", help="all that needs no download")
     run.add_argument("--out", type=Path, default=Path("paper-out"), help="folder of the results (%(default)s)")
     run.add_argument("--only", nargs="+", metavar="PART", help="some parts: asymptotics, encoders, depth, sentences")
-    run.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time (%(default)s)")
+    cores = min(8, os.cpu_count() or 1)  # each process takes a gigabyte
+    run.add_argument("--processes", type=int, default=cores, help="at a time (%(default)s)")
     run.add_argument("--quick", action="store_true", help="the least that runs every line; its figures mean nothing")
     page = words.add_parser("page", help="draw docs/paper.md and its figures")
     page.add_argument("results", type=Path, nargs="?", help="a run's results.json, kept as the committed one")
