@@ -489,7 +489,7 @@ def test_frozen_features(folder: Path, tiny: None) -> None:
         ("--steps", "0", "at least 1"),
         ("--workers", "-1", "at least 0"),
         ("--device", "tpu", "must be cpu"),
-        ("--data", "/nowhere", "no train_X.bin"),
+        ("--data", "/nowhere", "no such folder"),
     ],
 )
 def test_wrong_options_are_named(

@@ -82,7 +82,8 @@ class Checkpoint:
         for name, value in state["recipe"].items():
             given = self._recipe.get(name)
             if given != value:
-                raise OptionError(name, given, f"{self.path} was made with {str(value)!r}")
+                reason = f"another value needs another folder: {self.path} was made with {str(value)!r}"
+                raise OptionError(name, given, reason)
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         epochs: int = state["epochs"]

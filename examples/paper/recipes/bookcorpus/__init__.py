@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "Sentences of BookCorpus: recurrent encoders trained on neighbouring sentences, judged by logistic regression\n"
         "on MR and CR. DIR has the books as *.txt, a sentence a line, an empty line or the end of a file after each\n"
         "book, and SentEval's files MR/rt-polarity.pos, MR/rt-polarity.neg, CR/custrev.pos, CR/custrev.neg.\n\n"
+        "Started again it goes on. Does it work? Two steps, after the words of all books were counted:\n"
+        "    --data DIR --out trial --steps 2 --folds 2\n\n"
         "By default the published best of alignment + uniformity, 0.9 and 0.1 with t = 5. The best contrastive one\n"
         "of MR; with '--temperature 0.05' that of CR:\n"
         "    --data DIR --out c --align-weight 0 --uniform-weight 0 --contrastive-weight 1",

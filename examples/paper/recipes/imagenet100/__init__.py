@@ -23,7 +23,12 @@ from .recipes import RECIPES, complete, published_as, published_with
 
 ABOUT = """\
 Trains a ResNet-50 as the paper's variant of MoCo on the 100 classes of ImageNet that it took, which need not be copied
-out of it, or on all of them; then a linear classifier of its frozen features, whose accuracy is the result.
+out of it, or on all of them; then a linear classifier of its frozen features, whose accuracy is the result. DIR has
+train/ and val/, in each a folder of images for every class, named by its WordNet id.
+
+The paper's best alignment + uniformity; started again it goes on. Does it work? Two batches of each part:
+    --data DIR
+    --data DIR --out trial --steps 2
 
 The defaults are the paper's: its recipe of ImageNet-100, or with --all-classes that of ImageNet, 3 alignment +
 uniformity of t = 3 (Eq. 18). '--align-weight 0 --uniform-weight 0 --contrastive-weight 1' is MoCo itself, by default

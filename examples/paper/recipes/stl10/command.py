@@ -46,7 +46,7 @@ The paper's best contrastive loss; its best of all encoders:
                --contrastive-weight 1 --temperature 0.5
 The best of finished runs, by a linear classifier of the output in 5-fold cross-
 validation on the training split, and its accuracy on the test split:
-    --data DIR --out best --choose a b"""
+    --data DIR --out best --choose stl10-out a b"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +90,7 @@ def work(options: argparse.Namespace) -> None:
     if options.download:
         download(options.data)
     data = load(options.data)
-    if training.batch > len(data.unlabelled):
+    if not options.choose and training.batch > len(data.unlabelled):
         raise OptionError("batch", training.batch, f"must be at most {len(data.unlabelled)}, the number of images")
     out = folder_for_results(options)
     if options.steps:  # of every pass over images

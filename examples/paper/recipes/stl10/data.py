@@ -90,11 +90,12 @@ def load(folder: Path) -> Data:
     names = [name for name, _ in (*STL10.train_list, *STL10.test_list)]
     missing = [name for name in names if not (binary / name).is_file()]
     if missing:
+        lacking = missing[0] if folder.is_dir() else "such folder"
         raise OptionError(
             "data",
             folder,
             f"must be a folder with STL-10 in {FOLDER}/ ({', '.join(names)}), from {STL10.url}: --download brings it, "
-            f"2.6 GB; there is no {missing[0]}",
+            f"2.6 GB; there is no {lacking}",
         )
     train, test = (
         Labelled(_pixels(folder, binary / f"{split}_X.bin"), _labels(folder, binary, split))
