@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Reproduces Wang & Isola (2020), arXiv:2005.10242.\n\n"
         "Without a word, or by 'run': theory and experiments in small, offline, about 20 minutes on two cores.\n"
-        "'page' draws docs/paper.md and its figures from results.",
+        "'page' draws docs/paper.md and its figures from results.\n"
+        "Where each data set comes from, and where its files belong: docs/paper.md.",
         epilog=f"on the paper's data sets, if you have them ('{COMMAND} stl10 --help'):\n{recipes}",
     )
     words = command.add_subparsers(dest="word", metavar="{run,page," + ",".join(RECIPES) + "}")
