@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
 def blocks(results: Mapping[str, Any]) -> dict[str, str]:
     """What stands between the marks of the page, by name: the claims, and the blocks of each part."""
     found = {"run": _run(results)}
+    every: list[Claim] = []
     for part in PARTS:
         if part.name in results["parts"]:
             summary = results["parts"][part.name]
             claims = part.claims(summary)
+            every += claims
             found[f"verdicts {part.name}"] = _verdicts(claims)
             found[f"claims {part.name}"] = "\n\n".join(map(_claim, claims))
             found |= part.blocks(summary)
-    return found
+    return found | {"contradictions": contradictions(every)}
 
 
 def images(results: Mapping[str, Any]) -> dict[str, bytes]:
@@ -61,6 +64,14 @@ def _run(results: Mapping[str, Any]) -> str:
     torch = results["versions"]["torch"].split("+")[0]
     quick = "**A quick run, whose figures mean nothing.** " if results["quick"] else ""
     return f"{quick}{results['jobs']} jobs, {minutes:.0f} minutes of one core: {processor}, PyTorch {torch}."
+
+
+def contradictions(claims: Sequence[Claim]) -> str:
+    numbers = Counter(one.verdict for one in claims)
+    against = [f"- {one.statement.rstrip('.')} ({one.source})." for one in claims if one.verdict == "does not hold"]
+    counts = f"hold: {numbers['holds']}, do not: {numbers['does not hold']}, undecided: {numbers['undecided']}"
+    text = f"{len(claims)} statements of the paper were tried. Those that {counts}."
+    return "\n".join([f"{text} What does not:", "", *against]) if against else text
 
 
 def _verdicts(claims: list[Claim]) -> str:

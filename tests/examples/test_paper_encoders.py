@@ -353,6 +353,18 @@ def test_verdict_of_agreement(found, estimates, wanted) -> None:
     assert verdicts(with_estimates(found, "combination", *estimates), 0) == wanted
 
 
+def test_remarks_name_the_cases_that_they_are_of(found) -> None:
+    low, high = Estimate(-0.5, -0.6, -0.4), Estimate(0.9, 0.85, 0.95)
+    changed = with_estimates(found, "alignment", low, UNCLEAR, WEAK, WEAK)
+    changed = with_estimates(changed, "combination", WEAK, WEAK, UNCLEAR, STRONG)
+    changed = with_estimates(changed, "contrastive", WEAK, WEAK, high, UNCLEAR)
+    alignment, contrastive = report.blocks(changed)["encoders remarks"].split(". ")
+    assert alignment.endswith("below 0, in digits by linear probe")
+    assert contrastive.endswith("intervals apart, in mnist1d by linear probe.")
+    changed = with_estimates(changed, "contrastive", WEAK, WEAK, UNCLEAR, UNCLEAR)
+    assert report.blocks(changed)["encoders remarks"].endswith("in no case.")
+
+
 def test_verdict_of_both_metrics_asks_for_either(found) -> None:
     names = "alignment given uniformity", "uniformity given alignment"
     for signs, wanted in (((1, 1), "holds"), ((1, -1), "does not hold"), ((-1, 1), "does not hold")):

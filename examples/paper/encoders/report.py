@@ -296,6 +296,7 @@ def blocks(summary: Summary) -> dict[str, str]:
     return {
         "encoders counts": _counts(summary),
         "encoders agreement": _agreement_table(summary),
+        "encoders remarks": _remarks(summary),
         "encoders ratios": _ratio_table(summary),
     }
 
@@ -303,6 +304,26 @@ def blocks(summary: Summary) -> dict[str, str]:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def _remarks(summary: Summary) -> str:
+    """What the table says beyond the claims."""
+
+    def which(holds: Callable[[str, str], bool]) -> str:
+        return (
+            ", ".join(f"{data} by {LABELS[accuracy]}" for data, accuracy in CASES if holds(data, accuracy)) or "no case"
+        )
+
+    def of(data: str, accuracy: str, name: str) -> Estimate:
+        return _estimate(summary, data, accuracy, name) or Estimate(math.nan, math.nan, math.nan)
+
+    wrong = which(lambda *case: of(*case, "alignment").high < 0)
+    better = which(lambda *case: of(*case, "contrastive").low > of(*case, "combination").high)
+    return (
+        "What the table says besides: the encoders of *higher* alignment are the more accurate ones, the interval below "
+        f"0, in {wrong}. The held-out contrastive loss, for which both count, agrees with accuracy better than the fixed "
+        f"combination of the two metrics, the intervals apart, in {better}."
+    )
 
 
 def _counts(summary: Summary) -> str:
