@@ -320,9 +320,9 @@ def _remarks(summary: Summary) -> str:
     wrong = which(lambda *case: of(*case, "alignment").high < 0)
     better = which(lambda *case: of(*case, "contrastive").low > of(*case, "combination").high)
     return (
-        "What the table says besides: the encoders of *higher* alignment are the more accurate ones, the interval below "
-        f"0, in {wrong}. The held-out contrastive loss, for which both count, agrees with accuracy better than the fixed "
-        f"combination of the two metrics, the intervals apart, in {better}."
+        "What the table says besides: the encoders of *higher* alignment are the more accurate ones, the interval "
+        f"below 0, in {wrong}. The held-out contrastive loss, for which both count, agrees with accuracy better "
+        f"than the fixed combination of the two metrics, the intervals apart, in {better}."
     )
 
 
