@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
 def draw(options: argparse.Namespace) -> int:
     """Draw the page from the results given, which then are the committed ones, or from those that are."""
-    from hyperkern.files import OutputError, write_files
+    from hyperkern.files import OutputError, as_json, write_files
 
     from . import page, results
 
@@ -132,13 +132,14 @@ def draw(options: argparse.Namespace) -> int:
             results.check_whole(found, source)
         try:
             made = page.files(found, docs)
+            content = as_json(found | {"claims": results.claims(found["parts"])})  # as they are worded by now
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             return refuse(f"{source} is of another version of the reproduction ({type(error).__name__}: {error})")
         for folder in {path.parent for path in made}:
             folder.mkdir(parents=True, exist_ok=True)
         for old in set((docs / "images" / "paper").glob("*.svg")) - made.keys():
             old.unlink()
-        write_files({**made, results.COMMITTED: source.read_bytes()})
+        write_files({**made, results.COMMITTED: content})
     except (results.ResultsError, OutputError) as error:
         return refuse(str(error))
     return 0

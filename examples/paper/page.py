@@ -13,6 +13,7 @@ import matplotlib
 from tools.blocks import filled
 
 from .claim import Claim
+from .part import Part
 from .parts import PARTS
 from .style import STYLE, svg
 
@@ -22,12 +23,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
 def blocks(results: Mapping[str, Any]) -> dict[str, str]:
     """What stands between the marks of the page, by name: the claims, and the blocks of each part."""
     found = {"run": _run(results)}
-    every: list[Claim] = []
+    every: list[tuple[Part, Claim]] = []
     for part in PARTS:
         if part.name in results["parts"]:
             summary = results["parts"][part.name]
             claims = part.claims(summary)
-            every += claims
+            every += [(part, claim) for claim in claims]
             found[f"verdicts {part.name}"] = _verdicts(claims)
             found[f"claims {part.name}"] = "\n\n".join(map(_claim, claims))
             found |= part.blocks(summary)
@@ -66,11 +67,16 @@ def _run(results: Mapping[str, Any]) -> str:
     return f"{quick}{results['jobs']} jobs, {minutes:.0f} minutes of one core: {processor}, PyTorch {torch}."
 
 
-def contradictions(claims: Sequence[Claim]) -> str:
-    numbers = Counter(one.verdict for one in claims)
-    against = [f"- {one.statement.rstrip('.')} ({one.source})." for one in claims if one.verdict == "does not hold"]
+def contradictions(claims: Sequence[tuple[Part, Claim]]) -> str:
+    """How many statements hold, and those that do not."""
+    numbers = Counter(claim.verdict for _, claim in claims)
     counts = f"hold: {numbers['holds']}, do not: {numbers['does not hold']}, undecided: {numbers['undecided']}"
     text = f"{len(claims)} statements of the paper were tried. Those that {counts}."
+    against = [
+        f"- {claim.statement.rstrip('.')} ({claim.source}){'; in a smoke test' if part.is_smoke_test else ''}."
+        for part, claim in claims
+        if claim.verdict == "does not hold"
+    ]
     return "\n".join([f"{text} What does not:", "", *against]) if against else text
 
 

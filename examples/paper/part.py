@@ -23,6 +23,7 @@ class Part(NamedTuple):
         claims: the paper's statements that it tests.
         blocks: tables and figures' captions of the page in Markdown, by their names there.
         figures: pictures by the stem of their file.
+        is_smoke_test: whether it is too small for its verdicts to say much.
     """
 
     name: str
@@ -31,3 +32,4 @@ class Part(NamedTuple):
     claims: Callable[[Summary], Sequence[Claim]]
     blocks: Callable[[Summary], Mapping[str, str]]
     figures: Callable[[Summary], Mapping[str, Figure]]
+    is_smoke_test: bool = False

@@ -35,8 +35,15 @@ def assemble(cells: Mapping[str, Mapping[str, Done]], *, quick: bool) -> dict[st
         "quick": quick,
         "core_seconds": sum(done.seconds for jobs in cells.values() for done in jobs.values()),
         "jobs": sum(map(len, cells.values())),
-        "claims": {part.name: [claim._asdict() for claim in part.claims(summaries[part.name])] for part in ran},
+        "claims": claims(summaries),
         "parts": summaries,
+    }
+
+
+def claims(parts: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """The claims of each part, with their verdicts, from what the file has of the parts."""
+    return {
+        part.name: [claim._asdict() for claim in part.claims(parts[part.name])] for part in PARTS if part.name in parts
     }
 
 

@@ -82,4 +82,4 @@ def summarize(results: Mapping[str, Any]) -> dict[str, Any]:
     return {"encoders": encoders, "corpus": results[CONFIGURATIONS[0].name]["corpus"]}
 
 
-SENTENCES = Part("sentences", jobs, summarize, report.claims, report.blocks, figures.figures)
+SENTENCES = Part("sentences", jobs, summarize, report.claims, report.blocks, figures.figures, is_smoke_test=True)
