@@ -160,13 +160,15 @@ def step(of: dict) -> None:
     of["schedule"].step()
 
 
-def test_state_comes_back(tmp_path: Path) -> None:
+def test_state_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "new" / "run.pt"
     before, after = parts(), parts()
-    assert Checkpoint(path, {"lr": 0.1}, before).load() == 0
+    assert Checkpoint(path, {"lr": 0.1}, before).load(ALONE) == 0
     step(before)
     Checkpoint(path, {"lr": 0.1}, before).save(1, ALONE)
-    assert Checkpoint(path, {"lr": 0.1}, after).load() == 1
+    assert capsys.readouterr().out == ""
+    assert Checkpoint(path, {"lr": 0.1}, after).load(ALONE) == 1
+    assert capsys.readouterr().out == f"goes on from {path}\n"
     for one in (before, after):
         one["optimizer"].zero_grad()
         step(one)
@@ -178,17 +180,17 @@ def test_state_comes_back(tmp_path: Path) -> None:
 def test_other_options_are_named(tmp_path: Path) -> None:
     Checkpoint(tmp_path / "run.pt", {"lr": 0.1, "batch": 8}, {}).save(3, ALONE)
     with pytest.raises(OptionError, match=r"argument --batch: .*run.pt was made with '8', got '16'"):
-        Checkpoint(tmp_path / "run.pt", {"lr": 0.1, "batch": 16}, {}).load()
+        Checkpoint(tmp_path / "run.pt", {"lr": 0.1, "batch": 16}, {}).load(ALONE)
 
 
 def test_a_trial_is_not_gone_on_from(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     Checkpoint(path, {"epochs": 1, "steps": 2}, {}).save(1, ALONE)
-    assert Checkpoint(path, {"epochs": 1, "steps": 2}, {}).load() == 1
-    assert Checkpoint(path, {"epochs": 200, "steps": None}, {}).load() == 0
+    assert Checkpoint(path, {"epochs": 1, "steps": 2}, {}).load(ALONE) == 1
+    assert Checkpoint(path, {"epochs": 200, "steps": None}, {}).load(ALONE) == 0
     Checkpoint(path, {"epochs": 200, "steps": None}, {}).save(7, ALONE)
     with pytest.raises(OptionError, match=r"argument --(epochs|steps): "):  # nor does a trial replace a run
-        Checkpoint(path, {"epochs": 1, "steps": 2}, {}).load()
+        Checkpoint(path, {"epochs": 1, "steps": 2}, {}).load(ALONE)
 
 
 @pytest.mark.parametrize("other", ["text", "parts", "shape", "optimizer"])
@@ -204,7 +206,7 @@ def test_a_file_of_something_else(other: str, tmp_path: Path) -> None:
     if other == "optimizer":
         wanted = torch.optim.SGD(wanted.parameters(), 1)
     with pytest.raises(OptionError, match=r"argument --out: run.pt there is no checkpoint of this run, got "):
-        Checkpoint(path, {}, {"part": wanted}).load()
+        Checkpoint(path, {}, {"part": wanted}).load(ALONE)
 
 
 class Broken:
@@ -220,7 +222,7 @@ def test_what_was_there_stays_whole(tmp_path: Path) -> None:
     Checkpoint(path, {}, {}).save(4, ALONE)
     with pytest.raises(OutputError, match=r"run.pt cannot be written .*No space left"):
         Checkpoint(path, {}, {"part": Broken()}).save(5, ALONE)
-    assert Checkpoint(path, {}, {}).load() == 4
+    assert Checkpoint(path, {}, {}).load(ALONE) == 4
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 

@@ -54,8 +54,8 @@ class Checkpoint:
         self.path, self._recipe, self._parts = path, dict(recipe), parts
         can_be_written(path)
 
-    def load(self) -> int:
-        """Load the file if it is there, and not of a trial (``--steps``) where this is none.
+    def load(self, session: Session) -> int:
+        """Load the file if it is there, and not of a trial (``--steps``) where this is none; say so.
 
         Returns:
             The epochs that are done, 0 if there is nothing to go on from.
@@ -67,13 +67,16 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         try:
-            return self._loaded()
+            epochs = self._loaded()
         except OptionError:
             raise
         except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise OptionError(
                 "out", self.path.parent, f"{self.path.name} there is no checkpoint of this run"
             ) from error
+        if epochs:
+            session.say(f"goes on from {self.path}")
+        return epochs
 
     def _loaded(self) -> int:
         state = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -176,7 +176,7 @@ def trained_model(options: argparse.Namespace, corpus: Corpus, batches: int, her
     objective = Objective(**{name: getattr(options, name) for name in Objective._fields})
     settings = Settings(objective, options.batch, options.clip, options.seed, options.steps, options.workers)
     stages = 1 if options.steps else options.epochs * stages_of(batches)
-    for stage in range(checkpoint.load(), stages):
+    for stage in range(checkpoint.load(here), stages):
         loss = train_stage(parallel, optimizer, corpus, batches, stage, settings, here)
         checkpoint.save(stage + 1, here)
         here.say(f"stage {stage + 1} of {stages}: loss {loss:.4f}")

@@ -52,9 +52,7 @@ def linear_evaluation(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, options.linear_schedule, gamma=options.linear_decay)
     path = options.out / "linear.pt"
     checkpoint = Checkpoint(path, recipe, {"classifier": classifier, "optimizer": optimizer, "schedule": schedule})
-    done = checkpoint.load()
-    if done:
-        session.say(f"goes on after epoch {done} of {path}")
+    done = checkpoint.load(session)
     parallel = session.parallel(classifier)
     for epoch in range(done, options.linear_epochs):
         batches = training_batches(training, options, "linear-batch", session, epoch, drop_last=False)

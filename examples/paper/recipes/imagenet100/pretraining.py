@@ -155,9 +155,7 @@ def pretrain(
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, options.schedule, gamma=0.1)
     path: Path = options.out / "pretraining.pt"
     checkpoint = Checkpoint(path, recipe, {"moco": moco, "optimizer": optimizer, "schedule": schedule})
-    done = checkpoint.load()
-    if done:
-        session.say(f"goes on after epoch {done} of {path}")
+    done = checkpoint.load(session)
     training = Training(options, session, moco, optimizer)
     for epoch in range(done, options.epochs):
         loss, seconds = an_epoch(training, images, epoch)

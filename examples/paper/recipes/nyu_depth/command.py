@@ -76,7 +76,7 @@ class Run(NamedTuple):
         """Train from the last checkpoint on, which is written every `SAVED` epochs and after the last."""
         parts = {"model": unwrapped(trainee.model), "optimizer": trainee.optimizer, "schedule": trainee.schedule}
         checkpoint = Checkpoint(self.options.out / f"{name}.pt", self.recipe, parts)
-        done = checkpoint.load()
+        done = checkpoint.load(self.here)
 
         def after(epoch: int, loss: float) -> None:
             if epoch % self.options.save_every == 0 or epoch == epochs:

@@ -107,7 +107,7 @@ def fit(
     found = [{layer: Classifier(width, settings.epochs, device) for layer, width in widths.items()} for _ in parts]
     named = {f"{layer} {index}": one for index, each in enumerate(found) for layer, one in each.items()}
     checkpoint = Checkpoint(path, {**settings.recipe, "probe-epochs": settings.epochs}, named)
-    first, rows = checkpoint.load(), len(train.labels)
+    first, rows = checkpoint.load(settings.here), len(train.labels)
     batches = len(range(0, rows, BATCH))
     places = itertools.chain.from_iterable(in_order(rows, BATCH, epoch) for epoch in range(first, settings.epochs))
     views = Views(train.pixels, LABELLED, SEED).batches(places, settings.workers, device)

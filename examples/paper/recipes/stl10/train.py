@@ -103,7 +103,7 @@ def train(training: Training, pixels: Images, out: Path, workers: int, here: Ses
     checkpoint = Checkpoint(
         out / FILE, training.recipe(), {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
     )
-    first = checkpoint.load()
+    first = checkpoint.load(here)
     steps = steps_of_epoch(training, len(pixels), here.ranks)
     if first < training.epochs:
         here.say(
