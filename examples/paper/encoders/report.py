@@ -351,7 +351,7 @@ def _agreement_table(summary: Summary) -> str:
         "uniformity": "uniformity",
         "contrastive": "contrastive loss, τ = 1/4",
         "combination": "**1·alignment + 1·uniformity**",
-        "chosen": f"alignment + w·uniformity, w from the other data set ({', '.join(f'{one:g}' for one in weights)})",
+        "chosen": f"alignment + w·uniformity, w the best on the other data set: {', '.join(f'{one:g}' for one in weights)}",
         "gain": "1·A + 1·U beyond the better metric",
         "alignment given uniformity": "alignment, given uniformity",
         "uniformity given alignment": "uniformity, given alignment",
