@@ -345,13 +345,13 @@ def _values(measures: Sequence[Mapping[str, float]]) -> list[list[float]]:
 
 
 def _agreement_table(summary: Summary) -> str:
-    weights = [summary["weights"][data][accuracy] for data, accuracy in CASES]
+    weights = ", ".join(f"{summary['weights'][data][accuracy]:g}" for data, accuracy in CASES)
     names = {
         "alignment": "alignment",
         "uniformity": "uniformity",
         "contrastive": "contrastive loss, τ = 1/4",
         "combination": "**1·alignment + 1·uniformity**",
-        "chosen": f"alignment + w·uniformity, w the best on the other data set: {', '.join(f'{one:g}' for one in weights)}",
+        "chosen": f"alignment + w·uniformity, w the best on the other data set: {weights}",
         "gain": "1·A + 1·U beyond the better metric",
         "alignment given uniformity": "alignment, given uniformity",
         "uniformity given alignment": "uniformity, given alignment",
