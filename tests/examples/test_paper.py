@@ -408,7 +408,12 @@ class TestCommand:
         while not (done.exists() and list(done.glob("*.json"))) and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:  # as where the tests themselves were started to ignore Ctrl-C
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
         assert process.returncode == 130, errors
         assert "what is done is kept, the same command goes on" in errors
         assert "Traceback" not in errors
