@@ -1,4 +1,4 @@
-"""What an encoder is trained to minimise."""
+"""What an encoder is trained to minimise, and the two metrics that it is judged by."""
 
 from __future__ import annotations
 
@@ -48,3 +48,17 @@ class Objective(NamedTuple):
             f"contrastive(τ={self.temperature:g})": self.contrastive_weight,
         }
         return " + ".join(f"{weight:g} {term}" for term, weight in terms.items() if weight)
+
+
+def metrics(x: Tensor, y: Tensor) -> dict[str, float]:
+    """The paper's metrics of positive pairs, whatever the encoder was trained with.
+
+    Args:
+        x: ``(N, D)`` raw features of one side.
+        y: of the other.
+
+    Returns:
+        ``alignment``, α = 2, and ``uniformity``, t = 2, the mean of both sides.
+    """
+    found = hyperkern.align_uniform(x, y)
+    return {"alignment": found.alignment.item(), "uniformity": found.uniformity.item()}

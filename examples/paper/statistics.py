@@ -46,9 +46,14 @@ def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, seed: int = 
     draws = draws[np.isfinite(draws)]  # a correlation has no value where all that was drawn is equal
     if not len(draws):
         raise ValueError("the statistic has no value for any of the resampled observations")
+    return interval(statistic(*arrays), draws)
+
+
+def interval(value: float, draws: ArrayLike) -> Estimate:
+    """A value with the percentile interval of what resampled observations gave."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
-    return Estimate(float(statistic(*arrays)), float(low), float(high))
+    return Estimate(float(value), float(low), float(high))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:

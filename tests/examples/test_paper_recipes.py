@@ -374,14 +374,6 @@ def test_folder_for_results(tmp_path: Path) -> None:
             options.folder_for_results(argparse.Namespace(out=tmp_path / name))
 
 
-def test_missing_data_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    given = argparse.Namespace(data=tmp_path)
-    assert options.folder_with(given, "a") == tmp_path
-    with pytest.raises(OptionError, match="argument --data: must be a folder with a, b; there is no b"):
-        options.folder_with(given, "a", "b")
-
-
 # The published figures
 
 

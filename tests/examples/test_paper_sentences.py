@@ -13,14 +13,17 @@ from ranks import Ranks
 import hyperkern
 from examples.paper import statistics
 from examples.paper.__main__ import main
+from examples.paper.objective import Objective
+from examples.paper.recipes import bookcorpus
 from examples.paper.recipes.bookcorpus import corpus as corpus_module
 from examples.paper.recipes.bookcorpus import probe, text, train
 from examples.paper.recipes.bookcorpus.corpus import Corpus, pad, prepared, write
 from examples.paper.recipes.bookcorpus.encoder import QuickThought
-from examples.paper.recipes.bookcorpus.objective import Objective, Weights
+from examples.paper.recipes.bookcorpus.loss import Weights, loss_of
 from examples.paper.recipes.bookcorpus.text import UNKNOWN, Vocabulary, words_of
 from examples.paper.recipes.bookcorpus.train import Settings, Shares, stage_batches, stages_of, train_stage
 from examples.paper.recipes.checkpoint import Checkpoint
+from examples.paper.recipes.options import objective_of
 from examples.paper.recipes.session import Session
 from examples.paper.sentences import data as sentences_data
 from examples.paper.sentences import report
@@ -184,17 +187,17 @@ def test_within_a_book_the_losses_are_the_formulas_of_the_paper() -> None:
     distance = [(f[i] - g[i + 1]).norm() ** alpha for i in range(number - 1)]
     middle = sum(distance[i - 1] + distance[i] for i in range(1, number - 1))
     align = (distance[0] + middle / 2 + distance[-1]) / number
-    assert torch.allclose(Objective(1, 0, 0, **given).loss(f, beside(g), weights, None), align)
+    assert torch.allclose(loss_of(Objective(1, 0, 0, **given), f, beside(g), weights, None), align)
 
     uniform = sum((-t * torch.pdist(one).square()).exp().mean().log() for one in (f, g))
-    assert torch.allclose(Objective(0, 1, 0, **given).loss(f, beside(g), weights, None), uniform)
+    assert torch.allclose(loss_of(Objective(0, 1, 0, **given), f, beside(g), weights, None), uniform)
 
     targets = torch.diag(torch.ones(number - 1), 1) + torch.diag(torch.ones(number - 1), -1)
     targets = (targets / targets.sum(dim=1, keepdim=True)).double()
     contrastive = torch.nn.functional.cross_entropy(f @ g.T / temperature, targets)
-    assert torch.allclose(Objective(0, 0, 1, **given).loss(f, beside(g), weights, None), contrastive)
+    assert torch.allclose(loss_of(Objective(0, 0, 1, **given), f, beside(g), weights, None), contrastive)
 
-    every = Objective(2, 0.5, 3, **given).loss(4 * f, 3 * beside(g), weights, None)  # of any length
+    every = loss_of(Objective(2, 0.5, 3, **given), 4 * f, 3 * beside(g), weights, None)  # of any length
     assert torch.allclose(every, 2 * align + 0.5 * uniform + 3 * contrastive)
 
 
@@ -211,11 +214,12 @@ def test_the_end_of_a_book_is_as_the_end_of_a_batch() -> None:
     for sentence, neighbours in ((0, [1]), (1, [0]), (3, [4]), (4, [3, 5]), (5, [4])):  # none of the third
         targets[sentence, neighbours] = 1 / len(neighbours)
     expected = torch.nn.functional.cross_entropy(logits, targets)
-    assert torch.allclose(contrastive.loss(f, beside(g), weights, None), expected)
+    assert torch.allclose(loss_of(contrastive, f, beside(g), weights, None), expected)
 
 
 def test_the_defaults_are_the_published_best() -> None:
-    assert Objective() == Objective(0.9, 0.1, 0, alpha=2, t=5, temperature=0.075)
+    options = bookcorpus.parser().parse_args(["--data", "books"])
+    assert objective_of(options) == Objective(0.9, 0.1, 0, alpha=2, t=5, temperature=0.075)
 
 
 def test_shares_are_a_batch_in_a_row_with_what_is_beside_them(tmp_path: Path) -> None:
@@ -350,7 +354,7 @@ def test_missing_books_are_named(data: Path, tmp_path: Path, capsys: pytest.Capt
         (["--dim", "7"], "--dim: must be even"),
         (["--temperature", "0"], "--temperature"),
         (["--align-weight", "-1"], "--align-weight"),
-        (["--align-weight", "0", "--uniform-weight", "0"], "--contrastive-weight"),
+        (["--align-weight", "0", "--uniform-weight", "0"], "--align-weight"),
         (["--t", "nan"], "--t"),
         (["--vocabulary", "0"], "--vocabulary"),
         (["--batch", "39"], "--batch: must be at most 38"),

@@ -450,7 +450,10 @@ def test_classifiers_learn_on_their_part_alone(folder: Path, tmp_path: Path, mon
     known = torch.eye(10)[images.labels] * 10
     rows = iter([known] * 8)
     settings = linear.Settings(8, 0, ALONE, {})
-    encode = lambda views: {"layer": next(rows)}  # noqa: E731
+
+    def encode(views: Tensor) -> dict[str, Tensor]:
+        return {"layer": next(rows)}
+
     (found,) = linear.fit(encode, {"layer": 10}, images, [part], tmp_path / "linear.pt", settings)
     assert found["layer"].accuracy(known[part], images.labels[part]) == 100
     rest = np.flatnonzero(images.labels)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-import hyperkern
-
-from ..objective import Objective
+from ..objective import Objective, metrics
 from ..recipes.session import Session
 from . import motorcycle
 from .networks import Encoder
@@ -70,7 +67,7 @@ def encoders(seed: int, names: list[str], budget: list[int | None]) -> dict[str,
     Returns:
         The error of the mean depth, and of each encoder its metrics on held-out views and its errors by layer.
     """
-    amount = Budget(*budget)  # type: ignore[arg-type]
+    amount = Budget(*budget)
     session = Session(torch.device("cpu"), 0, 1, None)
     loader = Loader(session, amount.batch, seed, steps=amount.steps)
     train, held_out = motorcycle.load()
@@ -94,7 +91,8 @@ def encoders(seed: int, names: list[str], budget: list[int | None]) -> dict[str,
             # Without statistics of images batch norm leaves next to nothing of them.
             update_bn((torch.cat(pair) for pair in views[0]), encoder)
         encoder.eval()
-        found[name] = metrics(encoder, *held_out_views)
+        with torch.no_grad():
+            found[name] = metrics(*map(encoder, held_out_views))
         for layer in LAYERS:
             predictor = new_predictor(encoder, layer, train.depths, seed).to(memory_format=torch.channels_last)
             epochs = amount.predictor_epochs
@@ -109,10 +107,3 @@ def new_encoder(seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(SIZE, DIM, CHANNELS, HIDDEN).to(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def metrics(encoder: Encoder, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Alignment (α = 2) and uniformity (t = 2) of positive pairs of views."""
-    both = hyperkern.align_uniform(encoder(x), encoder(y))
-    return {"alignment": both.alignment.item(), "uniformity": both.uniformity.item()}

@@ -133,7 +133,7 @@ class Loader(NamedTuple):
         Raises:
             OptionError: there are fewer images than a batch takes, or it cannot be shared evenly.
         """
-        rows = len(dataset)  # type: ignore[arg-type]
+        rows = len(dataset)
         share = self.session.share("batch", self.batch)
         if self.batch > rows:
             raise OptionError("batch", self.batch, f"must be at most {rows}, the number of training images")
@@ -155,5 +155,5 @@ class Loader(NamedTuple):
 def all_of(dataset: Dataset[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
     """The whole data set in its order, with the random views of a seed."""
     seeded(seed, 0)
-    first, second = zip(*(dataset[index] for index in range(len(dataset))), strict=True)  # type: ignore[arg-type]
+    first, second = zip(*(dataset[index] for index in range(len(dataset))), strict=True)
     return torch.stack(first), torch.stack(second)

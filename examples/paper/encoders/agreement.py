@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from ..statistics import LEVEL, RESAMPLES, Estimate, bootstrap, spearman
+from ..statistics import RESAMPLES, Estimate, bootstrap, interval, spearman
 
 # The weights of the uniformity beside the alignment among which one is chosen, on other encoders than it is judged on.
 WEIGHTS = tuple(2.0**power for power in range(-5, 6))
@@ -104,10 +104,7 @@ def _estimate(values: Column) -> Estimate | None:
     """Of the value, which comes first, and those of the resamples; what has none, as constants have, is left out."""
     if not np.isfinite(values[0]):
         return None
-    draws = values[1:][np.isfinite(values[1:])]
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Estimate(float(values[0]), float(low), float(high))
+    return interval(values[0], values[1:][np.isfinite(values[1:])])
 
 
 def best_of(columns: Columns, parts: int = 2) -> Mapping[str, NDArray[np.bool_]]:

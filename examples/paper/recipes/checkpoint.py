@@ -15,6 +15,12 @@ from hyperkern.files import OutputError, obstacle
 
 from .session import Session
 
+# What reading a file of something else may raise, be it PyTorch, pickle, or what looks for a key.
+UNREADABLE = (
+    *(AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
+    pickle.UnpicklingError,
+)
+
 
 class Stateful(Protocol):
     """A module, an optimizer, a schedule."""
@@ -70,7 +76,7 @@ class Checkpoint:
             epochs = self._loaded()
         except OptionError:
             raise
-        except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             raise OptionError(
                 "out", self.path.parent, f"{self.path.name} there is no checkpoint of this run"
             ) from error

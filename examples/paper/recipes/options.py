@@ -116,19 +116,6 @@ def folder_for_results(options: argparse.Namespace) -> Path:
     return out
 
 
-def folder_with(options: argparse.Namespace, *files: str) -> Path:
-    """The folder of the data, which must have the files.
-
-    Raises:
-        OptionError: it has not; what is missing is named.
-    """
-    data: Path = options.data
-    missing = [name for name in files if not (data / name).exists()]
-    if missing:
-        raise OptionError("data", data, f"must be a folder with {', '.join(files)}; there is no {missing[0]}")
-    return data
-
-
 def guarded(command: argparse.ArgumentParser, work: Callable[[argparse.Namespace], None], words: Sequence[str]) -> int:
     """Parse the words and do the work; what cannot work is said as argparse does.
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
+from ..objective import Objective, metrics
 from ..recipes.bookcorpus import probe
 from ..recipes.bookcorpus.encoder import QuickThought
-from ..recipes.bookcorpus.objective import Objective
 from ..recipes.bookcorpus.train import Settings, train_stage
 from ..recipes.session import Session
 from .data import Texts, texts
@@ -65,7 +65,6 @@ def measure(objective: Mapping[str, float] | None, seeds: list[int], size: Mappi
         ``encoders``, what `judge` finds of each, and ``corpus``, how large the texts are.
     """
     small = Size(**size)
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         read = texts(Path(folder), small.vocabulary, small.length, small.articles)
         found = []
@@ -108,4 +107,4 @@ def judge(model: QuickThought, read: Texts, size: Size) -> dict[str, float]:
         )
         for features in [probe.encode(model, task.sentences, read.vocabulary, size.length)]
     }
-    return {**probe.metrics(x, y), "retrieval": float(nearest), **accuracies}
+    return {**metrics(x, y), "retrieval": float(nearest), **accuracies}

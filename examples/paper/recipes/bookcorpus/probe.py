@@ -15,8 +15,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import Tensor
 
-import hyperkern
-
 from .corpus import Corpus, pad
 from .encoder import QuickThought
 from .text import Vocabulary, read_lines
@@ -110,9 +108,3 @@ def neighbour_features(model: QuickThought, corpus: Corpus, first: int, last: in
     sides = [model(moved(x, device), moved(y, device)) for x, y in batches]
     x, y = (F.normalize(torch.cat(side).double(), dim=1) for side in zip(*sides, strict=True))
     return x, y
-
-
-def metrics(x: Tensor, y: Tensor) -> dict[str, float]:
-    """Alignment (α = 2) and uniformity (t = 2, the mean of both sides) of unit features."""
-    found = hyperkern.align_uniform(x, y)
-    return {"alignment": found.alignment.item(), "uniformity": found.uniformity.item()}

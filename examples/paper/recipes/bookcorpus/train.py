@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ...objective import Objective
 from ..checkpoint import seeded
 from ..session import Session
 from .corpus import Corpus, Sentences
-from .objective import Objective, Weights
+from .loss import Weights, loss_of
 
 STAGE = 10_000  # batches between two checkpoints
 
@@ -109,7 +110,7 @@ def train_stage(
     for x, y, weights in loader:
         f, g = model(moved(x, session.device), moved(y, session.device))
         weights = Weights(*(one.to(session.device) for one in weights))
-        loss = settings.objective.loss(f, g, weights, session.group)
+        loss = loss_of(settings.objective, f, g, weights, session.group)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)

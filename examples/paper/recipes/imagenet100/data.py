@@ -96,7 +96,7 @@ def validation_batches(
     images: Dataset[Any], batch: int, options: argparse.Namespace, session: Session
 ) -> DataLoader[Any]:
     """This process's part of the images, each of them once."""
-    own = Subset(images, range(session.rank, len(images), session.ranks))  # type: ignore[arg-type]
+    own = Subset(images, range(session.rank, len(images), session.ranks))
     return _batches(own, batch, options, session)
 
 

@@ -11,6 +11,8 @@ from torchvision import models
 
 from examples.digits.config import OptionError
 
+from ..checkpoint import UNREADABLE
+
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
 # What the checkpoints of MoCo and of its variant have before the names of the encoder's layers.
 PREFIX = "module.encoder_q."
@@ -48,7 +50,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``(N, dim)`` features, not normalised, of ``(N, 3, H, W)`` images."""
         parts = images.split(self.norm_rows) if self.training else (images,)
-        return self.head(torch.cat([self.trunk(part) for part in parts]))  # type: ignore[no-any-return]
+        return self.head(torch.cat([self.trunk(part) for part in parts]))
 
 
 def new_encoder(options: argparse.Namespace) -> Encoder:
@@ -70,7 +72,7 @@ def load_published(path: Path, encoder: Encoder) -> None:
         encoder.trunk.load_state_dict({name: value for name, value in layers.items() if not name.startswith("fc.")})
     except OSError as error:
         raise OptionError("pretrained", path, f"cannot be read ({error.strerror})") from error
-    except Exception as error:  # of PyTorch, pickle, zipfile, or about a key
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         wanted = f"must be a checkpoint of MoCo, whose state_dict has {PREFIX}…"
         raise OptionError("pretrained", path, f"{wanted} ({reason})") from error

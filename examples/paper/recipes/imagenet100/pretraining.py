@@ -164,7 +164,7 @@ def pretrain(
         schedule.step()
         checkpoint.save(epoch + 1, session)
         session.say(f"epoch {epoch + 1} of {options.epochs}: loss {loss:.4f}, {seconds:.0f} s")
-    return settled(training.encoder)  # type: ignore[return-value]
+    return settled(training.encoder)
 
 
 def an_epoch(training: Training, images: SomeClasses, epoch: int) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-import hyperkern
 from examples.digits.config import OptionError
 
 from ...depth.networks import STRIDE, DepthPredictor, Encoder
@@ -25,7 +24,7 @@ from ...depth.training import (
     predictor_trainee,
 )
 from ...depth.views import Loader, Pairs, Samples, Scale, all_of
-from ...objective import Objective
+from ...objective import Objective, metrics
 from ..checkpoint import Checkpoint
 from ..options import add_loss, at_least, command_line, folder_for_results, guarded, objective_of, positive
 from ..published import show
@@ -155,13 +154,12 @@ def depth_errors(run: Run, encoder: Encoder) -> dict[str, float]:
 
 
 @torch.no_grad()
-def metrics(run: Run, encoder: Encoder) -> dict[str, float]:
+def metrics_of(run: Run, encoder: Encoder) -> dict[str, float]:
     """Alignment (α = 2) and uniformity (t = 2) of views of the held-out images."""
     pairs = Pairs(run.data.held_out.images, run.options.size, run.scale, LEAST_AREA)
     views = all_of(pairs, VIEW_SEED)
     x, y = (torch.cat([encoder(part.to(run.here.device)) for part in view.split(run.options.batch)]) for view in views)
-    both = hyperkern.align_uniform(x, y)
-    return {"alignment": both.alignment.item(), "uniformity": both.uniformity.item()}
+    return metrics(x, y)
 
 
 def work(options: argparse.Namespace) -> None:
@@ -181,7 +179,7 @@ def work(options: argparse.Namespace) -> None:
             )
         run = Run(options, recipe, data, Scale.of(data.train.images), here)
         encoder = pretrained(run)
-        found = depth_errors(run, encoder) | metrics(run, encoder)
+        found = depth_errors(run, encoder) | metrics_of(run, encoder)
         if here.is_first:
             made = {**recipe, "ranks": here.ranks}
             show("nyu-depth", found, out, made, tried=options.steps is not None, published_with=PUBLISHED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 
 from examples.digits.config import OptionError
 
+from ..checkpoint import UNREADABLE
 from .data import Data
 from .encoder import Encoder, new_encoder
 from .evaluate import MEASURES, Frozen, accuracies, accuracies_of_folds
@@ -54,7 +54,7 @@ def finished(run: Path, *, tried: bool) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         done, recipe, _ = state["epochs"], state["recipe"], state["recipe"]["align-weight"]
         epochs, steps = recipe["epochs"], recipe["steps"]
-    except (EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise OptionError("choose", run, f"{FILE} there is no checkpoint of this recipe") from error
     if done != epochs:
         raise OptionError("choose", run, f"has done {done} of its {epochs} epochs")

@@ -12,8 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-import hyperkern
-
+from ...objective import metrics
 from .data import HELD_OUT, PAIRS, Data, Labelled, Pixels, Views, in_order
 from .encoder import Encoder
 from .linear import SEED, Classifier, Features, Settings, fit
@@ -21,7 +20,6 @@ from .linear import SEED, Classifier, Features, Settings, fit
 NEIGHBOURS = 5
 FOLDS = 5
 BATCH = 500
-ALPHA = T = 2.0  # of the metrics, whatever the encoder was trained with
 MEASURES = tuple(f"{layer}, {how} (%)" for layer in ("output", "fc7") for how in ("linear", "5-NN"))
 
 
@@ -53,8 +51,7 @@ class Frozen:
         x, y = (
             torch.cat(side) for side in zip(*([self(view)["output"] for view in pair] for pair in pairs), strict=True)
         )
-        found = hyperkern.align_uniform(x, y, alpha=ALPHA, t=T)
-        return {"alignment": found.alignment.item(), "uniformity": found.uniformity.item()}
+        return metrics(x, y)
 
 
 def accuracies(frozen: Frozen, data: Data, folder: Path, settings: Settings) -> dict[str, float]:
