@@ -5,6 +5,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -73,7 +74,8 @@ class Group:
             RankError: a rank raised, has ended, or did not answer in time.
         """
         for connection in self.connections:
-            connection.send((function, args))
+            with suppress(ConnectionError):  # a rank that has ended: it does not answer either
+                connection.send((function, args))
         return self.answers(timeout)
 
     def answers(self, timeout: float) -> list[Any]:

@@ -107,13 +107,14 @@ def _completed(
 @contextmanager
 def processes(number: int) -> Iterator[Executor]:
     """Run jobs in as many processes, each of one thread; those that run at the end, after an error, are ended."""
-    executor = ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), worker.start)
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    with theirs, ours:
+        executor = ProcessPoolExecutor(number, context, worker.start, (theirs,))
+        try:
+            yield executor
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _timed(job: Job) -> Done:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -119,14 +120,14 @@ class TestJobs:
     def test_processes_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:
         out = tmp_path / "process"
         (tmp_path / "script.py").write_text(
-            "import multiprocessing as m, os, pathlib, time\n"
-            "from concurrent.futures import ProcessPoolExecutor\n"
-            "from examples.paper import worker\n"
+            "import os, pathlib, time\n"
+            "from examples.paper.runner import processes\n"
             "def job():\n"
             f"    pathlib.Path({str(out)!r}).write_text(f'{{os.getpid()}}\\n')\n"
             "    time.sleep(120)\n"
             "if __name__ == '__main__':\n"
-            "    ProcessPoolExecutor(1, m.get_context('spawn'), worker.start).submit(job).result()\n"
+            "    with processes(1) as executor:\n"
+            "        executor.submit(job).result()\n"
         )
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         process = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=environment)
@@ -134,6 +135,20 @@ class TestJobs:
         process.kill()
         process.wait()
         wait_for(lambda: not running(int(out.read_text())))
+
+    def test_those_that_run_after_an_error_end_and_no_others(self, tmp_path: Path) -> None:
+        other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(120,))
+        other.start()
+        out = tmp_path / "process"
+        try:
+            with pytest.raises(JobError, match="an error"):
+                fails_while_it_sleeps(out)
+            wait_for(lambda: not running(int(out.read_text())))
+            time.sleep(0.2)
+            assert other.is_alive()
+        finally:
+            other.kill()
+            other.join()
 
     def test_jobs_have_one_thread_each(self, tmp_path: Path) -> None:
         with processes(1) as executor:
@@ -152,6 +167,18 @@ def edited(path: str) -> dict[str, object]:
     with open(path, "a") as file:
         file.write(", after")
     return {}
+
+
+def fails_while_it_sleeps(out: Path) -> None:
+    with processes(1) as executor:
+        executor.submit(sleeping, out)
+        wait_for(lambda: out.exists() and out.read_text().endswith("\n"))
+        raise JobError("an error")
+
+
+def sleeping(out: Path) -> None:
+    out.write_text(f"{os.getpid()}\n")
+    time.sleep(120)
 
 
 def killed() -> dict[str, object]:
