@@ -1,6 +1,7 @@
 """What every test shares: the backends of this machine, seeds, the Hypothesis profile, poisoned allocations."""
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 # Threads that wait sleep, here and in every process that a test starts: others have work for the core. Read when the
@@ -45,6 +47,8 @@ from hyperkern import backends
 from hyperkern.spec import PairSpec
 from tools.kernels.cubin import find_tool
 from tools.kernels.cuda import LIBRARY
+
+REPORT = Path(__file__).parents[1] / "benchmarks/results/kernels_report.json"
 
 # Where the kernels are tested.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -160,6 +164,16 @@ def exact(backend: str, device: torch.device) -> Exact:
     return Exact(torch.float32 if backends.load(backend).unsupported(problem) else torch.float64)
 
 
+def pytest_configure() -> None:
+    """Keeps memory that is freed, but not in processes that tests start, some of which measure theirs.
+
+    Thousands of small problems would ask the system for it again and again, a quarter of the time of the losses' tests.
+    """
+    with contextlib.suppress(AttributeError):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of the GNU C library
+        for option, size in {-3: 2**30, -1: 2**31 - 1}.items():
+            ctypes.CDLL(None).mallopt(option, size)
+
+
 # Ten thousand tests and three libraries are a million objects, none of which ever goes: the garbage collector is spared
 # looking at them again and again, a tenth of the time of all tests.
 @pytest.hookimpl(wrapper=True)
@@ -218,8 +232,15 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
 
 @pytest.fixture(scope="session")
 def triton_report(once: Callable[[str, Callable[[], str]], str]) -> dict:
-    """The report of a process of its own, where nothing is interpreted."""
+    """The committed report, where it is of this compiler and these kernels; a test compiles samples of it.
+
+    Else what a process of its own compiles, where nothing is interpreted: five minutes.
+    """
     pytest.importorskip("triton")
+    from tools.kernels.report import still_made
+
+    if (committed := still_made(REPORT)) is not None:
+        return committed
 
     def report_of_all() -> str:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

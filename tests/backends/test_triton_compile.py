@@ -3,17 +3,20 @@
 All problems on sm_90; on the others the largest one of each configuration, the rest by `make kernels-report`.
 """
 
+import json
 import os
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
+from conftest import REPORT
 
 pytest.importorskip("triton")
 
 from hyperkern.backends.triton import config
 from tools.kernels import triton as report
+from tools.kernels.report import still_made
 
 # Each compiler spills a few registers of a few kernels: Triton 3.8 at most 16 bytes in 7 of 875 cases and none on
 # sm_90, 3.9 there at most 72 in 4 of 99.
@@ -73,12 +76,43 @@ def test_what_is_compiled_is_what_is_interpreted(triton_report: dict) -> None:
     assert sources["tile"].count("tl.dot(") == 2  # one of them in the interpreter
 
 
-def test_the_report_is_readable() -> None:
+def printed(code: str) -> str:
+    """What a process prints in which kernels are compiled, not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def test_the_report_is_readable() -> None:
     code = (
         "from hyperkern.backends.triton import config; from tools.kernels import triton as report;"
         "a = config.of_name('sm_90'); rows = report.compile_cases([next(report.cases(a))]); report.print_rows(rows)"
     )
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert "wgmma" in result.stdout
+    assert "wgmma" in printed(code)
+
+
+# One of each kernel for sm_90, one for each other architecture.
+SAMPLES = """
+import json
+from hyperkern.backends.triton import config
+from tools.kernels import triton as report
+
+samples = {}
+for architecture in config.shipped():
+    hopper = architecture.name == "sm_90"
+    for case in report.cases(architecture) if hopper else report.heaviest(architecture)[:1]:
+        samples[architecture.name, hopper and case.kernel] = case
+print(json.dumps([row._asdict() for row in report.compile_cases([*samples.values()])]))
+"""
+
+
+@pytest.mark.slow
+def test_the_committed_report_is_what_the_compiler_makes() -> None:
+    committed = still_made(REPORT)
+    if committed is None:
+        pytest.skip("the committed report is of other kernels or of another Triton: all tests compile them anew")
+    rows = json.loads(printed(SAMPLES))
+    assert {row["kernel"] for row in rows} == set(report.KERNELS)
+    assert {row["architecture"] for row in rows} == set(ARCHITECTURES)
+    assert [row for row in rows if row not in committed["rows"]] == []

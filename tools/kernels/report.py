@@ -29,7 +29,7 @@ def made(architectures: Sequence[str], quick: bool, jobs: int) -> tuple[list[Row
 
     rows = triton.report(architectures, quick, jobs)
     about = {"machine": asdict(describe("cpu")), "triton": version("triton"), "cuda": None}
-    about |= {"triton_sources": triton.source_digests()}
+    about |= {"triton_sources": triton.source_digests(), "triton_inputs": triton.inputs()}
     if cuda.LIBRARY.exists():
         rows += cuda.report(architectures)
         about |= {"cuda": toolkit(cuda.LIBRARY.read_bytes())}
@@ -47,6 +47,17 @@ def text(rows: Sequence[Row], about: dict[str, Any]) -> str:
     head = json.dumps(about | {"fields": Row._fields}, indent=1)[:-2]
     lines = ",\n  ".join(json.dumps(row, separators=(",", ":")) for row in rows)
     return f'{head},\n "rows": [\n  {lines}\n ]\n}}\n'
+
+
+def still_made(path: Path) -> dict[str, Any] | None:
+    """What `tools.kernels.triton` prints, from a result file; None where compiling may now give something else."""
+    from . import triton
+
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if (found["triton"], found["triton_inputs"]) != (version("triton"), triton.inputs()):
+        return None
+    rows = [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
+    return {"rows": [row for row in rows if row["backend"] == "triton"], "digests": found["triton_sources"]}
 
 
 def add_release(path: Path) -> None:

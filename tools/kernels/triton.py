@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
@@ -400,6 +401,15 @@ def report(
 def source_digests() -> dict[str, str]:
     """A digest of the source of each kernel, the same whether it is compiled or interpreted."""
     return {name: hashlib.sha256(inspect.getsource(kernel.fn).encode()).hexdigest() for name, kernel in KERNELS.items()}
+
+
+def inputs() -> str:
+    """A digest of what the rows are made of besides Triton: kernels, configurations, what reads machine code."""
+    here = Path(__file__).parent
+    files = [*config.FOLDER.parent.glob("*.py"), *config.FOLDER.glob("*.json")]
+    files += [here / f"{name}.py" for name in ("cubin", "hazards", "rows", "sass", "triton")]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def main() -> None:
