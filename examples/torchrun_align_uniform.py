@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # DDP imports it; after `init_process_group` its defaults would hold the group
 from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

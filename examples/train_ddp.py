@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # DDP imports it; after `init_process_group` its defaults would hold the group
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn

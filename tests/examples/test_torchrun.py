@@ -30,6 +30,34 @@ def test_two_processes() -> None:
     assert probe > 90  # of an untrained encoder it is 85
 
 
+# What a process does after its last collective depends on when its threads end, which only the group's end waits for.
+LEAVES_NO_GROUP = """
+import gc, weakref
+import torch.distributed as dist
+from {module} import main
+
+joined = dist.init_process_group
+def join(*args, **kwargs):
+    joined(*args, **kwargs)
+    groups.append(weakref.ref(dist.group.WORLD))
+
+groups, dist.init_process_group = [], join
+main({words})
+gc.collect()
+assert [group() for group in groups] == [None]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchrun_align_uniform", "train_ddp"])
+def test_the_group_ends_with_the_example(name: str) -> None:
+    code = LEAVES_NO_GROUP.format(module=f"examples.{name}", words=["--epochs", "1"])
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | alone, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.fixture
 def main() -> Iterator[Callable[[list[str]], None]]:
     """The example's command in this process."""

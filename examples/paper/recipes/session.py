@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # DDP imports it; after `init_process_group` its defaults would hold the group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
