@@ -54,7 +54,7 @@ def still_made(path: Path) -> dict[str, Any] | None:
     from . import triton
 
     found = json.loads(path.read_text(encoding="utf-8"))
-    if (found["triton"], found["triton_inputs"]) != (version("triton"), triton.inputs()):
+    if (found["triton"], found.get("triton_inputs")) != (version("triton"), triton.inputs()):
         return None
     rows = [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
     return {"rows": [row for row in rows if row["backend"] == "triton"], "digests": found["triton_sources"]}

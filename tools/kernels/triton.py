@@ -408,7 +408,7 @@ def inputs() -> str:
     here = Path(__file__).parent
     files = [*config.FOLDER.parent.glob("*.py"), *config.FOLDER.glob("*.json")]
     files += [here / f"{name}.py" for name in ("cubin", "hazards", "rows", "sass", "triton")]
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    digests = {f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
