@@ -169,7 +169,7 @@ def pytest_configure() -> None:
 
     Thousands of small problems would ask the system for it again and again, a quarter of the time of the losses' tests.
     """
-    with contextlib.suppress(AttributeError):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of the GNU C library
+    with contextlib.suppress(AttributeError, TypeError):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of the GNU C library
         for option, size in {-3: 2**30, -1: 2**31 - 1}.items():
             ctypes.CDLL(None).mallopt(option, size)
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from conftest import REPORT
@@ -116,3 +117,18 @@ def test_the_committed_report_is_what_the_compiler_makes() -> None:
     assert {row["kernel"] for row in rows} == set(report.KERNELS)
     assert {row["architecture"] for row in rows} == set(ARCHITECTURES)
     assert [row for row in rows if row not in committed["rows"]] == []
+
+
+@pytest.mark.parametrize("change", ["torn", "missing", "another Triton", "other kernels", "one architecture"])
+def test_a_report_of_something_else_is_not_taken(change: str, tmp_path: Path) -> None:
+    path, content = tmp_path / "report.json", json.loads(REPORT.read_text())
+    of_now = {"triton": version("triton"), "triton_inputs": report.inputs()}
+    other = {"another Triton": {"triton": "3.0.0"}, "other kernels": {"triton_inputs": "0"}}.get(change, {})
+    if change == "one architecture":
+        other = {"rows": [row for row in content["rows"] if "sm_90" in row]}
+    path.write_text(json.dumps(content | of_now))
+    assert still_made(path) is not None
+    path.write_text(json.dumps(content | of_now | other)[: -1 if change == "torn" else None])
+    if change == "missing":
+        path.unlink()
+    assert still_made(path) is None

@@ -1,7 +1,7 @@
 """Reports what the compilers made of every kernel, without a GPU: Triton's, and those of the built CUDA extension.
 
 ``python -m tools.kernels [--arch sm_90] [--quick] [--json FILE | --release FILE]``; `make kernels-report`. The
-committed file, which docs/kernels.md is made of: ``make kernels-report ARGS="--json
+committed file, which docs/kernels.md is made of: ``make kernels-report ARGS="--quick --json
 benchmarks/results/kernels_report.json"``.
 """
 
@@ -50,14 +50,22 @@ def text(rows: Sequence[Row], about: dict[str, Any]) -> str:
 
 
 def still_made(path: Path) -> dict[str, Any] | None:
-    """What `tools.kernels.triton` prints, from a result file; None where compiling may now give something else."""
+    """What `tools.kernels.triton --quick` prints, from a result file; None where it may now print something else."""
     from . import triton
 
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if (found["triton"], found.get("triton_inputs")) != (version("triton"), triton.inputs()):
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    rows = [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
-    return {"rows": [row for row in rows if row["backend"] == "triton"], "digests": found["triton_sources"]}
+    if (found.get("triton"), found.get("triton_inputs")) != (version("triton"), triton.inputs()):
+        return None
+    every = [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
+    rows = [row for row in every if row["backend"] == "triton"]
+    if [tuple(row[name] for name in triton.Case._fields[:5]) for row in rows] != [
+        case[:5] for case in triton.chosen(quick=True)
+    ]:
+        return None
+    return {"rows": rows, "digests": found["triton_sources"]}
 
 
 def add_release(path: Path) -> None:

@@ -384,6 +384,12 @@ def _shape(case: Case, warps: int) -> Shape:
     return Shape(products * times * rounds * chunk, pairs, rounds)
 
 
+def chosen(architectures: Sequence[str] = (), quick: bool = False) -> list[Case]:
+    """The cases of some architectures, or of all; quick, of most of them only the heaviest."""
+    of = [config.of_name(name) for name in architectures] or config.shipped()
+    return [case for one in of for case in (heaviest if quick and one.name != _WHOLE else cases)(one)]
+
+
 def report(
     architectures: Sequence[str] = (),
     quick: bool = False,
@@ -391,8 +397,7 @@ def report(
     only: Callable[[Case], bool] = lambda case: True,
 ) -> list[Row]:
     """The rows of some architectures, or of all."""
-    of = [config.of_name(name) for name in architectures] or config.shipped()
-    todo = [case for one in of for case in (heaviest if quick and one.name != _WHOLE else cases)(one) if only(case)]
+    todo = [case for case in chosen(architectures, quick) if only(case)]
     some = [todo[i : i + _TOGETHER] for i in range(0, len(todo), _TOGETHER)]
     with ProcessPoolExecutor(jobs) as pool:
         return [row for rows in pool.map(compile_cases, some) for row in rows]
