@@ -234,7 +234,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
 def triton_report(once: Callable[[str, Callable[[], str]], str]) -> dict:
     """The committed report, where it is of this compiler and these kernels; a test compiles samples of it.
 
-    Else what a process of its own compiles, where nothing is interpreted: five minutes.
+    Else what a process of its own compiles, where nothing is interpreted: minutes.
     """
     pytest.importorskip("triton")
     from tools.kernels.report import still_made

@@ -34,7 +34,6 @@ def test_two_processes() -> None:
 LEAVES_NO_GROUP = """
 import gc, weakref
 import torch.distributed as dist
-from {module} import main
 
 joined = dist.init_process_group
 def join(*args, **kwargs):
@@ -42,16 +41,28 @@ def join(*args, **kwargs):
     groups.append(weakref.ref(dist.group.WORLD))
 
 groups, dist.init_process_group = [], join
-main({words})
+{run}
 gc.collect()
 assert [group() for group in groups] == [None]
 """
 
 
+RUNS = {
+    "torchrun_align_uniform": "from examples.torchrun_align_uniform import main; main(['--epochs', '1'])",
+    "train_ddp": "from examples.train_ddp import main; main(['--epochs', '1'])",
+    "recipes": """
+from torch import nn
+from examples.paper.recipes.session import session
+with session("cpu") as one:
+    one._replace(ranks=2).parallel(nn.Linear(2, 2))
+""",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["torchrun_align_uniform", "train_ddp"])
+@pytest.mark.parametrize("name", RUNS)
 def test_the_group_ends_with_the_example(name: str) -> None:
-    code = LEAVES_NO_GROUP.format(module=f"examples.{name}", words=["--epochs", "1"])
+    code = LEAVES_NO_GROUP.format(run=RUNS[name])
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=ROOT, env=os.environ | alone, capture_output=True, text=True, timeout=300)

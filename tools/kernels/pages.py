@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.tables import result, table
 
-from .report import SHOWN
+from .report import SHOWN, rows_of
 
 RESULT = "kernels_report"
 # The same of some kernels by releases of Triton.
@@ -21,8 +21,7 @@ OF_A_ROUND = ("matrix", "exponentials", "polynomials", "special", "other")
 
 def read() -> list[dict[str, Any]]:
     """The rows of the committed file."""
-    found = result(RESULT)
-    return [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
+    return rows_of(result(RESULT))
 
 
 def overall() -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks.tables import result, table
 
 from . import pages as kernels
-from .report import SHOWN
+from .report import SHOWN, rows_of
 
 N = 65_536
 # Longer rows stream through a kernel beside the columns. What is reported of two D is there to be compared.
@@ -235,8 +235,7 @@ def of_rate(path: Path, ms: float, machine: Machine = H200) -> float:
 
 def before() -> list[dict[str, Any]]:
     """The rows of the report of an earlier commit, which the file names."""
-    found = result("kernels_before")
-    return [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
+    return rows_of(result("kernels_before"))
 
 
 # ---- docs/performance.md --------------------------------------------------------------------------------------------

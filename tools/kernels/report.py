@@ -49,6 +49,11 @@ def text(rows: Sequence[Row], about: dict[str, Any]) -> str:
     return f'{head},\n "rows": [\n  {lines}\n ]\n}}\n'
 
 
+def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a result file with their fields' names."""
+    return [dict(zip(content["fields"], row, strict=True)) for row in content["rows"]]
+
+
 def still_made(path: Path) -> dict[str, Any] | None:
     """What `tools.kernels.triton --quick` prints, from a result file; None where it may now print something else."""
     from . import triton
@@ -59,11 +64,9 @@ def still_made(path: Path) -> dict[str, Any] | None:
         return None
     if (found.get("triton"), found.get("triton_inputs")) != (version("triton"), triton.inputs()):
         return None
-    every = [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
-    rows = [row for row in every if row["backend"] == "triton"]
-    if [tuple(row[name] for name in triton.Case._fields[:5]) for row in rows] != [
-        case[:5] for case in triton.chosen(quick=True)
-    ]:
+    rows = [row for row in rows_of(found) if row["backend"] == "triton"]
+    cases = [case[:5] for case in triton.chosen(quick=True)]
+    if [tuple(row[name] for name in triton.Case._fields[:5]) for row in rows] != cases:
         return None
     return {"rows": rows, "digests": found["triton_sources"]}
 
