@@ -339,7 +339,7 @@ def test_weights_of_a_row_sum_to_one(
     of_rows = lse.row, None, lse.row_rounding, None
     _, by_row, _, by_col = module.pair_grad(p.x, p.y, nothing, spec, *of_rows, **both)
     if symmetric:  # each pair is the row's and, for the other row, the column's
-        torch.testing.assert_close(by_row.double().sum(1), torch.full((2,), 140.0).double(), rtol=2e-6, atol=0)
+        torch.testing.assert_close(by_row.double().sum(1), by_row.new_full((2,), 140.0).double(), rtol=2e-6, atol=0)
         return
     torch.testing.assert_close(by_row, torch.ones_like(by_row), rtol=2e-6, atol=0)
     torch.testing.assert_close(by_col.sum(1), by_row.sum(1), rtol=2e-6, atol=0)

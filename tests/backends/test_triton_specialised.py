@@ -52,7 +52,7 @@ def choosing(architecture: Architecture) -> Architecture:
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Files choose specialised warps; the kernels that are launched."""
+    """Files choose specialised warps; those of the kernels that are launched."""
     if ON_GPU:
         if torch.cuda.get_device_capability()[0] not in (9, 10):
             pytest.skip("there are no specialised warps for this GPU")
@@ -63,21 +63,12 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             operands, "_INTERPRETER", {least: choosing(a) for least, a in operands._INTERPRETER.items()}
         )
     launched: list[Any] = []
-    one = Launch.again
-
-    def noted(self: Launch, *args: Any) -> bool:
-        launched.append(self.kernel)
-        return one(self, *args)
-
-    if ON_GPU:
-        monkeypatch.setattr(Launch, "again", noted)
-    else:
-        parts = launching._launch_parts
-        monkeypatch.setattr(
-            launching,
-            "_launch_parts",
-            lambda of, device, pointers: (launched.extend(part.kernel for part in of), parts(of, device, pointers)),
-        )
+    parts = launching._launch_parts
+    monkeypatch.setattr(
+        launching,
+        "_launch_parts",
+        lambda of, device, pointers: (launched.extend(part.kernel for part in of), parts(of, device, pointers)),
+    )
     return launched
 
 

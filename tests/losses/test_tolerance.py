@@ -6,8 +6,9 @@ precision the textbook formula run in half precision would be no test: its own e
 same half-precision inputs to float32, textbook formula in float32, the gradient rounded to half by autograd. The
 truth starts from the same rounded inputs. `torch.set_float32_matmul_precision` stays at its default, "highest".
 
-Kernels multiply half-precision features in half precision, with float32 sums; their comparator is the same formula
-under autocast, which multiplies in half precision too.
+Kernels multiply half-precision features in half precision, with float32 sums; their comparators are the same formula
+under autocast, which multiplies in half precision too, and the formula with products that are not rounded after that:
+where autocast rounds the product of a row with itself, it comes out as exactly 1.
 
 A scalar loss is one number, and PyTorch may hit it by luck: the rule is applied to the losses of several draws
 together, so that a maximum says something.
@@ -19,6 +20,7 @@ from cases import BY_NAME, FEATURES, FIRST, Case, case_of, names, tensors, value
 from conftest import Exact, interpreted
 from oracle import assert_within_tolerance
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from hyperkern.catalog import TABLE, use
 
@@ -32,12 +34,26 @@ LARGE_LOGITS = (
     "info_nce-learnable-negatives",
     "dcl-learnable",
     "dcl-raw",
+    "siglip-raw",
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def draws(case: Case, backend: str, device: torch.device) -> int:
     return FEWER_DRAWS if interpreted(backend, device) and not case.name.startswith("alignment") else DRAWS
+
+
+class RoundedOperands(TorchFunctionMode):
+    """Matrix products of operands rounded to a dtype, in float32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.matmul, Tensor.matmul):
+            args = tuple(operand.to(self.dtype).float() for operand in args)
+        return func(*args, **(kwargs or {}))
 
 
 def results(case: Case, dtype: torch.dtype, device: torch.device, backend: str, shape: tuple) -> list[tuple]:
@@ -51,9 +67,10 @@ def results(case: Case, dtype: torch.dtype, device: torch.device, backend: str, 
             for write in (case.truth, *case.peers)
         ]
         if backend != "reference" and dtype != torch.float32:
-            with torch.autocast(device.type, dtype):
-                for write in (case.truth, *case.peers):
-                    peers.append(values_and_grads(lambda *a, write=write: write(*(t.float() for t in a)), args))
+            for in_half in (torch.autocast(device.type, dtype), RoundedOperands(dtype)):
+                with in_half:
+                    for write in (case.truth, *case.peers):
+                        peers.append(values_and_grads(lambda *a, write=write: write(*(t.float() for t in a)), args))
         truth = values_and_grads(case.truth, [arg.double() for arg in args])
         found.append(list(zip(*(values + grads for values, grads in (ours, *peers, truth)), strict=True)))
     stacked = [[torch.stack(parts) for parts in zip(*same, strict=True)] for same in zip(*found, strict=True)]
