@@ -124,6 +124,44 @@ def test_benchmarks_have_something_to_measure(mode: str, capsys: pytest.CaptureF
         assert rows >= 1 + name.startswith(("large", "small", "compiled", "panels")), name
 
 
+# Collects what several runs of pytest on a GPU would run, one line of JSON for each.
+COLLECTS = """
+import contextlib, io, json, sys
+import pytest, torch
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_capability = lambda *_: (9, 0)
+for words in json.loads(sys.argv[1]):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = pytest.main([*words, "--collect-only"])
+    print(json.dumps([status, [line for line in output.getvalue().split("\\n") if "::" in line]]))
+"""
+
+
+@without_gpu
+def test_steps_of_tests_have_some() -> None:
+    """A pattern that nothing matches would show nothing of a GPU, and be seen there."""
+    steps = {step.name: step.full.command for step in PLAN if step.full is not None and "pytest" in step.full.command}
+    words = {name: command[command.index("pytest") + 1 :] for name, command in steps.items()}
+    distinct = list(dict.fromkeys(words.values()))
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run(
+        [sys.executable, "-c", COLLECTS, json.dumps(distinct)],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT), "HYPERKERN_CHECK": "off"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = dict(zip(distinct, map(json.loads, ran.stdout.strip().split("\n")), strict=True))
+    for name, of_step in words.items():
+        status, tests = found[of_step]
+        assert status == 0, (name, tests[-1:], ran.stderr)
+        backend = name.split("-")[1]
+        assert len(tests) >= (1000 if name.startswith("tests") else 20), (name, len(tests))
+        assert all(f"{backend}-cuda" in test or f"test_{backend}" in test for test in tests), name
+
+
 # What made-up steps do.
 PRINTS = "print('hello'); open(sys.argv[1], 'a').write('{\"n\": 1}\\n')"
 FAILS = "print('about to fail'); sys.exit('no such thing')"

@@ -68,7 +68,7 @@ def sums_arguments(m: int = 5, n: int = 7, dim: int = 16, dtype: torch.dtype = t
 
 
 def ids(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int64, device=DEVICE)
+    return torch.zeros(shape, dtype=torch.int64)
 
 
 BAD_CONTRACT = [
