@@ -164,7 +164,19 @@ def exact(backend: str, device: torch.device) -> Exact:
     return Exact(torch.float32 if backends.load(backend).unsupported(problem) else torch.float64)
 
 
-def pytest_configure() -> None:
+class _FailuresAtOnce:
+    """What failed, as soon as it has, for a run that may be ended before its end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\nFAILED {report.nodeid}\n{report.longreprtext[-1500:]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Keeps memory that is freed, but not in processes that tests start, some of which measure theirs.
 
     Thousands of small problems would ask the system for it again and again, a quarter of the time of the losses' tests.
@@ -172,6 +184,8 @@ def pytest_configure() -> None:
     with contextlib.suppress(AttributeError, TypeError):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of the GNU C library
         for option, size in {-3: 2**30, -1: 2**31 - 1}.items():
             ctypes.CDLL(None).mallopt(option, size)
+    if os.environ.get("HYPERKERN_FAILURES") == "at once" and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_FailuresAtOnce(config))
 
 
 # Ten thousand tests and three libraries are a million objects, none of which ever goes: the garbage collector is spared
@@ -291,7 +305,13 @@ def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def poisoned_allocations() -> Iterator[None]:
-    """Fresh memory holds NaN (floats) or the largest integer, so that an element never written is seen."""
+    """Fresh memory holds NaN (floats) or the largest integer, so that an element never written is seen.
+
+    Not with ``HYPERKERN_POISON=off``, for a tool that looks for elements never written itself.
+    """
+    if os.environ.get("HYPERKERN_POISON") == "off":
+        yield
+        return
     fill = torch.utils.deterministic.fill_uninitialized_memory
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

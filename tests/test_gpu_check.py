@@ -171,6 +171,27 @@ def test_steps_of_tests_have_some() -> None:
         assert all(f"{backend}-cuda" in test or f"test_{backend}" in test for test in tests), name
 
 
+@pytest.mark.parametrize("parallel", [(), ("-n", "2")], ids=["alone", "parallel"])
+def test_a_failure_is_told_of_at_once(parallel: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text("def test_right(): pass\ndef test_wrong(): assert 1 + 1 == 3\n")
+    words = ("-q", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".", "test_some.py")
+    for told in (True, False):
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest", *parallel, *words],
+            cwd=tmp_path,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+                "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))),
+                "HYPERKERN_FAILURES": "at once" if told else "",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 1, ran.stderr
+        before, _, _ = ran.stdout.partition("= FAILURES =")
+        assert ("FAILED test_some.py::test_wrong\n" in before and "assert (1 + 1) == 3" in before) == told, ran.stdout
+
+
 # What made-up steps do.
 PRINTS = "print('hello'); open(sys.argv[1], 'a').write('{\"n\": 1}\\n')"
 FAILS = "print('about to fail'); sys.exit('no such thing')"

@@ -12,6 +12,7 @@ Each dtype and dimension is a process of its own: a kernel that hangs or loses t
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -435,16 +436,21 @@ def main() -> int:
     parser.add_argument("--dtypes", default=",".join(DTYPES), metavar="A,B")
     parser.add_argument("--dims", metavar="D,D")
     parser.add_argument("--jobs", type=int, default=12, help="processes at a time")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as many as there are")
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="add a row for each kernel there")
     args = parser.parse_args()
     sizes = SIZES[args.sizes]
     dims = sizes.dims if args.dims is None else tuple(map(int, args.dims.split(",")))
     classes = [(dtype, d) for dtype in args.dtypes.split(",") for d in dims]
     if len(classes) == 1:
+        if args.threads:
+            torch.set_num_threads(args.threads)
         torch.set_float32_matmul_precision("highest")
         return 0 if run_class(args.backend, args.device, *classes[0], sizes, args.jsonl) else 1
     base = [sys.executable, "-m", "tools.first_tile", "--backend", args.backend, "--device", args.device]
-    base += ["--sizes", args.sizes, *(() if args.jsonl is None else ("--jsonl", str(args.jsonl)))]
+    threads = args.threads or max(1, (os.cpu_count() or 1) // min(args.jobs, len(classes)))
+    base += ["--threads", str(threads), "--sizes", args.sizes]
+    base += [] if args.jsonl is None else ["--jsonl", str(args.jsonl)]
     statuses = beside([[*base, "--dtypes", dtype, "--dims", str(d)] for dtype, d in classes], args.jobs)
     for (dtype, d), status in zip(classes, statuses, strict=True):
         if status not in (0, 1) and args.jsonl is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .run import ROOT, Session, Step, run_plan
-from .steps import BUDGETS, PLAN
+from .steps import BUDGETS, PLAN, SANITIZER_OPTIONS
 
 # In a process of its own: one that has a GPU open shares what other processes do to it.
 PROBE = """
@@ -110,7 +110,8 @@ def missing_on(mode: str) -> dict[str, Callable[[], str | None]]:
     def sanitizer() -> str | None:
         if shutil.which("compute-sanitizer") is None:
             return "compute-sanitizer is not here"
-        command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", ON_GPU]
+        command = ["compute-sanitizer", "--tool", "memcheck", *SANITIZER_OPTIONS["memcheck"], "--error-exitcode", "9"]
+        command += [sys.executable, "-c", ON_GPU]
         try:
             works = subprocess.run(command, capture_output=True, timeout=40).returncode == 0
         except subprocess.TimeoutExpired:

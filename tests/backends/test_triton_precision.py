@@ -19,7 +19,7 @@ from hyperkern.backends.triton import primitives
 from hyperkern.backends.triton.launch import Launch, launch
 
 
-@needs_triton
+@(pytest.mark.gpu if DEVICE == "cuda" else needs_triton)
 @pytest.mark.parametrize("dim", [8, 100], ids=["one-pass", "panels"])
 @pytest.mark.parametrize(
     ("setting", "precision", "dtype"),
