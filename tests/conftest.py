@@ -85,6 +85,11 @@ def interpreted(backend: str, device: torch.device) -> bool:
     return backend != "reference" and device.type == "cpu"
 
 
+def on_device(test: Callable) -> Callable:
+    """A test that computes on `DEVICE`: one of a GPU's where that is one."""
+    return pytest.mark.gpu(test) if DEVICE == "cuda" else test
+
+
 needs_triton = usable("triton")
 needs_cuda_kernels = usable("cuda")
 

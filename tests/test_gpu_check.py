@@ -337,6 +337,15 @@ def test_time_that_is_left_goes_to_those_that_can_use_it(tmp_path: Path) -> None
     assert 60 < limits[2] <= 80
 
 
+def test_what_is_asked_before_a_step_is_within_the_run(tmp_path: Path) -> None:
+    """A look at what a step needs may take as long as the step."""
+    run = session(tmp_path, GRACE + 4)
+    run.missing["slow"] = lambda: time.sleep(3)
+    assert run_plan(run, [made_up("hanging", HANGS, needs=("slow",))]) == 1
+    assert run.steps[0]["status"] == "timed out"
+    assert run.left > GRACE - 2
+
+
 def test_what_there_is_no_time_for_is_skipped(tmp_path: Path) -> None:
     assert run_plan(session(tmp_path, budget=GRACE), [made_up("late", PRINTS)]) == 0
     step = result_of(tmp_path)["steps"][0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE, needs_cuda_kernels
+from conftest import DEVICE, needs_cuda_kernels, on_device
 from torch import Tensor
 
 import hyperkern
@@ -22,13 +22,8 @@ EXTENSION = library.objection("cuda")
 needs_extension = pytest.mark.skipif(EXTENSION is not None, reason=f"the extension {EXTENSION}")
 
 
-def on_device(test: Any) -> Any:
-    """A test of the operators of `DEVICE`."""
-    return needs_cuda_kernels(pytest.mark.gpu(test) if DEVICE == "cuda" else test)
-
-
-def on_the_device(value: Tensor) -> Tensor:
-    """With its strides and its offset, which a copy would leave behind."""
+def placed(value: Tensor) -> Tensor:
+    """On `DEVICE`, with its strides and its offset, which a copy would leave behind."""
     elements = value.untyped_storage().nbytes() // value.element_size()
     storage = torch.empty(elements, dtype=value.dtype, device=DEVICE)
     return storage.as_strided(value.shape, value.stride(), value.storage_offset()).copy_(value)
@@ -125,14 +120,16 @@ BAD_CONTRACT = [
 ]
 
 
+@needs_cuda_kernels
 @on_device
 @pytest.mark.parametrize(("change", "message"), BAD_CONTRACT, ids=lambda value: value if isinstance(value, str) else "")
 def test_contract_refuses(change: dict[str, Any], message: str) -> None:
-    moved = {name: on_the_device(value) if isinstance(value, Tensor) else value for name, value in change.items()}
+    moved = {name: placed(value) if isinstance(value, Tensor) else value for name, value in change.items()}
     with pytest.raises(RuntimeError, match=message):
         operators().contract(**(contract_arguments() | moved))
 
 
+@needs_cuda_kernels
 @on_device
 def test_contract_refuses_long_rows() -> None:
     with pytest.raises(RuntimeError, match="D must be at most 256, got 264"):
@@ -166,14 +163,16 @@ BAD_SUMS = [
 ]
 
 
+@needs_cuda_kernels
 @on_device
 @pytest.mark.parametrize(("change", "message"), BAD_SUMS, ids=lambda value: value if isinstance(value, str) else "")
 def test_sums_refuses(change: dict[str, Any], message: str) -> None:
-    moved = {name: on_the_device(value) if isinstance(value, Tensor) else value for name, value in change.items()}
+    moved = {name: placed(value) if isinstance(value, Tensor) else value for name, value in change.items()}
     with pytest.raises(RuntimeError, match=message):
         operators().sums(**(sums_arguments() | moved))
 
 
+@needs_cuda_kernels
 @on_device
 def test_sums_refuses_half_a_cluster() -> None:
     arguments = sums_arguments(dim=272) | {"row": torch.empty(3, 2, 5, device=DEVICE), "cuts": 3}
@@ -183,6 +182,7 @@ def test_sums_refuses_half_a_cluster() -> None:
         operators().sums(**arguments)
 
 
+@needs_cuda_kernels
 @on_device
 def test_schemas_and_fakes() -> None:
     """What an operator writes is what its schema says, and its fake agrees."""
@@ -261,6 +261,7 @@ def test_a_missing_library_says_how_to_build_it(
         library._loaded.cache_clear()
 
 
+@needs_cuda_kernels
 @on_device
 def test_expanded_rows_are_copied() -> None:
     x = torch.randn(1, 5, 16, device=DEVICE, dtype=torch.bfloat16).expand(3, 5, 16)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE, needs_triton
+from conftest import DEVICE, needs_triton, on_device
 
 pytest.importorskip("triton")
 
@@ -19,7 +19,8 @@ from hyperkern.backends.triton import primitives
 from hyperkern.backends.triton.launch import Launch, launch
 
 
-@(pytest.mark.gpu if DEVICE == "cuda" else needs_triton)
+@needs_triton
+@on_device
 @pytest.mark.parametrize("dim", [8, 100], ids=["one-pass", "panels"])
 @pytest.mark.parametrize(
     ("setting", "precision", "dtype"),

@@ -26,7 +26,7 @@ from hyperkern.catalog import TABLE, use
 
 DRAWS = 8
 FEWER_DRAWS = 3  # of losses over pairs in an interpreter, which takes a second for each
-# Their logits reach 10 to 25 and round by 1e-6; PyTorch and the reference, which share a library's products, happen to
+# Their logits reach 9 to 25 and round by 1e-6; PyTorch and the reference, which share a library's products, happen to
 # be closer than a kernel with another order of sums.
 LARGE_LOGITS = (
     "pairwise_logsumexp-raw",
